@@ -1,0 +1,6 @@
+//! The versioned image of a live TCP connection.
+#![forbid(unsafe_code)]
+
+mod flow;
+
+pub use flow::{FlowError, FourTuple};

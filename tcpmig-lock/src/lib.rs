@@ -1,0 +1,1 @@
+//! Stops and redirects the packets of single TCP connections

@@ -1,0 +1,1 @@
+//! TCP repair system calls as safe functions

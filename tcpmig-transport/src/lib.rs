@@ -1,0 +1,2 @@
+//! Carries connection images between hosts over QUIC with mutual TLS
+#![forbid(unsafe_code)]

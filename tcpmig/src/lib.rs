@@ -1,0 +1,2 @@
+//! Moves live TCP connections, and the sessions on them, between hosts.
+#![forbid(unsafe_code)]

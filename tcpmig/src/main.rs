@@ -1,0 +1,3 @@
+//! The `tcpmig` command.
+
+fn main() {}
