@@ -1,1 +1,47 @@
-//! TCP repair system calls as safe functions
+//! TCP repair as safe functions: freeze a live connection, read it, rebuild it
+//! elsewhere.
+//!
+//! This crate is what the kernel does and nothing more. It never touches packets
+//! (a connection has to be locked before it is frozen, see `tcpmig-lock`),
+//! knows no file format and decides no policy. It needs Linux 5.14 (4.19 for repair
+//! itself) and `CAP_NET_ADMIN` in the user namespace that owns the network namespace, which
+//! an ordinary user has inside `unshare -Urn`.
+//!
+//! - [`frozen::FrozenSocket`]: a connection under repair that goes on here when dropped.
+//! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes
+//!   without a packet.
+//! - [`sockopt`], [`info`]: one function per socket option.
+//! - [`take`]: descriptors of other processes. [`netns`]: network namespaces.
+//!   [`descriptors`]: the descriptor table. [`probe`]: what this kernel and process can do.
+//!
+//! All `unsafe` of the project is here and in `tcpmig-lock`'s netlink code.
+//!
+//! ```no_run
+//! use std::net::TcpStream;
+//! use tcpmig_sys::frozen::FrozenSocket;
+//!
+//! let stream = TcpStream::connect("10.0.0.9:80")?;
+//! let frozen = FrozenSocket::freeze(stream.into())?;
+//! let snapshot = frozen.read()?;
+//! println!("{} octets wait to be acknowledged", snapshot.send_queue.len());
+//! let stream: TcpStream = frozen.thaw()?.into();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod descriptors;
+mod error;
+pub mod frozen;
+pub mod info;
+#[cfg(feature = "lab")]
+pub mod lab;
+pub mod netns;
+pub mod probe;
+mod queue;
+mod raw;
+pub mod rebuild;
+pub mod sockopt;
+pub mod take;
+mod uapi;
+
+pub use error::{Error, NotMigratable, Result};
+pub use uapi::RepairWindow;

@@ -1,0 +1,45 @@
+//! The descriptor table of this process.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::error::{Error, Result};
+
+/// Grows the descriptor table for `count` more descriptors.
+///
+/// The table doubles when it is full, and in a process with several threads each doubling waits
+/// for an RCU grace period, up to 20 ms. Call this before a connection is frozen; it
+/// duplicates one descriptor to a high number and closes it.
+///
+/// # Errors
+///
+/// [`Error::Call`] if the limit (`RLIMIT_NOFILE`) is lower.
+pub fn reserve(count: u32) -> Result<()> {
+    let any = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .map_err(|e| Error::new("socket", e))?;
+    let highest = any.as_raw_fd() + i32::try_from(count).unwrap_or(i32::MAX / 2);
+    let duplicate = fcntl(any.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(highest))
+        .map_err(|e| Error::new("fcntl(F_DUPFD_CLOEXEC)", e.into()))?;
+    nix::unistd::close(duplicate).map_err(|e| Error::new("close", e.into()))
+}
+
+/// How many descriptors the process may have: `getrlimit(RLIMIT_NOFILE)`, soft and hard.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn limit() -> Result<(u64, u64)> {
+    getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| Error::new("getrlimit", e.into()))
+}
+
+/// Raises the soft limit to the hard one.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn raise_limit() -> Result<()> {
+    let (_, hard) = limit()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| Error::new("setrlimit", e.into()))
+}

@@ -1,0 +1,130 @@
+//! Errors that name the call.
+
+use std::io;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call on a socket failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused the call for lack of a capability.
+    #[error(
+        "{call}: {source} (needs CAP_NET_ADMIN in the user namespace that owns the network namespace)"
+    )]
+    NoPermission {
+        /// The call, as in a manual page.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel does not have this option or state.
+    #[error("{call}: not supported by this kernel ({source})")]
+    Unsupported {
+        /// The call, as in a manual page.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Any other failed call.
+    #[error("{call}: {source}{}", hint(call, source))]
+    Call {
+        /// The call, as in a manual page.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A value came back with another length than its type has.
+    #[error("{call}: the kernel returned {got} octets instead of {expected}")]
+    Length {
+        /// The call, as in a manual page.
+        call: &'static str,
+        /// Octets returned.
+        got: usize,
+        /// Octets expected.
+        expected: usize,
+    },
+    /// The connection cannot be moved; it was left as it was.
+    #[error("the connection cannot be moved: {0}")]
+    NotMigratable(#[from] NotMigratable),
+    /// What was read back differs from what was set.
+    #[error("{what} is {got} after the rebuild instead of {asked}")]
+    NotAsAsked {
+        /// Which value.
+        what: &'static str,
+        /// The value that was set.
+        asked: String,
+        /// The value read back.
+        got: String,
+    },
+}
+
+/// Why a connection cannot be moved: reasons in the connection, so that a
+/// caller with many of them skips it instead of failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotMigratable {
+    /// The descriptor is no TCP socket.
+    #[error("the descriptor is not a TCP socket")]
+    NotTcp,
+    /// A multipath connection: repair mode acts on plain TCP only.
+    #[error("it is a multipath TCP connection")]
+    Mptcp,
+    /// A listener carries no connection.
+    #[error("the socket is listening, not connected")]
+    Listening,
+    /// Only established connections are supported.
+    #[error("its state is {0}, only ESTABLISHED is supported")]
+    State(crate::info::State),
+    /// Urgent data waits to be read: its mark would be lost.
+    #[error("urgent data waits to be read")]
+    Urgent,
+    /// An upper-layer protocol (kernel TLS, for example) is attached.
+    #[error("an upper-layer protocol such as kernel TLS is attached to the socket")]
+    UpperLayer,
+}
+
+impl Error {
+    pub(crate) fn new(call: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM) => Self::NoPermission { call, source },
+            Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENOSYS) => {
+                Self::Unsupported { call, source }
+            }
+            _ => Self::Call { call, source },
+        }
+    }
+
+    pub(crate) fn last(call: &'static str) -> Self {
+        Self::new(call, io::Error::last_os_error())
+    }
+
+    /// The error number of the call, if the kernel gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::NoPermission { source, .. }
+            | Self::Unsupported { source, .. }
+            | Self::Call { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// What an error number of a repair call means, where its text misleads.
+fn hint(call: &str, source: &io::Error) -> &'static str {
+    match (call, source.raw_os_error()) {
+        ("connect", Some(libc::EADDRNOTAVAIL)) => {
+            " (a connection with these addresses and ports lives here already, or the local address is not on this host)"
+        }
+        ("connect", Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => " (no route to the peer)",
+        ("bind", Some(libc::EADDRNOTAVAIL)) => " (the local address is not on this host)",
+        ("setsockopt(TCP_REPAIR_WINDOW)", Some(libc::EINVAL)) => {
+            " (max_window below snd_wnd, snd_wl1 after the receive window, or rcv_wup after rcv_nxt)"
+        }
+        ("pidfd_open", Some(libc::ESRCH)) => " (no such process)",
+        ("pidfd_getfd", Some(libc::EBADF)) => " (the process has no such descriptor)",
+        _ => "",
+    }
+}

@@ -1,0 +1,148 @@
+//! The parts of `TCP_INFO` that a move needs.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use crate::error::{Error, Result};
+use crate::raw;
+use crate::uapi;
+
+/// The state of a connection (RFC 9293 section 3.3.2), with the kernel's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the names are the RFC's")]
+pub enum State {
+    Established = 1,
+    SynSent = 2,
+    SynReceived = 3,
+    FinWait1 = 4,
+    FinWait2 = 5,
+    TimeWait = 6,
+    Close = 7,
+    CloseWait = 8,
+    LastAck = 9,
+    Listen = 10,
+    Closing = 11,
+    NewSynReceived = 12,
+}
+
+impl State {
+    /// The state with this number of the kernel's `include/net/tcp_states.h`.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Close,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            12 => Self::NewSynReceived,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Established => "ESTABLISHED",
+            Self::SynSent => "SYN_SENT",
+            Self::SynReceived | Self::NewSynReceived => "SYN_RECEIVED",
+            Self::FinWait1 => "FIN_WAIT1",
+            Self::FinWait2 => "FIN_WAIT2",
+            Self::TimeWait => "TIME_WAIT",
+            Self::Close => "CLOSE",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::LastAck => "LAST_ACK",
+            Self::Listen => "LISTEN",
+            Self::Closing => "CLOSING",
+        })
+    }
+}
+
+/// The first part of `struct tcp_info`, which every kernel since 4.10 fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// The state.
+    pub state: State,
+    /// The timestamp option is in use.
+    pub timestamps: bool,
+    /// Timestamps count microseconds (Linux 6.7).
+    pub timestamps_in_microseconds: bool,
+    /// Selective acknowledgements are in use.
+    pub sack: bool,
+    /// Shifts of the peer's and of our windows, if the option is in use.
+    pub window_scale: Option<(u8, u8)>,
+    /// Current maximum segment size for sending, in octets.
+    pub snd_mss: u32,
+    /// Retransmission timeout in microseconds.
+    pub rto: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub rtt: u32,
+    /// Congestion window in segments.
+    pub snd_cwnd: u32,
+    /// Segments retransmitted since the connection began.
+    pub total_retrans: u32,
+}
+
+/// `getsockopt(fd, TCP_INFO)`
+///
+/// # Errors
+///
+/// [`Error`] of the call; [`Error::Length`] from a kernel that fills less.
+#[doc(alias = "TCP_INFO")]
+pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
+    const CALL: &str = "getsockopt(TCP_INFO)";
+    // Offsets in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end.
+    const FILLED: usize = 104;
+    let mut octets = [0_u8; FILLED];
+    let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
+    if len < FILLED {
+        return Err(Error::Length {
+            call: CALL,
+            got: len,
+            expected: FILLED,
+        });
+    }
+    let word = |offset: usize| {
+        u32::from_ne_bytes([
+            octets[offset],
+            octets[offset + 1],
+            octets[offset + 2],
+            octets[offset + 3],
+        ])
+    };
+    let options = octets[5];
+    let scales = octets[6];
+    // `snd_wscale:4, rcv_wscale:4`: bit-fields fill an octet from its low end on
+    // little-endian machines and from its high end on big-endian ones.
+    let (low, high) = (scales & 0xf, scales >> 4);
+    let (snd, rcv) = if cfg!(target_endian = "little") {
+        (low, high)
+    } else {
+        (high, low)
+    };
+    let state = State::from_number(octets[0]).ok_or_else(|| Error::NotAsAsked {
+        what: "the state in TCP_INFO",
+        asked: "1 to 12".to_owned(),
+        got: octets[0].to_string(),
+    })?;
+    Ok(Info {
+        state,
+        timestamps: options & uapi::TCPI_OPT_TIMESTAMPS != 0,
+        timestamps_in_microseconds: options & uapi::TCPI_OPT_USEC_TS != 0,
+        sack: options & uapi::TCPI_OPT_SACK != 0,
+        window_scale: (options & uapi::TCPI_OPT_WSCALE != 0).then_some((snd, rcv)),
+        rto: word(8),
+        snd_mss: word(16),
+        rtt: word(68),
+        snd_cwnd: word(80),
+        total_retrans: word(100),
+    })
+}

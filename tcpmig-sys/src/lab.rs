@@ -1,0 +1,210 @@
+//! Small networks of namespaces, for demonstrations and tests.
+//!
+//! A [`Lab`] is a switch with hosts on it. Nothing of it has a name in the
+//! system and nothing outside it changes: when the last process in it ends, by whatever
+//! cause, the kernel takes it all away. It runs `ip` of iproute2 and needs
+//! `CAP_SYS_ADMIN` and `CAP_NET_ADMIN` in the process's user namespace
+//! ([`crate::netns::enter_user_namespace`] gives both to an ordinary user).
+
+use std::fs;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+use crate::error::Error;
+use crate::netns::{InNamespace, Namespace};
+
+/// Why a network could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabError {
+    /// A namespace could not be made or entered.
+    #[error(transparent)]
+    Namespace(#[from] Error),
+    /// The command could not be started.
+    #[error("{program}: {source} (is the package installed?)")]
+    Start {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// `ip` refused a line.
+    #[error("ip: {0}")]
+    Ip(String),
+    /// A setting under `/proc/sys` could not be written.
+    #[error("write({path}): {source}")]
+    Setting {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, LabError>;
+
+/// A switch that hosts are plugged into.
+#[derive(Debug)]
+pub struct Lab {
+    switch: Namespace,
+    ports: u32,
+}
+
+/// A host of a [`Lab`]: a network namespace with the device `eth0` on the switch.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    namespace: Namespace,
+}
+
+impl Lab {
+    /// A switch without hosts.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]; nothing is left behind.
+    pub fn new() -> Result<Self> {
+        let switch = Namespace::create()?;
+        ip(
+            &switch,
+            "link add br0 type bridge\nlink set br0 type bridge forward_delay 0\nlink set br0 up\n",
+        )?;
+        Ok(Self { switch, ports: 0 })
+    }
+
+    /// A host with these addresses (`10.0.0.1/24`, `2001:db8::1/64`) on its `eth0`.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]; the host is then not part of the lab.
+    pub fn host(&mut self, name: &str, addresses: &[&str]) -> Result<Host> {
+        let namespace = Namespace::create()?;
+        self.ports += 1;
+        let port = format!("port{}", self.ports);
+        let path = namespace.path();
+        ip(
+            &self.switch,
+            &format!(
+                "link add {port} type veth peer name eth0 netns {path}\nlink set {port} master br0\nlink set {port} up\n"
+            ),
+        )?;
+        let mut lines = "link set lo up\nlink set eth0 up\n".to_owned();
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            lines += &format!("addr add {address} dev eth0{nodad}\n");
+        }
+        ip(&namespace, &lines)?;
+        Ok(Host {
+            name: name.to_owned(),
+            namespace,
+        })
+    }
+}
+
+impl Host {
+    /// The name that it was given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Runs lines of `ip -batch` on this host.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Ip`] with what `ip` said about the first line that it refused.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        ip(&self.namespace, lines)
+    }
+
+    /// Lets the host hold an address (`10.0.0.1/32`) without telling the network: on
+    /// its loopback device, and silent to ARP requests for it. IPv6 is silent there by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`].
+    pub fn hold_silently(&self, addresses: &[&str]) -> Result<()> {
+        self.set("net/ipv4/conf/all/arp_ignore", "1")?;
+        self.set("net/ipv4/conf/all/arp_announce", "2")?;
+        let mut lines = String::new();
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            lines += &format!("addr add {address} dev lo{nodad}\n");
+        }
+        self.ip(&lines)
+    }
+
+    /// Writes a setting of `/proc/sys` as this host.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Setting`].
+    pub fn set(&self, setting: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/{setting}");
+        self.run(|| fs::write(&path, value))?
+            .map_err(|source| LabError::Setting { path, source })
+    }
+
+    /// Runs a closure as this host, on the calling thread.
+    ///
+    /// Sockets made in it stay this host's.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Namespace`] if the host cannot be entered.
+    pub fn run<T>(&self, action: impl FnOnce() -> T) -> Result<T> {
+        let entered = self.namespace.enter()?;
+        let done = action();
+        drop(entered);
+        Ok(done)
+    }
+
+    /// A command that will run on this host and dies with the thread that starts it.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Start`].
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let mut command = Command::new(program);
+        command
+            .in_namespace(&self.namespace)
+            .map_err(|source| LabError::Start {
+                program: "dup",
+                source,
+            })?
+            .die_with_parent();
+        Ok(command)
+    }
+}
+
+fn ip(namespace: &Namespace, lines: &str) -> Result<()> {
+    let start = |source| LabError::Start {
+        program: "ip",
+        source,
+    };
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .in_namespace(namespace)
+        .map_err(start)?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(start)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A refused line ends `ip`; what it said is read below.
+        let _ = stdin.write_all(lines.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(start)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(LabError::Ip(said));
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Network namespaces: make, enter, start commands in.
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
+
+use crate::error::{Error, Result};
+
+/// A network namespace, alive as long as this is.
+#[derive(Debug)]
+pub struct Namespace(OwnedFd);
+
+const THIS_THREAD: &str = "/proc/thread-self/ns/net";
+
+impl Namespace {
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] if `/proc` is not there.
+    pub fn current() -> Result<Self> {
+        Self::open_path(Path::new(THIS_THREAD))
+    }
+
+    /// The namespace `name` of `ip netns`, or the one at a path if `name` has a slash
+    /// (`/proc/PID/ns/net`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]: ENOENT if there is none.
+    pub fn open(name: &str) -> Result<Self> {
+        if name.contains('/') {
+            Self::open_path(Path::new(name))
+        } else {
+            Self::open_path(&Path::new("/run/netns").join(name))
+        }
+    }
+
+    fn open_path(path: &Path) -> Result<Self> {
+        File::open(path)
+            .map(|file| Self(file.into()))
+            .map_err(|e| Error::new("open(network namespace)", e))
+    }
+
+    /// A new namespace with nothing in it but a loopback device that is down. It is
+    /// gone when the last descriptor, process and thread in it is.
+    ///
+    /// Needs `CAP_SYS_ADMIN` in its user namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`], [`Error::Call`] of `unshare`.
+    pub fn create() -> Result<Self> {
+        // A thread of its own, so that the caller's namespace stays as it is.
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|e| Error::new("unshare(CLONE_NEWNET)", e.into()))?;
+            Self::current()
+        });
+        made.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Moves the calling thread into this namespace until the guard is dropped.
+    ///
+    /// Sockets keep the namespace that they were made in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`], [`Error::Call`] of `setns`.
+    #[doc(alias = "setns")]
+    pub fn enter(&self) -> Result<Entered> {
+        let before = Self::current()?;
+        set(self.as_fd())?;
+        Ok(Entered {
+            before,
+            _same_thread: PhantomData,
+        })
+    }
+
+    /// Moves the calling thread into this namespace for good.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`], [`Error::Call`] of `setns`.
+    pub fn enter_for_good(&self) -> Result<()> {
+        set(self.as_fd())
+    }
+
+    /// A path that other programs of this user can open as long as this process lives.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+fn set(fd: BorrowedFd<'_>) -> Result<()> {
+    setns(fd, CloneFlags::CLONE_NEWNET).map_err(|e| Error::new("setns", e.into()))
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The calling thread is in another namespace; dropping brings it back.
+#[derive(Debug)]
+#[must_use = "dropping leaves the namespace"]
+pub struct Entered {
+    before: Namespace,
+    // A namespace belongs to a thread: the guard must be dropped where it was made.
+    _same_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // Going on in the wrong namespace would act on the wrong host.
+        // INVARIANT: the thread came from there with the same capabilities.
+        set(self.before.as_fd()).expect("a thread can return to its network namespace");
+    }
+}
+
+/// Moves this process into a user namespace of its own, in which it is root and has every
+/// capability over what it makes from now on. No privilege needed where the
+/// system allows user namespaces.
+///
+/// # Errors
+///
+/// [`Error::Call`]: EINVAL if the process has more than one thread, EPERM where user
+/// namespaces are forbidden.
+pub fn enter_user_namespace() -> Result<()> {
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| Error::Call {
+        call: "unshare(CLONE_NEWUSER)",
+        source: e.into(),
+    })?;
+    let write = |path: &str, text: String| {
+        std::fs::write(path, text).map_err(|e| Error::new("write(uid_map, gid_map)", e))
+    };
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+/// Whether the calling thread has `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, which
+/// namespaces and repair need.
+#[must_use]
+pub fn has_capabilities() -> bool {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let wanted = CAP_NET_ADMIN | CAP_SYS_ADMIN;
+    effective_capabilities().is_some_and(|got| got & wanted == wanted)
+}
+
+/// The effective capabilities of this thread as bits, from `/proc/thread-self/status`.
+pub(crate) fn effective_capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// What a child of this process can be born with.
+pub trait InNamespace {
+    /// The command starts in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The error of `dup`; the command is then as it was.
+    fn in_namespace(&mut self, namespace: &Namespace) -> io::Result<&mut Self>;
+
+    /// The command is killed when the thread that starts it ends, whatever ends it.
+    fn die_with_parent(&mut self) -> &mut Self;
+
+    /// The command gets this descriptor as its descriptor `number`.
+    fn with_descriptor(&mut self, fd: OwnedFd, number: i32) -> &mut Self;
+}
+
+impl InNamespace for Command {
+    fn in_namespace(&mut self, namespace: &Namespace) -> io::Result<&mut Self> {
+        let fd = namespace.0.try_clone()?;
+        let enter = move || setns(&fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+        // SAFETY: the closure runs between fork and exec and does one system call; it neither
+        // allocates nor takes a lock.
+        Ok(unsafe { self.pre_exec(enter) })
+    }
+
+    fn die_with_parent(&mut self) -> &mut Self {
+        let parent = nix::unistd::getpid();
+        let ask = move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have ended before the line above.
+            if nix::unistd::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        };
+        // SAFETY: as above: two system calls, no allocation, no lock.
+        unsafe { self.pre_exec(ask) }
+    }
+
+    fn with_descriptor(&mut self, fd: OwnedFd, number: i32) -> &mut Self {
+        let give = move || {
+            if fd.as_raw_fd() == number {
+                let flags = nix::fcntl::FdFlag::empty();
+                nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(flags))?;
+                return Ok(());
+            }
+            // SAFETY: duplicating onto a number that nothing in the child uses before exec.
+            let status = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+            if status < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: as above: one or two system calls, no allocation, no lock.
+        unsafe { self.pre_exec(give) }
+    }
+}

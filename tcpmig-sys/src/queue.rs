@@ -1,0 +1,70 @@
+//! Reading and writing the queues of a socket under repair.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use socket2::SockRef;
+
+use crate::error::{Error, Result};
+use crate::raw;
+
+/// A partly acknowledged segment at the head of the send queue is peeked whole:
+/// room for the largest segment that segmentation offload builds.
+const HEAD_SLACK: usize = 1 << 16;
+
+/// The kernel takes about 68 KiB of receive queue per call.
+const CHUNK: usize = 1 << 16;
+
+/// Peeks the last `len` octets of the selected queue.
+pub(crate) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let mut slack = HEAD_SLACK;
+    loop {
+        let mut octets = Vec::with_capacity(len + slack);
+        match raw::peek(fd, &mut octets) {
+            Ok(Ok(got)) if got >= len => {
+                octets.drain(..got - len);
+                return Ok(octets);
+            }
+            Ok(Ok(got)) => {
+                return Err(Error::Length {
+                    call,
+                    got,
+                    expected: len,
+                });
+            }
+            Ok(Err(wanted)) => slack = wanted - len + HEAD_SLACK,
+            // The head segment did not fit into the room.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) && slack < 1 << 24 => {
+                slack *= 4;
+            }
+            Err(error) => return Err(Error::new(call, error)),
+        }
+    }
+}
+
+/// Appends `octets` to the selected queue until the socket takes no more;
+/// how many it took.
+pub(crate) fn append(fd: BorrowedFd<'_>, call: &'static str, octets: &[u8]) -> Result<usize> {
+    let socket = SockRef::from(&fd);
+    let mut done = 0;
+    while done < octets.len() {
+        let end = octets.len().min(done + CHUNK);
+        match socket.send_with_flags(&octets[done..end], libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+            Ok(sent) => done += sent,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM)
+                ) =>
+            {
+                break;
+            }
+            Err(error) => return Err(Error::new(call, error)),
+        }
+    }
+    Ok(done)
+}

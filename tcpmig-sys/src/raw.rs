@@ -1,0 +1,185 @@
+//! The socket calls that take raw pointers, each behind a checked function.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::error::{Error, Result};
+
+/// Types that the kernel may fill with any octets: plain integers and
+/// `repr(C)` structs of them without padding.
+///
+/// # Safety
+///
+/// Every pattern of octets, all zero included, is a valid value of the type.
+pub(crate) unsafe trait Plain: Copy {}
+
+// SAFETY: an integer of any octets is valid.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: three and two integers of 32 bits, no padding.
+unsafe impl Plain for libc::linger {}
+// SAFETY: integers only, no padding (asserted where it is declared).
+unsafe impl Plain for crate::uapi::RepairOption {}
+// SAFETY: integers only, no padding (asserted where it is declared).
+unsafe impl Plain for crate::uapi::RepairWindow {}
+
+/// `getsockopt` into `buffer`; the length that the kernel filled.
+pub(crate) fn get_octets(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    call: &'static str,
+    buffer: &mut [u8],
+) -> Result<usize> {
+    let mut len = buffer.len() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            buffer.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last(call));
+    }
+    Ok(len as usize)
+}
+
+/// `getsockopt` of a value that has exactly the length of its type.
+pub(crate) fn get<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    call: &'static str,
+) -> Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last(call));
+    }
+    if len as usize != size_of::<T>() {
+        return Err(Error::Length {
+            call,
+            got: len as usize,
+            expected: size_of::<T>(),
+        });
+    }
+    // SAFETY: zeroed and then filled by the kernel: a valid value, as `Plain` promises.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// `setsockopt` of any number of plain values.
+pub(crate) fn set_slice<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    call: &'static str,
+    values: &[T],
+) -> Result<()> {
+    // SAFETY: the pointer and the length describe `values`, which outlives the call.
+    let status = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            values.as_ptr().cast(),
+            size_of_val(values) as libc::socklen_t,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last(call));
+    }
+    Ok(())
+}
+
+/// `setsockopt` of one plain value.
+pub(crate) fn set<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    call: &'static str,
+    value: T,
+) -> Result<()> {
+    set_slice(fd, level, name, call, &[value])
+}
+
+/// `ioctl` that answers with one integer.
+pub(crate) fn ioctl_int(
+    fd: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    call: &'static str,
+) -> Result<i32> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: the requests used here (SIOCINQ, SIOCOUTQ, SIOCOUTQNSD) write one int.
+    let status = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw mut value) };
+    if status < 0 {
+        return Err(Error::last(call));
+    }
+    Ok(value)
+}
+
+/// `recv(MSG_PEEK)` into the spare room of `buffer`, whose length becomes what
+/// was filled. The kernel may answer with a length larger than the room (it
+/// does so for a send queue): then nothing is taken and the length comes back
+/// as the error.
+pub(crate) fn peek(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<std::result::Result<usize, usize>> {
+    let room = buffer.spare_capacity_mut();
+    let capacity = room.len();
+    // SAFETY: the pointer and the length describe the spare room of `buffer`.
+    let got = unsafe {
+        libc::recv(
+            fd.as_raw_fd(),
+            room.as_mut_ptr().cast(),
+            capacity,
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
+    };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    if got > capacity {
+        return Ok(Err(got));
+    }
+    let len = buffer.len() + got;
+    // SAFETY: `got` octets of the spare room were written, and they fit.
+    unsafe { buffer.set_len(len) };
+    Ok(Ok(got))
+}
+
+/// `connect` to `AF_UNSPEC`, which no address type of the standard library can say.
+pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
+    let unspec = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    // SAFETY: the pointer and the length describe `unspec`, which outlives the call.
+    let status = unsafe {
+        libc::connect(
+            fd.as_raw_fd(),
+            &raw const unspec,
+            size_of::<libc::sockaddr>() as libc::socklen_t,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last("connect(AF_UNSPEC)"));
+    }
+    Ok(())
+}

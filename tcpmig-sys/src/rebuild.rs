@@ -1,0 +1,340 @@
+//! Rebuilding a connection, step by step.
+//!
+//! The order is the kernel's and the types hold to it: [`ClosedSocket`] is a
+//! socket under repair whose options still decide binding and routing,
+//! [`BoundSocket`] has its local end, and [`RestoringSocket`] is connected and takes
+//! queues and windows until [`RestoringSocket::activate`]. Dropping any of them closes
+//! it without a packet.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+
+use crate::error::{Error, Result};
+use crate::info::{State, info};
+use crate::queue;
+use crate::sockopt::{self, Negotiated, Queue, Repair};
+use crate::uapi::RepairWindow;
+
+/// The kernel refuses a larger `TCP_MAXSEG` (its `MAX_TCP_WINDOW`).
+const LARGEST_MAXSEG: u32 = 32767;
+
+/// A socket under repair in CLOSE, without addresses.
+///
+/// Set what decides binding and routing through [`crate::sockopt`] now: bound
+/// device, mark, `IP_FREEBIND` or `IP_TRANSPARENT`, `IPV6_V6ONLY`.
+#[derive(Debug)]
+#[must_use = "dropping closes the socket"]
+pub struct ClosedSocket(Socket);
+
+/// A socket under repair with its local address.
+#[derive(Debug)]
+#[must_use = "dropping closes the socket"]
+pub struct BoundSocket(Socket);
+
+/// A rebuilt connection under repair.
+#[must_use = "dropping discards the connection without a packet"]
+pub struct RestoringSocket {
+    socket: Socket,
+    /// Where the sequence numbers began.
+    snd_una: u32,
+}
+
+/// Where the queues of a rebuilt connection begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueStart {
+    /// Sequence number of the first octet of the send queue.
+    pub snd_una: u32,
+    /// Sequence number of the first octet of the receive queue.
+    pub copied_seq: u32,
+}
+
+impl ClosedSocket {
+    /// `socket`, non-blocking and close-on-exec, put under repair.
+    ///
+    /// `v6` makes an `AF_INET6` socket, which IPv4-mapped connections have too.
+    /// Needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace
+    /// of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`] without the capability, [`Error::Call`].
+    pub fn open(v6: bool) -> Result<Self> {
+        let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+            .map_err(|e| Error::new("socket", e))?;
+        sockopt::set_repair(socket.as_fd(), Repair::On)?;
+        Ok(Self(socket))
+    }
+
+    /// `bind`, which under repair ignores conflicts with other sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]; EADDRNOTAVAIL if the address is not on this host and
+    /// neither `IP_FREEBIND` nor `IP_TRANSPARENT` is set. The socket is closed.
+    pub fn bind(self, local: SocketAddr) -> Result<BoundSocket> {
+        self.0
+            .bind(&SockAddr::from(local))
+            .map_err(|e| Error::new("bind", e))?;
+        Ok(BoundSocket(self.0))
+    }
+}
+
+impl BoundSocket {
+    /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED.
+    ///
+    /// `mss_clamp` makes the first segments as large as the connection allows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]; EADDRNOTAVAIL if a connection with the same four-tuple is on this
+    /// host, ENETUNREACH without a route. The socket is closed.
+    pub fn connect(
+        self,
+        remote: SocketAddr,
+        start: QueueStart,
+        mss_clamp: u16,
+    ) -> Result<RestoringSocket> {
+        let fd = self.0.as_fd();
+        let mss = u32::from(mss_clamp).min(LARGEST_MAXSEG);
+        // Without it `snd_mss` stays at 524 until the path MTU changes.
+        sockopt::set_max_segment(fd, mss)?;
+        sockopt::set_repair_queue(fd, Queue::Send)?;
+        sockopt::set_queue_sequence(fd, start.snd_una)?;
+        sockopt::set_repair_queue(fd, Queue::Receive)?;
+        sockopt::set_queue_sequence(fd, start.copied_seq)?;
+        sockopt::set_repair_queue(fd, Queue::None)?;
+        self.0
+            .connect(&SockAddr::from(remote))
+            .map_err(|e| Error::new("connect", e))?;
+        sockopt::set_max_segment(fd, 0)?;
+        Ok(RestoringSocket {
+            socket: self.0,
+            snd_una: start.snd_una,
+        })
+    }
+}
+
+impl RestoringSocket {
+    /// What the handshake negotiated, and the timestamp clock as in
+    /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn negotiated(
+        &self,
+        negotiated: &Negotiated,
+        timestamp: Option<(u32, bool)>,
+    ) -> Result<()> {
+        let fd = self.as_fd();
+        sockopt::set_repair_options(fd, negotiated)?;
+        if let Some((value, microseconds)) = timestamp {
+            sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
+        }
+        Ok(())
+    }
+
+    /// Fills the receive queue; `rcv_nxt` moves on with it.
+    ///
+    /// The buffer grows as far as it has to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] if the queue does not fit into the largest buffer that the
+    /// process may have, [`Error::Call`].
+    pub fn fill_receive_queue(&self, octets: &[u8]) -> Result<()> {
+        const CALL: &str = "send(receive queue)";
+        let fd = self.as_fd();
+        sockopt::set_repair_queue(fd, Queue::Receive)?;
+        let mut done = queue::append(fd, CALL, octets)?;
+        if done < octets.len() {
+            grow(
+                fd,
+                octets.len(),
+                sockopt::force_receive_buffer,
+                sockopt::set_receive_buffer,
+            )?;
+            done += queue::append(fd, CALL, &octets[done..])?;
+        }
+        sockopt::set_repair_queue(fd, Queue::None)?;
+        all(CALL, done, octets.len())
+    }
+
+    /// Fills the send queue with octets that were sent and not acknowledged.
+    ///
+    /// They count as sent: the kernel retransmits what the peer does not acknowledge.
+    /// Octets that were never sent are written after activation. `reserve` is how many of
+    /// those follow: the buffer grows for them as well.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] if the queue does not fit into the largest buffer that the
+    /// process may have, [`Error::Call`].
+    pub fn fill_send_queue(&self, octets: &[u8], reserve: usize) -> Result<()> {
+        const CALL: &str = "send(send queue)";
+        let fd = self.as_fd();
+        let wanted = octets.len() + reserve;
+        if wanted > sockopt::send_buffer(fd)? as usize / 2 {
+            grow(
+                fd,
+                wanted,
+                sockopt::force_send_buffer,
+                sockopt::set_send_buffer,
+            )?;
+        }
+        sockopt::set_repair_queue(fd, Queue::Send)?;
+        let done = queue::append(fd, CALL, octets)?;
+        sockopt::set_repair_queue(fd, Queue::None)?;
+        all(CALL, done, octets.len())
+    }
+
+    /// The windows, after both queues are filled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]: EINVAL as in [`sockopt::set_repair_window`].
+    pub fn window(&self, window: RepairWindow) -> Result<()> {
+        sockopt::set_repair_window(self.as_fd(), window)
+    }
+
+    /// Reads the connection back and compares it with what was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAsAsked`] with the first value that differs.
+    pub fn verify(&self, snd_nxt: u32, rcv_nxt: u32, negotiated: &Negotiated) -> Result<()> {
+        let fd = self.as_fd();
+        let info = info(fd)?;
+        if info.state != State::Established {
+            return Err(differs("the state", State::Established, info.state));
+        }
+        sockopt::set_repair_queue(fd, Queue::Receive)?;
+        let got_rcv_nxt = sockopt::queue_sequence(fd)?;
+        sockopt::set_repair_queue(fd, Queue::Send)?;
+        let got_snd_nxt = sockopt::queue_sequence(fd)?;
+        sockopt::set_repair_queue(fd, Queue::None)?;
+        if got_rcv_nxt != rcv_nxt {
+            return Err(differs("rcv_nxt", rcv_nxt, got_rcv_nxt));
+        }
+        if got_snd_nxt != snd_nxt {
+            return Err(differs("snd_nxt", snd_nxt, got_snd_nxt));
+        }
+        let unacknowledged = sockopt::send_queue_len(fd)?;
+        if snd_nxt.wrapping_sub(unacknowledged) != self.snd_una {
+            let got = snd_nxt.wrapping_sub(unacknowledged);
+            return Err(differs("snd_una", self.snd_una, got));
+        }
+        if info.window_scale != negotiated.window_scale {
+            let (asked, got) = (negotiated.window_scale, info.window_scale);
+            return Err(Error::NotAsAsked {
+                what: "the window scale",
+                asked: format!("{asked:?}"),
+                got: format!("{got:?}"),
+            });
+        }
+        if info.sack != negotiated.sack {
+            return Err(differs("SACK", negotiated.sack, info.sack));
+        }
+        if info.timestamps != negotiated.timestamps {
+            return Err(differs(
+                "the timestamp option",
+                negotiated.timestamps,
+                info.timestamps,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ends repair: the connection lives here.
+    ///
+    /// Unlock its packets first. A probe leaves, which the peer answers with its
+    /// acknowledgement and window. `SO_REUSEADDR` becomes `reuse_addr`, which repair
+    /// would otherwise clear.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]; the connection is then discarded without a packet.
+    pub fn activate(self, reuse_addr: bool) -> Result<OwnedFd> {
+        sockopt::set_repair(self.as_fd(), Repair::Off)?;
+        sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr))?;
+        Ok(self.socket.into())
+    }
+}
+
+/// Octets for the end of the send queue that were never sent: written when repair is off.
+/// Returns how many the socket took without waiting.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn write_unsent(fd: BorrowedFd<'_>, octets: &[u8]) -> Result<usize> {
+    queue::append(fd, "send", octets)
+}
+
+/// Raises a buffer for `octets` of payload: past the limit if the process may, else
+/// as far as the limit.
+fn grow(
+    fd: BorrowedFd<'_>,
+    octets: usize,
+    force: fn(BorrowedFd<'_>, u32) -> Result<()>,
+    set: fn(BorrowedFd<'_>, u32) -> Result<()>,
+) -> Result<()> {
+    // The kernel doubles it for its own accounting; small segments need more.
+    let wanted = u32::try_from(octets.saturating_mul(2))
+        .unwrap_or(1 << 30)
+        .min(1 << 30);
+    match force(fd, wanted) {
+        Err(Error::NoPermission { .. }) => set(fd, wanted),
+        other => other,
+    }
+}
+
+fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Length {
+        call,
+        got,
+        expected,
+    })
+}
+
+fn differs(what: &'static str, asked: impl fmt::Display, got: impl fmt::Display) -> Error {
+    Error::NotAsAsked {
+        what,
+        asked: asked.to_string(),
+        got: got.to_string(),
+    }
+}
+
+impl AsFd for ClosedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for BoundSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for RestoringSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for RestoringSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RestoringSocket")
+            .field("socket", &SockRef::from(&self.socket))
+            .field("snd_una", &self.snd_una)
+            .finish()
+    }
+}

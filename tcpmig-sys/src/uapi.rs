@@ -1,0 +1,53 @@
+//! Constants and structs of `linux/tcp.h` and `asm-generic/socket.h` that
+//! `libc` does not have.
+
+use std::mem::size_of;
+
+pub(crate) const TCP_REPAIR_ON: i32 = 1;
+pub(crate) const TCP_REPAIR_OFF: i32 = 0;
+pub(crate) const TCP_REPAIR_OFF_NO_WP: i32 = -1;
+
+pub(crate) const TCP_NO_QUEUE: i32 = 0;
+pub(crate) const TCP_RECV_QUEUE: i32 = 1;
+pub(crate) const TCP_SEND_QUEUE: i32 = 2;
+
+pub(crate) const TCPOPT_MSS: u32 = 2;
+pub(crate) const TCPOPT_WINDOW: u32 = 3;
+pub(crate) const TCPOPT_SACK_PERMITTED: u32 = 4;
+pub(crate) const TCPOPT_TIMESTAMP: u32 = 8;
+
+pub(crate) const TCPI_OPT_TIMESTAMPS: u8 = 1;
+pub(crate) const TCPI_OPT_SACK: u8 = 2;
+pub(crate) const TCPI_OPT_WSCALE: u8 = 4;
+pub(crate) const TCPI_OPT_USEC_TS: u8 = 64;
+
+pub(crate) const SO_BUF_LOCK: i32 = 72;
+
+/// `struct tcp_repair_opt`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RepairOption {
+    pub(crate) opt_code: u32,
+    pub(crate) opt_val: u32,
+}
+
+/// `struct tcp_repair_window`: the windows of a connection under repair.
+///
+/// Windows are in octets, unscaled; sequence numbers are as on the wire.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RepairWindow {
+    /// Sequence number of the segment that last updated the send window.
+    pub snd_wl1: u32,
+    /// Send window: what the peer said it would take, counted from `snd_una`.
+    pub snd_wnd: u32,
+    /// Largest window that the peer ever offered.
+    pub max_window: u32,
+    /// Receive window that was last advertised, counted from `rcv_wup`.
+    pub rcv_wnd: u32,
+    /// `rcv_nxt` at the last window update that was sent.
+    pub rcv_wup: u32,
+}
+
+const _: () = assert!(size_of::<RepairOption>() == 8);
+const _: () = assert!(size_of::<RepairWindow>() == 20);

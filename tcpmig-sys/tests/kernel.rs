@@ -1,0 +1,315 @@
+//! Connections moved between hosts of a lab, on the real kernel.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use support::{Net, kernel_test, nft, pattern};
+use tcpmig_sys::frozen::{self, FrozenSocket, Snapshot};
+use tcpmig_sys::info::{State, info};
+use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, write_unsent};
+use tcpmig_sys::{Error, NotMigratable, sockopt};
+
+/// Rebuilds a snapshot on the calling thread's host.
+fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedFd {
+    let closed = ClosedSocket::open(local.is_ipv6()).unwrap();
+    let start = QueueStart {
+        snd_una: snapshot.marks.snd_una,
+        copied_seq: snapshot
+            .marks
+            .rcv_nxt
+            .wrapping_sub(snapshot.receive_queue.len() as u32),
+    };
+    let bound = closed.bind(local).unwrap();
+    let restoring = bound
+        .connect(remote, start, snapshot.negotiated.mss_clamp)
+        .unwrap();
+    restoring
+        .negotiated(&snapshot.negotiated, snapshot.timestamp)
+        .unwrap();
+    restoring
+        .fill_receive_queue(&snapshot.receive_queue)
+        .unwrap();
+    let (sent, unsent) = snapshot
+        .send_queue
+        .split_at(snapshot.send_queue.len() - snapshot.unsent);
+    restoring.fill_send_queue(sent, unsent.len()).unwrap();
+    restoring.window(snapshot.window).unwrap();
+    let snd_nxt = snapshot.marks.snd_una.wrapping_add(sent.len() as u32);
+    restoring
+        .verify(snd_nxt, snapshot.marks.rcv_nxt, &snapshot.negotiated)
+        .unwrap();
+    nft("flush ruleset");
+    let fd = restoring.activate(true).unwrap();
+    assert_eq!(write_unsent(fd.as_fd(), unsent).unwrap(), unsent.len());
+    fd
+}
+
+/// Moves a connection with `queued` octets waiting each way from host A to host B.
+fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
+    let (mut peer, server) = net.connect(v6);
+    let server: OwnedFd = server.into();
+    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+
+    // Fill the receive queue until the kernel says that it is there, then the send queue
+    // with the peer's acknowledgements cut off.
+    let up = pattern(1, queued);
+    let down = pattern(2, queued);
+    let mut writer = peer.try_clone().unwrap();
+    let upload = std::thread::spawn({
+        let up = up.clone();
+        move || writer.write_all(&up)
+    });
+    support::until("the upload fills the receive queue", || {
+        let len = sockopt::receive_queue_len(server.as_fd()).unwrap() as usize;
+        len == queued || (queued > 1 << 20 && len > 1 << 20)
+    });
+    net.a
+        .run(|| nft("table inet t { chain i { type filter hook prerouting priority raw; meta l4proto tcp drop; }; }"))
+        .unwrap();
+    let mut stream: TcpStream = server.into();
+    stream.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    while written < down.len() {
+        match stream.write(&down[written..]) {
+            Ok(n) => written += n,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert!(written == queued || written > 1 << 20);
+    // One window left the host, and no acknowledgement comes back; the rest stays unsent.
+    net.a
+        .run(|| nft("table inet t { chain o { type filter hook output priority raw; meta l4proto tcp drop; }; }"))
+        .unwrap();
+
+    let frozen = FrozenSocket::freeze(stream.into()).unwrap();
+    let snapshot = frozen.read().unwrap();
+    assert_eq!(snapshot.send_queue, down[..written]);
+    assert_eq!(snapshot.receive_queue, up[..snapshot.receive_queue.len()]);
+    assert_eq!(frozen.marks().unwrap(), snapshot.marks);
+    assert!(snapshot.unsent < written, "part of the send queue was sent");
+    assert_eq!(snapshot.unsent > 0, written >= 100_000);
+
+    net.b
+        .run(|| nft("table inet t { chain o { type filter hook output priority raw; meta l4proto tcp drop; }; }"))
+        .unwrap();
+    frozen.discard().unwrap();
+    net.point_peer_at_b();
+    let restored = net.b.run(|| rebuild(&snapshot, local, remote)).unwrap();
+    let mut restored: TcpStream = restored.into();
+    restored.set_nonblocking(false).unwrap();
+    assert_eq!(info(restored.as_fd()).unwrap().state, State::Established);
+    assert_eq!(sockopt::reuse_addr(restored.as_fd()).unwrap(), 1);
+    assert_eq!(sockopt::buffer_lock(restored.as_fd()).unwrap() & 2, 0);
+
+    let mut got = vec![0; written];
+    peer.read_exact(&mut got).unwrap();
+    assert!(
+        got == down[..written],
+        "the peer reads other octets than were written"
+    );
+    let mut got = vec![0; up.len()];
+    restored.read_exact(&mut got).unwrap();
+    assert!(
+        got == up,
+        "the application reads other octets than the peer wrote"
+    );
+    upload.join().unwrap().unwrap();
+    both_ways(&peer, &restored);
+}
+
+fn both_ways(a: &TcpStream, b: &TcpStream) {
+    for round in 0..10_u8 {
+        for (mut from, mut to) in [(a, b), (b, a)] {
+            let sent = pattern(u64::from(round), 1000);
+            from.write_all(&sent).unwrap();
+            let mut got = vec![0; sent.len()];
+            to.read_exact(&mut got).unwrap();
+            assert!(got == sent);
+        }
+    }
+}
+
+kernel_test!(an_ipv4_connection_moves_with_empty_queues, || {
+    moves_with_queues(&Net::new(), false, 1);
+});
+
+kernel_test!(an_ipv4_connection_moves_with_its_queues, || {
+    moves_with_queues(&Net::new(), false, 100_000);
+});
+
+kernel_test!(an_ipv6_connection_moves_with_its_queues, || {
+    moves_with_queues(&Net::new(), true, 100_000);
+});
+
+kernel_test!(queues_of_several_mebibytes_move, || {
+    moves_with_queues(&Net::new(), false, 6 << 20);
+    moves_with_queues(&Net::new(), true, 6 << 20);
+});
+
+kernel_test!(dropping_a_frozen_connection_thaws_it, || {
+    let net = Net::new();
+    for reuse in [0, 1] {
+        let (mut peer, mut server) = net.connect(false);
+        sockopt::set_reuse_addr(server.as_fd(), reuse).unwrap();
+        let twin = server.try_clone().unwrap();
+        peer.write_all(b"before").unwrap();
+        let frozen = FrozenSocket::freeze(twin.into()).unwrap();
+        let refused = server.read(&mut [0; 16]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+        drop(frozen);
+        assert!(!sockopt::repair(server.as_fd()).unwrap());
+        assert_eq!(sockopt::reuse_addr(server.as_fd()).unwrap(), reuse);
+        let mut got = [0; 6];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"before");
+        both_ways(&peer, &server);
+    }
+});
+
+kernel_test!(discarding_sends_nothing, || {
+    let net = Net::new();
+    let (mut peer, server) = net.connect(false);
+    net.peer
+        .run(|| nft("table inet t { counter n { }; chain i { type filter hook prerouting priority raw; tcp flags & (fin | rst) != 0 counter name n; }; }"))
+        .unwrap();
+    // With unread data and with a second descriptor, which would otherwise keep it.
+    peer.write_all(b"unread").unwrap();
+    support::until("the data arrives", || {
+        sockopt::receive_queue_len(server.as_fd()).unwrap() == 6
+    });
+    let twin = server.try_clone().unwrap();
+    FrozenSocket::freeze(server.into())
+        .unwrap()
+        .discard()
+        .unwrap();
+    assert_eq!(info(twin.as_fd()).unwrap().state, State::Close);
+    drop(twin);
+    // Another connection between the same hosts shows that packets would have arrived by now.
+    let (other, end) = net.connect(false);
+    both_ways(&other, &end);
+    assert_eq!(info(peer.as_fd()).unwrap().state, State::Established);
+    let counted = net
+        .peer
+        .run(|| support::nft_output("list counter inet t n"))
+        .unwrap();
+    assert!(counted.contains("packets 0 "), "{counted}");
+});
+
+kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
+    let net = Net::new();
+    let refusal = |fd: OwnedFd| match FrozenSocket::freeze(fd) {
+        Err(error) => match error.error {
+            Error::NotMigratable(reason) => (error.fd, reason),
+            other => panic!("{other}"),
+        },
+        Ok(frozen) => panic!("{frozen:?} was frozen"),
+    };
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(refusal(udp.into()).1, NotMigratable::NotTcp);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(refusal(file.into()).1, NotMigratable::NotTcp);
+
+    net.a
+        .run(|| {
+            let listener = TcpListener::bind("10.77.0.1:9").unwrap();
+            let (fd, reason) = refusal(listener.into());
+            assert_eq!(reason, NotMigratable::Listening);
+            assert!(!sockopt::repair(fd.as_fd()).unwrap());
+            let mptcp = socket2::Socket::new(
+                socket2::Domain::IPV4,
+                socket2::Type::STREAM,
+                Some(socket2::Protocol::MPTCP),
+            )
+            .unwrap();
+            assert_eq!(refusal(mptcp.into()).1, NotMigratable::Mptcp);
+        })
+        .unwrap();
+
+    let (mut peer, mut server) = net.connect(false);
+    peer.write_all(b"ab").unwrap();
+    socket2::SockRef::from(&peer)
+        .send_out_of_band(b"!")
+        .unwrap();
+    support::until("the urgent octet arrives", || {
+        frozen::check(server.as_fd()).is_err()
+    });
+    let (fd, reason) = refusal(server.try_clone().unwrap().into());
+    assert_eq!(reason, NotMigratable::Urgent);
+    drop(fd);
+    let mut got = [0; 2];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ab");
+
+    let (peer, server) = net.connect(false);
+    drop(peer);
+    support::until("the FIN arrives", || {
+        info(server.as_fd()).unwrap().state == State::CloseWait
+    });
+    let (_, reason) = refusal(server.into());
+    assert_eq!(reason, NotMigratable::State(State::CloseWait));
+});
+
+kernel_test!(the_same_connection_cannot_live_here_twice, || {
+    let net = Net::new();
+    let (peer, server) = net.connect(false);
+    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    net.a
+        .run(|| {
+            let bound = ClosedSocket::open(false).unwrap().bind(local).unwrap();
+            let start = QueueStart {
+                snd_una: 1,
+                copied_seq: 1,
+            };
+            let error = bound.connect(remote, start, 1460).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EADDRNOTAVAIL));
+            assert!(error.to_string().contains("lives here already"), "{error}");
+        })
+        .unwrap();
+    both_ways(&peer, &server);
+});
+
+kernel_test!(a_restored_connection_sends_full_segments_at_once, || {
+    let net = Net::new();
+    let (_peer, server) = net.connect(false);
+    let before = info(server.as_fd()).unwrap().snd_mss;
+    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    let frozen = FrozenSocket::freeze(server.into()).unwrap();
+    let snapshot = frozen.read().unwrap();
+    frozen.discard().unwrap();
+    let restored = net.a.run(|| rebuild(&snapshot, local, remote)).unwrap();
+    assert_eq!(info(restored.as_fd()).unwrap().snd_mss, before);
+});
+
+kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
+    use std::os::fd::AsRawFd;
+    let net = Net::new();
+    let (mut peer, server) = net.connect(false);
+    // `cat` inherits the connection as its standard input.
+    let mut child = std::process::Command::new("cat")
+        .stdin(OwnedFd::from(server))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let process = tcpmig_sys::take::Process::open(child.id()).unwrap();
+    let paused = process.pause().unwrap();
+    let taken = process.descriptor(0).unwrap();
+    assert!(taken.as_raw_fd() > 2);
+    let frozen = FrozenSocket::freeze(taken).unwrap();
+    assert_eq!(frozen.marks().unwrap().state, State::Established);
+    drop(frozen);
+    drop(paused);
+    peer.write_all(b"goes on").unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "cat did not end");
+        std::thread::yield_now();
+    }
+    assert!(process.descriptor(0).is_err());
+});
