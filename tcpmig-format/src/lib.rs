@@ -1,6 +1,73 @@
-//! The versioned image of a live TCP connection.
+//! The versioned image of a live TCP connection: addresses, sequence numbers,
+//! queues, negotiated options, windows, socket options, and the session that
+//! an application runs on it, as octets that another host can read.
+//!
+//! The crate never does I/O, never touches a socket and has no `unsafe`. It
+//! needs no capability and no particular kernel, and builds on any operating
+//! system. How an image is taken from a socket and put back is the matter of
+//! `tcpmig`.
+//!
+//! [`Image`] holds the layers, [`Image::encode`] and [`Image::decode`] convert
+//! it. Types are valid by construction or checked on the way out and in; a
+//! decoder takes nothing on trust from its input ([`Limits`],
+//! [`DecodeError`]). Queues and application state ([`Octets`]) do not print
+//! and are zeroed when dropped.
+//!
+//! ```
+//! use tcpmig_format::*;
+//!
+//! let flow: FourTuple = "10.0.0.1:80,10.0.0.9:51234".parse()?;
+//! let image = Image {
+//!     ip: Some(IpImage::new(flow, SocketFamily::Ipv4)),
+//!     ..Image::default()
+//! };
+//!
+//! let bytes = image.encode()?;
+//! assert_eq!(Envelope::peek(&bytes)?.version, FORMAT_VERSION);
+//!
+//! let decoded = Image::decode(&bytes, &Limits::default())?;
+//! assert_eq!(decoded.ip.map(|ip| ip.flow), Some(flow));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Features
+//!
+//! * `arbitrary`: `arbitrary::Arbitrary` for [`Image`], for fuzz targets.
+#![doc = include_str!("../FORMAT.md")]
 #![forbid(unsafe_code)]
 
+mod check;
+mod envelope;
+mod error;
 mod flow;
+mod image;
+mod ip;
+mod limits;
+mod octets;
+mod options;
+mod schema;
+mod seq;
+mod state;
+mod tcp;
 
+#[cfg(feature = "arbitrary")]
+mod arbitrary;
+#[cfg(feature = "arbitrary")]
+#[doc(hidden)]
+pub mod fuzz;
+
+pub use check::InvalidTcp;
+pub use envelope::{Envelope, MAGIC};
+pub use error::{DecodeError, EncodeError};
 pub use flow::{FlowError, FourTuple};
+pub use image::{AppImage, FORMAT_VERSION, Image, MAX_OCTETS};
+pub use ip::{InvalidIp, IpImage, SocketFamily};
+pub use limits::Limits;
+pub use octets::Octets;
+pub use options::{KeepAlive, Linger, SocketOptions};
+pub use seq::Seq;
+pub use state::TcpState;
+pub use tcp::{
+    Negotiated, ReceiveSpace, SendSpace, TcpImage, TcpParts, TimestampUnit, Timestamps, Window,
+    WindowScale,
+};

@@ -1,0 +1,197 @@
+//! `Arbitrary` for images that are valid by construction.
+
+use std::net::{IpAddr, SocketAddr};
+
+use arbitrary::{Arbitrary, Error, Result, Unstructured};
+
+use crate::{
+    AppImage, FourTuple, Image, IpImage, KeepAlive, Linger, Negotiated, Octets, ReceiveSpace,
+    SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState, TimestampUnit,
+    Timestamps, Window, WindowScale,
+};
+
+impl<'a> Arbitrary<'a> for Image {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
+            ip: u.arbitrary()?,
+            tcp: u.arbitrary()?,
+            app: u.arbitrary()?,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for Octets {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(u.arbitrary::<&[u8]>()?.into())
+    }
+}
+
+impl<'a> Arbitrary<'a> for FourTuple {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let (local, remote): (IpAddr, IpAddr) = if u.arbitrary()? {
+            (IpAddr::V4(u.arbitrary()?), IpAddr::V4(u.arbitrary()?))
+        } else {
+            (IpAddr::V6(u.arbitrary()?), IpAddr::V6(u.arbitrary()?))
+        };
+        let local = SocketAddr::new(local, u.arbitrary()?);
+        let remote = SocketAddr::new(remote, u.arbitrary()?);
+        Self::new(local, remote).map_err(|_| Error::IncorrectFormat)
+    }
+}
+
+/// A name that the kernel takes for a device and a congestion control.
+fn name(u: &mut Unstructured<'_>) -> Result<Option<String>> {
+    if !u.arbitrary()? {
+        return Ok(None);
+    }
+    let len = u.int_in_range(1..=15)?;
+    let letter = |_| u.int_in_range(b'a'..=b'z').map(char::from);
+    (0..len).map(letter).collect::<Result<_>>().map(Some)
+}
+
+impl<'a> Arbitrary<'a> for IpImage {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let flow: FourTuple = u.arbitrary()?;
+        let family = match (flow.is_ipv4(), u.arbitrary()?) {
+            (true, true) => SocketFamily::Ipv4,
+            (true, false) => SocketFamily::Ipv4Mapped,
+            (false, _) => SocketFamily::Ipv6,
+        };
+        let v6_only: Option<bool> = u.arbitrary()?;
+        Ok(Self {
+            flow,
+            family,
+            v6_only: v6_only.map(|on| on && !flow.is_ipv4()),
+            scope: name(u)?,
+            ttl: u.arbitrary::<Option<u8>>()?.map(|ttl| ttl.max(1)),
+            hop_limit: u.arbitrary()?,
+            tos: u.arbitrary()?,
+            traffic_class: u.arbitrary()?,
+            flow_label: u.arbitrary::<Option<u32>>()?.map(|label| label & 0xf_ffff),
+            bound_device: name(u)?,
+            transparent: u.arbitrary()?,
+            freebind: u.arbitrary()?,
+            mark: u.arbitrary()?,
+            priority: u.arbitrary()?,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for TcpImage {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let negotiated = negotiated(u)?;
+        let receive = ReceiveSpace {
+            rcv_nxt: Seq::new(u.arbitrary()?),
+            queue: u.arbitrary()?,
+        };
+        let parts = TcpParts {
+            state: *u.choose(&TcpState::ALL)?,
+            send: SendSpace {
+                snd_una: Seq::new(u.arbitrary()?),
+                sent: u.arbitrary()?,
+                unsent: u.arbitrary()?,
+            },
+            window: window(u, &negotiated, receive.rcv_nxt)?,
+            receive,
+            negotiated,
+            socket: socket(u)?,
+        };
+        // Some states do not go with queues; those inputs are rejected.
+        Self::new(parts).map_err(|_| Error::IncorrectFormat)
+    }
+}
+
+fn negotiated(u: &mut Unstructured<'_>) -> Result<Negotiated> {
+    let window_scale = if u.arbitrary()? {
+        Some(WindowScale {
+            snd: u.int_in_range(0..=14)?,
+            rcv: u.int_in_range(0..=14)?,
+        })
+    } else {
+        None
+    };
+    let timestamps = if u.arbitrary()? {
+        Some(Timestamps {
+            value: u.arbitrary()?,
+            unit: *u.choose(&[TimestampUnit::Milliseconds, TimestampUnit::Microseconds])?,
+        })
+    } else {
+        None
+    };
+    Ok(Negotiated {
+        mss_clamp: u.int_in_range(1..=u16::MAX)?,
+        window_scale,
+        sack: u.arbitrary()?,
+        timestamps,
+    })
+}
+
+fn window(u: &mut Unstructured<'_>, negotiated: &Negotiated, rcv_nxt: Seq) -> Result<Window> {
+    let limit = 0xffff << negotiated.window_scale.unwrap_or_default().snd;
+    let max_window = u.int_in_range(0..=limit)?;
+    let rcv_wnd = u.int_in_range(0..=1 << 30)?;
+    // Any distance below 2^31 back from the latest number that is allowed.
+    let back = 0..=(1 << 31) - 1;
+    Ok(Window {
+        snd_wl1: rcv_nxt + rcv_wnd - u.int_in_range(back.clone())?,
+        snd_wnd: u.int_in_range(0..=max_window)?,
+        max_window,
+        rcv_wnd,
+        rcv_wup: rcv_nxt - u.int_in_range(back)?,
+    })
+}
+
+fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
+    let keep_alive = if u.arbitrary()? {
+        Some(KeepAlive {
+            on: u.arbitrary()?,
+            idle: u.arbitrary()?,
+            interval: u.arbitrary()?,
+            count: u.arbitrary()?,
+        })
+    } else {
+        None
+    };
+    let linger = if u.arbitrary()? {
+        Some(Linger {
+            on: u.arbitrary()?,
+            seconds: u.arbitrary()?,
+        })
+    } else {
+        None
+    };
+    Ok(SocketOptions {
+        reuse_addr: u.arbitrary()?,
+        reuse_port: u.arbitrary()?,
+        no_delay: u.arbitrary()?,
+        cork: u.arbitrary()?,
+        oob_inline: u.arbitrary()?,
+        non_blocking: u.arbitrary()?,
+        keep_alive,
+        linger,
+        receive_buffer: u.arbitrary()?,
+        send_buffer: u.arbitrary()?,
+        buffer_lock: u.arbitrary::<Option<u8>>()?.map(|bits| bits & 3),
+        receive_low_water: u.arbitrary()?,
+        congestion: name(u)?,
+        user_timeout: u.arbitrary()?,
+        not_sent_low_water: u.arbitrary()?,
+        quick_ack: u.arbitrary()?,
+        linger2: u.arbitrary()?,
+        syn_count: u.arbitrary()?,
+        window_clamp: u.arbitrary()?,
+        max_pacing_rate: u.arbitrary()?,
+    })
+}
+
+impl<'a> Arbitrary<'a> for AppImage {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let kind: &str = u.arbitrary()?;
+        Ok(Self {
+            // At most 255 octets, as a character has at most four.
+            kind: kind.chars().take(63).collect(),
+            version: u.arbitrary()?,
+            payload: u.arbitrary()?,
+        })
+    }
+}

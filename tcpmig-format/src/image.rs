@@ -1,0 +1,105 @@
+//! The image of a connection.
+
+use crate::schema::v1;
+use crate::{DecodeError, EncodeError, Envelope, IpImage, Limits, Octets, TcpImage, envelope};
+
+/// The version of the format that this crate writes.
+pub const FORMAT_VERSION: u16 = 1;
+
+/// The most octets that a queue or the payload of an application can have:
+/// 1 GiB, which is also the largest window (RFC 7323).
+pub const MAX_OCTETS: usize = 1 << 30;
+
+/// The longest text that the format allows, in octets.
+const MAX_TEXT: usize = 255;
+
+/// A connection, in up to three layers, each of use on its own.
+///
+/// ```
+/// use tcpmig_format::{AppImage, Image, Limits, Octets};
+///
+/// let image = Image {
+///     app: Some(AppImage {
+///         kind: "org.example.chat".into(),
+///         version: 1,
+///         payload: Octets::from(&b"state"[..]),
+///     }),
+///     ..Image::default()
+/// };
+/// let bytes = image.encode()?;
+/// assert_eq!(Image::decode(&bytes, &Limits::default())?, image);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Image {
+    /// Addresses and routing.
+    pub ip: Option<IpImage>,
+    /// The connection.
+    pub tcp: Option<TcpImage>,
+    /// The session that runs on it.
+    pub app: Option<AppImage>,
+}
+
+/// The session of an application, opaque to this crate.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AppImage {
+    /// What `payload` is, at most 255 octets.
+    pub kind: String,
+    /// The version of `payload`, counted by its kind.
+    pub version: u32,
+    /// The state of the session.
+    pub payload: Octets,
+}
+
+impl Image {
+    /// The image as octets. Equal images give equal octets.
+    ///
+    /// The octets hold the queues and the payload as they are: to keep them
+    /// secret is up to the caller, for instance with `zeroize`.
+    ///
+    /// # Errors
+    ///
+    /// [`EncodeError`] if a layer contradicts itself or is too long.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        if let Some(ip) = &self.ip {
+            ip.check()?;
+        }
+        if let Some(app) = &self.app {
+            for (what, len, limit) in [
+                ("app.kind", app.kind.len(), MAX_TEXT),
+                ("app.payload", app.payload.len(), MAX_OCTETS),
+            ] {
+                if len > limit {
+                    return Err(EncodeError::TooLong { what, len, limit });
+                }
+            }
+        }
+        // Large enough to never grow: that would cost a copy and leave the
+        // queues behind in freed memory.
+        let mut bytes = Vec::with_capacity(self.size_estimate());
+        bytes.resize(Envelope::LEN, 0);
+        v1::write(self, &mut bytes)?;
+        envelope::seal(&mut bytes);
+        Ok(bytes)
+    }
+
+    /// The image in `bytes`, which must end with it.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`], which says what is wrong and where.
+    pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, DecodeError> {
+        let payload = envelope::open(bytes, limits.max_image)?;
+        v1::read(payload, limits)
+    }
+
+    /// At least the length of the encoded image: the names and numbers of all
+    /// fields take less than 2 KiB, checked texts less than 1 KiB.
+    fn size_estimate(&self) -> usize {
+        let queues = self.tcp.as_ref().map_or(0, |tcp| {
+            tcp.send().sent.len() + tcp.send().unsent.len() + tcp.receive().queue.len()
+        });
+        let app = self.app.as_ref().map_or(0, |app| app.payload.len());
+        4096 + queues + app
+    }
+}

@@ -1,0 +1,38 @@
+//! Limits on what a decoder accepts.
+
+const MIB: usize = 1 << 20;
+
+/// What [`Image::decode`](crate::Image::decode) accepts at most, in octets.
+///
+/// Decoding never allocates more than a small multiple of its input, whatever
+/// the limits are; they bound what is kept in memory and what a peer may
+/// hand over.
+///
+/// ```
+/// use tcpmig_format::Limits;
+///
+/// let limits = Limits { max_app: 1 << 20, ..Limits::default() };
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// The whole image with its envelope. Default: 256 MiB.
+    pub max_image: usize,
+    /// Each of the three queues: sent, unsent, received. Default: 64 MiB.
+    pub max_queue: usize,
+    /// The payload of the application. Default: 64 MiB.
+    pub max_app: usize,
+    /// Any text: names of interfaces, of the application's kind, of critical
+    /// parts. Default: 255.
+    pub max_text: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_image: 256 * MIB,
+            max_queue: 64 * MIB,
+            max_app: 64 * MIB,
+            max_text: 255,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Socket options.
+
+/// The socket options of a connection, apart from those that name its
+/// addresses ([`IpImage`](crate::IpImage)).
+///
+/// `None` means that the image does not carry the option and a restore leaves
+/// what the target host gives a new socket.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SocketOptions {
+    /// `SO_REUSEADDR`, as it was before repair mode, which overwrites it.
+    pub reuse_addr: Option<bool>,
+    /// `SO_REUSEPORT`.
+    pub reuse_port: Option<bool>,
+    /// `TCP_NODELAY`.
+    pub no_delay: Option<bool>,
+    /// `TCP_CORK`.
+    pub cork: Option<bool>,
+    /// `SO_OOBINLINE`.
+    pub oob_inline: Option<bool>,
+    /// `O_NONBLOCK` of the descriptor.
+    pub non_blocking: Option<bool>,
+    /// `SO_KEEPALIVE` and its times.
+    pub keep_alive: Option<KeepAlive>,
+    /// `SO_LINGER`.
+    pub linger: Option<Linger>,
+    /// Receive buffer in octets, as `SO_RCVBUF` reads it: twice what was asked for.
+    pub receive_buffer: Option<u32>,
+    /// Send buffer in octets, as `SO_SNDBUF` reads it: twice what was asked for.
+    pub send_buffer: Option<u32>,
+    /// `SO_BUF_LOCK`: bit 0 the send buffer, bit 1 the receive buffer was set
+    /// by the application, so that the kernel does not tune it.
+    pub buffer_lock: Option<u8>,
+    /// `SO_RCVLOWAT`, in octets.
+    pub receive_low_water: Option<u32>,
+    /// `TCP_CONGESTION`: name of the congestion control algorithm.
+    pub congestion: Option<String>,
+    /// `TCP_USER_TIMEOUT`, in milliseconds; 0 is the host's default.
+    pub user_timeout: Option<u32>,
+    /// `TCP_NOTSENT_LOWAT`, in octets.
+    pub not_sent_low_water: Option<u32>,
+    /// `TCP_QUICKACK`.
+    pub quick_ack: Option<bool>,
+    /// `TCP_LINGER2`, in seconds; negative means not to wait in FIN-WAIT-2.
+    pub linger2: Option<i32>,
+    /// `TCP_SYNCNT`.
+    pub syn_count: Option<u32>,
+    /// `TCP_WINDOW_CLAMP`, in octets.
+    pub window_clamp: Option<u32>,
+    /// `SO_MAX_PACING_RATE`, in octets per second; all bits set is no limit.
+    pub max_pacing_rate: Option<u64>,
+}
+
+/// `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct KeepAlive {
+    /// Whether probes are sent.
+    pub on: bool,
+    /// Seconds of silence before the first probe.
+    pub idle: u32,
+    /// Seconds between probes.
+    pub interval: u32,
+    /// Unanswered probes after which the connection is given up.
+    pub count: u32,
+}
+
+/// `SO_LINGER`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Linger {
+    /// Whether `close` waits.
+    pub on: bool,
+    /// Seconds to wait; 0 makes `close` reset the connection.
+    pub seconds: u32,
+}

@@ -1,0 +1,4 @@
+//! What is on the wire, apart from the types that users see: one module per
+//! format version, not changed once that version is released.
+
+pub(crate) mod v1;

@@ -1,0 +1,245 @@
+//! From the wire to the types that users see, every value checked.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::{
+    DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
+};
+
+/// Maps and lists inside each other, in parts that this version skips.
+const MAX_DEPTH: usize = 32;
+
+/// Decodes a payload.
+pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, DecodeError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let wire = super::Image::deserialize(&mut deserializer).map_err(|error| malformed(&error))?;
+    // The deserializer does not tell how far it came, but at the end of its
+    // input it finds no marker.
+    match IgnoredAny::deserialize(&mut deserializer) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => {}
+        _ => return Err(DecodeError::TrailingPayload),
+    }
+    let reader = Reader(limits);
+    reader.critical(&wire)?;
+    Ok(crate::Image {
+        ip: wire.ip.map(|ip| reader.ip(&ip)).transpose()?,
+        tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
+        app: wire.app.map(|app| reader.app(&app)).transpose()?,
+    })
+}
+
+fn malformed(error: &rmp_serde::decode::Error) -> DecodeError {
+    let mut reason = error.to_string();
+    // serde quotes a text of the wrong type, which could be a secret.
+    if let (Some(start), Some(end)) = (reason.find('"'), reason.rfind('"')) {
+        reason.replace_range(start..=end, "...");
+    }
+    DecodeError::Malformed {
+        place: "payload".into(),
+        reason,
+    }
+}
+
+struct Reader<'a>(&'a Limits);
+
+impl Reader<'_> {
+    fn limit(what: &'static str, len: usize, limit: usize) -> Result<(), DecodeError> {
+        if len > limit {
+            return Err(DecodeError::TooLong {
+                what,
+                len: len as u64,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    fn text(&self, what: &'static str, text: &str) -> Result<String, DecodeError> {
+        Self::limit(what, text.len(), self.0.max_text)?;
+        Ok(text.to_owned())
+    }
+
+    fn queue(&self, what: &'static str, octets: &[u8]) -> Result<Octets, DecodeError> {
+        Self::limit(what, octets.len(), self.0.max_queue)?;
+        Ok(octets.into())
+    }
+
+    fn unknown(&self, place: &'static str, value: &str) -> DecodeError {
+        self.text(place, value).map_or_else(
+            |too_long| too_long,
+            |value| DecodeError::UnknownValue { place, value },
+        )
+    }
+
+    fn critical(&self, wire: &super::Image<'_>) -> Result<(), DecodeError> {
+        let known = [
+            ("ip", wire.ip.is_some()),
+            ("tcp", wire.tcp.is_some()),
+            ("app", wire.app.is_some()),
+        ];
+        for name in &wire.critical.0 {
+            match known.iter().find(|(known, _)| known == name) {
+                Some((_, true)) => {}
+                Some((name, false)) => return Err(DecodeError::MissingCritical(name)),
+                None => {
+                    let name = self.text("critical", name)?;
+                    return Err(DecodeError::UnknownCritical(name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ip(&self, ip: &super::Ip<'_>) -> Result<crate::IpImage, DecodeError> {
+        let family = match ip.family {
+            "ipv4" => SocketFamily::Ipv4,
+            "ipv6" => SocketFamily::Ipv6,
+            "ipv4-mapped" => SocketFamily::Ipv4Mapped,
+            other => return Err(self.unknown("ip.family", other)),
+        };
+        let image = crate::IpImage {
+            flow: FourTuple::new(
+                end("ip.local.address", &ip.local, family)?,
+                end("ip.remote.address", &ip.remote, family)?,
+            )?,
+            family,
+            v6_only: ip.v6_only,
+            scope: ip
+                .scope
+                .map(|name| self.text("ip.scope", name))
+                .transpose()?,
+            ttl: ip.ttl,
+            hop_limit: ip.hop_limit,
+            tos: ip.tos,
+            traffic_class: ip.traffic_class,
+            flow_label: ip.flow_label,
+            bound_device: ip
+                .bound_device
+                .map(|name| self.text("ip.bound_device", name))
+                .transpose()?,
+            transparent: ip.transparent,
+            freebind: ip.freebind,
+            mark: ip.mark,
+            priority: ip.priority,
+        };
+        image.check()?;
+        Ok(image)
+    }
+
+    fn tcp(&self, tcp: &super::Tcp<'_>) -> Result<TcpImage, DecodeError> {
+        let parts = crate::TcpParts {
+            state: TcpState::from_number(tcp.state)
+                .ok_or_else(|| self.unknown("tcp.state", &tcp.state.to_string()))?,
+            send: crate::SendSpace {
+                snd_una: Seq::new(tcp.send.snd_una),
+                sent: self.queue("tcp.send.sent", tcp.send.sent)?,
+                unsent: self.queue("tcp.send.unsent", tcp.send.unsent)?,
+            },
+            receive: crate::ReceiveSpace {
+                rcv_nxt: Seq::new(tcp.receive.rcv_nxt),
+                queue: self.queue("tcp.receive.queue", tcp.receive.queue)?,
+            },
+            negotiated: self.negotiated(&tcp.negotiated)?,
+            window: crate::Window {
+                snd_wl1: Seq::new(tcp.window.snd_wl1),
+                snd_wnd: tcp.window.snd_wnd,
+                max_window: tcp.window.max_window,
+                rcv_wnd: tcp.window.rcv_wnd,
+                rcv_wup: Seq::new(tcp.window.rcv_wup),
+            },
+            socket: self.socket(&tcp.socket)?,
+        };
+        Ok(TcpImage::new(parts)?)
+    }
+
+    fn negotiated(&self, wire: &super::Negotiated<'_>) -> Result<crate::Negotiated, DecodeError> {
+        let timestamps = match &wire.timestamps {
+            None => None,
+            Some(timestamps) => Some(crate::Timestamps {
+                value: timestamps.value,
+                unit: match timestamps.unit {
+                    "ms" => TimestampUnit::Milliseconds,
+                    "us" => TimestampUnit::Microseconds,
+                    other => return Err(self.unknown("tcp.negotiated.timestamps.unit", other)),
+                },
+            }),
+        };
+        Ok(crate::Negotiated {
+            mss_clamp: wire.mss_clamp,
+            window_scale: wire.window_scale.as_ref().map(|scale| crate::WindowScale {
+                snd: scale.snd,
+                rcv: scale.rcv,
+            }),
+            sack: wire.sack,
+            timestamps,
+        })
+    }
+
+    fn socket(&self, wire: &super::Socket<'_>) -> Result<crate::SocketOptions, DecodeError> {
+        Ok(crate::SocketOptions {
+            reuse_addr: wire.reuse_addr,
+            reuse_port: wire.reuse_port,
+            no_delay: wire.no_delay,
+            cork: wire.cork,
+            oob_inline: wire.oob_inline,
+            non_blocking: wire.non_blocking,
+            keep_alive: wire.keep_alive.as_ref().map(|wire| crate::KeepAlive {
+                on: wire.on,
+                idle: wire.idle,
+                interval: wire.interval,
+                count: wire.count,
+            }),
+            linger: wire.linger.as_ref().map(|wire| crate::Linger {
+                on: wire.on,
+                seconds: wire.seconds,
+            }),
+            receive_buffer: wire.receive_buffer,
+            send_buffer: wire.send_buffer,
+            buffer_lock: wire.buffer_lock,
+            receive_low_water: wire.receive_low_water,
+            congestion: wire
+                .congestion
+                .map(|name| self.text("tcp.socket.congestion", name))
+                .transpose()?,
+            user_timeout: wire.user_timeout,
+            not_sent_low_water: wire.not_sent_low_water,
+            quick_ack: wire.quick_ack,
+            linger2: wire.linger2,
+            syn_count: wire.syn_count,
+            window_clamp: wire.window_clamp,
+            max_pacing_rate: wire.max_pacing_rate,
+        })
+    }
+
+    fn app(&self, app: &super::App<'_>) -> Result<crate::AppImage, DecodeError> {
+        let kind = self.text("app.kind", app.kind)?;
+        Self::limit("app.payload", app.payload.len(), self.0.max_app)?;
+        Ok(crate::AppImage {
+            kind,
+            version: app.version,
+            payload: app.payload.into(),
+        })
+    }
+}
+
+fn end(
+    place: &'static str,
+    end: &super::End<'_>,
+    family: SocketFamily,
+) -> Result<SocketAddr, DecodeError> {
+    let length = |expected| DecodeError::AddressLength {
+        place,
+        len: end.address.len(),
+        expected,
+    };
+    let ip = if family.has_ipv4_packets() {
+        IpAddr::from(<[u8; 4]>::try_from(end.address).map_err(|_| length(4))?)
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(end.address).map_err(|_| length(16))?)
+    };
+    Ok(SocketAddr::new(ip, end.port))
+}

@@ -1,0 +1,250 @@
+//! One UDP socket from which connections are made and on which they are accepted.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::{ClientConfig, ServerConfig, TokioRuntime, TransportConfig};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::JoinSet;
+
+use crate::cause;
+use crate::error::TransportError;
+use crate::handshake;
+use crate::identity::Identity;
+use crate::limits::{Role, SOCKET_BUFFER, TransportLimits};
+use crate::peer::Peer;
+use crate::reset;
+use crate::tls::{self, Connector};
+use crate::trust::Trust;
+
+/// Handshakes under way at a time; further hosts that connect wait.
+const HANDSHAKES: usize = 128;
+/// Hosts that wait for their handshake; further ones are refused.
+const WAITING: usize = 256;
+/// Octets kept for hosts that wait.
+const WAITING_OCTETS: u64 = 4 << 20;
+
+/// One UDP socket from which connections are made and on which they are accepted; clones are
+/// handles to the same one.
+///
+/// - Making one: [`bind`](Self::bind), [`from_socket`](Self::from_socket), both inside of a tokio
+///   runtime.
+/// - [`connect`](Self::connect) gives the one warm connection to a host.
+/// - [`accept`](Self::accept) gives hosts that connected. Only a running `accept` answers them.
+/// - [`close`](Self::close) tells all peers; dropping the last handle closes connections that are
+///   not in use.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: quinn::Endpoint,
+    connector: Connector,
+    connecting: Arc<TransportConfig>,
+    trust: Trust,
+    limits: TransportLimits,
+    warm: Mutex<HashMap<(SocketAddr, String), Slot>>,
+    handshakes: AsyncMutex<JoinSet<Result<Peer, TransportError>>>,
+}
+
+/// The warm connection to one host. Locked while it is made, so that those who ask at the same
+/// time share it.
+type Slot = Arc<AsyncMutex<Option<Peer>>>;
+
+impl Endpoint {
+    /// Makes an endpoint at `addr` (port 0: any free one) in the network namespace of the calling
+    /// thread, where it stays. `[::]` serves IPv4 too.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`], and as [`from_socket`](Self::from_socket).
+    pub fn bind(
+        addr: SocketAddr,
+        identity: &Identity,
+        trust: &Trust,
+        limits: TransportLimits,
+    ) -> Result<Self, TransportError> {
+        let socket = bind(addr).map_err(|source| TransportError::Bind { addr, source })?;
+        Self::from_socket(socket, identity, trust, limits)
+    }
+
+    /// Like [`bind`](Self::bind), on a bound socket: one passed by a service manager, or made in
+    /// another network namespace.
+    ///
+    /// # Errors
+    /// [`TransportError::Socket`] for a socket that cannot be used and outside of a tokio runtime,
+    /// [`TransportError::Limit`], [`TransportError::InvalidName`] for a name in `trust`,
+    /// [`TransportError::Tls`].
+    pub fn from_socket(
+        socket: UdpSocket,
+        identity: &Identity,
+        trust: &Trust,
+        limits: TransportLimits,
+    ) -> Result<Self, TransportError> {
+        trust.check_names()?;
+        let connecting = limits.quic(Role::Connecting)?;
+        let mut server = ServerConfig::with_crypto(tls::accepting(identity, trust)?);
+        server
+            .transport_config(limits.quic(Role::Accepting)?)
+            // Hosts have addresses that stay; a connection that moves would not be theirs.
+            .migration(false)
+            .max_incoming(WAITING)
+            .incoming_buffer_size_total(WAITING_OCTETS);
+        enlarge_buffers(&socket);
+        let socket_error = |call| move |source| TransportError::Socket { call, source };
+        let local = socket.local_addr().map_err(socket_error("getsockname"))?;
+        // quinn panics without one.
+        tokio::runtime::Handle::try_current()
+            .map_err(std::io::Error::other)
+            .map_err(socket_error("find the tokio runtime"))?;
+        let endpoint = quinn::Endpoint::new(
+            reset::endpoint_config(identity, local),
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(socket_error("set up the UDP socket"))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                connector: Connector::new(identity, trust)?,
+                connecting,
+                trust: trust.clone(),
+                limits,
+                warm: Mutex::default(),
+                handshakes: AsyncMutex::default(),
+            }),
+        })
+    }
+
+    /// The address and port of the socket.
+    ///
+    /// # Errors
+    /// [`TransportError::Socket`].
+    pub fn local_addr(&self) -> Result<SocketAddr, TransportError> {
+        self.inner
+            .endpoint
+            .local_addr()
+            .map_err(|source| TransportError::Socket {
+                call: "getsockname",
+                source,
+            })
+    }
+
+    /// The connection to the host at `addr` whose certificate carries the DNS name `name`. The
+    /// first call makes it, later ones return it as long as it lives, at no cost. Returns only
+    /// after the other side has let this host in.
+    ///
+    /// A host that went away without a word may still be taken for alive: then the exchange fails
+    /// ([`TransportError::Restarted`], [`TransportError::Idle`]) and the next `connect` reconnects.
+    ///
+    /// # Errors
+    /// [`TransportError::Unreachable`], [`TransportError::HandshakeTimeout`];
+    /// [`TransportError::WrongName`], [`TransportError::UntrustedCertificate`] and
+    /// [`TransportError::Expired`] if this host does not believe the other;
+    /// [`TransportError::Rejected`] if the other does not let this host in.
+    pub async fn connect(&self, addr: SocketAddr, name: &str) -> Result<Peer, TransportError> {
+        let slot = self.slot(addr, name);
+        let mut slot = slot.lock().await;
+        if let Some(peer) = slot.as_ref().filter(|peer| !peer.is_closed()) {
+            return Ok(peer.clone());
+        }
+        *slot = None;
+        let (tls, verdict) = self.inner.connector.connecting()?;
+        let mut config = ClientConfig::new(tls);
+        config.transport_config(Arc::clone(&self.inner.connecting));
+        let peer = handshake::connect(
+            &self.inner.endpoint,
+            config,
+            &verdict,
+            (addr, name),
+            &self.inner.limits,
+        )
+        .await?;
+        Ok(slot.insert(peer).clone())
+    }
+
+    /// Waits for a host to connect and to prove that it may. One that fails yields an error that
+    /// names it, and the endpoint goes on; `None` when the endpoint is closed. Cancel-safe; a slow
+    /// host delays no other.
+    pub async fn accept(&self) -> Option<Result<Peer, TransportError>> {
+        let mut handshakes = self.inner.handshakes.lock().await;
+        loop {
+            tokio::select! {
+                Some(done) = handshakes.join_next() => match done {
+                    Ok(result) => return Some(result),
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The runtime is shutting down.
+                        Err(_) => return None,
+                    },
+                },
+                incoming = self.inner.endpoint.accept(), if handshakes.len() < HANDSHAKES => {
+                    handshakes.spawn(handshake::accept(
+                        incoming?,
+                        self.inner.trust.clone(),
+                        self.inner.limits.clone(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Closes the endpoint and all its connections at once, telling the peers `reason`. Frames
+    /// under way are lost. Waits until the peers have been told, at most for the handshake limit.
+    pub async fn close(&self, reason: &str) {
+        self.inner.endpoint.close(cause::DONE, reason.as_bytes());
+        self.warm().clear();
+        let told = self.inner.endpoint.wait_idle();
+        if tokio::time::timeout(self.inner.limits.handshake, told)
+            .await
+            .is_err()
+        {
+            tracing::debug!("connections still draining when the endpoint closed");
+        }
+    }
+
+    /// The slot for a host. Slots of connections that have ended go.
+    fn slot(&self, addr: SocketAddr, name: &str) -> Slot {
+        let mut warm = self.warm();
+        warm.retain(|_, slot| match slot.try_lock() {
+            Ok(peer) => peer.as_ref().is_some_and(|peer| !peer.is_closed()),
+            // Being made.
+            Err(_) => true,
+        });
+        Arc::clone(warm.entry((addr, name.to_ascii_lowercase())).or_default())
+    }
+
+    fn warm(&self) -> std::sync::MutexGuard<'_, HashMap<(SocketAddr, String), Slot>> {
+        self.inner
+            .warm
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bind(addr: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// Bursts of a whole image must not overrun the socket. The kernel grants at most
+/// `net.core.{r,w}mem_max`, which is slower but works.
+fn enlarge_buffers(socket: &UdpSocket) {
+    let socket = socket2::SockRef::from(socket);
+    let asked = socket
+        .set_recv_buffer_size(SOCKET_BUFFER)
+        .and_then(|()| socket.set_send_buffer_size(SOCKET_BUFFER));
+    match asked.and_then(|()| socket.recv_buffer_size()) {
+        Ok(granted) if granted >= SOCKET_BUFFER => {}
+        Ok(granted) => tracing::debug!(granted, "net.core.rmem_max limits the UDP socket"),
+        Err(error) => tracing::debug!(%error, "setsockopt(SO_RCVBUF, SO_SNDBUF)"),
+    }
+}

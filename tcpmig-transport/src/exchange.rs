@@ -1,0 +1,249 @@
+//! Ordered frames in both directions.
+
+use bytes::Bytes;
+
+use crate::error::TransportError;
+use crate::frame::{self, Decoder, Event};
+use crate::stream::{Inlet, Outlet};
+
+/// Ordered frames in both directions between two hosts, over QUIC or [in memory](crate::memory).
+///
+/// - [`send`](Self::send) and [`recv`](Self::recv) move frames, [`finish`](Self::finish) ends the
+///   direction away from here, [`split`](Self::split) lets two tasks work on the two directions.
+/// - A frame that was sent is not a frame that arrived: only an answer from the other side proves
+///   that. The connection must stay open until it came.
+/// - Dropped without [`finish`](Self::finish), the frames sent are still delivered, and then the
+///   other side gets [`TransportError::Abandoned`], so that a task that died is never taken for
+///   one that was done.
+#[derive(Debug)]
+pub struct Exchange {
+    sender: ExchangeSender,
+    receiver: ExchangeReceiver,
+}
+
+/// What went over an exchange so far. Half an exchange counts its own direction only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExchangeStats {
+    /// Frames handed to [`send`](Exchange::send) that were taken.
+    pub frames_sent: u64,
+    /// Frames returned by [`recv`](Exchange::recv).
+    pub frames_received: u64,
+    /// Octets in the frames sent, without length prefixes.
+    pub octets_sent: u64,
+    /// Octets in the frames received, without length prefixes.
+    pub octets_received: u64,
+}
+
+impl Exchange {
+    pub(crate) fn new(outlet: Outlet, inlet: Inlet, max_frame: usize) -> Self {
+        Self {
+            sender: ExchangeSender {
+                outlet,
+                unsent: [Bytes::new(), Bytes::new()],
+                ended: false,
+                max_frame,
+                frames: 0,
+                octets: 0,
+            },
+            receiver: ExchangeReceiver {
+                inlet,
+                piece: Bytes::new(),
+                decoder: Decoder::new(max_frame),
+                state: Receiving::Frames,
+                frames: 0,
+                octets: 0,
+            },
+        }
+    }
+
+    /// Sends one frame; see [`ExchangeSender::send`].
+    ///
+    /// # Errors
+    /// As [`ExchangeSender::send`].
+    pub async fn send(&mut self, frame: Bytes) -> Result<(), TransportError> {
+        self.sender.send(frame).await
+    }
+
+    /// Receives the next frame; see [`ExchangeReceiver::recv`]. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`ExchangeReceiver::recv`].
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, TransportError> {
+        self.receiver.recv().await
+    }
+
+    /// Ends the direction away from here; see [`ExchangeSender::finish`].
+    ///
+    /// # Errors
+    /// As [`ExchangeSender::finish`].
+    pub async fn finish(&mut self) -> Result<(), TransportError> {
+        self.sender.finish().await
+    }
+
+    /// The two directions, for two tasks.
+    #[must_use]
+    pub fn split(self) -> (ExchangeSender, ExchangeReceiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// What went over this exchange so far.
+    #[must_use]
+    pub fn stats(&self) -> ExchangeStats {
+        ExchangeStats {
+            frames_sent: self.sender.frames,
+            octets_sent: self.sender.octets,
+            ..self.receiver.stats()
+        }
+    }
+}
+
+/// The direction of an [`Exchange`] away from here.
+#[derive(Debug)]
+pub struct ExchangeSender {
+    outlet: Outlet,
+    /// What is left of the length prefix and the frame of a `send` that was dropped half-way.
+    unsent: [Bytes; 2],
+    ended: bool,
+    max_frame: usize,
+    frames: u64,
+    octets: u64,
+}
+
+impl ExchangeSender {
+    /// Sends one frame, without copying it. Returns when the frame is queued, which waits while
+    /// the other side is slower than this one.
+    ///
+    /// Dropping the returned future early leaves the stream in step: either the frame was not
+    /// taken, or the next `send` or [`finish`](Self::finish) sends its rest first.
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLong`] before anything is sent; [`TransportError::Stopped`] if the
+    /// other side reads no more; [`TransportError::Ended`] after [`finish`](Self::finish); the end
+    /// of the connection.
+    pub async fn send(&mut self, frame: Bytes) -> Result<(), TransportError> {
+        if self.ended {
+            return Err(TransportError::Ended);
+        }
+        let prefix = frame::prefix(frame.len(), self.max_frame)?;
+        self.flush().await?;
+        self.frames += 1;
+        self.octets += frame.len() as u64;
+        self.unsent = [prefix, frame];
+        self.flush().await
+    }
+
+    /// Tells the other side that no more frames come from here, so that its `recv` returns `None`.
+    /// A second call does nothing.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), apart from the length.
+    pub async fn finish(&mut self) -> Result<(), TransportError> {
+        if !self.ended {
+            self.flush().await?;
+            self.ended = true;
+            self.unsent = [frame::end(), Bytes::new()];
+        }
+        self.flush().await?;
+        self.outlet.finish();
+        Ok(())
+    }
+
+    /// What went over this direction so far.
+    #[must_use]
+    pub fn stats(&self) -> ExchangeStats {
+        ExchangeStats {
+            frames_sent: self.frames,
+            octets_sent: self.octets,
+            ..ExchangeStats::default()
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), TransportError> {
+        while self.unsent.iter().any(|piece| !piece.is_empty()) {
+            self.outlet.write(&mut self.unsent).await?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Frames,
+    Finished,
+    Failed,
+}
+
+/// The direction of an [`Exchange`] towards here. Dropping it tells the other side to stop sending.
+#[derive(Debug)]
+pub struct ExchangeReceiver {
+    inlet: Inlet,
+    /// What came with the last frame but belongs to the next ones.
+    piece: Bytes,
+    decoder: Decoder,
+    state: Receiving,
+    frames: u64,
+    octets: u64,
+}
+
+impl ExchangeReceiver {
+    /// The next frame, or `None` once the other side has finished.
+    ///
+    /// Cancel-safe: the returned future can be dropped at any time, as `tokio::select!` does,
+    /// without losing or repeating a frame, because a frame under way is kept in `self`.
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLong`] for an announced length over the limit, before anything is
+    /// allocated for it; [`TransportError::Truncated`] and [`TransportError::Abandoned`] for a
+    /// stream that ended without being finished; [`TransportError::Ended`] after another error;
+    /// the end of the connection.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, TransportError> {
+        match self.state {
+            Receiving::Frames => {}
+            Receiving::Finished => return Ok(None),
+            Receiving::Failed => return Err(TransportError::Ended),
+        }
+        let event = self.next_event().await;
+        match event {
+            Ok(Event::Frame(frame)) => {
+                self.frames += 1;
+                self.octets += frame.len() as u64;
+                Ok(Some(frame))
+            }
+            Ok(Event::End) => {
+                self.state = Receiving::Finished;
+                Ok(None)
+            }
+            Err(error) => {
+                self.state = Receiving::Failed;
+                Err(error)
+            }
+        }
+    }
+
+    /// What went over this direction so far.
+    #[must_use]
+    pub fn stats(&self) -> ExchangeStats {
+        ExchangeStats {
+            frames_received: self.frames,
+            octets_received: self.octets,
+            ..ExchangeStats::default()
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Event, TransportError> {
+        loop {
+            match self.decoder.feed(&mut self.piece) {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(error) => {
+                    self.inlet.refuse();
+                    return Err(error);
+                }
+            }
+            match self.inlet.read().await? {
+                Some(piece) => self.piece = piece,
+                None => return Err(self.decoder.end_of_stream()),
+            }
+        }
+    }
+}

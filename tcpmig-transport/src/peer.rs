@@ -1,0 +1,103 @@
+//! One authenticated connection to another host.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::{Connection, ConnectionError};
+
+use crate::cause::{self, connection_error};
+use crate::error::TransportError;
+use crate::exchange::Exchange;
+use crate::stream::{Inlet, Outlet};
+
+/// One authenticated connection to another host; clones are handles to the same one.
+///
+/// Either side may [`open`](Self::open) exchanges, the other [`accept`](Self::accept)s them. The
+/// connection closes when the last handle, its exchanges and, on the connecting side, its
+/// [`Endpoint`](crate::Endpoint) are dropped.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    connection: Connection,
+    name: Arc<str>,
+    address: SocketAddr,
+    max_frame: usize,
+}
+
+impl Peer {
+    pub(crate) fn new(connection: Connection, name: &str, max_frame: usize) -> Self {
+        let address = canonical(connection.remote_address());
+        Self {
+            connection,
+            name: name.into(),
+            address,
+            max_frame,
+        }
+    }
+
+    /// The name in its certificate by which it was authorised: on the connecting side the name
+    /// asked for; on the accepting side the allowed name that matched or, if none is listed, the
+    /// first in the certificate.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it was when the connection was made; an IPv4 address is never shown as IPv6.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Opens an exchange. Waits while the other side's limit of open exchanges is reached. The
+    /// other side learns of the exchange by its first frame.
+    ///
+    /// # Errors
+    /// The end of the connection.
+    pub async fn open(&self) -> Result<Exchange, TransportError> {
+        match self.connection.open_bi().await {
+            Ok(streams) => Ok(self.exchange(streams)),
+            Err(error) => Err(connection_error(error, self.address)),
+        }
+    }
+
+    /// Waits for an exchange opened by the other side, in the order they were opened. `None` when
+    /// either side closed the connection; an error is final too. Cancel-safe.
+    pub async fn accept(&self) -> Option<Result<Exchange, TransportError>> {
+        match self.connection.accept_bi().await {
+            Ok(streams) => Some(Ok(self.exchange(streams))),
+            Err(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => None,
+            Err(error) => Some(Err(connection_error(error, self.address))),
+        }
+    }
+
+    /// Whether the connection is known to have ended. A peer that vanished is known to have done
+    /// so only after the idle limit, or when something is sent to it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Waits for the end of the connection and says why it ended.
+    pub async fn closed(&self) -> TransportError {
+        connection_error(self.connection.closed().await, self.address)
+    }
+
+    /// Closes the connection at once: exchanges end with [`TransportError::Closed`] on both sides
+    /// and frames under way are lost. The other side is told `reason`.
+    pub fn close(&self, reason: &str) {
+        self.connection.close(cause::DONE, reason.as_bytes());
+    }
+
+    fn exchange(&self, streams: (quinn::SendStream, quinn::RecvStream)) -> Exchange {
+        Exchange::new(
+            Outlet::Quic(streams.0, self.address),
+            Inlet::Quic(streams.1, self.address),
+            self.max_frame,
+        )
+    }
+}
+
+/// `address` without the IPv6 form that a dual-stack socket gives to IPv4 addresses.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,91 @@
+//! The two halves of an ordered stream of octets, over QUIC or in memory.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use quinn::{ReadError, VarInt, WriteError};
+
+use crate::cause::connection_error;
+use crate::error::TransportError;
+use crate::memory;
+
+/// Longest piece taken off a QUIC stream at once; pieces are not copied.
+const PIECE: usize = 1 << 20;
+
+/// Tells the sender that its frame is longer than the receiver allows.
+pub(crate) const TOO_LONG: VarInt = VarInt::from_u32(1);
+
+/// Where octets are written.
+#[derive(Debug)]
+pub(crate) enum Outlet {
+    Quic(quinn::SendStream, SocketAddr),
+    Memory(memory::Outlet),
+}
+
+impl Outlet {
+    /// Writes as much as there is room for, waiting for room for at least one octet, and takes it
+    /// off the front of `pieces`. Cancel-safe.
+    pub(crate) async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), TransportError> {
+        match self {
+            Self::Quic(stream, peer) => match stream.write_chunks(pieces).await {
+                Ok(_) => Ok(()),
+                Err(WriteError::Stopped(code)) => Err(TransportError::Stopped {
+                    reason: if code == TOO_LONG {
+                        "the frame is longer than it allows"
+                    } else {
+                        "it has no use for more"
+                    },
+                }),
+                Err(WriteError::ConnectionLost(error)) => Err(connection_error(error, *peer)),
+                Err(WriteError::ClosedStream | WriteError::ZeroRttRejected) => {
+                    Err(TransportError::Ended)
+                }
+            },
+            Self::Memory(outlet) => outlet.write(pieces).await,
+        }
+    }
+
+    /// No octets will follow. Those written are delivered all the same.
+    pub(crate) fn finish(&mut self) {
+        match self {
+            // An error says that the stream has ended already.
+            Self::Quic(stream, _) => drop(stream.finish()),
+            Self::Memory(outlet) => outlet.finish(),
+        }
+    }
+}
+
+/// Where octets are read.
+#[derive(Debug)]
+pub(crate) enum Inlet {
+    Quic(quinn::RecvStream, SocketAddr),
+    Memory(memory::Inlet),
+}
+
+impl Inlet {
+    /// The next octets, or `None` at the end of the stream. Cancel-safe.
+    pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
+        match self {
+            Self::Quic(stream, peer) => match stream.read_chunk(PIECE, true).await {
+                Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
+                Err(ReadError::Reset(_)) => Err(TransportError::Abandoned),
+                Err(ReadError::ConnectionLost(error)) => Err(connection_error(error, *peer)),
+                Err(
+                    ReadError::ClosedStream
+                    | ReadError::IllegalOrderedRead
+                    | ReadError::ZeroRttRejected,
+                ) => Err(TransportError::Ended),
+            },
+            Self::Memory(inlet) => Ok(inlet.read().await),
+        }
+    }
+
+    /// Nothing more will be read, because the announced frame is too long.
+    pub(crate) fn refuse(&mut self) {
+        match self {
+            // An error says that the stream has ended already.
+            Self::Quic(stream, _) => drop(stream.stop(TOO_LONG)),
+            Self::Memory(inlet) => inlet.refuse(),
+        }
+    }
+}
