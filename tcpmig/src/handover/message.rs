@@ -1,0 +1,219 @@
+//! The messages of a handover and their octets.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Names one handover of one connection; random, chosen by the source.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HandoverId([u8; 16]);
+
+impl HandoverId {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no randomness to give.
+    pub fn random() -> std::io::Result<Self> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(std::io::Error::other)?;
+        Ok(Self(id))
+    }
+
+    /// The one with these octets.
+    #[must_use]
+    pub fn from_octets(octets: [u8; 16]) -> Self {
+        Self(octets)
+    }
+}
+
+impl fmt::Display for HandoverId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
+impl fmt::Debug for HandoverId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandoverId({self})")
+    }
+}
+
+/// What source and target say to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Source: take this connection. The image is one of `tcpmig-format`.
+    Offer {
+        /// The handover.
+        id: HandoverId,
+        /// The encoded image.
+        image: Bytes,
+    },
+    /// Target: it is built, locked and under repair, and waits for COMMIT.
+    Prepared {
+        /// The handover.
+        id: HandoverId,
+        /// How long building took, in microseconds.
+        rebuild_us: u32,
+    },
+    /// Target: it was not built, or it has been discarded.
+    Refused {
+        /// The handover.
+        id: HandoverId,
+        /// Why, for a person to read.
+        reason: String,
+    },
+    /// Source: it is yours. May come again, over another link.
+    Commit {
+        /// The handover.
+        id: HandoverId,
+    },
+    /// Source: discard it, it stays with me.
+    Abort {
+        /// The handover.
+        id: HandoverId,
+    },
+    /// Target: it lives here.
+    Active {
+        /// The handover.
+        id: HandoverId,
+        /// How long activation took, in microseconds.
+        activate_us: u32,
+    },
+    /// Target: COMMIT came too late, it was discarded and never lived here.
+    Aborted {
+        /// The handover.
+        id: HandoverId,
+        /// Why, for a person to read.
+        reason: String,
+    },
+    /// Target: it knows nothing of this handover (it was started again since).
+    Unknown {
+        /// The handover.
+        id: HandoverId,
+    },
+}
+
+/// The message as it is encoded; an OFFER's image follows in a frame of its own, so that
+/// it is not copied.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "m", rename_all = "snake_case")]
+enum Wire {
+    Offer { id: HandoverId },
+    Prepared { id: HandoverId, rebuild_us: u32 },
+    Refused { id: HandoverId, reason: String },
+    Commit { id: HandoverId },
+    Abort { id: HandoverId },
+    Active { id: HandoverId, activate_us: u32 },
+    Aborted { id: HandoverId, reason: String },
+    Unknown { id: HandoverId },
+}
+
+/// Why octets are no message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// The frame is not a message of this protocol.
+    #[error("a frame of {len} octets is no handover message: {source}")]
+    Malformed {
+        /// Its length.
+        len: usize,
+        /// What the decoder said.
+        source: rmp_serde::decode::Error,
+    },
+    /// Octets follow the message in its frame.
+    #[error("{0} octets follow a handover message in its frame")]
+    Trailing(usize),
+}
+
+impl Message {
+    /// The handover that the message is about.
+    #[must_use]
+    pub fn id(&self) -> HandoverId {
+        match self {
+            Self::Offer { id, .. }
+            | Self::Prepared { id, .. }
+            | Self::Refused { id, .. }
+            | Self::Commit { id }
+            | Self::Abort { id }
+            | Self::Active { id, .. }
+            | Self::Aborted { id, .. }
+            | Self::Unknown { id } => *id,
+        }
+    }
+
+    /// Its name as in the documentation.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Offer { .. } => "OFFER",
+            Self::Prepared { .. } => "PREPARED",
+            Self::Refused { .. } => "REFUSED",
+            Self::Commit { .. } => "COMMIT",
+            Self::Abort { .. } => "ABORT",
+            Self::Active { .. } => "ACTIVE",
+            Self::Aborted { .. } => "ABORTED",
+            Self::Unknown { .. } => "UNKNOWN",
+        }
+    }
+
+    /// The frames that carry it: two for an OFFER, else one.
+    #[must_use]
+    pub fn encode(self) -> (Bytes, Option<Bytes>) {
+        let (wire, image) = match self {
+            Self::Offer { id, image } => (Wire::Offer { id }, Some(image)),
+            Self::Prepared { id, rebuild_us } => (Wire::Prepared { id, rebuild_us }, None),
+            Self::Refused { id, reason } => (Wire::Refused { id, reason }, None),
+            Self::Commit { id } => (Wire::Commit { id }, None),
+            Self::Abort { id } => (Wire::Abort { id }, None),
+            Self::Active { id, activate_us } => (Wire::Active { id, activate_us }, None),
+            Self::Aborted { id, reason } => (Wire::Aborted { id, reason }, None),
+            Self::Unknown { id } => (Wire::Unknown { id }, None),
+        };
+        let octets = rmp_serde::to_vec_named(&wire);
+        // INVARIANT: integers, strings and octets always have an encoding, and a `Vec` takes it.
+        (octets.expect("a message can be encoded").into(), image)
+    }
+}
+
+/// Puts frames together to messages.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    offered: Option<HandoverId>,
+}
+
+impl Decoder {
+    /// Takes the next frame; `None` if the message goes on in the one after it.
+    ///
+    /// # Errors
+    ///
+    /// [`MessageError`]; the link cannot be used any longer.
+    pub fn frame(&mut self, frame: Bytes) -> Result<Option<Message>, MessageError> {
+        if let Some(id) = self.offered.take() {
+            return Ok(Some(Message::Offer { id, image: frame }));
+        }
+        let mut rest = &frame[..];
+        let wire: Wire =
+            rmp_serde::from_read(&mut rest).map_err(|source| MessageError::Malformed {
+                len: frame.len(),
+                source,
+            })?;
+        if !rest.is_empty() {
+            return Err(MessageError::Trailing(rest.len()));
+        }
+        Ok(Some(match wire {
+            Wire::Offer { id } => {
+                self.offered = Some(id);
+                return Ok(None);
+            }
+            Wire::Prepared { id, rebuild_us } => Message::Prepared { id, rebuild_us },
+            Wire::Refused { id, reason } => Message::Refused { id, reason },
+            Wire::Commit { id } => Message::Commit { id },
+            Wire::Abort { id } => Message::Abort { id },
+            Wire::Active { id, activate_us } => Message::Active { id, activate_us },
+            Wire::Aborted { id, reason } => Message::Aborted { id, reason },
+            Wire::Unknown { id } => Message::Unknown { id },
+        }))
+    }
+}

@@ -1,0 +1,108 @@
+//! The target's side of a handover.
+
+use super::Fate;
+
+/// The target of one handover.
+///
+/// Made when OFFER has arrived and building begins. Feed every event to
+/// [`Target::handle`] and do what it answers. Keep it after the end, so that a COMMIT that
+/// comes again gets the same answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum State {
+    Preparing,
+    Prepared,
+    Activating,
+    Active,
+    Aborted,
+}
+
+/// What happened at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TargetEvent {
+    /// The connection is built, locked and under repair.
+    Built,
+    /// It could not be built, and nothing is left of it.
+    NotBuilt,
+    /// COMMIT arrived, over whatever link.
+    Commit,
+    /// ABORT arrived.
+    Abort,
+    /// The connection lives.
+    Activated,
+    /// It could not be activated and was discarded without a packet.
+    NotActivated,
+    /// The link to the source broke.
+    LinkLost,
+    /// COMMIT did not come in time.
+    Deadline,
+}
+
+/// What the target has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TargetAction {
+    /// Nothing.
+    Wait,
+    /// Send PREPARED.
+    SayPrepared,
+    /// Send REFUSED.
+    SayRefused,
+    /// Unlock and switch repair off, then report [`TargetEvent::Activated`] or
+    /// [`TargetEvent::NotActivated`].
+    Activate,
+    /// Send ACTIVE; the first time, hand the connection to the application as well.
+    SayActive,
+    /// Send ABORTED.
+    SayAborted,
+    /// Discard what was built, without a packet, and unlock.
+    Discard,
+}
+
+impl Target {
+    /// A handover whose OFFER has arrived.
+    #[must_use]
+    pub fn preparing() -> Self {
+        Self {
+            state: State::Preparing,
+        }
+    }
+
+    /// Where the connection is as far as the target knows: [`Fate::Moved`] here, or
+    /// [`Fate::Kept`] by the source; `None` while it is open.
+    #[must_use]
+    pub fn fate(&self) -> Option<Fate> {
+        match self.state {
+            State::Active => Some(Fate::Moved),
+            State::Aborted => Some(Fate::Kept),
+            _ => None,
+        }
+    }
+
+    /// What to do about an event.
+    pub fn handle(&mut self, event: TargetEvent) -> TargetAction {
+        use TargetEvent as E;
+        let (state, action) = match (self.state, event) {
+            (State::Preparing, E::Built) => (State::Prepared, TargetAction::SayPrepared),
+            (State::Preparing, E::NotBuilt) => (State::Aborted, TargetAction::SayRefused),
+            (State::Preparing | State::Prepared, E::Abort | E::Deadline)
+            | (State::Preparing, E::LinkLost) => (State::Aborted, TargetAction::Discard),
+            // The source may have sent COMMIT into the broken link: it will ask again.
+            (State::Prepared, E::LinkLost) => (State::Prepared, TargetAction::Wait),
+            (State::Prepared, E::Commit) => (State::Activating, TargetAction::Activate),
+            (State::Activating, E::Activated) => (State::Active, TargetAction::SayActive),
+            // Nothing was sent for it yet: the source can still have it back.
+            (State::Activating, E::NotActivated) => (State::Aborted, TargetAction::SayAborted),
+            (State::Active, E::Commit) => (State::Active, TargetAction::SayActive),
+            (State::Aborted, E::Commit) => (State::Aborted, TargetAction::SayAborted),
+            // Built after it was given up.
+            (State::Aborted, E::Built) => (State::Aborted, TargetAction::Discard),
+            (state, _) => (state, TargetAction::Wait),
+        };
+        self.state = state;
+        action
+    }
+}
