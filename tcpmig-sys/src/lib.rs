@@ -30,6 +30,7 @@
 
 pub mod descriptors;
 mod error;
+pub mod flags;
 pub mod frozen;
 pub mod info;
 #[cfg(feature = "lab")]

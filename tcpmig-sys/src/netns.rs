@@ -150,6 +150,28 @@ pub fn enter_user_namespace() -> Result<()> {
     write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
+/// `if_indextoname`: the name of a network device of the calling thread's namespace.
+///
+/// # Errors
+///
+/// [`Error::Call`]: ENXIO if there is none with this index.
+#[doc(alias = "if_indextoname")]
+pub fn device_name(index: u32) -> Result<String> {
+    nix::net::if_::if_indextoname(index)
+        .map(|name| name.to_string_lossy().into_owned())
+        .map_err(|e| Error::new("if_indextoname", e.into()))
+}
+
+/// `if_nametoindex`: the index of a network device of the calling thread's namespace.
+///
+/// # Errors
+///
+/// [`Error::Call`]: ENODEV if there is none with this name.
+#[doc(alias = "if_nametoindex")]
+pub fn device_index(name: &str) -> Result<u32> {
+    nix::net::if_::if_nametoindex(name).map_err(|e| Error::new("if_nametoindex", e.into()))
+}
+
 /// Whether the calling thread has `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, which
 /// namespaces and repair need.
 #[must_use]

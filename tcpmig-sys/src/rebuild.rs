@@ -260,7 +260,8 @@ impl RestoringSocket {
     /// [`Error::Call`]; the connection is then discarded without a packet.
     pub fn activate(self, reuse_addr: bool) -> Result<OwnedFd> {
         sockopt::set_repair(self.as_fd(), Repair::Off)?;
-        sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr))?;
+        // The connection lives from here on: an option that could not be set must not end it.
+        let _ = sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr));
         Ok(self.socket.into())
     }
 }

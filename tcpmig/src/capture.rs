@@ -1,0 +1,340 @@
+//! From a live socket to an image.
+//!
+//! [`Plan::of`] reads what does not change, [`Frozen::freeze`] locks the packets and puts
+//! the socket under repair, [`Frozen::capture`] reads the rest. Then the connection is kept
+//! ([`Frozen::keep`]) or given up ([`Frozen::discard`]).
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use tcpmig_format::{
+    AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, KeepAlive, Linger, SocketFamily,
+    SocketOptions,
+};
+use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Redirect};
+use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
+use tcpmig_sys::{flags, netns, sockopt};
+
+use crate::convert;
+
+/// Why a connection was not captured. It goes on where it is.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// The connection cannot be moved, or a call on its socket failed.
+    #[error(transparent)]
+    Socket(#[from] tcpmig_sys::Error),
+    /// Its addresses are not those of a connection between two hosts.
+    #[error("addresses: {0}")]
+    Flow(#[from] FlowError),
+    /// Its packets could not be locked.
+    #[error("lock: {0}")]
+    Lock(#[from] LockError),
+    /// The kernel's numbers contradict each other.
+    #[error("the connection's numbers: {0}")]
+    Invalid(#[from] InvalidTcp),
+    /// The connection moved on after it was read.
+    #[error("the connection moved on while it was locked (a packet passed the lock's beginning)")]
+    MovedOn,
+}
+
+impl CaptureError {
+    /// Whether the reason is in the connection itself, so that others can still be moved.
+    #[must_use]
+    pub fn is_not_migratable(&self) -> bool {
+        matches!(self, Self::Socket(tcpmig_sys::Error::NotMigratable(_)))
+    }
+}
+
+/// What of a connection can be read while it lives: addresses and options.
+///
+/// Reading it before the freeze keeps it out of the time in which the connection stands still.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    ip: IpImage,
+    socket: SocketOptions,
+}
+
+/// An option of newer kernels: `None` where it does not exist.
+fn known<T>(value: Result<T, tcpmig_sys::Error>) -> Result<Option<T>, tcpmig_sys::Error> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(tcpmig_sys::Error::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Plan {
+    /// Reads addresses and options. The socket is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError::Socket`] with [`NotMigratable`](tcpmig_sys::NotMigratable) if it is not
+    /// an established TCP connection, or with the call that failed.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
+        frozen::check(fd)?;
+        Ok(Self {
+            ip: ip(fd)?,
+            socket: options(fd)?,
+        })
+    }
+
+    /// The connection's addresses and ports.
+    #[must_use]
+    pub fn flow(&self) -> FourTuple {
+        self.ip.flow
+    }
+}
+
+fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
+    let (local, remote) = frozen::addresses(fd)?;
+    let flow = FourTuple::new(local, remote)?;
+    let family = match (local.is_ipv4(), flow.is_ipv4()) {
+        (true, _) => SocketFamily::Ipv4,
+        (false, true) => SocketFamily::Ipv4Mapped,
+        (false, false) => SocketFamily::Ipv6,
+    };
+    let mut ip = IpImage::new(flow, family);
+    let octet = |value: i32| u8::try_from(value).ok();
+    if flow.is_ipv4() {
+        ip.ttl = octet(sockopt::ttl(fd)?);
+        ip.tos = octet(sockopt::tos(fd)?);
+    }
+    if family == SocketFamily::Ipv4 {
+        ip.transparent = sockopt::transparent(fd)?;
+        ip.freebind = sockopt::freebind(fd)?;
+    } else {
+        ip.v6_only = Some(sockopt::v6_only(fd)?);
+        ip.hop_limit = octet(sockopt::hop_limit(fd)?);
+        ip.traffic_class = octet(sockopt::traffic_class(fd)?);
+        ip.transparent = sockopt::transparent_v6(fd)?;
+        ip.freebind = sockopt::freebind_v6(fd)?;
+    }
+    if let SocketAddr::V6(address) = local
+        && address.scope_id() != 0
+    {
+        ip.scope = Some(netns::device_name(address.scope_id())?);
+    }
+    ip.bound_device = sockopt::bound_device(fd)?;
+    ip.mark = Some(sockopt::mark(fd)?).filter(|&mark| mark != 0);
+    ip.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0);
+    Ok(ip)
+}
+
+fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
+    let linger = sockopt::linger(fd)?;
+    Ok(SocketOptions {
+        reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
+        reuse_port: Some(sockopt::reuse_port(fd)?),
+        no_delay: Some(sockopt::no_delay(fd)?),
+        cork: Some(sockopt::cork(fd)?),
+        oob_inline: Some(sockopt::oob_inline(fd)?),
+        non_blocking: Some(flags::non_blocking(fd)?),
+        keep_alive: Some(KeepAlive {
+            on: sockopt::keep_alive(fd)?,
+            idle: sockopt::keep_idle(fd)?,
+            interval: sockopt::keep_interval(fd)?,
+            count: sockopt::keep_count(fd)?,
+        }),
+        linger: Some(Linger {
+            on: linger.is_some(),
+            seconds: linger.unwrap_or(0),
+        }),
+        receive_buffer: Some(sockopt::receive_buffer(fd)?),
+        send_buffer: Some(sockopt::send_buffer(fd)?),
+        buffer_lock: known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok()),
+        receive_low_water: Some(sockopt::receive_low_water(fd)?),
+        congestion: Some(sockopt::congestion(fd)?),
+        user_timeout: Some(sockopt::user_timeout(fd)?),
+        not_sent_low_water: Some(sockopt::not_sent_low_water(fd)?),
+        linger2: Some(sockopt::linger2(fd)?),
+        ..SocketOptions::default()
+    })
+}
+
+/// A connection that stands still: its packets are locked and its socket is under repair.
+///
+/// Dropping it keeps it: unlocked first, so that the probe at the end of repair can leave and
+/// fetch what the peer acknowledged meanwhile, then thawed.
+#[derive(Debug)]
+#[must_use = "dropping keeps the connection here"]
+pub struct Frozen {
+    // Drop order: unlock, then thaw.
+    hold: Hold,
+    socket: FrozenSocket,
+    plan: Plan,
+    read: Option<Marks>,
+}
+
+/// What keeps the packets away.
+#[derive(Debug)]
+enum Hold {
+    Locked(LockGuard),
+    Redirected(Redirect),
+}
+
+/// A connection that was not frozen: the reason, and the descriptor back.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotFrozen {
+    /// The descriptor, in use as before.
+    pub fd: OwnedFd,
+    /// Why.
+    #[source]
+    pub error: CaptureError,
+}
+
+impl Frozen {
+    /// Locks the connection's packets for at most `lease` and puts its socket under repair.
+    ///
+    /// The application must have stopped using the descriptor: its calls fail from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFrozen`] with the descriptor; the connection goes on, unlocked.
+    pub fn freeze(
+        fd: OwnedFd,
+        plan: Plan,
+        locker: &dyn Locker,
+        lease: Duration,
+    ) -> Result<Self, NotFrozen> {
+        match locker.lock(&[plan.flow()], lease) {
+            Ok(lock) => Self::freeze_locked(fd, plan, lock),
+            Err(error) => Err(NotFrozen {
+                fd,
+                error: error.into(),
+            }),
+        }
+    }
+
+    /// As [`Frozen::freeze`], with packets that are locked already.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFrozen`] with the descriptor; the connection goes on, unlocked.
+    pub fn freeze_locked(fd: OwnedFd, plan: Plan, lock: LockGuard) -> Result<Self, NotFrozen> {
+        match FrozenSocket::freeze(fd) {
+            Ok(socket) => Ok(Self {
+                hold: Hold::Locked(lock),
+                socket,
+                plan,
+                read: None,
+            }),
+            Err(frozen::FreezeError { fd, error }) => Err(NotFrozen {
+                fd,
+                error: error.into(),
+            }),
+        }
+    }
+
+    /// The connection's addresses and ports.
+    #[must_use]
+    pub fn flow(&self) -> FourTuple {
+        self.plan.flow()
+    }
+
+    /// Reads the connection, with the application's state if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError`]; the connection stays frozen.
+    pub fn capture(&mut self, app: Option<AppImage>) -> Result<Image, CaptureError> {
+        let snapshot = self.socket.read()?;
+        self.read = Some(snapshot.marks);
+        Ok(Image {
+            ip: Some(self.plan.ip.clone()),
+            tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
+            app,
+        })
+    }
+
+    /// Makes sure that the connection did not move on since it was captured.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError::MovedOn`] if it did, or was never captured: the image must not be used.
+    pub fn confirm(&self) -> Result<(), CaptureError> {
+        if self.read == Some(self.socket.marks()?) {
+            Ok(())
+        } else {
+            Err(CaptureError::MovedOn)
+        }
+    }
+
+    /// Sends the connection's packets to the next hop from now on. Nothing is delivered or
+    /// answered here in between.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`]; the connection stays frozen and locked.
+    pub fn redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        if let Hold::Locked(lock) = &mut self.hold {
+            self.hold = Hold::Redirected(lock.try_redirect(hop, lease)?);
+        }
+        Ok(())
+    }
+
+    /// The connection goes on here.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFrozen`] with the descriptor, which may still be under repair, or whose packets
+    /// stay locked until the lease ends.
+    pub fn keep(self) -> Result<OwnedFd, NotFrozen> {
+        let Self { hold, socket, .. } = self;
+        let unlocked = match hold {
+            Hold::Locked(lock) => lock.unlock(),
+            Hold::Redirected(redirect) => redirect.end(),
+        };
+        let fd = socket
+            .thaw()
+            .map_err(|frozen::FreezeError { fd, error }| NotFrozen {
+                fd,
+                error: error.into(),
+            })?;
+        match unlocked {
+            Ok(()) => Ok(fd),
+            Err(error) => Err(NotFrozen {
+                fd,
+                error: error.into(),
+            }),
+        }
+    }
+
+    /// Ends the connection on this host without a packet.
+    ///
+    /// The lock or redirect stays until its lease ends, so that no late packet of the peer
+    /// draws an RST from here.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError::Socket`]; the descriptor is closed, just as silently.
+    pub fn discard(self) -> Result<(), CaptureError> {
+        let Self { hold, socket, .. } = self;
+        let discarded = socket.discard();
+        match hold {
+            Hold::Locked(lock) => lock.leave(),
+            Hold::Redirected(redirect) => redirect.leave(),
+        }
+        Ok(discarded?)
+    }
+
+    /// Prolongs the lock or redirect.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`].
+    pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
+        match &mut self.hold {
+            Hold::Locked(lock) => lock.renew(lease),
+            Hold::Redirected(redirect) => redirect.renew(lease),
+        }
+    }
+}
+
+impl AsFd for Frozen {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,51 @@
+//! What the demo and its web servers say to each other: a line of JSON each.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use tcpmig::driver::Report;
+
+/// The first line that a server reads.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// The server's name, which its certificate carries.
+    pub(crate) name: String,
+    /// Where it serves HTTP.
+    pub(crate) service: SocketAddr,
+    /// Where it takes connections from the other server.
+    pub(crate) own: SocketAddr,
+    /// The other server.
+    pub(crate) other: SocketAddr,
+    /// The other server's name.
+    pub(crate) other_name: String,
+    /// Its certificate, its key and the authority, as PEM.
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+    pub(crate) authority: String,
+    /// Octets of the file.
+    pub(crate) size: u64,
+    /// Where in the body to move the connection.
+    pub(crate) move_at: Vec<u64>,
+}
+
+/// What a server tells.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// It listens.
+    Ready,
+    /// A connection moved to the other server.
+    Moved {
+        /// Octets of the body that were written so far.
+        position: u64,
+        /// What it cost.
+        report: Report,
+    },
+    /// A connection was not moved and goes on here.
+    Kept {
+        position: u64,
+        reason: String,
+    },
+    /// A connection of which nobody can say where it lives.
+    InDoubt { position: u64 },
+}

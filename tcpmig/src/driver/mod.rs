@@ -1,0 +1,19 @@
+//! Runs handovers: locks, freezes, captures, sends; receives, rebuilds, activates.
+//!
+//! [`Mover::move_out`] gives one connection away, [`serve`] takes connections in. Both do what
+//! the state machines of [`handover`](crate::handover) answer, over
+//! [`tcpmig_transport`].
+//!
+//! System calls on sockets and netlink run on the task that calls, because a network namespace
+//! belongs to a thread: use a runtime whose threads are all in the namespace of the
+//! connections.
+
+mod options;
+mod report;
+mod source;
+mod target;
+
+pub use options::Options;
+pub use report::Report;
+pub use source::{Destination, Doubt, Ending, Mover, Outcome, Reason};
+pub use target::{Arrivals, Arrived, serve};

@@ -1,0 +1,42 @@
+//! How long things may take.
+
+use std::time::Duration;
+
+/// Time limits of a handover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How long a lock holds if nobody ends it (a process that died locks nobody out
+    /// for longer); default 30 s. Longer than `commit_within`, or a target's lock would
+    /// end before it gives up.
+    pub lease: Duration,
+    /// How long a redirect holds; default 24 h. It is not prolonged: a connection that lives
+    /// longer than this after it moved is cut off from a peer that still sends to the source.
+    pub redirect_lease: Duration,
+    /// Source: how long to wait for PREPARED before the connection is kept; default 3 s. It
+    /// stands still meanwhile.
+    pub prepared_within: Duration,
+    /// Source: how long to wait for an answer to COMMIT before asking again; default 500 ms.
+    pub answer_within: Duration,
+    /// Source: how long to ask before the handover is reported as in doubt; default 20 s.
+    pub ask_for: Duration,
+    /// Target: how long a built connection waits for COMMIT before it is discarded;
+    /// default 10 s.
+    pub commit_within: Duration,
+    /// Target: how long an ended handover is remembered, so that a COMMIT that comes again is
+    /// answered; default 10 min.
+    pub remember: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            redirect_lease: Duration::from_secs(24 * 3600),
+            prepared_within: Duration::from_secs(3),
+            answer_within: Duration::from_millis(500),
+            ask_for: Duration::from_secs(20),
+            commit_within: Duration::from_secs(10),
+            remember: Duration::from_secs(600),
+        }
+    }
+}

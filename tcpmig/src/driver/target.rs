@@ -1,0 +1,312 @@
+//! The target's side: taking connections in.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tcpmig_format::{AppImage, FourTuple, Image, Limits, Octets};
+use tcpmig_lock::Locker;
+use tcpmig_transport::{Endpoint, Exchange, Peer};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::Options;
+use crate::handover::{Decoder, HandoverId, Message, Target, TargetAction, TargetEvent};
+use crate::restore::{Prepared, Restored};
+
+/// A connection that moved to this host.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// Its addresses and ports.
+    pub flow: FourTuple,
+    /// Octets to write before anything else, see [`Restored::unwritten`].
+    pub unwritten: Octets,
+    /// The application's state.
+    pub app: Option<AppImage>,
+    /// The name of the host that it comes from.
+    pub from: String,
+}
+
+/// Connections as they arrive. Dropping it stops taking them in.
+#[derive(Debug)]
+pub struct Arrivals {
+    arrived: mpsc::UnboundedReceiver<Arrived>,
+    _tasks: JoinSet<()>,
+}
+
+impl Arrivals {
+    /// The next connection; `None` when the endpoint is closed. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Arrived> {
+        self.arrived.recv().await
+    }
+}
+
+/// Takes connections in from the hosts that the endpoint trusts.
+///
+/// Runs on the current tokio runtime until the [`Arrivals`] are dropped or the endpoint is
+/// closed.
+#[must_use]
+pub fn serve(endpoint: Endpoint, locker: Arc<dyn Locker>, options: Options) -> Arrivals {
+    let (sender, arrived) = mpsc::unbounded_channel();
+    let host = Arc::new(Host {
+        locker,
+        options,
+        arrived: sender,
+        handovers: Mutex::default(),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(accept(endpoint, host));
+    Arrivals {
+        arrived,
+        _tasks: tasks,
+    }
+}
+
+async fn accept(endpoint: Endpoint, host: Arc<Host>) {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            peer = endpoint.accept() => match peer {
+                Some(Ok(peer)) => {
+                    info!(peer = peer.name(), address = %peer.address(), "a host connected");
+                    peers.spawn(exchanges(peer, host.clone()));
+                }
+                Some(Err(error)) => warn!(%error, "a host was turned away"),
+                None => return,
+            },
+            Some(_) = peers.join_next() => {}
+        }
+    }
+}
+
+async fn exchanges(peer: Peer, host: Arc<Host>) {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            exchange = peer.accept() => match exchange {
+                Some(Ok(exchange)) => {
+                    open.spawn(serve_exchange(exchange, host.clone(), peer.name().to_owned()));
+                }
+                Some(Err(error)) => {
+                    debug!(%error, "the link to a host ended");
+                    break;
+                }
+                None => break,
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+    // What is still in the pipe of an ended link gets its end as well.
+    while open.join_next().await.is_some() {}
+}
+
+struct Host {
+    locker: Arc<dyn Locker>,
+    options: Options,
+    arrived: mpsc::UnboundedSender<Arrived>,
+    handovers: Mutex<HashMap<HandoverId, Arc<Mutex<Slot>>>>,
+}
+
+/// One handover, kept for a while after its end.
+struct Slot {
+    machine: Target,
+    prepared: Option<Prepared>,
+    from: String,
+    reason: String,
+    activate_us: u32,
+}
+
+/// A panic elsewhere left the value as it was: the machine's steps are complete or not begun.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn micros(since: Instant) -> u32 {
+    u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Answers the messages of one exchange.
+async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
+    let mut decoder = Decoder::default();
+    let mut begun: Vec<HandoverId> = Vec::new();
+    let ended = loop {
+        let frame = match exchange.recv().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break "the source finished".to_owned(),
+            Err(error) => break error.to_string(),
+        };
+        let answer = match decoder.frame(frame) {
+            Ok(None) => continue,
+            Ok(Some(Message::Offer { id, image })) => {
+                begun.push(id);
+                Some(host.offer(id, image, &from))
+            }
+            Ok(Some(Message::Commit { id })) => Some(host.commit(id)),
+            Ok(Some(Message::Abort { id })) => {
+                host.event(id, TargetEvent::Abort);
+                None
+            }
+            Ok(Some(other)) => break format!("{} was not expected", other.name()),
+            Err(error) => break error.to_string(),
+        };
+        if let Some(answer) = answer {
+            let (frame, _) = answer.encode();
+            if let Err(error) = exchange.send(frame).await {
+                break error.to_string();
+            }
+        }
+    };
+    debug!(ended, "an exchange ended");
+    for id in begun {
+        host.event(id, TargetEvent::LinkLost);
+    }
+}
+
+impl Host {
+    /// Builds what is offered.
+    fn offer(self: &Arc<Self>, id: HandoverId, image: Bytes, from: &str) -> Message {
+        let begin = Instant::now();
+        let refused = |reason: String| {
+            info!(%id, from, reason, "a connection was refused");
+            Message::Refused { id, reason }
+        };
+        if lock(&self.handovers).contains_key(&id) {
+            return refused("this handover was offered before".to_owned());
+        }
+        let built = Image::decode(&image, &Limits::default())
+            .map_err(|error| format!("image: {error}"))
+            .and_then(|image| {
+                Prepared::build(image, &*self.locker, self.options.lease)
+                    .map_err(|error| error.to_string())
+            });
+        drop(image);
+        let mut slot = Slot {
+            machine: Target::preparing(),
+            prepared: None,
+            from: from.to_owned(),
+            reason: String::new(),
+            activate_us: 0,
+        };
+        let answer = match built {
+            Ok(prepared) => {
+                slot.machine.handle(TargetEvent::Built);
+                slot.prepared = Some(prepared);
+                Message::Prepared {
+                    id,
+                    rebuild_us: micros(begin),
+                }
+            }
+            Err(reason) => {
+                slot.machine.handle(TargetEvent::NotBuilt);
+                slot.reason.clone_from(&reason);
+                refused(reason)
+            }
+        };
+        lock(&self.handovers).insert(id, Arc::new(Mutex::new(slot)));
+        self.expire(id);
+        answer
+    }
+
+    /// Discards what was built if COMMIT does not come in time, whatever the link does, and
+    /// forgets the handover when nobody can ask for it any more.
+    fn expire(self: &Arc<Self>, id: HandoverId) {
+        let host = Arc::downgrade(self);
+        let Options {
+            commit_within,
+            remember,
+            ..
+        } = self.options;
+        tokio::spawn(async move {
+            sleep(commit_within).await;
+            if let Some(host) = host.upgrade() {
+                host.event(id, TargetEvent::Deadline);
+            }
+            sleep(remember).await;
+            if let Some(host) = host.upgrade() {
+                lock(&host.handovers).remove(&id);
+            }
+        });
+    }
+
+    fn slot(&self, id: HandoverId) -> Option<Arc<Mutex<Slot>>> {
+        lock(&self.handovers).get(&id).cloned()
+    }
+
+    fn event(&self, id: HandoverId, event: TargetEvent) {
+        if let Some(slot) = self.slot(id) {
+            let mut slot = lock(&slot);
+            if slot.machine.handle(event) == TargetAction::Discard {
+                slot.prepared = None;
+                slot.reason = match event {
+                    TargetEvent::Deadline => "COMMIT did not come in time".to_owned(),
+                    _ => "the source gave it up".to_owned(),
+                };
+                info!(%id, reason = slot.reason, "a built connection was discarded");
+            }
+        }
+    }
+
+    fn commit(&self, id: HandoverId) -> Message {
+        let Some(slot) = self.slot(id) else {
+            return Message::Unknown { id };
+        };
+        let mut slot = lock(&slot);
+        let mut action = slot.machine.handle(TargetEvent::Commit);
+        if action == TargetAction::Activate {
+            let event = self.activate(&mut slot);
+            action = slot.machine.handle(event);
+        }
+        match action {
+            TargetAction::SayActive => Message::Active {
+                id,
+                activate_us: slot.activate_us,
+            },
+            _ => Message::Aborted {
+                id,
+                reason: slot.reason.clone(),
+            },
+        }
+    }
+
+    fn activate(&self, slot: &mut Slot) -> TargetEvent {
+        let begin = Instant::now();
+        let Some(prepared) = slot.prepared.take() else {
+            return TargetEvent::NotActivated;
+        };
+        if self.arrived.is_closed() {
+            slot.reason = "the application takes no more connections".to_owned();
+            return TargetEvent::NotActivated;
+        }
+        match prepared.activate() {
+            Ok(Restored {
+                socket,
+                flow,
+                unwritten,
+                app,
+            }) => {
+                slot.activate_us = micros(begin);
+                let arrived = Arrived {
+                    socket,
+                    flow,
+                    unwritten,
+                    app,
+                    from: slot.from.clone(),
+                };
+                if self.arrived.send(arrived).is_err() {
+                    warn!("a connection arrived after the application stopped: it is closed");
+                }
+                TargetEvent::Activated
+            }
+            Err(error) => {
+                slot.reason = error.to_string();
+                TargetEvent::NotActivated
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! From an image to a live socket.
+//!
+//! [`Prepared::build`] locks the packets and rebuilds the connection under repair;
+//! nothing of it can be seen from outside. [`Prepared::activate`] lets it live. Dropping a
+//! [`Prepared`] takes it all back without a packet.
+
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use tcpmig_format::{
+    AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
+};
+use tcpmig_lock::{LockError, LockGuard, Locker};
+use tcpmig_sys::rebuild::{self, ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::{flags, netns, sockopt};
+
+use crate::convert;
+
+/// Why a connection was not restored. Nothing of it is left on this host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The image lacks a layer that a connection needs.
+    #[error("the image has no {0} layer: it is not the image of a connection")]
+    Layer(&'static str),
+    /// A state that cannot be restored.
+    #[error("the image's state is {0:?}: only Established can be restored")]
+    State(TcpState),
+    /// The packets could not be locked, or not unlocked.
+    #[error("lock: {0}")]
+    Lock(#[from] LockError),
+    /// A call on the new socket failed.
+    #[error(transparent)]
+    Socket(#[from] tcpmig_sys::Error),
+}
+
+/// A connection that is rebuilt, locked and under repair.
+#[derive(Debug)]
+#[must_use = "dropping discards the connection without a packet"]
+pub struct Prepared {
+    // Drop order: the socket goes before its packets are unlocked.
+    socket: RestoringSocket,
+    lock: LockGuard,
+    flow: FourTuple,
+    unsent: Octets,
+    options: SocketOptions,
+    app: Option<AppImage>,
+}
+
+/// A connection that lives on this host.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// Its addresses and ports.
+    pub flow: FourTuple,
+    /// Octets that the application on the source had written and that did not fit into the
+    /// send buffer here: write them before anything else.
+    pub unwritten: Octets,
+    /// The application's state.
+    pub app: Option<AppImage>,
+}
+
+impl Prepared {
+    /// Locks the connection's packets for at most `lease` and rebuilds it on the calling
+    /// thread's host.
+    ///
+    /// The connection's local address must be on this host, unless the image says freebind or
+    /// transparent.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]; nothing is left behind.
+    pub fn build(
+        image: Image,
+        locker: &dyn Locker,
+        lease: Duration,
+    ) -> Result<Self, RestoreError> {
+        let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
+        let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
+        if tcp.state != TcpState::Established {
+            return Err(RestoreError::State(tcp.state));
+        }
+        let lock = locker.lock(&[ip.flow], lease)?;
+        let socket = connect(&ip, &tcp)?;
+        fill(&socket, &tcp)?;
+        set_options(socket.as_fd(), &tcp.socket)?;
+        Ok(Self {
+            socket,
+            lock,
+            flow: ip.flow,
+            unsent: tcp.send.unsent,
+            options: tcp.socket,
+            app: image.app,
+        })
+    }
+
+    /// Its addresses and ports.
+    #[must_use]
+    pub fn flow(&self) -> FourTuple {
+        self.flow
+    }
+
+    /// Unlocks the packets, ends a redirect of them that this host still has, and switches
+    /// repair off: the connection lives.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]; the connection was discarded without a packet.
+    pub fn activate(self) -> Result<Restored, RestoreError> {
+        self.lock.release()?;
+        let reuse_addr = self.options.reuse_addr.unwrap_or(false);
+        let socket = self.socket.activate(reuse_addr)?;
+        let fd = socket.as_fd();
+        // The connection lives: an error in what follows must not end it.
+        let written = rebuild::write_unsent(fd, &self.unsent).unwrap_or(0);
+        let unwritten = Octets::from(&self.unsent[written..]);
+        if self.options.cork == Some(true) {
+            let _ = sockopt::set_cork(fd, true);
+        }
+        if self.options.non_blocking == Some(false) {
+            let _ = flags::set_non_blocking(fd, false);
+        }
+        Ok(Restored {
+            socket,
+            flow: self.flow,
+            unwritten,
+            app: self.app,
+        })
+    }
+}
+
+/// The address as the socket's family has it.
+fn endpoint(address: SocketAddr, ip: &IpImage, scope: u32) -> SocketAddr {
+    match (address, ip.family) {
+        (SocketAddr::V4(v4), SocketFamily::Ipv4Mapped) => {
+            let mapped: Ipv6Addr = v4.ip().to_ipv6_mapped();
+            SocketAddrV6::new(mapped, v4.port(), 0, 0).into()
+        }
+        (SocketAddr::V6(mut v6), _) if v6.ip().is_unicast_link_local() => {
+            v6.set_scope_id(scope);
+            v6.into()
+        }
+        (address, _) => address,
+    }
+}
+
+fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError> {
+    let v6 = ip.family != SocketFamily::Ipv4;
+    let closed = ClosedSocket::open(v6)?;
+    let fd = closed.as_fd();
+    let scope = match &ip.scope {
+        Some(name) => netns::device_index(name)?,
+        None => 0,
+    };
+    if let Some(device) = &ip.bound_device {
+        sockopt::set_bound_device(fd, device)?;
+    }
+    if let Some(mark) = ip.mark {
+        sockopt::set_mark(fd, mark)?;
+    }
+    if let Some(ttl) = ip.ttl {
+        sockopt::set_ttl(fd, i32::from(ttl))?;
+    }
+    if let Some(tos) = ip.tos {
+        sockopt::set_tos(fd, i32::from(tos))?;
+    }
+    // After TOS, which changes the priority too.
+    if let Some(priority) = ip.priority {
+        sockopt::set_priority(fd, priority)?;
+    }
+    if v6 {
+        if let Some(v6_only) = ip.v6_only {
+            sockopt::set_v6_only(fd, v6_only)?;
+        }
+        if let Some(hop_limit) = ip.hop_limit {
+            sockopt::set_hop_limit(fd, i32::from(hop_limit))?;
+        }
+        if let Some(traffic_class) = ip.traffic_class {
+            sockopt::set_traffic_class(fd, i32::from(traffic_class))?;
+        }
+        sockopt::set_transparent_v6(fd, ip.transparent)?;
+        sockopt::set_freebind_v6(fd, ip.freebind)?;
+    } else {
+        sockopt::set_transparent(fd, ip.transparent)?;
+        sockopt::set_freebind(fd, ip.freebind)?;
+    }
+    let bound = closed.bind(endpoint(ip.flow.local(), ip, scope))?;
+    let start = QueueStart {
+        snd_una: tcp.send.snd_una.get(),
+        copied_seq: tcp.receive.copied_seq().get(),
+    };
+    let remote = endpoint(ip.flow.remote(), ip, scope);
+    Ok(bound.connect(remote, start, tcp.negotiated.mss_clamp)?)
+}
+
+fn fill(socket: &RestoringSocket, tcp: &TcpParts) -> Result<(), RestoreError> {
+    let negotiated = convert::negotiated(&tcp.negotiated);
+    socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
+    socket.fill_receive_queue(&tcp.receive.queue)?;
+    socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
+    socket.window(convert::window(&tcp.window))?;
+    let (snd_nxt, rcv_nxt) = (tcp.send.snd_nxt().get(), tcp.receive.rcv_nxt.get());
+    socket.verify(snd_nxt, rcv_nxt, &negotiated)?;
+    Ok(())
+}
+
+/// Everything that does not decide binding or routing and that repair mode keeps.
+fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), RestoreError> {
+    const SEND_LOCKED: u8 = 1;
+    const RECEIVE_LOCKED: u8 = 2;
+    macro_rules! set {
+        ($($value:expr => $set:ident;)*) => {
+            $(if let Some(value) = $value {
+                sockopt::$set(fd, value)?;
+            })*
+        };
+    }
+    set! {
+        options.reuse_port => set_reuse_port;
+        options.oob_inline => set_oob_inline;
+        options.no_delay => set_no_delay;
+        options.receive_low_water.filter(|&octets| octets != 1) => set_receive_low_water;
+        options.user_timeout => set_user_timeout;
+        options.not_sent_low_water => set_not_sent_low_water;
+        options.linger2 => set_linger2;
+        options.syn_count => set_syn_count;
+        options.window_clamp => set_window_clamp;
+    }
+    if let Some(name) = &options.congestion {
+        sockopt::set_congestion(fd, name)?;
+    }
+    if let Some(linger) = options.linger {
+        sockopt::set_linger(fd, linger.on.then_some(linger.seconds))?;
+    }
+    if let Some(keep) = options.keep_alive {
+        sockopt::set_keep_idle(fd, keep.idle)?;
+        sockopt::set_keep_interval(fd, keep.interval)?;
+        sockopt::set_keep_count(fd, keep.count)?;
+        sockopt::set_keep_alive(fd, keep.on)?;
+    }
+    // A fixed size is set again; one that tunes itself only gets its freedom back. The kernel
+    // doubles what it is given.
+    let locked = options.buffer_lock.unwrap_or(0);
+    if let Some(octets) = options.send_buffer.filter(|_| locked & SEND_LOCKED != 0) {
+        sockopt::set_send_buffer(fd, octets / 2)?;
+    }
+    if let Some(octets) = options.receive_buffer.filter(|_| locked & RECEIVE_LOCKED != 0) {
+        sockopt::set_receive_buffer(fd, octets / 2)?;
+    }
+    match sockopt::set_buffer_lock(fd, u32::from(locked)) {
+        Err(tcpmig_sys::Error::Unsupported { .. }) => Ok(()),
+        other => Ok(other?),
+    }
+}

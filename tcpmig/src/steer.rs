@@ -1,0 +1,107 @@
+//! How a connection's packets reach the host that it moves to.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+use tcpmig_lock::route::Routes;
+use tcpmig_lock::{LockError, NextHop};
+
+use crate::capture::Frozen;
+
+/// A way to bring a connection's packets to the target.
+pub trait Steer: Send + Sync {
+    /// Everything that takes time, before the connection stands still.
+    ///
+    /// # Errors
+    ///
+    /// [`SteerError`]: the connection is then not touched.
+    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError>;
+}
+
+/// A planned [`Steer`].
+pub trait Steering: Send {
+    /// Steers the packets of a frozen connection, from the moment this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`SteerError`]: the connection is then kept.
+    fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError>;
+}
+
+/// Why packets could not be steered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SteerError {
+    /// The locker or the routes refused it.
+    #[error("redirect: {0}")]
+    Redirect(#[from] LockError),
+    /// Another way of steering failed.
+    #[error("steer: {0}")]
+    Other(String),
+}
+
+/// Something else brings the packets to the target: a load balancer, or a router.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Elsewhere;
+
+impl Steer for Elsewhere {
+    fn plan(&self, _: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl Steering for Elsewhere {
+    fn steer(self: Box<Self>, _: &mut Frozen) -> Result<(), SteerError> {
+        Ok(())
+    }
+}
+
+/// This host forwards the connection's packets to the target, which is its neighbour.
+///
+/// The target needs the connection's local address on one of its devices, silently (on
+/// `lo`, with `arp_ignore=1` and `arp_announce=2`), and answers the peer directly. Nothing else on
+/// the network changes.
+#[derive(Debug)]
+pub struct Redirected {
+    target: IpAddr,
+    lease: Duration,
+    routes: Routes,
+}
+
+impl Redirected {
+    /// Forwards to the host with the address `target`, for `lease`, from the network
+    /// namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`SteerError::Redirect`] if the routes of this host cannot be asked.
+    pub fn new(target: IpAddr, lease: Duration) -> Result<Self, SteerError> {
+        Ok(Self {
+            target,
+            lease,
+            routes: Routes::new()?,
+        })
+    }
+}
+
+struct Planned {
+    hop: NextHop,
+    lease: Duration,
+}
+
+impl Steer for Redirected {
+    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        let hop = self.routes.next_hop(self.target, flow.remote().ip())?;
+        Ok(Box::new(Planned {
+            hop,
+            lease: self.lease,
+        }))
+    }
+}
+
+impl Steering for Planned {
+    fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError> {
+        Ok(frozen.redirect(&self.hop, self.lease)?)
+    }
+}
