@@ -28,7 +28,7 @@ pub struct Route {
     pub index: u32,
     /// The router in between, if the address is not on link.
     pub gateway: Option<IpAddr>,
-    /// The address that this host prefers as source.
+    /// The address that this host uses as source: the one asked for, or the one it prefers.
     pub source: Option<IpAddr>,
     /// Whether the address is one of this host.
     pub local: bool,
@@ -114,7 +114,7 @@ impl Routes {
             device: String::new(),
             index: 0,
             gateway: None,
-            source: None,
+            source: from,
             local: reply.header.kind == RouteType::Local,
         };
         for attribute in &reply.attributes {

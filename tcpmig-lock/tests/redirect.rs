@@ -16,7 +16,8 @@ use tcpmig_lock::{
 
 const LEASE: Duration = Duration::from_secs(60);
 
-/// A switch with the source, the target, which has the source's address too, and the peer.
+/// A switch with the source, the target and the peer. Source and target have the address of the service beside their
+/// own: a target to which the source's only address is local would not answer its ARP requests.
 struct Net {
     source: Host,
     target: Host,
@@ -41,7 +42,9 @@ fn families() -> [[IpAddr; 3]; 2] {
 impl Net {
     fn new() -> Self {
         let (source, target, peer) = (Host::new(), Host::new(), Host::new());
-        let switch = switch(&[(&source, 1), (&target, 2), (&peer, 9)]);
+        let switch = switch(&[(&source, 3), (&target, 2), (&peer, 9)]);
+        source.ip("address add 10.0.0.1/24 dev eth0");
+        source.ip("address add 2001:db8::1/64 dev eth0 nodad");
         target.sysctl("ipv4/conf/all/arp_ignore", "1");
         target.sysctl("ipv4/conf/all/arp_announce", "2");
         target.ip("address add 10.0.0.1/32 dev lo");
@@ -305,7 +308,9 @@ fn a_device_that_went_and_came_again_is_hooked_again() {
             net.source.path()
         ));
         net.switch.ip("link set again master br0 up");
-        common::net::address(&net.source, 1);
+        common::net::address(&net.source, 3);
+        net.source.ip("address add 10.0.0.1/24 dev eth0");
+        net.peer.ip("neighbour flush all");
         let mut flow = net.connection(service);
         let (guard, _at_target) = net.lock(&flow);
         let _redirect = net.redirect(guard, target);

@@ -158,12 +158,13 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
         add_set::<Flow4>(batch, &table, set, true, None);
         add_set::<Flow6>(batch, &table, set, false, None);
     }
-    let marks = nftnl::set::Set::<Mark>::new_named(
+    let mut marks = nftnl::set::Set::<Mark>::new_named(
         &c_string(EXEMPT),
         set_id(batch),
         &table,
         table.get_family(),
     );
+    host_order(&mut marks, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
     batch.object("NFT_MSG_NEWSET", Table::Inet, &marks, MsgType::Add, CREATE);
     for (chain_name, hook, reverse) in [
         ("prerouting", Hook::PreRouting, false),
@@ -282,9 +283,20 @@ fn add_set<K: SetKey>(
         flags |= libc::NFT_SET_MAP as u32;
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_TYPE, kind);
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_LEN, length);
+        if kind == TYPE_DEVICE {
+            host_order(&mut set, sys::NFTNL_UDATA_SET_DATABYTEORDER);
+        }
     }
     ffi::set_u32(&mut set, sys::NFTNL_SET_FLAGS, flags);
     batch.object("NFT_MSG_NEWSET", which.table(), &set, MsgType::Add, CREATE);
+}
+
+/// Tells `nft` that the keys or the values of a set are in host byte order; the kernel does not look at it.
+fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
+    const HOST_ENDIAN: u32 = 1;
+    let mut data = vec![which.to_le_bytes()[0], 4];
+    data.extend_from_slice(&HOST_ENDIAN.to_ne_bytes());
+    ffi::set_octets(set, sys::NFTNL_SET_USERDATA, &data);
 }
 
 /// Adds a chain and removes the rules that it may have.

@@ -62,7 +62,7 @@ pub(crate) fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {error}");
 }
 
-/// A link between two hosts: `a` gets 10.0.0.1 and 2001:db8::1, `b` 10.0.0.9 and 2001:db8::9, on `eth0`.
+/// A link between two hosts, `eth0` on both: `a` is number 1 and `b` number 9.
 pub(crate) fn link(a: &Host, b: &Host) {
     a.ip(&format!(
         "link add eth0 type veth peer name eth0 netns {}",
@@ -73,7 +73,7 @@ pub(crate) fn link(a: &Host, b: &Host) {
     }
 }
 
-/// Gives a host its addresses on `eth0`.
+/// Gives a host its addresses on `eth0`, with this number at the end.
 pub(crate) fn address(host: &Host, number: u8) {
     host.ip(&format!("address add 10.0.0.{number}/24 dev eth0"));
     host.ip(&format!("address add 2001:db8::{number}/64 dev eth0 nodad"));
