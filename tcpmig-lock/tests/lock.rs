@@ -386,9 +386,9 @@ fn many_handles_at_once() {
 #[test]
 fn without_privileges_the_error_says_what_is_missing() {
     const NAME: &str = "without_privileges_the_error_says_what_is_missing";
-    if !common::is_again() {
+    if !common::isolate::is_again() {
         // A user namespace of its own has no say in a network namespace that it does not own.
-        return common::again(NAME, &["-U"]);
+        return common::isolate::again(NAME, &["-U"]);
     }
     let locker = Nftables::new().unwrap();
     let errors = [

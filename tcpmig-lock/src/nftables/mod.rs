@@ -7,6 +7,8 @@ mod ffi;
 mod held;
 mod layout;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::HashMap;
