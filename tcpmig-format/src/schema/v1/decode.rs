@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
+use crate::schema::strict::{Marker, Place};
 use crate::{
     DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
 };
@@ -16,12 +16,13 @@ const MAX_DEPTH: usize = 32;
 pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, DecodeError> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
     deserializer.set_max_depth(MAX_DEPTH);
-    let wire = super::Image::deserialize(&mut deserializer).map_err(|error| malformed(&error))?;
-    // The deserializer does not tell how far it came, but at the end of its
-    // input it finds no marker.
-    match IgnoredAny::deserialize(&mut deserializer) {
-        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => {}
-        _ => return Err(DecodeError::TrailingPayload),
+    let place = Place::default();
+    let wire: super::Image<'_> = place
+        .read(&mut deserializer)
+        .map_err(|error| malformed(&place, &error))?;
+    // The deserializer does not tell how far it came.
+    if Marker::deserialize(&mut deserializer).is_ok() {
+        return Err(DecodeError::TrailingPayload);
     }
     let reader = Reader(limits);
     reader.critical(&wire)?;
@@ -32,14 +33,14 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
     })
 }
 
-fn malformed(error: &rmp_serde::decode::Error) -> DecodeError {
+fn malformed(place: &Place, error: &rmp_serde::decode::Error) -> DecodeError {
     let mut reason = error.to_string();
     // serde quotes a text of the wrong type, which could be a secret.
     if let (Some(start), Some(end)) = (reason.find('"'), reason.rfind('"')) {
         reason.replace_range(start..=end, "...");
     }
     DecodeError::Malformed {
-        place: "payload".into(),
+        place: place.to_string(),
         reason,
     }
 }
