@@ -3,3 +3,4 @@
 
 mod strict;
 pub(crate) mod v1;
+mod visit;

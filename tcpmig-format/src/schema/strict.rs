@@ -7,7 +7,11 @@ use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::value::BorrowedStrDeserializer;
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor,
+};
+
+use super::visit::{Bin, List, Name, Scalar, Text, refuse_text};
 
 /// The field being read, from the outermost structure inwards.
 #[derive(Default)]
@@ -66,12 +70,16 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_any(visitor)
+        self.inner.deserialize_any(Scalar(visitor))
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_ignored_any(visitor)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         // Not `deserialize_seq`, which takes octets for a list of numbers.
-        self.inner.deserialize_any(visitor)
+        self.inner.deserialize_any(List(visitor))
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -103,7 +111,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char string
         byte_buf unit unit_struct newtype_struct tuple tuple_struct map enum
-        identifier ignored_any
+        identifier
     }
 }
 
@@ -122,34 +130,6 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
         let place = self.place;
         self.inner.visit_some(Strict { inner, place })
-    }
-}
-
-struct Text<V>(V);
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Text<V> {
-    type Value = V::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("text")
-    }
-
-    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<V::Value, E> {
-        self.0.visit_borrowed_str(text)
-    }
-}
-
-struct Bin<V>(V);
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Bin<V> {
-    type Value = V::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("octets")
-    }
-
-    fn visit_borrowed_bytes<E: Error>(self, octets: &'de [u8]) -> Result<V::Value, E> {
-        self.0.visit_borrowed_bytes(octets)
     }
 }
 
@@ -173,6 +153,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, V> {
             place: self.place,
         })
     }
+
+    refuse_text!();
 }
 
 struct Fields<'p, A> {
@@ -188,7 +170,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, A::Error> {
-        let Some(Key(key)) = self.map.next_key()? else {
+        let Some(Name(key)) = self.map.next_key()? else {
             return Ok(None);
         };
         // A name from the input could be of any length.
@@ -205,54 +187,5 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
         })?;
         self.place.leave();
         Ok(value)
-    }
-}
-
-/// A key of a structure, which is text.
-struct Key<'a>(&'a str);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
-
-        impl<'de> Visitor<'de> for Name {
-            type Value = &'de str;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text key")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<&'de str, E> {
-                Ok(text)
-            }
-        }
-
-        deserializer.deserialize_any(Name).map(Key)
-    }
-}
-
-/// The first octet of a value, whatever it is: fails only at the end of the input.
-pub(super) struct Marker;
-
-impl<'de> Deserialize<'de> for Marker {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // An option is told by its marker alone.
-        deserializer.deserialize_option(Self)
-    }
-}
-
-impl<'de> Visitor<'de> for Marker {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_none<E: Error>(self) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, _value: D) -> Result<Self, D::Error> {
-        Ok(self)
     }
 }

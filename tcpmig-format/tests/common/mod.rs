@@ -1,5 +1,6 @@
 //! Images for tests: one with every field, and strategies for any.
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 pub(crate) mod strategy;
 pub(crate) mod wire;

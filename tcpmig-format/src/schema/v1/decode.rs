@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use crate::schema::strict::{Marker, Place};
+use crate::schema::strict::Place;
+use crate::schema::visit::Marker;
 use crate::{
     DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
 };
@@ -17,9 +18,13 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
     deserializer.set_max_depth(MAX_DEPTH);
     let place = Place::default();
-    let wire: super::Image<'_> = place
-        .read(&mut deserializer)
-        .map_err(|error| malformed(&place, &error))?;
+    let wire: super::Image<'_> =
+        place
+            .read(&mut deserializer)
+            .map_err(|error| DecodeError::Malformed {
+                place: place.to_string(),
+                reason: error.to_string(),
+            })?;
     // The deserializer does not tell how far it came.
     if Marker::deserialize(&mut deserializer).is_ok() {
         return Err(DecodeError::TrailingPayload);
@@ -31,18 +36,6 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
         tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
         app: wire.app.map(|app| reader.app(&app)).transpose()?,
     })
-}
-
-fn malformed(place: &Place, error: &rmp_serde::decode::Error) -> DecodeError {
-    let mut reason = error.to_string();
-    // serde quotes a text of the wrong type, which could be a secret.
-    if let (Some(start), Some(end)) = (reason.find('"'), reason.rfind('"')) {
-        reason.replace_range(start..=end, "...");
-    }
-    DecodeError::Malformed {
-        place: place.to_string(),
-        reason,
-    }
 }
 
 struct Reader<'a>(&'a Limits);
