@@ -8,10 +8,10 @@
 //! `tcpmig`.
 //!
 //! [`Image`] holds the layers, [`Image::encode`] and [`Image::decode`] convert
-//! it, [`specification`] says what the octets mean. Types are valid by construction or checked on the way out and in; a
-//! decoder takes nothing on trust from its input ([`Limits`],
-//! [`DecodeError`]). Queues and application state ([`Octets`]) do not print
-//! and are zeroed when dropped.
+//! it, [`specification`] says what the octets mean. Types are valid by
+//! construction or checked on the way out and in; the decoder takes nothing on
+//! trust ([`Limits`], [`DecodeError`]). Queues and application state
+//! ([`Octets`]) do not print and are zeroed when dropped.
 //!
 //! ```
 //! use tcpmig_format::*;

@@ -41,17 +41,24 @@ fn the_smallest_layers_decode() {
 
 #[test]
 fn nil_is_absent() {
-    let mut fields = ip();
-    fields.extend([("ttl", nil()), ("scope", nil())]);
-    let image = decode(&map(&[
-        critical(&[]),
-        ("ip", map(&fields)),
-        ("tcp", nil()),
-        ("app", nil()),
-    ]))
-    .unwrap();
-    assert_eq!(image.ip.unwrap().ttl, None);
-    assert_eq!(image.tcp, None);
+    let mut ip_fields = ip();
+    ip_fields.extend(["ttl", "scope", "transparent", "freebind"].map(|name| (name, nil())));
+    let negotiated = map(&[
+        ("mss_clamp", number(1460)),
+        ("sack", nil()),
+        ("window_scale", nil()),
+    ]);
+    let mut tcp_fields = with(tcp(), "negotiated", negotiated);
+    tcp_fields.push(("socket", nil()));
+    let layers = |ip, tcp, app| {
+        let fields = [critical(&[]), ("ip", ip), ("tcp", tcp), ("app", app)];
+        decode(&map(&fields)).unwrap()
+    };
+    assert_eq!(
+        layers(map(&ip_fields), map(&tcp_fields), nil()),
+        layers(map(&ip()), map(&tcp()), nil())
+    );
+    assert_eq!(layers(nil(), nil(), nil()), Image::default());
 }
 
 #[test]

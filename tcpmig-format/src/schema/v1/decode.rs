@@ -115,8 +115,8 @@ impl Reader<'_> {
                 .bound_device
                 .map(|name| self.text("ip.bound_device", name))
                 .transpose()?,
-            transparent: ip.transparent,
-            freebind: ip.freebind,
+            transparent: ip.transparent.unwrap_or_default(),
+            freebind: ip.freebind.unwrap_or_default(),
             mark: ip.mark,
             priority: ip.priority,
         };
@@ -145,7 +145,10 @@ impl Reader<'_> {
                 rcv_wnd: tcp.window.rcv_wnd,
                 rcv_wup: Seq::new(tcp.window.rcv_wup),
             },
-            socket: self.socket(&tcp.socket)?,
+            socket: match &tcp.socket {
+                Some(socket) => self.socket(socket)?,
+                None => crate::SocketOptions::default(),
+            },
         };
         Ok(TcpImage::new(parts)?)
     }
@@ -168,7 +171,7 @@ impl Reader<'_> {
                 snd: scale.snd,
                 rcv: scale.rcv,
             }),
-            sack: wire.sack,
+            sack: wire.sack.unwrap_or_default(),
             timestamps,
         })
     }
