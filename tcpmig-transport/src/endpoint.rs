@@ -13,7 +13,7 @@ use crate::cause;
 use crate::error::TransportError;
 use crate::handshake;
 use crate::identity::Identity;
-use crate::limits::{Role, SOCKET_BUFFER, TransportLimits};
+use crate::limits::{MAX_DATAGRAM, Role, SOCKET_BUFFER, TransportLimits};
 use crate::peer::Peer;
 use crate::reset;
 use crate::tls::{self, Connector};
@@ -100,13 +100,12 @@ impl Endpoint {
         tokio::runtime::Handle::try_current()
             .map_err(std::io::Error::other)
             .map_err(socket_error("find the tokio runtime"))?;
-        let endpoint = quinn::Endpoint::new(
-            reset::endpoint_config(identity, local),
-            Some(server),
-            socket,
-            Arc::new(TokioRuntime),
-        )
-        .map_err(socket_error("set up the UDP socket"))?;
+        let mut quic = reset::endpoint_config(identity, local);
+        // Without this the other side's MTU discovery would end at 1472.
+        quic.max_udp_payload_size(MAX_DATAGRAM)
+            .expect("between 1200 and 65527");
+        let endpoint = quinn::Endpoint::new(quic, Some(server), socket, Arc::new(TokioRuntime))
+            .map_err(socket_error("set up the UDP socket"))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
