@@ -8,10 +8,10 @@ use std::str::FromStr;
 /// local end and the remote end (the peer).
 ///
 /// Both ends are of one family, with a port and an address that a connection
-/// can have (not unspecified, not multicast, not broadcast). Addresses are kept as they are on
-/// the wire: an IPv4-mapped IPv6 address becomes the IPv4 address that its
-/// packets carry, and flow labels and scope ids, which are local to a host,
-/// are dropped.
+/// can have (not unspecified, not multicast, not broadcast). Addresses are
+/// kept as they are on the wire: an IPv4-mapped IPv6 address becomes the IPv4
+/// address that its packets carry, and flow labels and scope ids, which are
+/// local to a host, are dropped.
 ///
 /// ```
 /// use tcpmig_format::FourTuple;

@@ -8,10 +8,10 @@
 //! `tcpmig`.
 //!
 //! [`Image`] holds the layers, [`Image::encode`] and [`Image::decode`] convert
-//! it. Types are valid by construction or checked on the way out and in; a
-//! decoder takes nothing on trust from its input ([`Limits`],
-//! [`DecodeError`]). Queues and application state ([`Octets`]) do not print
-//! and are zeroed when dropped.
+//! it, [`specification`] says what the octets mean. Types are valid by
+//! construction or checked on the way out and in; the decoder takes nothing on
+//! trust ([`Limits`], [`DecodeError`]). Queues and application state
+//! ([`Octets`]) do not print and are zeroed when dropped.
 //!
 //! ```
 //! use tcpmig_format::*;
@@ -33,7 +33,6 @@
 //! # Features
 //!
 //! * `arbitrary`: `arbitrary::Arbitrary` for [`Image`], for fuzz targets.
-#![doc = include_str!("../FORMAT.md")]
 #![forbid(unsafe_code)]
 
 mod check;
@@ -49,6 +48,10 @@ mod schema;
 mod seq;
 mod state;
 mod tcp;
+
+#[doc = include_str!("../FORMAT.md")]
+#[allow(clippy::doc_markdown, reason = "also read as plain text")]
+pub mod specification {}
 
 #[cfg(feature = "arbitrary")]
 mod arbitrary;

@@ -127,7 +127,8 @@ pub enum TimestampUnit {
 /// (`struct tcp_repair_window`).
 ///
 /// Like all sequence numbers of an image they do not count a FIN: where the
-/// peer's FIN was received, `rcv_wup` and `snd_wl1` can be one less than the kernel reads.
+/// peer's FIN was received, `rcv_wup` and `snd_wl1` can be one less than the
+/// kernel reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Window {
     /// Sequence number of the segment that last changed `snd_wnd`.

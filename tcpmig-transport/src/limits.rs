@@ -16,10 +16,11 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 const SEND_WINDOW: u64 = 32 << 20;
 /// Ten segments of this size fit the 64 KiB that the kernel splits in one call; above 6553 they
 /// do not, and throughput collapses.
-const MAX_DATAGRAM: u16 = 6400;
-/// A fresh connection carries an image of several MiB at once instead of probing its way up: hosts
-/// that migrate share a fast network. Losses shrink the window as usual.
-const INITIAL_WINDOW: u64 = 16 << 20;
+pub(crate) const MAX_DATAGRAM: u16 = 6400;
+/// What a fresh connection sends before the first acknowledgement: a usual image at once instead of
+/// probing up from 14 KiB, as hosts that migrate share a fast network. More would only overrun the
+/// buffers of its switches; the window doubles with each round trip and shrinks with losses.
+const INITIAL_WINDOW: u64 = 1 << 20;
 /// Until measured: a lost handshake packet is repeated after three times this, not after a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Asked of the kernel for the UDP socket, in octets; it may grant less.

@@ -47,10 +47,8 @@ struct Ip<'a> {
     flow_label: Option<u32>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     bound_device: Option<&'a str>,
-    #[serde(default)]
-    transparent: bool,
-    #[serde(default)]
-    freebind: bool,
+    transparent: Option<bool>,
+    freebind: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mark: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,8 +72,8 @@ struct Tcp<'a> {
     #[serde(borrow)]
     negotiated: Negotiated<'a>,
     window: Window,
-    #[serde(borrow, default)]
-    socket: Socket<'a>,
+    #[serde(borrow)]
+    socket: Option<Socket<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,8 +97,7 @@ struct Negotiated<'a> {
     mss_clamp: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     window_scale: Option<WindowScale>,
-    #[serde(default)]
-    sack: bool,
+    sack: Option<bool>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     timestamps: Option<Timestamps<'a>>,
 }
@@ -126,7 +123,7 @@ struct Window {
     rcv_wup: u32,
 }
 
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize)]
 struct Socket<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reuse_addr: Option<bool>,

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
+use crate::schema::visit::Name;
+
 /// Far above the number of parts that there are, and low enough that a list of
 /// short names does not grow in memory.
 const MAX_NAMES: usize = 64;
@@ -30,7 +32,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Critical<'a> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut names = Vec::new();
-                while let Some(name) = seq.next_element()? {
+                while let Some(Name(name)) = seq.next_element()? {
                     if names.len() == MAX_NAMES {
                         return Err(A::Error::custom(format_args!(
                             "more than {MAX_NAMES} names"

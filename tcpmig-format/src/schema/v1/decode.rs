@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
+use crate::schema::strict::Place;
+use crate::schema::visit::Marker;
 use crate::{
     DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
 };
@@ -16,12 +17,17 @@ const MAX_DEPTH: usize = 32;
 pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, DecodeError> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
     deserializer.set_max_depth(MAX_DEPTH);
-    let wire = super::Image::deserialize(&mut deserializer).map_err(|error| malformed(&error))?;
-    // The deserializer does not tell how far it came, but at the end of its
-    // input it finds no marker.
-    match IgnoredAny::deserialize(&mut deserializer) {
-        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => {}
-        _ => return Err(DecodeError::TrailingPayload),
+    let place = Place::default();
+    let wire: super::Image<'_> =
+        place
+            .read(&mut deserializer)
+            .map_err(|error| DecodeError::Malformed {
+                place: place.to_string(),
+                reason: error.to_string(),
+            })?;
+    // The deserializer does not tell how far it came.
+    if Marker::deserialize(&mut deserializer).is_ok() {
+        return Err(DecodeError::TrailingPayload);
     }
     let reader = Reader(limits);
     reader.critical(&wire)?;
@@ -30,18 +36,6 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
         tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
         app: wire.app.map(|app| reader.app(&app)).transpose()?,
     })
-}
-
-fn malformed(error: &rmp_serde::decode::Error) -> DecodeError {
-    let mut reason = error.to_string();
-    // serde quotes a text of the wrong type, which could be a secret.
-    if let (Some(start), Some(end)) = (reason.find('"'), reason.rfind('"')) {
-        reason.replace_range(start..=end, "...");
-    }
-    DecodeError::Malformed {
-        place: "payload".into(),
-        reason,
-    }
 }
 
 struct Reader<'a>(&'a Limits);
@@ -121,8 +115,8 @@ impl Reader<'_> {
                 .bound_device
                 .map(|name| self.text("ip.bound_device", name))
                 .transpose()?,
-            transparent: ip.transparent,
-            freebind: ip.freebind,
+            transparent: ip.transparent.unwrap_or_default(),
+            freebind: ip.freebind.unwrap_or_default(),
             mark: ip.mark,
             priority: ip.priority,
         };
@@ -151,7 +145,10 @@ impl Reader<'_> {
                 rcv_wnd: tcp.window.rcv_wnd,
                 rcv_wup: Seq::new(tcp.window.rcv_wup),
             },
-            socket: self.socket(&tcp.socket)?,
+            socket: match &tcp.socket {
+                Some(socket) => self.socket(socket)?,
+                None => crate::SocketOptions::default(),
+            },
         };
         Ok(TcpImage::new(parts)?)
     }
@@ -174,7 +171,7 @@ impl Reader<'_> {
                 snd: scale.snd,
                 rcv: scale.rcv,
             }),
-            sack: wire.sack,
+            sack: wire.sack.unwrap_or_default(),
             timestamps,
         })
     }

@@ -85,8 +85,8 @@ fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> su
         traffic_class: ip.traffic_class,
         flow_label: ip.flow_label,
         bound_device: ip.bound_device.as_deref(),
-        transparent: ip.transparent,
-        freebind: ip.freebind,
+        transparent: Some(ip.transparent),
+        freebind: Some(ip.freebind),
         mark: ip.mark,
         priority: ip.priority,
     }
@@ -112,7 +112,7 @@ fn tcp_layer(tcp: &crate::TcpParts) -> super::Tcp<'_> {
             rcv_wnd: tcp.window.rcv_wnd,
             rcv_wup: tcp.window.rcv_wup.get(),
         },
-        socket: socket(&tcp.socket),
+        socket: Some(socket(&tcp.socket)),
     }
 }
 
@@ -123,7 +123,7 @@ fn negotiated(negotiated: &crate::Negotiated) -> super::Negotiated<'static> {
             snd: scale.snd,
             rcv: scale.rcv,
         }),
-        sack: negotiated.sack,
+        sack: Some(negotiated.sack),
         timestamps: negotiated.timestamps.map(|timestamps| super::Timestamps {
             value: timestamps.value,
             unit: match timestamps.unit {

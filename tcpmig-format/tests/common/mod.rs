@@ -1,0 +1,118 @@
+//! Images for tests: one with every field, and strategies for any.
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+pub(crate) mod strategy;
+pub(crate) mod wire;
+
+use tcpmig_format::*;
+
+/// An image in which every field is there, each with its own value.
+pub(crate) fn full() -> Image {
+    let mut ip = IpImage::new(
+        "[2001:db8::1]:443,[2001:db8::2]:50123".parse().unwrap(),
+        SocketFamily::Ipv6,
+    );
+    ip.v6_only = Some(true);
+    ip.scope = Some("eth0".into());
+    ip.ttl = Some(63);
+    ip.hop_limit = Some(62);
+    ip.tos = Some(0x10);
+    ip.traffic_class = Some(0x20);
+    ip.flow_label = Some(0xf_edcb);
+    ip.bound_device = Some("vrf-blue".into());
+    ip.transparent = true;
+    ip.freebind = true;
+    ip.mark = Some(0xdead_beef);
+    ip.priority = Some(6);
+    Image {
+        ip: Some(ip),
+        tcp: Some(TcpImage::new(parts()).unwrap()),
+        app: Some(AppImage {
+            kind: "org.example.chat".into(),
+            version: 3,
+            payload: Octets::from(&b"{\"room\":7}"[..]),
+        }),
+    }
+}
+
+fn parts() -> TcpParts {
+    TcpParts {
+        state: TcpState::CloseWait,
+        send: SendSpace {
+            snd_una: Seq::new(0xffff_fffc),
+            sent: Octets::from(&b"sent over the wrap"[..]),
+            unsent: Octets::from(&b"not sent"[..]),
+        },
+        receive: ReceiveSpace {
+            rcv_nxt: Seq::new(0x8000_0010),
+            queue: Octets::from(&b"GET / HTTP/1.1\r\n\r\n"[..]),
+        },
+        negotiated: Negotiated {
+            mss_clamp: 1440,
+            window_scale: Some(WindowScale { snd: 7, rcv: 9 }),
+            sack: true,
+            timestamps: Some(Timestamps {
+                value: 0x0102_0304,
+                unit: TimestampUnit::Microseconds,
+            }),
+        },
+        window: Window {
+            snd_wl1: Seq::new(0x8000_0001),
+            snd_wnd: 64_128,
+            max_window: 65_536,
+            rcv_wnd: 131_072,
+            rcv_wup: Seq::new(0x8000_000f),
+        },
+        socket: socket(),
+    }
+}
+
+fn socket() -> SocketOptions {
+    SocketOptions {
+        reuse_addr: Some(true),
+        reuse_port: Some(false),
+        no_delay: Some(true),
+        cork: Some(false),
+        oob_inline: Some(true),
+        non_blocking: Some(true),
+        keep_alive: Some(KeepAlive {
+            on: true,
+            idle: 7200,
+            interval: 75,
+            count: 9,
+        }),
+        linger: Some(Linger {
+            on: true,
+            seconds: 5,
+        }),
+        receive_buffer: Some(131_072),
+        send_buffer: Some(87_040),
+        buffer_lock: Some(1),
+        receive_low_water: Some(2),
+        congestion: Some("cubic".into()),
+        user_timeout: Some(30_000),
+        not_sent_low_water: Some(16_384),
+        quick_ack: Some(false),
+        linger2: Some(-1),
+        syn_count: Some(6),
+        window_clamp: Some(4_194_304),
+        max_pacing_rate: Some(u64::MAX),
+    }
+}
+
+/// A LISTEN socket says the least.
+pub(crate) fn smallest_tcp() -> Image {
+    let parts = TcpParts {
+        state: TcpState::Listen,
+        send: SendSpace::default(),
+        receive: ReceiveSpace::default(),
+        negotiated: Negotiated::default(),
+        window: Window::default(),
+        socket: SocketOptions::default(),
+    };
+    Image {
+        tcp: Some(TcpImage::new(parts).unwrap()),
+        ..Image::default()
+    }
+}

@@ -1,0 +1,105 @@
+//! Which values a reader takes, and how large they may be.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+mod common;
+
+use common::wire::{decode, ip, layer, map, number, octets, tcp, text, with};
+use tcpmig_format::{DecodeError, Image, InvalidTcp, Limits};
+
+#[test]
+fn limits_hold() {
+    let bytes = common::full().encode().unwrap();
+    let check = |limits: Limits, expected: &str| match Image::decode(&bytes, &limits) {
+        Err(DecodeError::TooLong { what, len, limit }) => {
+            assert_eq!(what, expected);
+            assert_eq!(len, limit as u64 + 1);
+        }
+        other => panic!("{other:?}"),
+    };
+    let limits = Limits::default();
+    let max_image = bytes.len() - 1;
+    check(
+        Limits {
+            max_image,
+            ..limits
+        },
+        "image",
+    );
+    let max_app = 9;
+    check(Limits { max_app, ..limits }, "app.payload");
+    let max_queue = 17;
+    check(
+        Limits {
+            max_queue,
+            ..limits
+        },
+        "tcp.send.sent",
+    );
+    let max_text = 15;
+    check(Limits { max_text, ..limits }, "app.kind");
+    let exact = Limits {
+        max_image: bytes.len(),
+        max_app: 10,
+        max_queue: 18,
+        max_text: 16,
+    };
+    assert!(Image::decode(&bytes, &exact).is_ok());
+}
+
+#[test]
+fn values_must_have_a_meaning() {
+    let unknown = |payload: &[u8], expected| match decode(payload) {
+        Err(DecodeError::UnknownValue { place, .. }) => assert_eq!(place, expected),
+        other => panic!("{other:?}"),
+    };
+    unknown(
+        &layer("ip", &with(ip(), "family", text("ipx"))),
+        "ip.family",
+    );
+    unknown(
+        &layer("tcp", &with(tcp(), "state", number(12))),
+        "tcp.state",
+    );
+    let timestamps = map(&[("value", number(1)), ("unit", text("ns"))]);
+    let negotiated = map(&[("mss_clamp", number(9)), ("timestamps", timestamps)]);
+    unknown(
+        &layer("tcp", &with(tcp(), "negotiated", negotiated)),
+        "tcp.negotiated.timestamps.unit",
+    );
+}
+
+#[test]
+fn values_must_agree() {
+    let fields = with(tcp(), "state", number(10));
+    assert!(matches!(
+        decode(&layer("tcp", &fields)),
+        Err(DecodeError::InvalidTcp(InvalidTcp::QueueInState {
+            queue: "sent",
+            ..
+        }))
+    ));
+    let end = |address: &[u8]| map(&[("address", octets(address)), ("port", number(80))]);
+    assert!(matches!(
+        decode(&layer("ip", &with(ip(), "remote", end(&[0; 4])))),
+        Err(DecodeError::InvalidFlow(_))
+    ));
+    // A mapped address in 16 octets is not how an IPv4 address is written.
+    let mut mapped = [0; 16];
+    mapped[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 2]);
+    assert!(matches!(
+        decode(&layer("ip", &with(ip(), "remote", end(&mapped)))),
+        Err(DecodeError::AddressLength {
+            place: "ip.remote.address",
+            len: 16,
+            expected: 4
+        })
+    ));
+    let mut ipv6 = with(ip(), "family", text("ipv6"));
+    for name in ["local", "remote"] {
+        ipv6 = with(ipv6, name, end(&mapped));
+    }
+    assert!(matches!(
+        decode(&layer("ip", &ipv6)),
+        Err(DecodeError::InvalidIp(_))
+    ));
+}

@@ -1,0 +1,111 @@
+//! Why a lock, a redirect or a look-up failed.
+
+use std::io;
+use std::net::IpAddr;
+
+use tcpmig_format::FourTuple;
+
+/// Why a lock, a redirect or a look-up failed.
+///
+/// A call that returns one of these has changed nothing, unless its documentation says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The process, or the thread that calls, may not change this network namespace.
+    #[error(
+        "{call}: not permitted (needs CAP_NET_ADMIN in the user namespace that owns the network namespace)"
+    )]
+    NoPermission {
+        /// The call that was refused.
+        call: &'static str,
+    },
+    /// The kernel lacks `nf_tables` or a part of it that is needed.
+    #[error("{call}: {source} (the kernel lacks a part of nf_tables)")]
+    NoNftables {
+        /// The call that said so.
+        call: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Somebody holds a lock of this flow: another process, or this one.
+    #[error("{0} is already locked")]
+    AlreadyLocked(FourTuple),
+    /// The flow appears twice in one call.
+    #[error("{0} is named twice")]
+    Duplicate(FourTuple),
+    /// The lock or redirect of this flow is no longer there: its lease ended, or somebody ended it. Its packets may
+    /// have passed since.
+    #[error("{0} is not held any more: its lease ended, or somebody else ended it")]
+    NotHeld(FourTuple),
+    /// A lease of no time at all.
+    #[error("a lease of zero")]
+    LeaseZero,
+    /// This host has no route to the address.
+    #[error("no route to {0}")]
+    NoRoute(IpAddr),
+    /// The next host on the way to the target is a router, which would send the packets back here.
+    #[error("{target} is not on link: the route to it leads through {gateway}")]
+    NotOnLink {
+        /// The target of the redirect.
+        target: IpAddr,
+        /// The router in between.
+        gateway: IpAddr,
+    },
+    /// The target of a redirect is this host.
+    #[error("{0} is an address of this host")]
+    TargetIsLocal(IpAddr),
+    /// There is no network device of this name (or with this index).
+    #[error("no network device {0}")]
+    NoDevice(String),
+    /// The packets of a flow can only be sent to a next hop of their own family.
+    #[error("{flow} cannot be redirected to {hop}, which is of the other family")]
+    HopFamily {
+        /// The flow.
+        flow: FourTuple,
+        /// The address of the next hop.
+        hop: IpAddr,
+    },
+    /// This locker has no such operation.
+    #[error("the {locker} locker cannot {operation}")]
+    Unsupported {
+        /// [`Locker::name`](crate::Locker::name) of the locker.
+        locker: &'static str,
+        /// What it was asked for.
+        operation: &'static str,
+    },
+    /// Not the name of a table: empty, longer than 200 octets, or with other characters than ASCII letters, digits,
+    /// `_` and `-`.
+    #[error("{0:?} is not the name of a table")]
+    TableName(String),
+    /// There is a table of this name that another program laid out.
+    #[error("{call}: {source} (the table {table} exists and is laid out otherwise)")]
+    ForeignTable {
+        /// The name of the table.
+        table: String,
+        /// The call that found out.
+        call: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Anything else that the kernel said.
+    #[error("{call}: {source}")]
+    Netlink {
+        /// The call that failed.
+        call: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The error of a locker outside this crate.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl LockError {
+    /// For the error of a system call that has no cause of its own above.
+    pub(crate) fn call(call: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NoPermission { call },
+            _ => Self::Netlink { call, source },
+        }
+    }
+}

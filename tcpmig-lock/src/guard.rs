@@ -1,0 +1,205 @@
+//! The guards that callers hold.
+
+use std::fmt;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use crate::{Held, LockError, NextHop, Redirecting};
+
+/// Flows that are locked. Dropping it unlocks them, and an error of that is lost: [`unlock`](Self::unlock) reports
+/// it.
+///
+/// The lock ends by itself when its lease does. The guard may be used from any thread, also one in another network namespace.
+#[must_use = "dropping the guard unlocks the flows"]
+pub struct LockGuard {
+    flows: Vec<FourTuple>,
+    /// None once the lock has ended or was left to its lease.
+    held: Option<Box<dyn Held>>,
+}
+
+impl LockGuard {
+    /// A guard for flows that a [`Locker`](crate::Locker) has just locked.
+    pub fn new(flows: Vec<FourTuple>, held: Box<dyn Held>) -> Self {
+        Self {
+            flows,
+            held: Some(held),
+        }
+    }
+
+    /// The flows, in the order in which they were given.
+    #[must_use]
+    pub fn flows(&self) -> &[FourTuple] {
+        &self.flows
+    }
+
+    /// Prolongs the lock: it now ends `lease` from now, which may also be earlier than before.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the lease of a flow ended before, so that its packets may have passed, or if
+    /// [`try_redirect`](Self::try_redirect) has ended the lock. After any error the leases are as they were.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
+        match (&mut self.held, self.flows.first()) {
+            (Some(held), _) => held.renew(&self.flows, lease),
+            (None, Some(flow)) => Err(LockError::NotHeld(*flow)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Ends the lock. Flows whose lease ran out before are not an error, and a redirect that an earlier holder left
+    /// for them stays.
+    ///
+    /// # Errors
+    ///
+    /// If the locker could not end it: the flows are then locked until the lease ends.
+    pub fn unlock(mut self) -> Result<(), LockError> {
+        match self.held.take() {
+            Some(mut held) => held.unlock(&self.flows),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the lock and, in the same atomic step, every redirect of these flows that an earlier holder left here:
+    /// what a target does when it takes a connection over that was here before. For flows without a redirect it is
+    /// the same as [`unlock`](Self::unlock).
+    ///
+    /// # Errors
+    ///
+    /// If the locker could not do it: lock and redirect are then left to their leases.
+    pub fn release(mut self) -> Result<(), LockError> {
+        match self.held.take() {
+            Some(mut held) => held.release(&self.flows),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the lock as a redirect: from now on packets of these flows that arrive here are sent on to `hop`, and
+    /// this host still says nothing for them. In one atomic step: no packet is delivered here or answered in
+    /// between. An older redirect of the same flows is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] for a locker that cannot redirect, [`LockError::NotHeld`] if the lease of a flow
+    /// ended before, [`LockError::HopFamily`], [`LockError::NoDevice`]. After any error nothing has been redirected and **the flows stay
+    /// locked until their lease ends**, because silence is the safe side while it is open who owns the connection.
+    /// [`try_redirect`](Self::try_redirect) keeps the guard instead.
+    pub fn redirect(mut self, hop: &NextHop, lease: Duration) -> Result<Redirect, LockError> {
+        let result = self.try_redirect(hop, lease);
+        self.leave();
+        result
+    }
+
+    /// As [`redirect`](Self::redirect), but after an error the guard still holds the lock. After success the guard
+    /// holds nothing, and dropping it does nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`redirect`](Self::redirect). The lock is then as it was.
+    pub fn try_redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<Redirect, LockError> {
+        let Some(held) = &mut self.held else {
+            return match self.flows.first() {
+                Some(flow) => Err(LockError::NotHeld(*flow)),
+                None => Ok(Redirect::new(Vec::new(), None)),
+            };
+        };
+        let redirecting = held.redirect(&self.flows, hop, lease)?;
+        self.held = None;
+        Ok(Redirect::new(self.flows.clone(), Some(redirecting)))
+    }
+
+    /// Leaves the lock to its lease: nothing is undone here any more.
+    pub fn leave(mut self) {
+        self.held = None;
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            // Nobody is there to tell; the lease ends the lock all the same.
+            let _ = held.unlock(&self.flows);
+        }
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("flows", &self.flows)
+            .field("held", &self.held.is_some())
+            .finish()
+    }
+}
+
+/// Flows whose packets are sent on to another host. Dropping it ends that, as [`end`](Self::end) does, and an error of
+/// that is lost.
+///
+/// The redirect ends by itself when its lease does. After its end this host answers packets of a flow that still arrive with RST,
+/// unless the connection's socket is here again: keep it until they no longer come.
+#[must_use = "dropping it ends the redirect"]
+pub struct Redirect {
+    flows: Vec<FourTuple>,
+    redirecting: Option<Box<dyn Redirecting>>,
+}
+
+impl Redirect {
+    fn new(flows: Vec<FourTuple>, redirecting: Option<Box<dyn Redirecting>>) -> Self {
+        Self { flows, redirecting }
+    }
+
+    /// The flows, in the order in which they were locked.
+    #[must_use]
+    pub fn flows(&self) -> &[FourTuple] {
+        &self.flows
+    }
+
+    /// Prolongs the redirect: it now ends `lease` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the redirect of a flow has ended, or was replaced by a newer one. After any error
+    /// the leases are as they were.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
+        match &mut self.redirecting {
+            Some(redirecting) => redirecting.renew(&self.flows, lease),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the redirect: packets of these flows that arrive here are delivered here, and answered. A flow that has been released,
+    /// or redirected again, through the same locker is left alone.
+    ///
+    /// # Errors
+    ///
+    /// If the locker could not end it: the redirect then stays until its lease ends.
+    pub fn end(mut self) -> Result<(), LockError> {
+        match self.redirecting.take() {
+            Some(mut redirecting) => redirecting.end(&self.flows),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the redirect to its lease: nothing is undone here any more.
+    pub fn leave(mut self) {
+        self.redirecting = None;
+    }
+}
+
+impl Drop for Redirect {
+    fn drop(&mut self) {
+        if let Some(mut redirecting) = self.redirecting.take() {
+            // Nobody is there to tell; the lease ends the redirect all the same.
+            let _ = redirecting.end(&self.flows);
+        }
+    }
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirect")
+            .field("flows", &self.flows)
+            .field("held", &self.redirecting.is_some())
+            .finish()
+    }
+}

@@ -1,0 +1,165 @@
+//! What a locker is.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use crate::{LockError, LockGuard, NextHop};
+
+/// Something that can keep the packets of single connections from passing.
+///
+/// Implementations outside this crate make their guards with [`LockGuard::new`] from a [`Held`];
+/// `examples/custom_locker.rs` is one.
+pub trait Locker: Send + Sync {
+    /// The name that users choose this locker by, for example `nftables`.
+    fn name(&self) -> &'static str;
+
+    /// Silences these flows in both directions: what arrives for them is not delivered, and what this host sends for
+    /// them does not leave.
+    ///
+    /// All of them, or none: after an error no flow of the list is locked by this call, and locks that others hold
+    /// are as they were. The lock ends with the guard, and at the latest after `lease`, also if this
+    /// process is gone by then. An empty list is allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::AlreadyLocked`] if somebody, also this process, holds a lock of one of the flows. Others as the locker documents.
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError>;
+
+    /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
+    /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    fn sweep(&self) -> Result<Swept, LockError>;
+
+    /// The locks and redirects that are held now, whoever made them.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    fn list(&self) -> Result<Vec<Entry>, LockError>;
+}
+
+/// What a [`LockGuard`] holds: the part of a locker that ends or prolongs one lock.
+///
+/// `flows` is always the whole list that was locked. A guard calls [`unlock`](Self::unlock),
+/// [`release`](Self::release) and a successful [`redirect`](Self::redirect) at most once, and nothing after it.
+pub trait Held: Send + Sync {
+    /// Prolongs the lock: it ends `lease` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the lock of a flow has ended: then nothing is prolonged.
+    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError>;
+
+    /// Ends the lock. A flow whose lease ran out before is not an error.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents. The lock is then left to its lease.
+    fn unlock(&mut self, flows: &[FourTuple]) -> Result<(), LockError>;
+
+    /// Ends the lock, and in the same step every redirect of these flows. For a locker that cannot redirect this is
+    /// [`unlock`](Self::unlock).
+    ///
+    /// # Errors
+    ///
+    /// As for [`unlock`](Self::unlock).
+    fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        self.unlock(flows)
+    }
+
+    /// Turns the lock into a redirect, with no moment in between in which a packet passes. After an error the lock is
+    /// as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] for a locker that cannot.
+    fn redirect(
+        &mut self,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Result<Box<dyn Redirecting>, LockError>;
+}
+
+/// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.
+pub trait Redirecting: Send + Sync {
+    /// Prolongs the redirect: it ends `lease` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the redirect of a flow has ended: then nothing is prolonged.
+    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError>;
+
+    /// Ends the redirect. A flow whose lease ran out before is not an error.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents. The redirect is then left to its lease.
+    fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError>;
+}
+
+/// A lock or redirect that is held now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The flow, seen from this host.
+    pub flow: FourTuple,
+    /// Which of the two it is.
+    pub kind: EntryKind,
+    /// How long the lease still runs.
+    pub remaining: Duration,
+    /// The process that made or last renewed it, as numbered in its own pid namespace, if the locker knows it.
+    pub owner: Option<u32>,
+}
+
+impl Entry {
+    /// An entry whose owner is not known.
+    #[must_use]
+    pub fn new(flow: FourTuple, kind: EntryKind, remaining: Duration) -> Self {
+        Self {
+            flow,
+            kind,
+            remaining,
+            owner: None,
+        }
+    }
+}
+
+/// What is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EntryKind {
+    /// The flow is silent in both directions.
+    Lock,
+    /// What arrives for the flow is sent on, and this host says nothing for it.
+    Redirect {
+        /// The address of the next hop.
+        address: IpAddr,
+        /// The device it leaves by.
+        device: String,
+    },
+}
+
+/// What [`Locker::sweep`] removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Swept {
+    /// Flows whose lease had ended and whose entry was still there. Empty for lockers whose entries the kernel
+    /// removes by itself, as `nftables`.
+    pub flows: Vec<FourTuple>,
+    /// Structures that held nothing any more, for example `inet tcpmig`.
+    pub structures: Vec<String>,
+}
+
+impl Swept {
+    /// Whether there was nothing to remove.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.structures.is_empty()
+    }
+}

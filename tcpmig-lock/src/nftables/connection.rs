@@ -1,0 +1,321 @@
+//! The netlink socket: batches and their answers, and what is read back.
+
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use tcpmig_format::FourTuple;
+
+use super::batch::{self, Batch, DESTROY_CALL};
+use super::element::{self, Element};
+use super::layout::{Set, Table};
+use super::{ffi, wire};
+use crate::LockError;
+
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+/// Flags of an answer: the original message is cut to its header; attributes follow.
+const CAPPED: u16 = 0x100;
+const ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_OFFSET: u16 = 2;
+/// The dump is inconsistent, because something changed while it ran.
+const DUMP_INTERRUPTED: u16 = 0x10;
+const NFTA_GENERATION_ID: u16 = 1;
+
+/// Large enough for what the kernel puts into one datagram.
+const REPLY: usize = 65536;
+/// What the kernel keeps of a socket's send buffer for itself.
+const SEND_RESERVE: usize = 32;
+/// How often a dump is begun again because something changed meanwhile; the last is taken as it is.
+const DUMP_TRIES: usize = 8;
+
+/// Why a batch was not carried out: its first error.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) call: &'static str,
+    pub(super) source: io::Error,
+    pub(super) table: Option<Table>,
+    pub(super) set: Option<Set>,
+    /// The flow that the kernel objected to, if it said which.
+    pub(super) flow: Option<FourTuple>,
+    /// All flows that the message was about.
+    pub(super) flows: Vec<FourTuple>,
+}
+
+impl Failure {
+    fn new(call: &'static str, source: io::Error) -> Self {
+        Self {
+            call,
+            source,
+            table: None,
+            set: None,
+            flow: None,
+            flows: Vec::new(),
+        }
+    }
+
+    pub(super) fn is(&self, errno: i32) -> bool {
+        self.source.raw_os_error() == Some(errno)
+    }
+
+    /// Whether the kernel does not know `DESTROYSETELEM`.
+    pub(super) fn lacks_destroy(&self) -> bool {
+        self.call == DESTROY_CALL && self.is(libc::EINVAL)
+    }
+
+    /// For an error that has no meaning of its own where it happened.
+    pub(super) fn into_error(self, table: &str) -> LockError {
+        let Self {
+            call, source, set, ..
+        } = self;
+        match source.raw_os_error() {
+            Some(libc::EPERM) => LockError::NoPermission { call },
+            Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                LockError::NoNftables { call, source }
+            }
+            // The kind of table, chain or expression is not there; no message about structure removes anything that
+            // has to exist.
+            Some(libc::ENOENT) if set.is_none() => LockError::NoNftables { call, source },
+            Some(libc::EEXIST | libc::EINVAL | libc::EBUSY) => LockError::ForeignTable {
+                table: table.to_owned(),
+                call,
+                source,
+            },
+            _ => LockError::Netlink { call, source },
+        }
+    }
+}
+
+pub(super) struct Connection {
+    socket: Socket,
+    next_seq: u32,
+    reply: Vec<u8>,
+    send_buffer: usize,
+}
+
+impl Connection {
+    /// A connection to `nf_tables` of the calling thread's network namespace.
+    pub(super) fn open() -> Result<Self, LockError> {
+        const CALL: &str = "socket(NETLINK_NETFILTER)";
+        let open = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source: io::Error| match source.raw_os_error() {
+            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                LockError::NoNftables { call: CALL, source }
+            }
+            _ => LockError::call(CALL)(source),
+        })?;
+        Ok(Self {
+            send_buffer: ffi::send_buffer(&socket),
+            socket,
+            next_seq: 1,
+            reply: Vec::with_capacity(REPLY),
+        })
+    }
+
+    /// Makes room for a batch of this length if that is permitted; gives the length that can be sent.
+    pub(super) fn room(&mut self, length: usize) -> usize {
+        if length + SEND_RESERVE > self.send_buffer {
+            self.send_buffer = ffi::raise_send_buffer(&self.socket, length + SEND_RESERVE);
+        }
+        self.send_buffer.saturating_sub(SEND_RESERVE)
+    }
+
+    /// An empty batch; see [`Batch::new`].
+    pub(super) fn batch(&self, generation: Option<u32>) -> Batch {
+        Batch::new(self.next_seq, generation)
+    }
+
+    /// Has a batch carried out. After an error nothing of it was.
+    pub(super) fn send(&mut self, mut batch: Batch) -> Result<(), Failure> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.room(batch.length());
+        self.next_seq = batch.end_seq().wrapping_add(1);
+        // In one call: the kernel carries out a batch that it got in pieces not at all.
+        self.socket
+            .send(batch.finish(), 0)
+            .map_err(|error| Failure::new("sendmsg(NETLINK_NETFILTER)", error))?;
+        // The kernel has answered all before `send` returns, so nothing is waited for.
+        let mut first = None;
+        let mut lost = None;
+        loop {
+            self.reply.clear();
+            match self.socket.recv(&mut self.reply, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    // More errors than fit: the first one is there.
+                    lost = Some(error);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let none = || io::Error::other("no answer");
+                    return Err(first.unwrap_or_else(|| {
+                        Failure::new("recvmsg(NETLINK_NETFILTER)", lost.unwrap_or_else(none))
+                    }));
+                }
+                Err(error) => return Err(Failure::new("recvmsg(NETLINK_NETFILTER)", error)),
+            }
+            for message in wire::messages(&self.reply) {
+                let whole = message.seq == batch.first_seq();
+                if message.kind != NLMSG_ERROR || !(whole || batch.part(message.seq).is_some()) {
+                    // Left over from a batch before.
+                    continue;
+                }
+                if let Some(failure) = read_answer(&batch, message)
+                    && first.is_none()
+                {
+                    first = Some(failure);
+                }
+                if whole || message.seq == batch.last_seq() {
+                    return first.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    /// The elements of a set, or None if there is no such set.
+    pub(super) fn elements(
+        &mut self,
+        table: &str,
+        set: Set,
+        v4: bool,
+    ) -> Result<Option<Vec<Element>>, LockError> {
+        const CALL: &str = "NFT_MSG_GETSETELEM";
+        for last in (0..DUMP_TRIES).rev() {
+            let mut found = Vec::new();
+            let consistent = self.ask(
+                libc::NFT_MSG_GETSETELEM as u16,
+                libc::NLM_F_DUMP as u16,
+                set.table().family(),
+                |bytes| batch::put_set(bytes, table, set.name(v4)),
+                |payload| found.extend(element::read(batch::elements_of(payload))),
+            );
+            match consistent {
+                Ok(true) => return Ok(Some(found)),
+                Ok(false) if last == 0 => return Ok(Some(found)),
+                Ok(false) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+                Err(error) => return Err(LockError::call(CALL)(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The number that every change of the rules in this network namespace moves on.
+    pub(super) fn generation(&mut self) -> Result<u32, LockError> {
+        let mut id = None;
+        self.ask(
+            libc::NFT_MSG_GETGEN as u16,
+            libc::NLM_F_ACK as u16,
+            libc::AF_UNSPEC as u8,
+            |_| {},
+            |payload| {
+                let attributes = payload
+                    .get(wire::NF_HEADER - wire::HEADER..)
+                    .unwrap_or_default();
+                id = wire::attribute(attributes, NFTA_GENERATION_ID)
+                    .and_then(|id| id.first_chunk())
+                    .map(|id| u32::from_be_bytes(*id));
+            },
+        )
+        .and_then(|_| id.ok_or_else(|| io::ErrorKind::InvalidData.into()))
+        .map_err(LockError::call("NFT_MSG_GETGEN"))
+    }
+
+    /// Sends a request, and gives the payload of each message of its answer to `take`. False if what was read is
+    /// inconsistent.
+    fn ask(
+        &mut self,
+        message: u16,
+        flags: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(&[u8]),
+    ) -> io::Result<bool> {
+        let seq = self.next_seq;
+        self.next_seq = seq.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let at = wire::open_message(
+            &mut bytes,
+            batch::message_type(message),
+            libc::NLM_F_REQUEST as u16 | flags,
+            seq,
+            family,
+            0,
+        );
+        fill(&mut bytes);
+        wire::close_message(&mut bytes, at);
+        self.socket.send(&bytes, 0)?;
+        let mut consistent = true;
+        loop {
+            self.reply.clear();
+            match self.socket.recv(&mut self.reply, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            for message in wire::messages(&self.reply).filter(|message| message.seq == seq) {
+                consistent &= message.flags & DUMP_INTERRUPTED == 0;
+                match message.kind {
+                    NLMSG_DONE => return Ok(consistent),
+                    NLMSG_ERROR => {
+                        return match errno(message.payload) {
+                            0 => Ok(consistent),
+                            errno => Err(io::Error::from_raw_os_error(errno)),
+                        };
+                    }
+                    _ => take(message.payload),
+                }
+            }
+        }
+    }
+}
+
+fn errno(payload: &[u8]) -> i32 {
+    payload.first_chunk().map_or(libc::EPROTO, |code| {
+        i32::from_ne_bytes(*code).wrapping_neg()
+    })
+}
+
+/// What an answer to a batch objects to, if it does.
+fn read_answer(batch: &Batch, message: wire::Message<'_>) -> Option<Failure> {
+    let errno = errno(message.payload);
+    if errno == 0 {
+        return None;
+    }
+    let source = io::Error::from_raw_os_error(errno);
+    let Some(part) = batch.part(message.seq) else {
+        return Some(Failure::new("NFNL_MSG_BATCH_BEGIN", source));
+    };
+    let offset = (message.flags & (CAPPED | ACK_TLVS) == CAPPED | ACK_TLVS)
+        .then(|| {
+            wire::attribute(
+                message.payload.get(4 + wire::HEADER..)?,
+                NLMSGERR_ATTR_OFFSET,
+            )
+        })
+        .flatten()
+        .and_then(|offset| offset.first_chunk())
+        .and_then(|offset| usize::try_from(u32::from_ne_bytes(*offset)).ok());
+    let flow = match part.flows.as_slice() {
+        [flow] => Some(*flow),
+        _ => offset.and_then(|offset| part.flow_at(offset)),
+    };
+    Some(Failure {
+        call: part.call,
+        source,
+        table: Some(part.table),
+        set: part.set,
+        flow,
+        flows: part.flows.clone(),
+    })
+}

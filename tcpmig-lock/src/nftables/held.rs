@@ -1,0 +1,92 @@
+//! What the guards of this locker hold.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tcpmig_format::FourTuple;
+
+use super::layout::Set;
+use super::shared::{HopData, REDIRECT, Shared};
+use crate::{Held, LockError, NextHop, Redirecting};
+
+/// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
+pub(super) struct Lock {
+    pub(super) shared: Arc<Shared>,
+    pub(super) until: Instant,
+}
+
+impl Lock {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    /// The error for a lock that is over, if it had any flow.
+    fn check(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        match flows.first() {
+            Some(flow) if self.is_over() => Err(LockError::NotHeld(*flow)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Held for Lock {
+    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.check(flows)?;
+        self.until = self.shared.renew_lock(flows, lease)?;
+        Ok(())
+    }
+
+    fn unlock(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        if self.is_over() {
+            return Ok(());
+        }
+        let mut state = self.shared.state();
+        self.shared.remove(&mut state, flows, &[Set::Locked])
+    }
+
+    fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        let mut sets = REDIRECT.to_vec();
+        if !self.is_over() {
+            sets.push(Set::Locked);
+        }
+        let mut state = self.shared.state();
+        self.shared.remove(&mut state, flows, &sets)
+    }
+
+    fn redirect(
+        &mut self,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Result<Box<dyn Redirecting>, LockError> {
+        self.check(flows)?;
+        let (token, data, until) = self.shared.redirect(flows, hop, lease, self.until)?;
+        Ok(Box::new(Redirected {
+            shared: Arc::clone(&self.shared),
+            token,
+            data,
+            until,
+        }))
+    }
+}
+
+struct Redirected {
+    shared: Arc<Shared>,
+    token: u64,
+    data: HopData,
+    until: Instant,
+}
+
+impl Redirecting for Redirected {
+    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.until = self
+            .shared
+            .renew_redirect(flows, self.token, &self.data, lease)?;
+        Ok(())
+    }
+
+    fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        let over = Instant::now() >= self.until;
+        self.shared.end_own_redirects(flows, self.token, over)
+    }
+}

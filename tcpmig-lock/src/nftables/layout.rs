@@ -1,0 +1,404 @@
+//! The tables: which sets, chains and rules they hold, and how they are set up.
+//!
+//! Two tables of the same name. The one of family `inet` silences flows: the sets `locked*` (locks) and `gone*`
+//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed, on
+//! the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
+//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps
+//! `device*` and `hop*`.
+//!
+//! The tables belong to no process. Several of one host share them, each adding and removing only its own
+//! elements, and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
+//! its process, and the host would then answer for connections that it no longer has.)
+
+use std::ffi::CString;
+
+use nftnl::expr::{Cmp, CmpOp, Meta, Verdict};
+use nftnl::nftnl_sys as sys;
+use nftnl::set::SetKey;
+use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
+
+use super::batch::{APPEND, Batch, CREATE};
+use super::element;
+use super::ffi::{self, Expr, Value};
+use super::wire;
+
+/// Before everything that rules of others usually do: the priority `raw`.
+const PRIORITY: i32 = -300;
+
+/// Type numbers of `nft`, by which it shows a set's keys and values; the kernel does not look at them.
+const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
+const TYPE_PORT: u32 = 13;
+const TYPE_MARK: u32 = 19;
+const TYPE_DEVICE: u32 = 20;
+
+const fn concat(ip: u32) -> u32 {
+    (((ip << 6 | TYPE_PORT) << 6 | ip) << 6) | TYPE_PORT
+}
+
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+
+/// The set of packet marks that pass.
+const EXEMPT: &str = "exempt";
+
+/// One of the two tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    Inet,
+    Netdev,
+}
+
+impl Table {
+    pub(super) fn family(self) -> u8 {
+        (match self {
+            Self::Inet => libc::NFPROTO_INET,
+            Self::Netdev => libc::NFPROTO_NETDEV,
+        }) as u8
+    }
+
+    pub(super) fn family_name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Netdev => "netdev",
+        }
+    }
+
+    fn object(self, name: &str) -> nftnl::Table {
+        let family = match self {
+            Self::Inet => ProtoFamily::Inet,
+            Self::Netdev => ProtoFamily::NetDev,
+        };
+        nftnl::Table::new(c_string(name), family)
+    }
+}
+
+/// A pair of sets (IPv4 and IPv6) that is keyed by four-tuples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Set {
+    /// Silent flows.
+    Locked,
+    /// Redirected flows, for which this host stays silent.
+    Gone,
+    /// Redirected flows, and the index of the device they leave by.
+    Device,
+    /// Redirected flows, and the address they are sent to.
+    Hop,
+}
+
+impl Set {
+    pub(super) fn table(self) -> Table {
+        match self {
+            Self::Locked | Self::Gone => Table::Inet,
+            Self::Device | Self::Hop => Table::Netdev,
+        }
+    }
+
+    pub(super) fn name(self, v4: bool) -> &'static str {
+        match (self, v4) {
+            (Self::Locked, true) => "locked4",
+            (Self::Locked, false) => "locked6",
+            (Self::Gone, true) => "gone4",
+            (Self::Gone, false) => "gone6",
+            (Self::Device, true) => "device4",
+            (Self::Device, false) => "device6",
+            (Self::Hop, true) => "hop4",
+            (Self::Hop, false) => "hop6",
+        }
+    }
+}
+
+/// Key of the IPv4 sets: saddr . sport . daddr . dport, each padded to a register.
+struct Flow4;
+/// Key of the IPv6 sets.
+struct Flow6;
+/// Key of the set of marks.
+struct Mark;
+
+// nftnl asks for the type and the length only; elements are written in `element`.
+impl SetKey for Flow4 {
+    const TYPE: u32 = concat(TYPE_IPV4);
+    const LEN: u32 = 16;
+
+    fn data(&self) -> Box<[u8]> {
+        Box::default()
+    }
+}
+
+impl SetKey for Flow6 {
+    const TYPE: u32 = concat(TYPE_IPV6);
+    const LEN: u32 = 40;
+
+    fn data(&self) -> Box<[u8]> {
+        Box::default()
+    }
+}
+
+impl SetKey for Mark {
+    const TYPE: u32 = TYPE_MARK;
+    const LEN: u32 = 4;
+
+    fn data(&self) -> Box<[u8]> {
+        Box::default()
+    }
+}
+
+/// Names were checked to be ASCII letters, digits and the like, or come from the kernel.
+fn c_string(name: &str) -> CString {
+    CString::new(name).unwrap_or_default()
+}
+
+/// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules
+/// are replaced, in the same step, because they cannot be added only if they are missing. So two
+/// processes that do this at once do not disturb each other, and a table whose rules somebody flushed works again.
+pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
+    let table = Table::Inet.object(name);
+    add_table(batch, Table::Inet, &table);
+    for set in [Set::Locked, Set::Gone] {
+        add_set::<Flow4>(batch, &table, set, true, None);
+        add_set::<Flow6>(batch, &table, set, false, None);
+    }
+    let mut marks = nftnl::set::Set::<Mark>::new_named(
+        &c_string(EXEMPT),
+        set_id(batch),
+        &table,
+        table.get_family(),
+    );
+    host_order(&mut marks, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
+    batch.object("NFT_MSG_NEWSET", Table::Inet, &marks, MsgType::Add, CREATE);
+    for (chain_name, hook, reverse) in [
+        ("prerouting", Hook::PreRouting, false),
+        ("output", Hook::Out, true),
+    ] {
+        let mut chain = Chain::new(c_string(chain_name), &table);
+        chain.set_hook(hook, PRIORITY);
+        add_chain(batch, Table::Inet, name, chain_name, &mut chain);
+        let mut rule = Rule::new(&chain);
+        rule.add_expr(&Meta::Mark { set: false });
+        rule.add_expr(&lookup(c_string(EXEMPT), None));
+        rule.add_expr(&Verdict::Accept);
+        add_rule(batch, Table::Inet, &rule);
+        for v4 in [true, false] {
+            for set in [Set::Locked, Set::Gone] {
+                let mut rule = Rule::new(&chain);
+                match_tcp(&mut rule, Table::Inet, v4);
+                load_flow(&mut rule, v4, reverse);
+                rule.add_expr(&lookup(c_string(set.name(v4)), None));
+                rule.add_expr(&Verdict::Drop);
+                add_rule(batch, Table::Inet, &rule);
+            }
+        }
+    }
+    add_exempt(batch, name, exempt);
+}
+
+/// Adds marks to those that pass.
+pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
+    if !marks.is_empty() {
+        batch.message(
+            "NFT_MSG_NEWSETELEM",
+            Table::Inet,
+            libc::NFT_MSG_NEWSETELEM as u16,
+            CREATE,
+            |bytes| element::put_marks(bytes, name, EXEMPT, marks),
+        );
+    }
+}
+
+/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there.
+pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
+    let table = Table::Netdev.object(name);
+    add_table(batch, Table::Netdev, &table);
+    for set in [Set::Device, Set::Hop] {
+        for v4 in [true, false] {
+            let data = match (set, v4) {
+                (Set::Hop, true) => (TYPE_IPV4, 4),
+                (Set::Hop, false) => (TYPE_IPV6, 16),
+                _ => (TYPE_DEVICE, 4),
+            };
+            if v4 {
+                add_set::<Flow4>(batch, &table, set, v4, Some(data));
+            } else {
+                add_set::<Flow6>(batch, &table, set, v4, Some(data));
+            }
+        }
+    }
+    let chain_name = format!("in-{ingress}");
+    let mut chain = Chain::new(c_string(&chain_name), &table);
+    // The number of the hook is the only one of the family, 0, and not that of the family inet.
+    chain.set_hook(Hook::PreRouting, PRIORITY);
+    chain.set_device(c_string(ingress));
+    add_chain(batch, Table::Netdev, name, &chain_name, &mut chain);
+    for v4 in [true, false] {
+        // An IPv6 flow fills ten registers of four octets; the device and the address go behind.
+        let (device, hop) = (libc::NFT_REG32_10 as u32, libc::NFT_REG32_11 as u32);
+        let mut rule = Rule::new(&chain);
+        match_tcp(&mut rule, Table::Netdev, v4);
+        load_flow(&mut rule, v4, false);
+        rule.add_expr(&lookup(c_string(Set::Device.name(v4)), Some(device)));
+        rule.add_expr(&lookup(c_string(Set::Hop.name(v4)), Some(hop)));
+        rule.add_expr(&Expr {
+            name: c"fwd",
+            attributes: vec![
+                (sys::NFTNL_EXPR_FWD_SREG_DEV, Value::U32(device)),
+                (sys::NFTNL_EXPR_FWD_SREG_ADDR, Value::U32(hop)),
+                (sys::NFTNL_EXPR_FWD_NFPROTO, Value::U32(nf_proto(v4).into())),
+            ],
+        });
+        add_rule(batch, Table::Netdev, &rule);
+    }
+}
+
+/// Adds what removes a table with all it holds.
+pub(super) fn delete_table(batch: &mut Batch, table: Table, name: &str) {
+    batch.object(
+        "NFT_MSG_DELTABLE",
+        table,
+        &table.object(name),
+        MsgType::Del,
+        0,
+    );
+}
+
+fn add_table(batch: &mut Batch, which: Table, table: &nftnl::Table) {
+    batch.object("NFT_MSG_NEWTABLE", which, table, MsgType::Add, CREATE);
+}
+
+/// A number by which messages of one batch can name a set; any that differs from the others will do.
+fn set_id(batch: &Batch) -> u32 {
+    batch.last_seq()
+}
+
+fn add_set<K: SetKey>(
+    batch: &mut Batch,
+    table: &nftnl::Table,
+    which: Set,
+    v4: bool,
+    data: Option<(u32, u32)>,
+) {
+    let name = c_string(which.name(v4));
+    let mut set = nftnl::set::Set::<K>::new_named(&name, set_id(batch), table, table.get_family());
+    let mut flags = libc::NFT_SET_TIMEOUT as u32;
+    if let Some((kind, length)) = data {
+        flags |= libc::NFT_SET_MAP as u32;
+        ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_TYPE, kind);
+        ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_LEN, length);
+        if kind == TYPE_DEVICE {
+            host_order(&mut set, sys::NFTNL_UDATA_SET_DATABYTEORDER);
+        }
+    }
+    ffi::set_u32(&mut set, sys::NFTNL_SET_FLAGS, flags);
+    batch.object("NFT_MSG_NEWSET", which.table(), &set, MsgType::Add, CREATE);
+}
+
+/// Tells `nft` that the keys or the values of a set are in host byte order; the kernel does not look at it.
+fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
+    const HOST_ENDIAN: u32 = 1;
+    let mut data = vec![which.to_le_bytes()[0], 4];
+    data.extend_from_slice(&HOST_ENDIAN.to_ne_bytes());
+    ffi::set_octets(set, sys::NFTNL_SET_USERDATA, &data);
+}
+
+/// Adds a chain and removes the rules that it may have.
+fn add_chain(
+    batch: &mut Batch,
+    which: Table,
+    table_name: &str,
+    chain_name: &str,
+    chain: &mut Chain<'_>,
+) {
+    chain.set_type(ChainType::Filter);
+    chain.set_policy(Policy::Accept);
+    batch.object("NFT_MSG_NEWCHAIN", which, chain, MsgType::Add, CREATE);
+    batch.message(
+        "NFT_MSG_DELRULE",
+        which,
+        libc::NFT_MSG_DELRULE as u16,
+        0,
+        |bytes| {
+            wire::put_str(bytes, NFTA_RULE_TABLE, table_name);
+            wire::put_str(bytes, NFTA_RULE_CHAIN, chain_name);
+        },
+    );
+}
+
+fn add_rule(batch: &mut Batch, which: Table, rule: &Rule<'_>) {
+    batch.object(
+        "NFT_MSG_NEWRULE",
+        which,
+        rule,
+        MsgType::Add,
+        CREATE | APPEND,
+    );
+}
+
+fn nf_proto(v4: bool) -> u8 {
+    (if v4 {
+        libc::NFPROTO_IPV4
+    } else {
+        libc::NFPROTO_IPV6
+    }) as u8
+}
+
+fn match_tcp(rule: &mut Rule<'_>, table: Table, v4: bool) {
+    match table {
+        Table::Inet => {
+            rule.add_expr(&Meta::NfProto);
+            rule.add_expr(&Cmp::new(CmpOp::Eq, nf_proto(v4)));
+        }
+        Table::Netdev => {
+            let ether_type = if v4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 } as u16;
+            rule.add_expr(&Meta::Protocol);
+            rule.add_expr(&Cmp::new(CmpOp::Eq, ether_type.to_be()));
+        }
+    }
+    rule.add_expr(&Meta::L4Proto);
+    rule.add_expr(&Cmp::new(CmpOp::Eq, libc::IPPROTO_TCP as u8));
+}
+
+/// Loads the four-tuple of the packet into the registers from the first on, as elements have it: peer first.
+fn load_flow(rule: &mut Rule<'_>, v4: bool, reverse: bool) {
+    let (source, destination, length) = if v4 { (12, 16, 4) } else { (8, 24, 16) };
+    let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+    let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
+    let mut loads = [
+        (network, source, length),
+        (transport, 0, 2),
+        (network, destination, length),
+        (transport, 2, 2),
+    ];
+    if reverse {
+        loads.rotate_left(2);
+    }
+    let mut register = libc::NFT_REG32_00 as u32;
+    for (base, offset, length) in loads {
+        rule.add_expr(&Expr {
+            name: c"payload",
+            attributes: vec![
+                (sys::NFTNL_EXPR_PAYLOAD_DREG, Value::U32(register)),
+                (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base)),
+                (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
+                (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
+            ],
+        });
+        register += length.div_ceil(4);
+    }
+}
+
+/// Looks the first registers up; in a map, the value goes to the register `to`.
+fn lookup(set: CString, to: Option<u32>) -> Expr {
+    let mut attributes = vec![
+        (
+            sys::NFTNL_EXPR_LOOKUP_SREG,
+            Value::U32(libc::NFT_REG32_00 as u32),
+        ),
+        (sys::NFTNL_EXPR_LOOKUP_SET, Value::Str(set)),
+    ];
+    if let Some(to) = to {
+        attributes.push((sys::NFTNL_EXPR_LOOKUP_DREG, Value::U32(to)));
+    }
+    Expr {
+        name: c"lookup",
+        attributes,
+    }
+}

@@ -1,0 +1,264 @@
+//! The `nftables` locker.
+
+mod batch;
+mod connection;
+mod element;
+mod ffi;
+mod held;
+mod layout;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use crate::{Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
+use layout::{Set, Table};
+use shared::{REDIRECT, Shared};
+
+const DEFAULT_TABLE: &str = "tcpmig";
+const MAX_TABLE_NAME: usize = 200;
+/// How often a sweep looks again because the rules changed while it looked.
+const SWEEP_TRIES: usize = 8;
+
+/// The `nftables` locker: flows are elements of a set in one nftables table, with their lease as timeout.
+///
+/// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at
+/// the same moment or none does. (Only where the process may not raise its socket's send buffer, that is without
+/// `CAP_NET_ADMIN` in the initial user namespace, more than some thousand flows go in several batches: still all or none
+/// once the call returns, but no longer at the same moment.)
+/// What was locked stays as it is for other connections; their packets are looked up in a hash table, whatever the number of
+/// flows.
+///
+/// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of
+/// the network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
+/// [`sweep`](Locker::sweep) removes it when nothing is in it.
+///
+/// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both that thread
+/// and the one that uses it need `CAP_NET_ADMIN`.
+pub struct Nftables {
+    shared: Arc<Shared>,
+}
+
+impl Nftables {
+    /// A handle with the default table, `tcpmig`, in the network namespace of the calling thread. Changes nothing
+    /// yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoNftables`] if the kernel has no netfilter at all. Other lacks, also of permission, show
+    /// with [`prepare`](Self::prepare) or the first lock.
+    pub fn new() -> Result<Self, LockError> {
+        Self::with_table(DEFAULT_TABLE)
+    }
+
+    /// As [`new`](Self::new), with a table of this name.
+    ///
+    /// Handles with different tables do not see each other's locks: a flow is silent while it is locked in any of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new), and [`LockError::TableName`].
+    pub fn with_table(name: &str) -> Result<Self, LockError> {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > MAX_TABLE_NAME || !name.bytes().all(valid) {
+            return Err(LockError::TableName(name.to_owned()));
+        }
+        Ok(Self {
+            shared: Arc::new(Shared::new(name)?),
+        })
+    }
+
+    /// Lets packets with this mark (`SO_MARK`, or set before the priority `raw`) pass all locks and redirects'
+    /// silence, in both directions: also those of others who use the same table. They keep passing until the table is removed.
+    #[must_use]
+    pub fn exempt_mark(self, mark: u32) -> Self {
+        self.shared.state().exempt.push(mark);
+        self
+    }
+
+    /// Sets the table up now, so that the first lock takes no longer than later ones.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`], [`LockError::NoNftables`], [`LockError::ForeignTable`].
+    pub fn prepare(&self) -> Result<(), LockError> {
+        self.shared.prepare()
+    }
+
+    /// As [`NextHop::toward`], in the network namespace of this handle.
+    ///
+    /// # Errors
+    ///
+    /// As for [`NextHop::toward`].
+    pub fn next_hop(&self, target: IpAddr, peer: IpAddr) -> Result<NextHop, LockError> {
+        self.shared.routes.next_hop(target, peer)
+    }
+
+    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without
+    /// one are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`] or what else the kernel says; the redirects are then left to their leases.
+    pub fn end_redirect(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        let mut state = self.shared.state();
+        self.shared.remove(&mut state, flows, &REDIRECT)
+    }
+
+    /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the holder
+    /// is gone. Flows without one are no error.
+    ///
+    /// # Errors
+    ///
+    /// As for [`end_redirect`](Self::end_redirect).
+    pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        let mut state = self.shared.state();
+        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
+        self.shared.remove(&mut state, flows, &sets)
+    }
+
+    /// Removes a table if its sets hold nothing, and says whether it did.
+    fn sweep_table(&self, table: Table) -> Result<bool, LockError> {
+        let state = &mut *self.shared.state();
+        for _ in 0..SWEEP_TRIES {
+            let generation = state.connection.generation()?;
+            let mut there = false;
+            for set in [Set::Locked, Set::Gone, Set::Device, Set::Hop] {
+                for v4 in [true, false] {
+                    if set.table() != table {
+                        continue;
+                    }
+                    match state.connection.elements(&self.shared.table, set, v4)? {
+                        Some(elements) if !elements.is_empty() => return Ok(false),
+                        Some(_) => there = true,
+                        None => {}
+                    }
+                }
+            }
+            if !there {
+                return Ok(false);
+            }
+            // Only if nobody has changed anything since: else a lock that was made meanwhile would go with the table.
+            let mut batch = state.connection.batch(Some(generation));
+            layout::delete_table(&mut batch, table, &self.shared.table);
+            match state.connection.send(batch) {
+                Ok(()) => {
+                    if table == Table::Inet {
+                        state.ready = false;
+                    }
+                    return Ok(true);
+                }
+                Err(failure) if failure.is(libc::ERESTART) => {}
+                Err(failure) => return Err(failure.into_error(&self.shared.table)),
+            }
+        }
+        Ok(false)
+    }
+
+    fn elements(&self, set: Set) -> Result<Vec<element::Element>, LockError> {
+        let state = &mut *self.shared.state();
+        let mut all = Vec::new();
+        for v4 in [true, false] {
+            let elements = state.connection.elements(&self.shared.table, set, v4)?;
+            all.extend(elements.unwrap_or_default());
+        }
+        Ok(all)
+    }
+}
+
+impl Locker for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it stays
+    /// redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`],
+    /// [`LockError::NoPermission`], [`LockError::NoNftables`], [`LockError::ForeignTable`].
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let until = self.shared.lock(flows, lease)?;
+        let lock = held::Lock {
+            shared: Arc::clone(&self.shared),
+            until,
+        };
+        Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
+    }
+
+    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in them.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`] or what else the kernel says.
+    fn sweep(&self) -> Result<Swept, LockError> {
+        let mut swept = Swept::default();
+        for table in [Table::Inet, Table::Netdev] {
+            if self.sweep_table(table)? {
+                swept
+                    .structures
+                    .push(format!("{} {}", table.family_name(), self.shared.table));
+            }
+        }
+        Ok(swept)
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        let mut entries = Vec::new();
+        for element in self.elements(Set::Locked)? {
+            let mut entry = Entry::new(element.flow, EntryKind::Lock, element.remaining);
+            entry.owner = element.owner;
+            entries.push(entry);
+        }
+        let devices: HashMap<_, _> = self
+            .elements(Set::Device)?
+            .into_iter()
+            .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
+            .collect();
+        let mut names = HashMap::new();
+        for element in self.elements(Set::Hop)? {
+            let data = element.data.unwrap_or_default();
+            let address = if let Ok(octets) = <[u8; 4]>::try_from(data.as_slice()) {
+                Ipv4Addr::from(octets).into()
+            } else if let Ok(octets) = <[u8; 16]>::try_from(data.as_slice()) {
+                Ipv6Addr::from(octets).into()
+            } else {
+                continue;
+            };
+            let index = devices
+                .get(&element.flow)
+                .map_or(0, |index| u32::from_ne_bytes(*index));
+            let device = names.entry(index).or_insert_with(|| {
+                // The device may be gone; its index is what is left to say.
+                let name = self.shared.routes.device_name(index);
+                name.unwrap_or_else(|_| index.to_string())
+            });
+            let kind = EntryKind::Redirect {
+                address,
+                device: device.clone(),
+            };
+            let mut entry = Entry::new(element.flow, kind, element.remaining);
+            entry.owner = element.owner;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
+
+impl fmt::Debug for Nftables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nftables")
+            .field("table", &self.shared.table)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,462 @@
+//! What a handle and its guards share: one socket, and the operations on flows.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tcpmig_format::FourTuple;
+
+use super::batch::{Batch, Op};
+use super::connection::{Connection, Failure};
+use super::element::{self, Extra};
+use super::layout::{self, Set, Table};
+use crate::route::Routes;
+use crate::{LockError, NextHop};
+
+/// All sets of a redirect.
+pub(super) const REDIRECT: [Set; 3] = [Set::Gone, Set::Device, Set::Hop];
+
+/// How often a step is tried again because somebody else, or the end of a lease, came in between.
+const TRIES: usize = 4;
+/// More than the messages that set tables up, and all headers, take in a batch.
+const FIXED: usize = 32768;
+
+pub(super) struct Shared {
+    pub(super) table: String,
+    pub(super) routes: Routes,
+    comment: Vec<u8>,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) connection: Connection,
+    pub(super) exempt: Vec<u32>,
+    /// Whether the table for locks is set up, as far as this handle knows.
+    pub(super) ready: bool,
+    /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
+    pub(super) destroy: bool,
+    /// Which redirect is the newest of a flow: an older guard must not end a newer redirect.
+    redirects: HashMap<FourTuple, u64>,
+    last_token: u64,
+}
+
+/// What has to be removed from a set so that none of some flows is in it.
+struct Removal {
+    set: Set,
+    /// None: the kernel finds out.
+    present: Option<HashSet<FourTuple>>,
+}
+
+impl Shared {
+    pub(super) fn new(table: &str) -> Result<Self, LockError> {
+        Ok(Self {
+            table: table.to_owned(),
+            routes: Routes::new()?,
+            comment: element::owner_comment(std::process::id()),
+            state: Mutex::new(State {
+                connection: Connection::open()?,
+                exempt: Vec::new(),
+                ready: false,
+                destroy: true,
+                redirects: HashMap::new(),
+                last_token: 0,
+            }),
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // What a panic can leave behind is an answer that was not read, and those are told apart by number.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the table for locks up.
+    pub(super) fn prepare(&self) -> Result<(), LockError> {
+        let state = &mut *self.state();
+        let mut batch = state.connection.batch(None);
+        layout::set_up_locks(&mut batch, &self.table, &state.exempt);
+        self.send(state, batch)?;
+        state.ready = true;
+        Ok(())
+    }
+
+    pub(super) fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<Instant, LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        let state = &mut *self.state();
+        let extra = self.extra(lease_ms, None);
+        let mut tries = 0..TRIES;
+        loop {
+            let deadline = deadline(lease_ms);
+            let exempt = state.exempt.clone();
+            let mut set_up = !state.ready;
+            let added = self.apply(state, flows, 1, |batch, flows| {
+                if set_up {
+                    layout::set_up_locks(batch, &self.table, &exempt);
+                    set_up = false;
+                } else {
+                    layout::add_exempt(batch, &self.table, &exempt);
+                }
+                batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
+            });
+            let Err((done, failure)) = added else {
+                state.ready |= !flows.is_empty();
+                return Ok(deadline);
+            };
+            // What cannot be taken back here ends with its lease; the first error is the one to tell.
+            let _ = self.remove(state, &flows[..done], &[Set::Locked]);
+            if failure.is(libc::ENOENT) && state.ready && tries.next().is_some() {
+                // Somebody removed the table.
+                state.ready = false;
+            } else if failure.is(libc::EEXIST) && failure.set.is_some() {
+                let flow = self.blame(state, &failure, Set::Locked, true)?;
+                let twice = flows.iter().filter(|other| **other == flow).count() > 1;
+                return Err(if twice {
+                    LockError::Duplicate(flow)
+                } else {
+                    LockError::AlreadyLocked(flow)
+                });
+            } else {
+                return Err(failure.into_error(&self.table));
+            }
+        }
+    }
+
+    pub(super) fn renew_lock(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+    ) -> Result<Instant, LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        let deadline = deadline(lease_ms);
+        let extra = self.extra(lease_ms, None);
+        self.replace(&mut self.state(), flows, &[(Set::Locked, extra)])?;
+        Ok(deadline)
+    }
+
+    /// Gives elements that exist a new lease. Removing and adding them in one batch does so on every kernel, and
+    /// fails if one has gone meanwhile.
+    fn replace(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        sets: &[(Set, Extra<'_>)],
+    ) -> Result<(), LockError> {
+        let replaced = self.apply(state, flows, 2 * sets.len(), |batch, flows| {
+            for (set, extra) in sets {
+                batch.elements(&self.table, *set, Op::Delete, flows);
+                batch.elements(&self.table, *set, Op::Add(*extra), flows);
+            }
+        });
+        match replaced {
+            Ok(()) => Ok(()),
+            Err((_, failure)) if failure.is(libc::ENOENT) => {
+                let set = failure.set.unwrap_or(Set::Locked);
+                Err(LockError::NotHeld(self.blame(state, &failure, set, false)?))
+            }
+            Err((_, failure)) => Err(failure.into_error(&self.table)),
+        }
+    }
+
+    /// Makes sure that none of the flows is in these sets, in one step (or in as many as the socket's buffer makes
+    /// necessary).
+    pub(super) fn remove(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        sets: &[Set],
+    ) -> Result<(), LockError> {
+        let mut sets = sets.to_vec();
+        let mut tries = 0..TRIES;
+        loop {
+            let removals = self.removals(state, flows, &sets)?;
+            let removed = self.apply(state, flows, sets.len(), |batch, flows| {
+                self.put_removals(batch, &removals, flows);
+            });
+            match removed {
+                Ok(()) => break,
+                Err((_, failure)) if failure.lacks_destroy() && state.destroy => {
+                    state.destroy = false;
+                }
+                Err((_, failure)) if failure.is(libc::ENOENT) && tries.next().is_some() => {
+                    // With DESTROY this says that there is no such table, and so nothing to remove from it. Without,
+                    // that a lease ended just now.
+                    if state.destroy {
+                        sets.retain(|set| Some(set.table()) != failure.table);
+                    }
+                }
+                Err((_, failure)) => return Err(failure.into_error(&self.table)),
+            }
+        }
+        if sets.contains(&Set::Gone) {
+            for flow in flows {
+                state.redirects.remove(flow);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns locks into redirects. `until` is when the locks end.
+    pub(super) fn redirect(
+        &self,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+        until: Instant,
+    ) -> Result<(u64, HopData, Instant), LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        if let Some(flow) = flows
+            .iter()
+            .find(|flow| flow.is_ipv4() != hop.address.is_ipv4())
+        {
+            return Err(LockError::HopFamily {
+                flow: *flow,
+                hop: hop.address,
+            });
+        }
+        let data = HopData::new(self.routes.device_index(&hop.device)?, hop.address);
+        self.routes.device_index(&hop.ingress)?;
+        let state = &mut *self.state();
+        let mut tries = 0..TRIES;
+        loop {
+            let deadline = deadline(lease_ms);
+            let removals = self.removals(state, flows, &REDIRECT)?;
+            let mut set_up = true;
+            let redirected = self.apply(state, flows, 7, |batch, flows| {
+                if set_up {
+                    // Always, because whether the chain of this device is there can only be told by looking.
+                    layout::set_up_redirects(batch, &self.table, &hop.ingress);
+                    set_up = false;
+                }
+                self.put_removals(batch, &removals, flows);
+                for (set, extra) in self.redirect_extras(lease_ms, &data) {
+                    batch.elements(&self.table, set, Op::Add(extra), flows);
+                }
+                batch.elements(&self.table, Set::Locked, Op::Delete, flows);
+            });
+            let Err((done, failure)) = redirected else {
+                state.last_token += 1;
+                let token = state.last_token;
+                state
+                    .redirects
+                    .extend(flows.iter().map(|flow| (*flow, token)));
+                return Ok((token, data, deadline));
+            };
+            self.back_to_locks(state, &flows[..done], until);
+            if failure.lacks_destroy() && state.destroy {
+                state.destroy = false;
+            } else if failure.is(libc::ENOENT) && failure.table == Some(Table::Inet) {
+                let ended_just_now = !state.destroy && failure.set == Some(Set::Gone);
+                if !(ended_just_now && tries.next().is_some()) {
+                    return Err(LockError::NotHeld(self.blame(
+                        state,
+                        &failure,
+                        Set::Locked,
+                        false,
+                    )?));
+                }
+            } else if !(failure.is(libc::ENOENT) && failure.set.is_some() && tries.next().is_some())
+            {
+                return Err(failure.into_error(&self.table));
+            }
+        }
+    }
+
+    /// Takes the first part of a redirect back whose second part failed.
+    fn back_to_locks(&self, state: &mut State, flows: &[FourTuple], until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        if let Ok(lease_ms) = element::lease_ms(left) {
+            let extra = self.extra(lease_ms, None);
+            // What cannot be locked again stays silent as a redirect, which is the safe side.
+            let locked = self.apply(state, flows, 1, |batch, flows| {
+                batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
+            });
+            if locked.is_ok() {
+                let _ = self.remove(state, flows, &REDIRECT);
+            }
+        }
+    }
+
+    pub(super) fn renew_redirect(
+        &self,
+        flows: &[FourTuple],
+        token: u64,
+        data: &HopData,
+        lease: Duration,
+    ) -> Result<Instant, LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        let state = &mut *self.state();
+        if let Some(flow) = flows
+            .iter()
+            .find(|flow| state.redirects.get(flow) != Some(&token))
+        {
+            return Err(LockError::NotHeld(*flow));
+        }
+        let deadline = deadline(lease_ms);
+        self.replace(state, flows, &self.redirect_extras(lease_ms, data))?;
+        Ok(deadline)
+    }
+
+    /// Ends those redirects that no newer one has replaced. `over`: their leases have ended.
+    pub(super) fn end_own_redirects(
+        &self,
+        flows: &[FourTuple],
+        token: u64,
+        over: bool,
+    ) -> Result<(), LockError> {
+        let state = &mut *self.state();
+        let mut own = flows.to_vec();
+        own.retain(|flow| state.redirects.get(flow) == Some(&token));
+        if over {
+            for flow in &own {
+                state.redirects.remove(flow);
+            }
+            return Ok(());
+        }
+        self.remove(state, &own, &REDIRECT)
+    }
+
+    fn extra<'a>(&'a self, lease_ms: u64, data: Option<&'a [u8]>) -> Extra<'a> {
+        Extra {
+            lease_ms,
+            comment: &self.comment,
+            data,
+        }
+    }
+
+    fn redirect_extras<'a>(&'a self, lease_ms: u64, data: &'a HopData) -> [(Set, Extra<'a>); 3] {
+        [
+            (Set::Gone, self.extra(lease_ms, None)),
+            (Set::Device, self.extra(lease_ms, Some(&data.device))),
+            (Set::Hop, self.extra(lease_ms, Some(&data.address))),
+        ]
+    }
+
+    fn removals(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        sets: &[Set],
+    ) -> Result<Vec<Removal>, LockError> {
+        let mut removals = Vec::new();
+        for &set in sets {
+            let present = if state.destroy {
+                None
+            } else {
+                Some(self.present(state, flows, set)?)
+            };
+            removals.push(Removal { set, present });
+        }
+        Ok(removals)
+    }
+
+    fn present(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        set: Set,
+    ) -> Result<HashSet<FourTuple>, LockError> {
+        let mut present = HashSet::new();
+        for v4 in [true, false] {
+            if flows.iter().any(|flow| flow.is_ipv4() == v4) {
+                let elements = state.connection.elements(&self.table, set, v4)?;
+                present.extend(elements.into_iter().flatten().map(|element| element.flow));
+            }
+        }
+        Ok(present)
+    }
+
+    fn put_removals(&self, batch: &mut Batch, removals: &[Removal], flows: &[FourTuple]) {
+        for Removal { set, present } in removals {
+            match present {
+                None => batch.elements(&self.table, *set, Op::Destroy, flows),
+                Some(present) => {
+                    let mut flows = flows.to_vec();
+                    flows.retain(|flow| present.contains(flow));
+                    batch.elements(&self.table, *set, Op::Delete, &flows);
+                }
+            }
+        }
+    }
+
+    /// The flow that a failure is about, also where the kernel did not say: the first that is (or is not) in the set.
+    fn blame(
+        &self,
+        state: &mut State,
+        failure: &Failure,
+        set: Set,
+        there: bool,
+    ) -> Result<FourTuple, LockError> {
+        if let Some(flow) = failure.flow {
+            return Ok(flow);
+        }
+        let present = self.present(state, &failure.flows, set)?;
+        let guilty = failure
+            .flows
+            .iter()
+            .find(|flow| present.contains(flow) == there);
+        guilty
+            .or(failure.flows.first())
+            .copied()
+            .ok_or(LockError::Netlink {
+                call: failure.call,
+                source: std::io::ErrorKind::InvalidData.into(),
+            })
+    }
+
+    /// Sends one batch for all flows; or, if the socket's buffer cannot be made large enough for that, several.
+    /// After an error, `.0` flows from the first on have been dealt with.
+    fn apply(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        elements_per_flow: usize,
+        mut fill: impl FnMut(&mut Batch, &[FourTuple]),
+    ) -> Result<(), (usize, Box<Failure>)> {
+        let per_flow = elements_per_flow * element::MAX_LENGTH;
+        let room = state.connection.room(FIXED + per_flow * flows.len());
+        let at_once = (room.saturating_sub(FIXED) / per_flow.max(1)).max(1);
+        for (index, chunk) in flows.chunks(at_once).enumerate() {
+            let mut batch = state.connection.batch(None);
+            fill(&mut batch, chunk);
+            state
+                .connection
+                .send(batch)
+                .map_err(|failure| (index * at_once, Box::new(failure)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
+        state
+            .connection
+            .send(batch)
+            .map_err(|failure| failure.into_error(&self.table))
+    }
+}
+
+/// The values of a redirect's elements.
+#[derive(Debug, Clone)]
+pub(super) struct HopData {
+    device: [u8; 4],
+    address: Vec<u8>,
+}
+
+impl HopData {
+    fn new(device: u32, address: IpAddr) -> Self {
+        Self {
+            device: device.to_ne_bytes(),
+            address: match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            },
+        }
+    }
+}
+
+/// Two jiffies with HZ=100: by so much the kernel may end an element early, because it counts whole ones.
+const EARLY_MS: u64 = 20;
+
+/// Until when a lease that begins now certainly lasts: the kernel's element is never gone before this.
+fn deadline(lease_ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(lease_ms.saturating_sub(EARLY_MS))
+}

@@ -1,0 +1,88 @@
+//! What a kernel that this one is not would make of it.
+
+#[allow(dead_code)]
+#[path = "../../tests/common/isolate.rs"]
+mod isolate;
+
+use std::process::Command;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use super::Nftables;
+use crate::{EntryKind, LockError, Locker, NextHop};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn flows() -> Vec<FourTuple> {
+    let flow = |number: u8| match number % 2 {
+        0 => format!("10.0.0.1:80,10.0.0.9:{}", 1025 + u16::from(number)),
+        _ => format!(
+            "[2001:db8::1]:80,[2001:db8::9]:{}",
+            1025 + u16::from(number)
+        ),
+    };
+    (0..100)
+        .map(|number| flow(number).parse().unwrap())
+        .collect()
+}
+
+/// Kernels before 6.3 have no `DESTROYSETELEM`, and refuse to remove an element that is not there.
+#[test]
+fn everything_works_without_destroy() {
+    isolate::isolated("nftables::tests::everything_works_without_destroy", || {
+        let flows = flows();
+        let (v4, v6): (Vec<_>, Vec<_>) = flows.iter().copied().partition(FourTuple::is_ipv4);
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
+        let locker = Nftables::new().unwrap();
+        locker.shared.state().destroy = false;
+        // No table yet.
+        locker.release(&flows).unwrap();
+
+        let guard = locker.lock(&flows, LEASE).unwrap();
+        locker.release(&flows[10..20]).unwrap();
+        assert_eq!(locker.list().unwrap().len(), 90);
+        guard.unlock().unwrap();
+        assert_eq!(locker.list().unwrap(), []);
+
+        for (flows, hop) in [(v4, "10.0.0.2"), (v6, "2001:db8::2")] {
+            let hop = NextHop {
+                device: "lo".to_owned(),
+                address: hop.parse().unwrap(),
+                ingress: "lo".to_owned(),
+            };
+            // Twice, so that the second finds the first there.
+            let first = locker
+                .lock(&flows, LEASE)
+                .unwrap()
+                .redirect(&hop, LEASE)
+                .unwrap();
+            let mut guard = locker.lock(&flows, LEASE).unwrap();
+            let mut second = guard.try_redirect(&hop, LEASE).unwrap();
+            second.renew(LEASE).unwrap();
+            let entries = locker.list().unwrap();
+            assert_eq!(entries.len(), flows.len());
+            assert!(entries.iter().all(|entry| entry.kind != EntryKind::Lock));
+            drop(first);
+            assert_eq!(locker.list().unwrap().len(), flows.len());
+            let guard = locker.lock(&flows, LEASE).unwrap();
+            locker.end_redirect(&flows[..5]).unwrap();
+            assert_eq!(locker.list().unwrap().len(), 2 * flows.len() - 5);
+            guard.release().unwrap();
+            assert_eq!(locker.list().unwrap(), []);
+
+            let guard = locker.lock(&flows, LEASE).unwrap();
+            locker.release(&flows[7..8]).unwrap();
+            let error = guard.redirect(&hop, LEASE).unwrap_err();
+            assert!(
+                matches!(error, LockError::NotHeld(flow) if flow == flows[7]),
+                "{error}"
+            );
+            assert_eq!(locker.list().unwrap().len(), flows.len() - 1);
+            locker.release(&flows).unwrap();
+        }
+    });
+}

@@ -1,0 +1,57 @@
+//! The locker that locks nothing.
+
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use crate::{Entry, Held, LockError, LockGuard, Locker, NextHop, Redirecting, Swept};
+
+/// The `none` locker: it does nothing, because the caller keeps the packets away by other means.
+///
+/// Every lock succeeds at once, nothing is remembered, and nothing can be redirected.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoLock;
+
+const NAME: &str = "none";
+
+impl Locker for NoLock {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn lock(&self, flows: &[FourTuple], _lease: Duration) -> Result<LockGuard, LockError> {
+        Ok(LockGuard::new(flows.to_vec(), Box::new(Nothing)))
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        Ok(Swept::default())
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        Ok(Vec::new())
+    }
+}
+
+struct Nothing;
+
+impl Held for Nothing {
+    fn renew(&mut self, _flows: &[FourTuple], _lease: Duration) -> Result<(), LockError> {
+        Ok(())
+    }
+
+    fn unlock(&mut self, _flows: &[FourTuple]) -> Result<(), LockError> {
+        Ok(())
+    }
+
+    fn redirect(
+        &mut self,
+        _flows: &[FourTuple],
+        _hop: &NextHop,
+        _lease: Duration,
+    ) -> Result<Box<dyn Redirecting>, LockError> {
+        Err(LockError::Unsupported {
+            locker: NAME,
+            operation: "redirect",
+        })
+    }
+}

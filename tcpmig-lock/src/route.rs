@@ -1,0 +1,242 @@
+//! What this host would do with a packet: look-ups in its routing tables, which need no privileges.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::{LockError, NextHop};
+
+/// Large enough for the attributes of one link or route.
+const REPLY: usize = 65536;
+
+/// How this host reaches an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The device by which packets leave; `lo` if the address is one of this host.
+    pub device: String,
+    /// The index of that device.
+    pub index: u32,
+    /// The router in between, if the address is not on link.
+    pub gateway: Option<IpAddr>,
+    /// The address that this host uses as source: the one asked for, or the one it prefers.
+    pub source: Option<IpAddr>,
+    /// Whether the address is one of this host.
+    pub local: bool,
+}
+
+/// How the calling thread's network namespace reaches `to`, with `from` (an address of this host) as source if it is
+/// given.
+///
+/// # Errors
+///
+/// [`LockError::NoRoute`] if it does not.
+pub fn lookup(to: IpAddr, from: Option<IpAddr>) -> Result<Route, LockError> {
+    Routes::new()?.lookup(to, from)
+}
+
+/// A handle for look-ups in one network namespace: the one of the thread that made it, whatever thread uses it.
+pub struct Routes {
+    socket: Mutex<Socket>,
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routes").finish_non_exhaustive()
+    }
+}
+
+impl Routes {
+    /// A handle for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Netlink`] if the kernel gives no netlink socket.
+    pub fn new() -> Result<Self, LockError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(LockError::call("socket(NETLINK_ROUTE)"))?;
+        Ok(Self {
+            socket: Mutex::new(socket),
+        })
+    }
+
+    /// As the function [`lookup`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoRoute`] if the address cannot be reached.
+    pub fn lookup(&self, to: IpAddr, from: Option<IpAddr>) -> Result<Route, LockError> {
+        const CALL: &str = "RTM_GETROUTE";
+        let mut request = RouteMessage::default();
+        let (family, length) = match to {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        request.header.address_family = family;
+        request.header.destination_prefix_length = length;
+        request
+            .attributes
+            .push(RouteAttribute::Destination(to.into()));
+        if let Some(from) = from {
+            request.header.source_prefix_length = length;
+            request.attributes.push(RouteAttribute::Source(from.into()));
+        }
+        let reply =
+            self.ask(RouteNetlinkMessage::GetRoute(request))
+                .map_err(|source| match source.raw_os_error() {
+                    Some(
+                        libc::ENETUNREACH
+                        | libc::EHOSTUNREACH
+                        | libc::EACCES
+                        | libc::EINVAL
+                        | libc::ENONET,
+                    ) => LockError::NoRoute(to),
+                    _ => LockError::call(CALL)(source),
+                })?;
+        let RouteNetlinkMessage::NewRoute(reply) = reply else {
+            return Err(unexpected(CALL));
+        };
+        let mut found = Route {
+            device: String::new(),
+            index: 0,
+            gateway: None,
+            source: from,
+            local: reply.header.kind == RouteType::Local,
+        };
+        for attribute in &reply.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => found.index = *index,
+                RouteAttribute::Gateway(address) => found.gateway = ip(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => {
+                    found.gateway = Some((*address).into());
+                }
+                RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                    found.gateway = Some((*address).into());
+                }
+                RouteAttribute::PrefSource(address) => found.source = ip(address),
+                _ => {}
+            }
+        }
+        if !matches!(reply.header.kind, RouteType::Local | RouteType::Unicast) || found.index == 0 {
+            return Err(LockError::NoRoute(to));
+        }
+        found.device = self.device_name(found.index)?;
+        Ok(found)
+    }
+
+    /// As [`NextHop::toward`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`NextHop::toward`].
+    pub fn next_hop(&self, target: IpAddr, peer: IpAddr) -> Result<NextHop, LockError> {
+        let route = self.lookup(target, None)?;
+        if route.local {
+            return Err(LockError::TargetIsLocal(target));
+        }
+        if let Some(gateway) = route.gateway {
+            return Err(LockError::NotOnLink { target, gateway });
+        }
+        Ok(NextHop {
+            device: route.device,
+            address: target,
+            ingress: self.lookup(peer, None)?.device,
+        })
+    }
+
+    /// The index of the device with this name.
+    pub(crate) fn device_index(&self, name: &str) -> Result<u32, LockError> {
+        let mut request = LinkMessage::default();
+        request
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        Ok(self.link(request, name)?.header.index)
+    }
+
+    /// The name of the device with this index.
+    pub(crate) fn device_name(&self, index: u32) -> Result<String, LockError> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        let link = self.link(request, &index.to_string())?;
+        let name = link.attributes.into_iter().find_map(|attribute| {
+            if let LinkAttribute::IfName(name) = attribute {
+                Some(name)
+            } else {
+                None
+            }
+        });
+        name.ok_or_else(|| LockError::NoDevice(index.to_string()))
+    }
+
+    fn link(&self, request: LinkMessage, which: &str) -> Result<LinkMessage, LockError> {
+        const CALL: &str = "RTM_GETLINK";
+        let reply =
+            self.ask(RouteNetlinkMessage::GetLink(request))
+                .map_err(|source| match source.raw_os_error() {
+                    // ERANGE and EINVAL: a name that no device can have.
+                    Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => {
+                        LockError::NoDevice(which.to_owned())
+                    }
+                    _ => LockError::call(CALL)(source),
+                })?;
+        match reply {
+            RouteNetlinkMessage::NewLink(link) => Ok(link),
+            _ => Err(unexpected(CALL)),
+        }
+    }
+
+    fn ask(&self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+
+        // A poisoned lock is harmless: each request reads its whole answer, which is one datagram.
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.send(&bytes, 0)?;
+        let mut reply = Vec::with_capacity(REPLY);
+        while let Err(error) = socket.recv(&mut reply, 0) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        match reply.payload {
+            NetlinkPayload::InnerMessage(message) => Ok(message),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn unexpected(call: &'static str) -> LockError {
+    LockError::Netlink {
+        call,
+        source: io::Error::new(io::ErrorKind::InvalidData, "an answer of another kind"),
+    }
+}

@@ -1,0 +1,69 @@
+//! What a host's network devices see.
+
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use nix::libc::ETH_P_ALL;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::net::Host;
+
+pub(crate) const RST: u8 = 4;
+pub(crate) const PSH: u8 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) flags: u8,
+}
+
+/// All TCP segments that a host sends or receives from now on, on any device.
+pub(crate) struct Capture(Socket);
+
+impl Capture {
+    pub(crate) fn new(host: &Host) -> Self {
+        let protocol = i32::from(u16::try_from(ETH_P_ALL).expect("16 bits").to_be());
+        let socket = host.run(|| {
+            Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(protocol)))
+                .expect("a packet socket")
+        });
+        socket.set_nonblocking(true).expect("nonblocking");
+        Self(socket)
+    }
+
+    /// The segments since the last call.
+    pub(crate) fn segments(&mut self) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        let mut buffer = [0; 65536];
+        while let Ok(length) = self.0.read(&mut buffer) {
+            segments.extend(parse(&buffer[..length]));
+        }
+        segments
+    }
+}
+
+fn parse(packet: &[u8]) -> Option<Segment> {
+    let (from, to, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 if *packet.get(9)? == 6 => {
+            let address = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?));
+            let header = usize::from(packet[0] & 15) * 4;
+            (
+                address(12)?.into(),
+                address(16)?.into(),
+                packet.get(header..)?,
+            )
+        }
+        6 if *packet.get(6)? == 6 => {
+            let address = |at: usize| Some(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?));
+            (address(8)?.into(), address(24)?.into(), packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
+    Some(Segment {
+        from: (from, port(0)?).into(),
+        to: (to, port(2)?).into(),
+        flags: *tcp.get(13)?,
+    })
+}

@@ -1,0 +1,158 @@
+//! Hosts, links and TCP connections.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use tcpmig_lock::FourTuple;
+
+/// A network namespace that goes with this value (and its sockets).
+pub(crate) struct Host(File);
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let file = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
+            ip("link set lo up");
+            File::open("/proc/thread-self/ns/net").expect("open the namespace")
+        });
+        Self(file.join().expect("make a namespace"))
+    }
+
+    /// Runs something in this namespace, on a thread of its own.
+    pub(crate) fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("setns");
+                call()
+            });
+            match thread.join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    pub(crate) fn ip(&self, arguments: &str) {
+        self.run(|| ip(arguments));
+    }
+
+    pub(crate) fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/net/{name}");
+        self.run(|| std::fs::write(&path, value).expect(&path));
+    }
+
+    /// A path by which `ip` finds the namespace.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+/// `ip` in the namespace of this thread.
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("run ip(8), of iproute2");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {error}");
+}
+
+/// A link between two hosts, `eth0` on both: `a` is number 1 and `b` number 9.
+pub(crate) fn link(a: &Host, b: &Host) {
+    a.ip(&format!(
+        "link add eth0 type veth peer name eth0 netns {}",
+        b.path()
+    ));
+    for (host, number) in [(a, 1), (b, 9)] {
+        address(host, number);
+    }
+}
+
+/// Gives a host its addresses on `eth0`, with this number at the end.
+pub(crate) fn address(host: &Host, number: u8) {
+    host.ip(&format!("address add 10.0.0.{number}/24 dev eth0"));
+    host.ip(&format!("address add 2001:db8::{number}/64 dev eth0 nodad"));
+    host.ip("link set eth0 up");
+}
+
+/// A switch with these hosts on it, numbered as given.
+pub(crate) fn switch(hosts: &[(&Host, u8)]) -> Host {
+    let switch = Host::new();
+    switch.ip("link add br0 type bridge");
+    switch.ip("link set br0 up");
+    for (host, number) in hosts {
+        switch.ip(&format!(
+            "link add port{number} type veth peer name eth0 netns {}",
+            host.path()
+        ));
+        switch.ip(&format!("link set port{number} master br0 up"));
+        address(host, *number);
+    }
+    switch
+}
+
+/// An established connection: the end at the server, and that at the client.
+pub(crate) struct Connection {
+    pub(crate) server: TcpStream,
+    pub(crate) client: TcpStream,
+}
+
+impl Connection {
+    pub(crate) fn new(server: &Host, client: &Host, address: IpAddr) -> Self {
+        let listener = server.run(|| TcpListener::bind((address, 0)).expect("listen"));
+        let to = listener.local_addr().expect("the listener's address");
+        Self::to(&listener, client, to)
+    }
+
+    pub(crate) fn to(listener: &TcpListener, client: &Host, to: SocketAddr) -> Self {
+        let client = client
+            .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("connect"));
+        let (server, _) = listener.accept().expect("accept");
+        for end in [&server, &client] {
+            end.set_nodelay(true).expect("nodelay");
+            end.set_read_timeout(Some(Duration::from_secs(10)))
+                .expect("timeout");
+        }
+        Self { server, client }
+    }
+
+    /// The flow as the server's host sees it.
+    pub(crate) fn flow(&self) -> FourTuple {
+        let local = self.server.local_addr().expect("local address");
+        FourTuple::new(local, self.server.peer_addr().expect("peer address")).expect("a flow")
+    }
+
+    /// One octet each way.
+    pub(crate) fn ping(&mut self) {
+        send(&mut self.client, b'a');
+        expect(&mut self.server, b'a');
+        send(&mut self.server, b'b');
+        expect(&mut self.client, b'b');
+    }
+}
+
+pub(crate) fn send(stream: &mut TcpStream, octet: u8) {
+    stream.write_all(&[octet]).expect("send");
+}
+
+/// Waits for this octet to arrive.
+pub(crate) fn expect(stream: &mut TcpStream, octet: u8) {
+    let mut buffer = [0];
+    stream.read_exact(&mut buffer).expect("an octet");
+    assert_eq!(buffer[0], octet);
+}
+
+/// That nothing has arrived. Preceded by a `ping` on another connection over the same links, it says that nothing sent
+/// before that has come through.
+pub(crate) fn expect_nothing(stream: &TcpStream) {
+    stream.set_nonblocking(true).expect("nonblocking");
+    let result = stream.peek(&mut [0]);
+    stream.set_nonblocking(false).expect("blocking");
+    let kind = result.expect_err("something has arrived").kind();
+    assert_eq!(kind, std::io::ErrorKind::WouldBlock);
+}

@@ -1,0 +1,420 @@
+//! Locks: silence in both directions, for these flows only, all or none, and never longer than the lease.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use common::net::{Connection, Host, expect, expect_nothing, link, send};
+use common::{eventually, isolated};
+use tcpmig_lock::{EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn addresses() -> [IpAddr; 2] {
+    ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]
+}
+
+/// Two hosts, the first with a locker in its namespace.
+fn hosts() -> (Host, Host, Nftables) {
+    let (server, client) = (Host::new(), Host::new());
+    link(&server, &client);
+    let locker = server.run(|| Nftables::new().unwrap());
+    (server, client, locker)
+}
+
+fn flows(count: u16) -> Vec<FourTuple> {
+    let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+    (0..count)
+        .map(|number| flow(number).parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_locked_flow_is_silent_both_ways_until_unlocked() {
+    isolated("a_locked_flow_is_silent_both_ways_until_unlocked", || {
+        let (server, client, locker) = hosts();
+        for address in addresses() {
+            let mut flow = Connection::new(&server, &client, address);
+            let mut neighbour = Connection::new(&server, &client, address);
+            flow.ping();
+            let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+            send(&mut flow.client, b'c');
+            send(&mut flow.server, b's');
+            neighbour.ping();
+            expect_nothing(&flow.server);
+            expect_nothing(&flow.client);
+            guard.unlock().unwrap();
+            expect(&mut flow.server, b'c');
+            expect(&mut flow.client, b's');
+            flow.ping();
+        }
+        assert_eq!(locker.list().unwrap(), []);
+    });
+}
+
+#[test]
+fn flows_of_both_families_are_locked_in_one_call() {
+    isolated("flows_of_both_families_are_locked_in_one_call", || {
+        let (server, client, locker) = hosts();
+        let mut connections = addresses().map(|address| Connection::new(&server, &client, address));
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        let flows = connections.each_ref().map(Connection::flow);
+        let guard = locker.lock(&flows, LEASE).unwrap();
+        assert_eq!(guard.flows(), flows);
+        for connection in &mut connections {
+            send(&mut connection.client, b'x');
+        }
+        neighbour.ping();
+        for connection in &connections {
+            expect_nothing(&connection.server);
+        }
+        drop(guard);
+        for connection in &mut connections {
+            expect(&mut connection.server, b'x');
+        }
+    });
+}
+
+#[test]
+fn a_lease_ends_by_itself() {
+    isolated("a_lease_ends_by_itself", || {
+        let (server, client, locker) = hosts();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut guard = locker
+            .lock(&[flow.flow()], Duration::from_millis(300))
+            .unwrap();
+        let start = Instant::now();
+        send(&mut flow.client, b'x');
+        expect(&mut flow.server, b'x');
+        assert!(
+            start.elapsed() >= Duration::from_millis(250),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(locker.list().unwrap(), []);
+        // An ended lease is told to who would prolong it, and is no error for who ends it.
+        assert!(
+            matches!(guard.renew(LEASE), Err(LockError::NotHeld(ended)) if ended == flow.flow())
+        );
+        guard.unlock().unwrap();
+    });
+}
+
+#[test]
+fn a_renewed_lease_lasts() {
+    isolated("a_renewed_lease_lasts", || {
+        let locker = Nftables::new().unwrap();
+        let flows = flows(3);
+        let mut guard = locker.lock(&flows, Duration::from_secs(2)).unwrap();
+        guard.renew(LEASE).unwrap();
+        let entries = locker.list().unwrap();
+        assert_eq!(entries.len(), 3);
+        for entry in entries {
+            assert!(entry.remaining > Duration::from_secs(50), "{entry:?}");
+            assert_eq!(entry.kind, EntryKind::Lock);
+            assert_eq!(entry.owner, Some(std::process::id()));
+        }
+        // One that somebody else ended: nothing is prolonged.
+        locker.release(&flows[1..2]).unwrap();
+        let error = guard.renew(Duration::from_secs(1000)).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[1]),
+            "{error}"
+        );
+        for entry in locker.list().unwrap() {
+            assert!(entry.remaining < LEASE, "{entry:?}");
+        }
+        guard.unlock().unwrap();
+        assert_eq!(locker.list().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_second_lock_is_refused_by_name_and_nothing_of_it_holds() {
+    isolated(
+        "a_second_lock_is_refused_by_name_and_nothing_of_it_holds",
+        || {
+            // Two handles, as two processes would have.
+            let (first, second) = (Nftables::new().unwrap(), Nftables::new().unwrap());
+            let flows = flows(1000);
+            let guard = first.lock(&flows[700..701], LEASE).unwrap();
+            let error = second.lock(&flows, LEASE).unwrap_err();
+            assert!(
+                matches!(error, LockError::AlreadyLocked(flow) if flow == flows[700]),
+                "{error}"
+            );
+            assert_eq!(first.list().unwrap().len(), 1);
+            guard.unlock().unwrap();
+            let _guard = second.lock(&flows, LEASE).unwrap();
+            assert_eq!(first.list().unwrap().len(), 1000);
+        },
+    );
+}
+
+#[test]
+fn a_flow_named_twice_is_refused() {
+    isolated("a_flow_named_twice_is_refused", || {
+        let locker = Nftables::new().unwrap();
+        let mut flows = flows(10);
+        flows.push(flows[4]);
+        let error = locker.lock(&flows, LEASE).unwrap_err();
+        assert!(
+            matches!(error, LockError::Duplicate(flow) if flow == flows[4]),
+            "{error}"
+        );
+        assert_eq!(locker.list().unwrap(), []);
+    });
+}
+
+#[test]
+fn nothing_to_lock_and_no_time_to_lock() {
+    isolated("nothing_to_lock_and_no_time_to_lock", || {
+        let locker = Nftables::new().unwrap();
+        locker.lock(&[], LEASE).unwrap().unlock().unwrap();
+        let error = locker.lock(&flows(1), Duration::ZERO).unwrap_err();
+        assert!(matches!(error, LockError::LeaseZero));
+        assert!(matches!(
+            Nftables::with_table("a b"),
+            Err(LockError::TableName(_))
+        ));
+    });
+}
+
+#[test]
+fn dropping_unlocks_and_leaving_does_not() {
+    isolated("dropping_unlocks_and_leaving_does_not", || {
+        let locker = Nftables::new().unwrap();
+        let flows = flows(2);
+        drop(locker.lock(&flows, LEASE).unwrap());
+        assert_eq!(locker.list().unwrap(), []);
+        locker.lock(&flows, LEASE).unwrap().leave();
+        assert_eq!(locker.list().unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn ten_thousand_flows_in_one_call() {
+    isolated("ten_thousand_flows_in_one_call", || {
+        let (server, client, locker) = hosts();
+        locker.prepare().unwrap();
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        for count in [1, 1000, 10_000] {
+            let flows = flows(count);
+            let start = Instant::now();
+            let guard = locker.lock(&flows, LEASE).unwrap();
+            let locked = start.elapsed();
+            assert_eq!(locker.list().unwrap().len(), usize::from(count));
+            neighbour.ping();
+            let start = Instant::now();
+            guard.unlock().unwrap();
+            println!(
+                "{count} flows: lock {locked:?}, unlock {:?}",
+                start.elapsed()
+            );
+            assert_eq!(locker.list().unwrap(), []);
+        }
+        // The one that is locked is at the end: all before it are taken back, however many batches it took.
+        let flows = flows(10_000);
+        let guard = locker.lock(&flows[9999..], LEASE).unwrap();
+        let error = locker.lock(&flows, LEASE).unwrap_err();
+        assert!(
+            matches!(error, LockError::AlreadyLocked(flow) if flow == flows[9999]),
+            "{error}"
+        );
+        assert_eq!(locker.list().unwrap().len(), 1);
+        drop(guard);
+    });
+}
+
+#[test]
+fn packets_with_an_exempt_mark_pass() {
+    isolated("packets_with_an_exempt_mark_pass", || {
+        let (server, client, locker) = hosts();
+        let locker = locker.exempt_mark(7);
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        let _guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+        send(&mut flow.server, b'x');
+        neighbour.ping();
+        expect_nothing(&flow.client);
+        socket2::SockRef::from(&flow.server).set_mark(7).unwrap();
+        // The retransmission carries the mark.
+        expect(&mut flow.client, b'x');
+    });
+}
+
+#[test]
+fn a_guard_works_from_any_namespace() {
+    isolated("a_guard_works_from_any_namespace", || {
+        let (server, client, locker) = hosts();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut guard = client.run(|| locker.lock(&[flow.flow()], LEASE).unwrap());
+        client.run(|| guard.renew(LEASE).unwrap());
+        assert_eq!(client.run(|| locker.list().unwrap()).len(), 1);
+        send(&mut flow.client, b'x');
+        client.run(|| guard.unlock().unwrap());
+        expect(&mut flow.server, b'x');
+    });
+}
+
+#[test]
+fn a_table_that_somebody_removed_is_made_again() {
+    isolated("a_table_that_somebody_removed_is_made_again", || {
+        let (server, client, locker) = hosts();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+        nft(&server, "flush ruleset");
+        guard.unlock().unwrap();
+        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+        send(&mut flow.client, b'x');
+        neighbour.ping();
+        expect_nothing(&flow.server);
+        drop(guard);
+        expect(&mut flow.server, b'x');
+    });
+}
+
+#[test]
+fn a_table_without_its_rules_is_made_right_by_the_next_handle() {
+    isolated(
+        "a_table_without_its_rules_is_made_right_by_the_next_handle",
+        || {
+            let (server, client, locker) = hosts();
+            let mut flow = Connection::new(&server, &client, addresses()[0]);
+            let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+            locker.prepare().unwrap();
+            nft(&server, "flush table inet tcpmig");
+            let other = server.run(|| Nftables::new().unwrap());
+            let _guard = other.lock(&[flow.flow()], LEASE).unwrap();
+            send(&mut flow.client, b'x');
+            neighbour.ping();
+            expect_nothing(&flow.server);
+        },
+    );
+}
+
+#[test]
+fn a_table_of_somebody_else_is_refused() {
+    isolated("a_table_of_somebody_else_is_refused", || {
+        let (server, _client, locker) = hosts();
+        nft(&server, "add table inet tcpmig");
+        nft(&server, "add set inet tcpmig locked4 { type ipv4_addr; }");
+        let error = locker.lock(&flows(1), LEASE).unwrap_err();
+        assert!(matches!(error, LockError::ForeignTable { .. }), "{error}");
+    });
+}
+
+#[test]
+fn nft_shows_the_tables() {
+    isolated("nft_shows_the_tables", || {
+        let (server, _client, locker) = hosts();
+        let _guard = locker.lock(&flows(1), LEASE).unwrap();
+        let text = nft(&server, "list ruleset");
+        assert!(text.contains("10.0.0.9 . 1025 . 10.0.0.1 . 80"), "{text}");
+        assert!(text.contains("comment \"pid "), "{text}");
+        assert!(
+            text.contains("ip saddr . tcp sport . ip daddr . tcp dport @locked4 drop"),
+            "{text}"
+        );
+        assert!(
+            text.contains("ip daddr . tcp dport . ip saddr . tcp sport @locked4 drop"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn sweep_removes_what_is_empty_and_nothing_else() {
+    isolated("sweep_removes_what_is_empty_and_nothing_else", || {
+        let locker = Nftables::new().unwrap();
+        assert!(locker.sweep().unwrap().is_empty());
+        let guard = locker.lock(&flows(1), Duration::from_secs(2)).unwrap();
+        assert!(locker.sweep().unwrap().is_empty());
+        assert_eq!(locker.list().unwrap().len(), 1);
+        // Its holder is gone; the lease is not.
+        guard.leave();
+        assert!(locker.sweep().unwrap().is_empty());
+        let swept = eventually("the lease ends", || {
+            let swept = locker.sweep().unwrap();
+            (!swept.is_empty()).then_some(swept)
+        });
+        assert_eq!(swept.structures, ["inet tcpmig"]);
+        drop(locker.lock(&flows(1), LEASE).unwrap());
+    });
+}
+
+#[test]
+fn many_handles_at_once() {
+    isolated("many_handles_at_once", || {
+        let host = Host::new();
+        let flows = flows(400);
+        // Each in its own handle, from the first moment, with somebody who sweeps all the time.
+        let guards: Vec<LockGuard> = std::thread::scope(|scope| {
+            let threads: Vec<_> = flows
+                .chunks(50)
+                .map(|flows| {
+                    let host = &host;
+                    scope.spawn(move || {
+                        let locker = host.run(|| Nftables::new().unwrap());
+                        let lock = |flow: &FourTuple| {
+                            drop(locker.lock(&[*flow], LEASE).unwrap());
+                            locker.lock(&[*flow], LEASE).unwrap()
+                        };
+                        flows.iter().map(lock).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let sweeper = host.run(|| Nftables::new().unwrap());
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                sweeper.sweep().unwrap();
+            }
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let locker = host.run(|| Nftables::new().unwrap());
+        assert_eq!(locker.list().unwrap().len(), flows.len());
+        drop(guards);
+        assert_eq!(locker.list().unwrap(), []);
+    });
+}
+
+#[test]
+fn without_privileges_the_error_says_what_is_missing() {
+    const NAME: &str = "without_privileges_the_error_says_what_is_missing";
+    if !common::isolate::is_again() {
+        // A user namespace of its own has no say in a network namespace that it does not own.
+        return common::isolate::again(NAME, &["-U"]);
+    }
+    let locker = Nftables::new().unwrap();
+    let errors = [
+        locker.lock(&flows(1), LEASE).map(drop).unwrap_err(),
+        locker.prepare().unwrap_err(),
+        locker.list().map(drop).unwrap_err(),
+        locker.sweep().map(drop).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    }
+}
+
+/// `nft` in a host's namespace.
+fn nft(host: &Host, command: &str) -> String {
+    let output = host.run(|| {
+        std::process::Command::new("nft")
+            .arg(command)
+            .output()
+            .expect("run nft(8)")
+    });
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && error.is_empty(),
+        "nft {command}: {error}"
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,435 @@
+//! Redirects: the packets of one flow are sent on, this host stays silent for it, and its neighbours stay.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use common::capture::{Capture, PSH, RST};
+use common::net::{Connection, Host, expect, expect_nothing, send, switch};
+use common::{eventually, isolated};
+use tcpmig_lock::{
+    EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect, route,
+};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+/// A switch with the source, the target and the peer. Source and target have the address of the service beside their
+/// own: a target to which the source's only address is local would not answer its ARP requests.
+struct Net {
+    source: Host,
+    target: Host,
+    peer: Host,
+    at_source: Nftables,
+    at_target: Nftables,
+    switch: Host,
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Service address, target address and peer address of each family.
+fn families() -> [[IpAddr; 3]; 2] {
+    [
+        [ip("10.0.0.1"), ip("10.0.0.2"), ip("10.0.0.9")],
+        [ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::9")],
+    ]
+}
+
+impl Net {
+    fn new() -> Self {
+        let (source, target, peer) = (Host::new(), Host::new(), Host::new());
+        let switch = switch(&[(&source, 3), (&target, 2), (&peer, 9)]);
+        source.ip("address add 10.0.0.1/24 dev eth0");
+        source.ip("address add 2001:db8::1/64 dev eth0 nodad");
+        target.sysctl("ipv4/conf/all/arp_ignore", "1");
+        target.sysctl("ipv4/conf/all/arp_announce", "2");
+        target.ip("address add 10.0.0.1/32 dev lo");
+        target.ip("address add 2001:db8::1/128 dev lo");
+        Self {
+            at_source: source.run(|| Nftables::new().unwrap()),
+            at_target: target.run(|| Nftables::new().unwrap()),
+            source,
+            target,
+            peer,
+            switch,
+        }
+    }
+
+    fn connection(&self, address: IpAddr) -> Connection {
+        Connection::new(&self.source, &self.peer, address)
+    }
+
+    /// Locks a flow on the source and, as its future owner does, on the target.
+    fn lock(&self, connection: &Connection) -> (LockGuard, LockGuard) {
+        let flow = [connection.flow()];
+        let at_target = self.at_target.lock(&flow, LEASE).unwrap();
+        (self.at_source.lock(&flow, LEASE).unwrap(), at_target)
+    }
+
+    fn redirect(&self, guard: LockGuard, target: IpAddr) -> Redirect {
+        let peer = guard.flows()[0].remote().ip();
+        let hop = self.at_source.next_hop(target, peer).unwrap();
+        guard.redirect(&hop, LEASE).unwrap()
+    }
+}
+
+/// Waits until a segment with data of this flow is there.
+fn data_from(capture: &mut Capture, peer: SocketAddr) {
+    eventually("data of the flow", || {
+        let data =
+            |segment: &common::capture::Segment| segment.from == peer && segment.flags & PSH != 0;
+        capture.segments().iter().any(data).then_some(())
+    });
+}
+
+#[test]
+fn a_redirected_flow_arrives_at_the_target_and_its_neighbours_stay() {
+    isolated(
+        "a_redirected_flow_arrives_at_the_target_and_its_neighbours_stay",
+        || {
+            let net = Net::new();
+            for [service, target, _] in families() {
+                let mut flow = net.connection(service);
+                let mut neighbour = net.connection(service);
+                flow.ping();
+                let peer = flow.client.local_addr().unwrap();
+                let mut seen = Capture::new(&net.target);
+                let mut answers = Capture::new(&net.peer);
+                let (guard, _at_target) = net.lock(&flow);
+                let redirect = net.redirect(guard, target);
+                send(&mut flow.client, b'x');
+                // What this host would send for the flow, with its socket still open, does not leave.
+                send(&mut flow.server, b's');
+                data_from(&mut seen, peer);
+                neighbour.ping();
+                expect_nothing(&flow.server);
+                expect_nothing(&flow.client);
+                // Nobody answered for the flow, and no segment of the neighbour came along.
+                let answered = answers
+                    .segments()
+                    .into_iter()
+                    .any(|segment| segment.to == peer || segment.flags & RST != 0);
+                assert!(!answered);
+                let neighbour_port = neighbour.client.local_addr().unwrap().port();
+                for segment in seen.segments() {
+                    assert_ne!(segment.from.port(), neighbour_port);
+                }
+
+                let entries = net.at_source.list().unwrap();
+                assert_eq!(entries.len(), 1);
+                assert_eq!(entries[0].flow, flow.flow());
+                let kind = EntryKind::Redirect {
+                    address: target,
+                    device: "eth0".to_owned(),
+                };
+                assert_eq!(entries[0].kind, kind);
+
+                // Nothing was lost: after the redirect the same connection goes on here.
+                redirect.end().unwrap();
+                expect(&mut flow.server, b'x');
+                expect(&mut flow.client, b's');
+                assert_eq!(net.at_source.list().unwrap(), []);
+            }
+        },
+    );
+}
+
+#[test]
+fn without_a_socket_the_source_says_nothing() {
+    isolated("without_a_socket_the_source_says_nothing", || {
+        let net = Net::new();
+        let [service, target, _] = families()[0];
+        let mut flow = net.connection(service);
+        let mut neighbour = net.connection(service);
+        flow.ping();
+        let peer = flow.client.local_addr().unwrap();
+        let mut seen = Capture::new(&net.target);
+        let mut answers = Capture::new(&net.peer);
+        let (guard, _at_target) = net.lock(&flow);
+        let redirect = net.redirect(guard, target);
+        // Unread data makes the kernel send RST at once, and the peer's segments would draw more.
+        drop(flow.server);
+        send(&mut flow.client, b'x');
+        data_from(&mut seen, peer);
+        neighbour.ping();
+        let said = answers
+            .segments()
+            .into_iter()
+            .find(|segment| segment.to == peer);
+        assert_eq!(said, None);
+        redirect.leave();
+        assert_eq!(net.at_source.list().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_flow_that_comes_back_is_locked_and_released() {
+    isolated("a_flow_that_comes_back_is_locked_and_released", || {
+        let net = Net::new();
+        for [service, target, _] in families() {
+            let mut flow = net.connection(service);
+            let mut neighbour = net.connection(service);
+            let peer = flow.client.local_addr().unwrap();
+            let (guard, at_target) = net.lock(&flow);
+            let redirect = net.redirect(guard, target);
+
+            // The lock here does not stop the forwarding.
+            let guard = net.at_source.lock(&[flow.flow()], LEASE).unwrap();
+            let mut seen = Capture::new(&net.target);
+            send(&mut flow.client, b'x');
+            data_from(&mut seen, peer);
+            // Given up: still redirected.
+            guard.unlock().unwrap();
+            neighbour.ping();
+            expect_nothing(&flow.server);
+
+            let guard = net.at_source.lock(&[flow.flow()], LEASE).unwrap();
+            assert_eq!(net.at_source.list().unwrap().len(), 2);
+            guard.release().unwrap();
+            expect(&mut flow.server, b'x');
+            flow.ping();
+            assert_eq!(net.at_source.list().unwrap(), []);
+
+            // The old guard does not touch a newer redirect of the flow.
+            let guard = net.at_source.lock(&[flow.flow()], LEASE).unwrap();
+            let newer = net.redirect(guard, target);
+            let mut redirect = redirect;
+            assert!(matches!(redirect.renew(LEASE), Err(LockError::NotHeld(_))));
+            drop(redirect);
+            assert_eq!(net.at_source.list().unwrap().len(), 1);
+            net.at_source.end_redirect(&[flow.flow()]).unwrap();
+            net.at_source.end_redirect(&[flow.flow()]).unwrap();
+            assert_eq!(net.at_source.list().unwrap(), []);
+            newer.end().unwrap();
+            at_target.unlock().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_redirect_has_a_lease() {
+    isolated("a_redirect_has_a_lease", || {
+        let net = Net::new();
+        let [service, target, peer] = families()[0];
+        let mut flow = net.connection(service);
+        let (guard, _at_target) = net.lock(&flow);
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let mut redirect = guard.redirect(&hop, Duration::from_secs(30)).unwrap();
+        redirect.renew(Duration::from_millis(300)).unwrap();
+        send(&mut flow.client, b'x');
+        expect(&mut flow.server, b'x');
+        assert_eq!(net.at_source.list().unwrap(), []);
+        assert!(matches!(redirect.renew(LEASE), Err(LockError::NotHeld(_))));
+        redirect.end().unwrap();
+    });
+}
+
+#[test]
+fn a_lock_that_ended_is_not_redirected() {
+    isolated("a_lock_that_ended_is_not_redirected", || {
+        let net = Net::new();
+        let [service, target, peer] = families()[0];
+        let connections = [(); 3].map(|()| net.connection(service));
+        let flows = connections.each_ref().map(Connection::flow);
+        let mut guard = net.at_source.lock(&flows, LEASE).unwrap();
+        net.at_source.release(&flows[1..2]).unwrap();
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let error = guard.try_redirect(&hop, LEASE).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[1]),
+            "{error}"
+        );
+        // None was redirected, and the others are locked as before.
+        let entries = net.at_source.list().unwrap();
+        assert_eq!(entries.len(), 2);
+        assert!(entries.iter().all(|entry| entry.kind == EntryKind::Lock));
+        // Consumed by a failed redirect, the locks stay.
+        guard.redirect(&hop, LEASE).unwrap_err();
+        assert_eq!(net.at_source.list().unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn what_cannot_be_redirected_is_refused_and_stays_locked() {
+    isolated(
+        "what_cannot_be_redirected_is_refused_and_stays_locked",
+        || {
+            let net = Net::new();
+            let [[service, target, peer], [_, target6, _]] = families();
+            let flow = net.connection(service);
+            let (mut guard, _at_target) = net.lock(&flow);
+            let hop = net.at_source.next_hop(target, peer).unwrap();
+            let other_family = NextHop {
+                address: target6,
+                ..hop.clone()
+            };
+            let error = guard.try_redirect(&other_family, LEASE).unwrap_err();
+            assert!(matches!(error, LockError::HopFamily { .. }), "{error}");
+            for (device, ingress) in [("none0", "eth0"), ("eth0", "none0")] {
+                let hop = NextHop {
+                    device: device.to_owned(),
+                    ingress: ingress.to_owned(),
+                    ..hop.clone()
+                };
+                let error = guard.try_redirect(&hop, LEASE).unwrap_err();
+                assert!(
+                    matches!(&error, LockError::NoDevice(name) if name == "none0"),
+                    "{error}"
+                );
+            }
+            assert_eq!(net.at_source.list().unwrap()[0].kind, EntryKind::Lock);
+            let mut unlocked = NoLock.lock(&[flow.flow()], LEASE).unwrap();
+            let error = unlocked.try_redirect(&hop, LEASE).unwrap_err();
+            assert!(
+                matches!(error, LockError::Unsupported { locker: "none", .. }),
+                "{error}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_device_that_went_and_came_again_is_hooked_again() {
+    isolated("a_device_that_went_and_came_again_is_hooked_again", || {
+        let net = Net::new();
+        let [service, target, _] = families()[0];
+        let flow = net.connection(service);
+        let (guard, at_target) = net.lock(&flow);
+        drop(net.redirect(guard, target));
+        at_target.unlock().unwrap();
+        drop(flow);
+        net.source.ip("link delete eth0");
+        net.switch.ip(&format!(
+            "link add again type veth peer name eth0 netns {}",
+            net.source.path()
+        ));
+        net.switch.ip("link set again master br0 up");
+        common::net::address(&net.source, 3);
+        net.source.ip("address add 10.0.0.1/24 dev eth0");
+        net.peer.ip("neighbour flush all");
+        let mut flow = net.connection(service);
+        let (guard, _at_target) = net.lock(&flow);
+        let _redirect = net.redirect(guard, target);
+        let mut seen = Capture::new(&net.target);
+        send(&mut flow.client, b'x');
+        data_from(&mut seen, flow.client.local_addr().unwrap());
+    });
+}
+
+#[test]
+fn many_flows_are_redirected_in_one_call() {
+    isolated("many_flows_are_redirected_in_one_call", || {
+        let net = Net::new();
+        let [_, target, peer] = families()[0];
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        for count in [1, 1000, 10_000] {
+            let flow =
+                |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+            let flows: Vec<_> = (0..count)
+                .map(|number| flow(number).parse().unwrap())
+                .collect();
+            let guard = net.at_source.lock(&flows, LEASE).unwrap();
+            let start = std::time::Instant::now();
+            let redirect = guard.redirect(&hop, LEASE).unwrap();
+            println!("{count} flows: redirect {:?}", start.elapsed());
+            assert_eq!(net.at_source.list().unwrap().len(), flows.len());
+            let again = net.at_source.lock(&flows, LEASE).unwrap();
+            let start = std::time::Instant::now();
+            again.release().unwrap();
+            println!("{count} flows: release {:?}", start.elapsed());
+            assert_eq!(net.at_source.list().unwrap(), []);
+            redirect.end().unwrap();
+        }
+    });
+}
+
+#[test]
+fn sweep_and_nft_know_the_redirects() {
+    isolated("sweep_and_nft_know_the_redirects", || {
+        let net = Net::new();
+        let [service, target, _] = families()[0];
+        let flow = net.connection(service);
+        let (guard, _at_target) = net.lock(&flow);
+        let redirect = net.redirect(guard, target);
+        assert!(net.at_source.sweep().unwrap().is_empty());
+        let output = net.source.run(|| {
+            Command::new("nft")
+                .args(["list", "ruleset"])
+                .output()
+                .unwrap()
+        });
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        println!("{text}");
+        assert!(text.contains("map @hop4 device ip saddr"), "{text}");
+        redirect.end().unwrap();
+        let swept = net.at_source.sweep().unwrap();
+        assert_eq!(swept.structures, ["inet tcpmig", "netdev tcpmig"]);
+    });
+}
+
+#[test]
+fn next_hops_are_found_by_routing() {
+    isolated("next_hops_are_found_by_routing", || {
+        let net = Net::new();
+        net.source.ip("route add 192.0.2.0/24 via 10.0.0.9");
+        net.source
+            .ip("-6 route add 2001:db8:1::/64 via 2001:db8::9");
+        for [service, target, peer] in families() {
+            let hop = net.source.run(|| NextHop::toward(target, peer).unwrap());
+            let expected = NextHop {
+                device: "eth0".into(),
+                address: target,
+                ingress: "eth0".into(),
+            };
+            assert_eq!(hop, expected);
+            assert_eq!(net.at_source.next_hop(target, peer).unwrap(), expected);
+            let error = net.at_source.next_hop(service, peer).unwrap_err();
+            assert!(
+                matches!(error, LockError::TargetIsLocal(address) if address == service),
+                "{error}"
+            );
+
+            let route = net
+                .source
+                .run(|| route::lookup(peer, Some(service)).unwrap());
+            assert_eq!(
+                (route.device.as_str(), route.gateway, route.local),
+                ("eth0", None, false)
+            );
+            assert_eq!(route.source, Some(service));
+            assert!(
+                net.source
+                    .run(|| route::lookup(service, None).unwrap())
+                    .local
+            );
+        }
+        for (target, gateway) in [("192.0.2.7", "10.0.0.9"), ("2001:db8:1::7", "2001:db8::9")] {
+            let error = net
+                .at_source
+                .next_hop(ip(target), ip("10.0.0.9"))
+                .unwrap_err();
+            assert!(
+                matches!(error, LockError::NotOnLink { gateway: found, .. } if found == ip(gateway)),
+                "{error}"
+            );
+        }
+        for nowhere in ["198.51.100.1", "2001:db8:ffff::1"] {
+            let error = net
+                .at_source
+                .next_hop(ip(nowhere), ip("10.0.0.9"))
+                .unwrap_err();
+            assert!(
+                matches!(error, LockError::NoRoute(address) if address == ip(nowhere)),
+                "{error}"
+            );
+        }
+    });
+}

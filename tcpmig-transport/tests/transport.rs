@@ -1,0 +1,14 @@
+//! Two hosts on the loopback: frames, who may connect, and what happens when one goes away.
+
+#[path = "transport/authentication.rs"]
+mod authentication;
+#[path = "transport/frames.rs"]
+mod frames;
+#[path = "transport/keys.rs"]
+mod keys;
+#[path = "transport/lifetime.rs"]
+mod lifetime;
+#[path = "transport/setup.rs"]
+mod setup;
+#[path = "transport/support.rs"]
+mod support;
