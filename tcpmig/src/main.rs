@@ -1,3 +1,12 @@
 //! The `tcpmig` command.
 
-fn main() {}
+#[path = "cli/mod.rs"]
+mod cli;
+
+use std::process::ExitCode;
+
+pub(crate) use cli::Output;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,95 @@
+//! `tcpmig demo`: a real curl download changes servers in the middle.
+
+mod content;
+mod messages;
+mod net;
+mod run;
+mod server;
+mod timeline;
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{FAILED, Output};
+
+/// Watch a download change servers in the middle, on this machine alone.
+///
+/// Makes three network namespaces (a peer and the hosts A and B on a switch), starts a web server on A and
+/// on B and curl in the peer, and moves curl's one connection A -> B -> A -> ... in the middle of the
+/// body: lock, image, QUIC, rebuild, redirect. Then compares checksums and counts curl's
+/// connections. An ordinary user can run it; nothing outside the namespaces changes, and all of it is gone
+/// afterwards.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How often the connection moves
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(crate) hops: u32,
+
+    /// Size of the file in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub(crate) size: u64,
+
+    /// Use IPv6
+    #[arg(long, short = '6')]
+    pub(crate) ipv6: bool,
+}
+
+/// Where the file is found on the demo's web servers.
+fn path(size: u64) -> String {
+    format!("/{size}-octets.bin")
+}
+
+/// The places in the body at which the connection moves.
+fn positions(size: u64, hops: u32) -> Vec<u64> {
+    let parts = u128::from(hops) + 1;
+    (1..=u128::from(hops))
+        // INVARIANT: below `size`, as the fraction is below one.
+        .map(|hop| (u128::from(size) * hop / parts) as u64)
+        .collect()
+}
+
+pub(crate) fn main(args: &DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
+    if !tcpmig_sys::netns::has_capabilities() {
+        tcpmig_sys::netns::enter_user_namespace()?;
+    }
+    let result = runtime()?.block_on(async {
+        tokio::select! {
+            result = run::run(args, output) => result.map(Some),
+            _ = tokio::signal::ctrl_c() => Ok(None),
+        }
+    })?;
+    let Some(summary) = result else {
+        eprintln!("interrupted; everything the demo made is gone");
+        return Ok(ExitCode::from(FAILED));
+    };
+    timeline::print_end(&summary, output)?;
+    Ok(ExitCode::from(if summary.ok { 0 } else { FAILED }))
+}
+
+/// A web server of the demo.
+pub(crate) fn main_server() -> anyhow::Result<ExitCode> {
+    runtime()?.block_on(server::run())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// On the main thread alone: children die with the thread that started them.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::positions;
+
+    #[test]
+    fn moves_are_spread_over_the_body() {
+        assert_eq!(positions(100, 4), [20, 40, 60, 80]);
+        assert!(positions(100, 0).is_empty());
+        let many = positions(1 << 40, 10_000);
+        assert!(many.is_sorted());
+        assert!(*many.last().unwrap() < 1 << 40);
+    }
+}

@@ -1,0 +1,275 @@
+//! Starts the demo's processes, follows them and gathers what they say.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tcpmig::driver::Report;
+use tcpmig_sys::lab::Host;
+use tcpmig_transport::keys::Authority;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::content::Content;
+use super::messages::{Event, Setup};
+use super::net::{Addresses, Net};
+use super::timeline::Timeline;
+use super::{DemoArgs, path, positions};
+use crate::Output;
+
+/// One move.
+#[derive(Debug, Serialize)]
+pub(crate) struct Hop {
+    pub(crate) hop: usize,
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+    /// Octets of the body that the server had written.
+    pub(crate) position: u64,
+    /// `moved`, `kept` or `in_doubt`.
+    pub(crate) fate: &'static str,
+    pub(crate) reason: Option<String>,
+    #[serde(flatten)]
+    pub(crate) report: Option<Report>,
+}
+
+/// What curl says about itself at the end (its `%{json}`).
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Curl {
+    pub(crate) http_code: u32,
+    pub(crate) num_connects: u32,
+    pub(crate) size_download: u64,
+    pub(crate) time_total: f64,
+    pub(crate) exitcode: i32,
+    pub(crate) errormsg: Option<String>,
+}
+
+/// The end of a demo.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) ok: bool,
+    pub(crate) hops_wanted: u32,
+    pub(crate) hops_moved: usize,
+    pub(crate) size_octets: u64,
+    pub(crate) hops: Vec<Hop>,
+    pub(crate) curl: Curl,
+    pub(crate) sha256_expected: String,
+    pub(crate) sha256_received: String,
+    pub(crate) throughput_mib_per_second: f64,
+}
+
+/// A web server of the demo.
+struct Server {
+    name: &'static str,
+    other: &'static str,
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Server {
+    async fn start(host: &Host, name: &'static str, setup: &Setup) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        let program = program.to_str().context("this program's path is not UTF-8")?;
+        let mut command = Command::from(host.command(program)?);
+        let mut child = command
+            .arg("demo-server")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start a web server")?;
+        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("the web server has no pipes");
+        };
+        let mut line = serde_json::to_vec(setup)?;
+        line.push(b'\n');
+        stdin.write_all(&line).await?;
+        let mut server = Self {
+            name,
+            other: if name == "A" { "B" } else { "A" },
+            child,
+            stdin,
+            lines: BufReader::new(stdout).lines(),
+        };
+        match server.event().await? {
+            Event::Ready => Ok(server),
+            other => bail!("web server {name} began with {other:?}"),
+        }
+    }
+
+    /// The next thing that the server says. Cancel-safe.
+    async fn event(&mut self) -> anyhow::Result<Event> {
+        match self.lines.next_line().await? {
+            Some(line) => Ok(serde_json::from_str(&line)?),
+            None => {
+                let status = self.child.wait().await?;
+                bail!("web server {} ended in the middle ({status})", self.name)
+            }
+        }
+    }
+
+    fn hop(&self, hop: usize, event: Event) -> anyhow::Result<Hop> {
+        let (fate, position, reason, report) = match event {
+            Event::Moved { position, report } => ("moved", position, None, Some(report)),
+            Event::Kept { position, reason } => ("kept", position, Some(reason), None),
+            Event::InDoubt { position } => ("in_doubt", position, None, None),
+            Event::Ready => bail!("web server {} said twice that it is ready", self.name),
+        };
+        Ok(Hop {
+            hop,
+            from: self.name,
+            to: self.other,
+            position,
+            fate,
+            reason,
+            report,
+        })
+    }
+
+    /// Ends the server when nothing is left for it to do.
+    async fn stop(self) -> anyhow::Result<()> {
+        let Self {
+            mut child, stdin, ..
+        } = self;
+        drop(stdin);
+        let status = tokio::time::timeout(Duration::from_secs(10), child.wait())
+            .await
+            .context("the web server did not end")??;
+        ensure!(status.success(), "the web server ended with {status}");
+        Ok(())
+    }
+}
+
+fn setups(addresses: &Addresses, size: u64, hops: u32) -> anyhow::Result<[Setup; 2]> {
+    let authority = Authority::create("tcpmig demo")?;
+    let setup = |name: &str, other: &str, own, other_address| -> anyhow::Result<Setup> {
+        let issued = authority.issue(name)?;
+        Ok(Setup {
+            name: name.to_owned(),
+            service: addresses.service,
+            own,
+            other: other_address,
+            other_name: other.to_owned(),
+            certificate: issued.cert_pem.clone(),
+            key: issued.key_pem.clone(),
+            authority: authority.ca_pem().to_owned(),
+            size,
+            move_at: positions(size, hops),
+        })
+    };
+    Ok([
+        setup("host-a", "host-b", addresses.a, addresses.b)?,
+        setup("host-b", "host-a", addresses.b, addresses.a)?,
+    ])
+}
+
+/// A running curl.
+struct Download {
+    child: Child,
+    body: ChildStdout,
+    hash: Sha256,
+    received: u64,
+    buffer: Vec<u8>,
+}
+
+impl Download {
+    fn start(host: &Host, url: &str) -> anyhow::Result<Self> {
+        let mut command = Command::from(host.command("curl")?);
+        let mut child = command
+            .args(["--silent", "--show-error", "--no-buffer", "--globoff"])
+            .args(["--noproxy", "*", "--max-time", "600"])
+            .args(["--write-out", "%{stderr}%{json}\n", url])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start curl (is it installed?)")?;
+        let body = child.stdout.take().context("curl has no output")?;
+        Ok(Self {
+            child,
+            body,
+            hash: Sha256::new(),
+            received: 0,
+            buffer: vec![0; 1 << 18],
+        })
+    }
+
+    /// Reads and hashes the next octets; `false` at the end. Cancel-safe.
+    async fn advance(&mut self) -> anyhow::Result<bool> {
+        let count = self.body.read(&mut self.buffer).await?;
+        self.hash.update(&self.buffer[..count]);
+        self.received += count as u64;
+        Ok(count > 0)
+    }
+
+    /// curl's own report and the checksum of what it wrote.
+    async fn end(self) -> anyhow::Result<(Curl, String)> {
+        drop(self.body);
+        let output = self.child.wait_with_output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let report = said.lines().last().unwrap_or_default();
+        let curl = serde_json::from_str(report)
+            .with_context(|| format!("curl ended with {}: {}", output.status, said.trim()))?;
+        Ok((curl, hex(&self.hash.finalize())))
+    }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summary> {
+    let size = args.size << 20;
+    let net = Net::new(args.ipv6).context("make the demo's network")?;
+    let expected = hex(&Content::new(size).sha256());
+    let [for_a, for_b] = setups(&net.addresses, size, args.hops)?;
+    let mut a = Server::start(&net.a, "A", &for_a).await?;
+    let mut b = Server::start(&net.b, "B", &for_b).await?;
+    let mut timeline = Timeline::begin(args, &net.addresses, output);
+
+    let url = format!("http://{}{}", net.addresses.service, path(size));
+    let mut download = Download::start(&net.peer, &url)?;
+    let mut hops: Vec<Hop> = Vec::new();
+    loop {
+        let number = hops.len() + 1;
+        let hop = tokio::select! {
+            more = download.advance() => {
+                if !more? {
+                    break;
+                }
+                timeline.progress(download.received);
+                continue;
+            }
+            event = a.event() => a.hop(number, event?)?,
+            event = b.event() => b.hop(number, event?)?,
+        };
+        timeline.hop(&hop);
+        hops.push(hop);
+    }
+    timeline.finish();
+    let (curl, received) = download.end().await?;
+    for server in [a, b] {
+        server.stop().await?;
+    }
+
+    let hops_moved = hops.iter().filter(|hop| hop.fate == "moved").count();
+    let ok = received == expected
+        && curl.exitcode == 0
+        && curl.http_code == 200
+        && curl.num_connects == 1
+        && hops_moved == args.hops as usize;
+    Ok(Summary {
+        ok,
+        hops_wanted: args.hops,
+        hops_moved,
+        size_octets: size,
+        hops,
+        throughput_mib_per_second: curl.size_download as f64 / 1_048_576.0 / curl.time_total,
+        curl,
+        sha256_expected: expected,
+        sha256_received: received,
+    })
+}

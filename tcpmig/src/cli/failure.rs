@@ -1,0 +1,73 @@
+//! How an error is shown: the cause, and a hint where there is one.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::json;
+use tcpmig_lock::LockError;
+use tcpmig_sys::lab::LabError;
+
+use super::{FAILED, Output};
+
+/// Prints an error; the exit status that goes with it.
+pub(crate) fn print(error: &anyhow::Error, output: Output) -> ExitCode {
+    let text = format!("{error:#}");
+    let hint = hint(error);
+    let mut err = io::stderr().lock();
+    // Nobody reads it if this fails.
+    let _ = match output {
+        Output::Json => writeln!(err, "{}", json!({ "error": text, "hint": hint })),
+        Output::Text => match hint {
+            Some(hint) => writeln!(err, "error: {text}\nhint: {hint}"),
+            None => writeln!(err, "error: {text}"),
+        },
+    };
+    ExitCode::from(FAILED)
+}
+
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| {
+        if let Some(cause) = cause.downcast_ref::<tcpmig_sys::Error>() {
+            return of_socket(cause);
+        }
+        if let Some(cause) = cause.downcast_ref::<LockError>() {
+            return of_lock(cause);
+        }
+        match cause.downcast_ref::<LabError>() {
+            Some(LabError::Start { program: "ip", .. }) => {
+                Some("install iproute2 (apt-get install iproute2)")
+            }
+            _ => None,
+        }
+    })
+}
+
+fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
+    match error {
+        tcpmig_sys::Error::Call {
+            call: "unshare(CLONE_NEWUSER)",
+            ..
+        } => Some(
+            "this system forbids user namespaces to ordinary users: run as root, or see kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns",
+        ),
+        tcpmig_sys::Error::NoPermission { .. } => Some(
+            "run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing",
+        ),
+        _ => None,
+    }
+}
+
+fn of_lock(error: &LockError) -> Option<&'static str> {
+    match error {
+        LockError::NoPermission { .. } => Some(
+            "run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing",
+        ),
+        LockError::NoNftables { .. } => {
+            Some("load nf_tables (modprobe nf_tables), or lock the packets yourself and use --lock none")
+        }
+        LockError::AlreadyLocked(_) => Some(
+            "another move of this connection is under way, or one was cut off: its lock ends with its lease",
+        ),
+        _ => None,
+    }
+}

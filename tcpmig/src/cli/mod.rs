@@ -1,0 +1,66 @@
+//! The verbs of the command and how they end.
+
+mod demo;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status 1: it failed, and a connection that was to move goes on where it was.
+pub(crate) const FAILED: u8 = 1;
+
+/// Move live TCP connections, and the sessions on them, between hosts.
+///
+/// The other end of a connection that moves (a browser, curl, a phone) keeps it: no reset, no lost or repeated byte. Start with
+/// `tcpmig demo`, which needs no privileges, and `tcpmig doctor`, which tells what works here.
+#[derive(Debug, Parser)]
+#[command(name = "tcpmig", version, max_term_width = 100, after_help = EXIT_STATUS)]
+struct Cli {
+    /// Print for machines: JSON on standard output, errors as JSON on standard error
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_STATUS: &str = "Exit status: 0 done; 1 failed, the connection goes on where it was; \
+2 wrong usage; 3 nobody can say where the connection lives; 4 nothing to do.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::DemoArgs),
+    /// A web server of the demo; it is told what to do on standard input
+    #[command(hide = true)]
+    DemoServer,
+}
+
+/// For whom the output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    let output = if cli.json { Output::Json } else { Output::Text };
+    let result = match cli.verb {
+        Verb::Demo(args) => demo::main(&args, output),
+        Verb::DemoServer => demo::main_server(),
+    };
+    result.unwrap_or_else(|error| failure::print(&error, output))
+}
+
+/// What `TCPMIG_LOG` asks for (`info`, `tcpmig=debug`), else warnings.
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("TCPMIG_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
