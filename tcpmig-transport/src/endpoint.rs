@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::{ClientConfig, ServerConfig, TokioRuntime, TransportConfig};
+use quinn::{ClientConfig, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
@@ -100,12 +100,13 @@ impl Endpoint {
         tokio::runtime::Handle::try_current()
             .map_err(std::io::Error::other)
             .map_err(socket_error("find the tokio runtime"))?;
-        let mut quic = reset::endpoint_config(identity, local);
-        // Without this the other side's MTU discovery would end at 1472.
-        quic.max_udp_payload_size(MAX_DATAGRAM)
-            .expect("between 1200 and 65527");
-        let endpoint = quinn::Endpoint::new(quic, Some(server), socket, Arc::new(TokioRuntime))
-            .map_err(socket_error("set up the UDP socket"))?;
+        let endpoint = quinn::Endpoint::new(
+            quic_config(identity, local),
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(socket_error("set up the UDP socket"))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
@@ -232,6 +233,15 @@ fn bind(addr: SocketAddr) -> std::io::Result<UdpSocket> {
     }
     socket.bind(&addr.into())?;
     Ok(socket.into())
+}
+
+fn quic_config(identity: &Identity, local: SocketAddr) -> EndpointConfig {
+    let mut config = reset::endpoint_config(identity, local);
+    // Without this the other side's MTU discovery would end at 1472.
+    config
+        .max_udp_payload_size(MAX_DATAGRAM)
+        .expect("between 1200 and 65527");
+    config
 }
 
 /// Bursts of a whole image must not overrun the socket. The kernel grants at most

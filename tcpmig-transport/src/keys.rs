@@ -24,15 +24,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, DnsName};
 use thiserror::Error;
 use webpki::EndEntityCert;
 
-/// Before this the certificates are not valid: hosts' clocks differ.
+mod subject;
+use subject::{common_name, read_common_name};
+
+/// Longest common name in octets (X.520).
+const COMMON_NAME: usize = 64;
+/// How long before now certificates become valid: hosts' clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
 /// How long an authority is valid: ten years.
 const AUTHORITY: Duration = Duration::from_secs(3652 * 24 * 3600);
@@ -46,6 +51,12 @@ pub enum KeysError {
     /// The name cannot be a DNS name in a certificate.
     #[error("{name:?} is not a DNS name that a host can have here")]
     Name {
+        /// The name given.
+        name: String,
+    },
+    /// The name cannot be an authority's.
+    #[error("{name:?}: an authority's name has 1 to 64 octets")]
+    AuthorityName {
         /// The name given.
         name: String,
     },
@@ -94,11 +105,16 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// Makes a new authority called `name`, valid for ten years.
+    /// Makes a new authority called `name` (1 to 64 octets), valid for ten years.
     ///
     /// # Errors
-    /// [`KeysError::Make`].
+    /// [`KeysError::AuthorityName`], [`KeysError::Make`].
     pub fn create(name: &str) -> Result<Self, KeysError> {
+        if name.is_empty() || name.len() > COMMON_NAME {
+            return Err(KeysError::AuthorityName {
+                name: name.to_owned(),
+            });
+        }
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(name);
@@ -237,38 +253,6 @@ impl fmt::Debug for Issued {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
-}
-
-fn common_name(name: &str) -> DistinguishedName {
-    let mut subject = DistinguishedName::new();
-    subject.push(DnType::CommonName, name);
-    subject
-}
-
-/// The name in a subject that [`common_name`] made: `SET { SEQUENCE { OID 2.5.4.3, UTF8String } }`.
-fn read_common_name(subject: &[u8]) -> Option<&str> {
-    const SET: u8 = 0x31;
-    const SEQUENCE: u8 = 0x30;
-    const UTF8_STRING: u8 = 0x0c;
-    const COMMON_NAME: &[u8] = &[0x06, 3, 0x55, 4, 3];
-
-    let attribute = der_value(SEQUENCE, der_value(SET, subject)?)?;
-    let name = der_value(UTF8_STRING, attribute.strip_prefix(COMMON_NAME)?)?;
-    std::str::from_utf8(name).ok()
-}
-
-/// The contents of `der` if it is one value with the given tag and nothing else.
-fn der_value(tag: u8, der: &[u8]) -> Option<&[u8]> {
-    let (&found, rest) = der.split_first()?;
-    let (&len, rest) = rest.split_first()?;
-    let (len, value) = match len {
-        0..=0x7f => (len as usize, rest),
-        0x81 => rest
-            .split_first()
-            .map(|(&len, rest)| (len as usize, rest))?,
-        _ => return None,
-    };
-    (found == tag && value.len() == len).then_some(value)
 }
 
 fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_after: SystemTime) {

@@ -4,7 +4,11 @@
 mod authentication;
 #[path = "transport/frames.rs"]
 mod frames;
+#[path = "transport/keys.rs"]
+mod keys;
 #[path = "transport/lifetime.rs"]
 mod lifetime;
+#[path = "transport/setup.rs"]
+mod setup;
 #[path = "transport/support.rs"]
 mod support;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tcpmig_transport::{Endpoint, Peer, TransportError, TransportLimits};
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 use crate::support::{
     SOURCE, TARGET, authority, host, host_at, hosts, identity, in_time, loopback, octets, trust,
@@ -206,107 +205,4 @@ async fn a_restarted_peer_is_noticed_at_once_and_connected_anew() {
     tokio::task::spawn_blocking(|| process.crash())
         .await
         .expect("ended");
-}
-
-#[tokio::test]
-async fn nobody_there_is_unreachable() {
-    let limits = TransportLimits {
-        handshake: Duration::from_millis(300),
-        ..Default::default()
-    };
-    let source = host_at(loopback(), &authority(), SOURCE, limits);
-    let silent = UdpSocket::bind(loopback()).expect("bound");
-    let address = silent.local_addr().expect("bound");
-    let connected = in_time(source.connect(address, TARGET)).await;
-    assert!(matches!(connected, Err(TransportError::Unreachable { .. })));
-    let other_family = "[::1]:9".parse().expect("valid");
-    let connected = in_time(source.connect(other_family, TARGET)).await;
-    assert!(matches!(connected, Err(TransportError::Unreachable { .. })));
-}
-
-#[tokio::test]
-async fn a_host_that_never_lets_in_is_a_handshake_timeout_or_unreachable() {
-    // It answers packets only while `accept` runs, which is never called.
-    let authority = authority();
-    let limits = TransportLimits {
-        handshake: Duration::from_millis(300),
-        ..Default::default()
-    };
-    let source = host_at(loopback(), &authority, SOURCE, limits);
-    let target = host(&authority, TARGET);
-    let connected = in_time(source.connect(target.local_addr().expect("bound"), TARGET)).await;
-    assert!(matches!(connected, Err(TransportError::Unreachable { .. })));
-}
-
-#[tokio::test]
-async fn a_slow_host_delays_no_other() {
-    let authority = authority();
-    let (source, target) = (host(&authority, SOURCE), host(&authority, TARGET));
-    let address = target.local_addr().expect("bound");
-    // A host whose handshake stops after its first packet: nothing drives it further.
-    let (started, wait) = oneshot::channel();
-    let stalled = std::thread::spawn({
-        let limits = TransportLimits::default();
-        let slow = authority.issue("slow.example").expect("issued");
-        let trust = trust(&authority);
-        move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(async {
-                let endpoint = Endpoint::bind(loopback(), &identity(&slow), &trust, limits);
-                let endpoint = endpoint.expect("bound");
-                let cut = Duration::from_micros(1);
-                let _ = tokio::time::timeout(cut, endpoint.connect(address, TARGET)).await;
-            });
-            started.send(()).expect("awaited");
-        }
-    });
-    wait.await.expect("stalled");
-    let (connected, accepted) = in_time(async {
-        tokio::join!(source.connect(address, TARGET), async {
-            loop {
-                if let Some(Ok(peer)) = target.accept().await {
-                    return peer;
-                }
-            }
-        })
-    })
-    .await;
-    connected.expect("let in");
-    assert_eq!(accepted.name(), SOURCE);
-    stalled.join().expect("no panic");
-}
-
-#[tokio::test]
-async fn limits_that_quic_cannot_express_are_refused() {
-    let authority = authority();
-    let issued = authority.issue(SOURCE).expect("issued");
-    for limits in [
-        TransportLimits {
-            idle: Duration::from_secs(1),
-            keep_alive: Duration::from_secs(1),
-            ..Default::default()
-        },
-        TransportLimits {
-            handshake: Duration::ZERO,
-            ..Default::default()
-        },
-        TransportLimits {
-            idle: Duration::MAX,
-            ..Default::default()
-        },
-    ] {
-        let bound = Endpoint::bind(loopback(), &identity(&issued), &trust(&authority), limits);
-        assert!(matches!(bound, Err(TransportError::Limit { .. })));
-    }
-    let taken = UdpSocket::bind(loopback()).expect("bound");
-    let bound = Endpoint::bind(
-        taken.local_addr().expect("bound"),
-        &identity(&issued),
-        &trust(&authority),
-        TransportLimits::default(),
-    );
-    assert!(matches!(bound, Err(TransportError::Bind { .. })));
 }
