@@ -100,8 +100,13 @@ impl Endpoint {
         tokio::runtime::Handle::try_current()
             .map_err(std::io::Error::other)
             .map_err(socket_error("find the tokio runtime"))?;
-        let endpoint = quinn::Endpoint::new(quic, Some(server), socket, Arc::new(TokioRuntime))
-            .map_err(socket_error("set up the UDP socket"))?;
+        let endpoint = quinn::Endpoint::new(
+            quic_config(identity, local),
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(socket_error("set up the UDP socket"))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,

@@ -26,6 +26,9 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Asked of the kernel for the UDP socket, in octets; it may grant less.
 pub(crate) const SOCKET_BUFFER: usize = 8 << 20;
 
+/// A deadline must stay within what a clock can show.
+const LONGEST_HANDSHAKE: Duration = Duration::from_secs(3600);
+
 /// What an [`Endpoint`](crate::Endpoint) allows.
 ///
 /// ```
@@ -40,7 +43,7 @@ pub struct TransportLimits {
     /// Longest frame in octets, without its length prefix; default 65 MiB, an image whose two
     /// queues hold 32 MiB each. Never above `u32::MAX - 1`.
     pub max_frame: usize,
-    /// How long connecting may take, authorisation included; default 5 s.
+    /// How long connecting may take, authorisation included; default 5 s, at most an hour.
     pub handshake: Duration,
     /// Silence after which a peer counts as gone; default 30 s. The smaller value of both sides
     /// holds.
@@ -80,10 +83,16 @@ impl TransportLimits {
             what: "idle",
             reason: "too long",
         })?;
-        if self.idle.is_zero() || self.handshake.is_zero() {
+        if self.idle.is_zero() {
             return Err(TransportError::Limit {
-                what: "idle, handshake",
+                what: "idle",
                 reason: "must not be zero",
+            });
+        }
+        if self.handshake.is_zero() || self.handshake > LONGEST_HANDSHAKE {
+            return Err(TransportError::Limit {
+                what: "handshake",
+                reason: "must be above zero and at most an hour",
             });
         }
         if self.keep_alive >= self.idle {

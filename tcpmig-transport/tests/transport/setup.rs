@@ -161,6 +161,10 @@ async fn limits_that_quic_cannot_express_are_refused() {
             ..Default::default()
         },
         TransportLimits {
+            handshake: Duration::MAX,
+            ..Default::default()
+        },
+        TransportLimits {
             idle: Duration::MAX,
             ..Default::default()
         },
