@@ -4,7 +4,7 @@
 //! nothing of it can be seen from outside. [`Prepared::activate`] lets it live. Dropping a
 //! [`Prepared`] takes it all back without a packet.
 
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -55,11 +55,32 @@ pub struct Restored {
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Octets that the application on the source had written and that did not fit into the
-    /// send buffer here: write them before anything else.
+    /// Octets that the application on the source had written and that were never sent: they
+    /// are to be written before anything else. [`Restored::write`] writes what the send buffer takes.
     pub unwritten: Octets,
     /// The application's state.
     pub app: Option<AppImage>,
+    options: SocketOptions,
+}
+
+impl Restored {
+    /// Writes what of [`Restored::unwritten`] the send buffer takes without waiting, and sets
+    /// what has to wait until then: the size of the buffer, `TCP_CORK` and `O_NONBLOCK`.
+    ///
+    /// An error of the connection shows itself to the application, at its next call.
+    pub fn write(&mut self) {
+        let fd = self.socket.as_fd();
+        let written = rebuild::write_unsent(fd, &self.unwritten).unwrap_or(0);
+        drop(self.unwritten.split_to(written));
+        // The buffer grew for the queue. Options that cannot be set do not end the connection.
+        let _ = set_buffers(fd, &self.options);
+        if self.options.cork == Some(true) {
+            let _ = sockopt::set_cork(fd, true);
+        }
+        if self.options.non_blocking == Some(false) {
+            let _ = flags::set_non_blocking(fd, false);
+        }
+    }
 }
 
 impl Prepared {
@@ -103,7 +124,7 @@ impl Prepared {
     }
 
     /// Unlocks the packets, ends a redirect of them that this host still has, and switches
-    /// repair off: the connection lives.
+    /// repair off: the connection lives. [`Restored::write`] has to follow.
     ///
     /// # Errors
     ///
@@ -112,21 +133,12 @@ impl Prepared {
         self.lock.release()?;
         let reuse_addr = self.options.reuse_addr.unwrap_or(false);
         let socket = self.socket.activate(reuse_addr)?;
-        let fd = socket.as_fd();
-        // The connection lives: an error in what follows must not end it.
-        let written = rebuild::write_unsent(fd, &self.unsent).unwrap_or(0);
-        let unwritten = Octets::from(&self.unsent[written..]);
-        if self.options.cork == Some(true) {
-            let _ = sockopt::set_cork(fd, true);
-        }
-        if self.options.non_blocking == Some(false) {
-            let _ = flags::set_non_blocking(fd, false);
-        }
         Ok(Restored {
             socket,
             flow: self.flow,
-            unwritten,
+            unwritten: self.unsent,
             app: self.app,
+            options: self.options,
         })
     }
 }
@@ -135,8 +147,7 @@ impl Prepared {
 fn endpoint(address: SocketAddr, ip: &IpImage, scope: u32) -> SocketAddr {
     match (address, ip.family) {
         (SocketAddr::V4(v4), SocketFamily::Ipv4Mapped) => {
-            let mapped: Ipv6Addr = v4.ip().to_ipv6_mapped();
-            SocketAddrV6::new(mapped, v4.port(), 0, 0).into()
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
         }
         (SocketAddr::V6(mut v6), _) if v6.ip().is_unicast_link_local() => {
             v6.set_scope_id(scope);
@@ -206,10 +217,8 @@ fn fill(socket: &RestoringSocket, tcp: &TcpParts) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Everything that does not decide binding or routing and that repair mode keeps.
+/// Everything that does not decide binding or routing, that repair mode keeps and that does not act on the queues.
 fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), RestoreError> {
-    const SEND_LOCKED: u8 = 1;
-    const RECEIVE_LOCKED: u8 = 2;
     macro_rules! set {
         ($($value:expr => $set:ident;)*) => {
             $(if let Some(value) = $value {
@@ -240,17 +249,20 @@ fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), Restor
         sockopt::set_keep_count(fd, keep.count)?;
         sockopt::set_keep_alive(fd, keep.on)?;
     }
-    // A fixed size is set again; one that tunes itself only gets its freedom back. The kernel
-    // doubles what it is given.
-    let locked = options.buffer_lock.unwrap_or(0);
-    if let Some(octets) = options.send_buffer.filter(|_| locked & SEND_LOCKED != 0) {
+    Ok(())
+}
+
+/// Buffers as large as they were. One that tuned itself goes on doing so.
+fn set_buffers(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), tcpmig_sys::Error> {
+    // The kernel doubles what it is given.
+    if let Some(octets) = options.send_buffer {
         sockopt::set_send_buffer(fd, octets / 2)?;
     }
-    if let Some(octets) = options.receive_buffer.filter(|_| locked & RECEIVE_LOCKED != 0) {
+    if let Some(octets) = options.receive_buffer {
         sockopt::set_receive_buffer(fd, octets / 2)?;
     }
-    match sockopt::set_buffer_lock(fd, u32::from(locked)) {
+    match sockopt::set_buffer_lock(fd, u32::from(options.buffer_lock.unwrap_or(0))) {
         Err(tcpmig_sys::Error::Unsupported { .. }) => Ok(()),
-        other => Ok(other?),
+        other => other,
     }
 }

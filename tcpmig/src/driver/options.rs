@@ -12,6 +12,12 @@ pub struct Options {
     /// How long a redirect holds; default 24 h. It is not prolonged: a connection that lives
     /// longer than this after it moved is cut off from a peer that still sends to the source.
     pub redirect_lease: Duration,
+    /// Source: how long a connection may go on, once its application has stopped writing, until
+    /// little waits in its send queue; default 100 ms. What the peer fetches by itself meanwhile
+    /// need not be carried while the connection stands still.
+    pub settle: Duration,
+    /// Source: how many octets in the send queue are little; default 64 KiB.
+    pub settled_below: u32,
     /// Source: how long to wait for PREPARED before the connection is kept; default 3 s. It
     /// stands still meanwhile.
     pub prepared_within: Duration,
@@ -32,6 +38,8 @@ impl Default for Options {
         Self {
             lease: Duration::from_secs(30),
             redirect_lease: Duration::from_secs(24 * 3600),
+            settle: Duration::from_millis(100),
+            settled_below: 64 << 10,
             prepared_within: Duration::from_secs(3),
             answer_within: Duration::from_millis(500),
             ask_for: Duration::from_secs(20),

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 /// The phases of one handover as the source saw them, in microseconds, and what it carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
+    /// Before it stood still: waiting until the peer had fetched most of the send queue.
+    pub settle_us: u64,
     /// Locking the packets.
     pub lock_us: u64,
     /// Switching repair on, reading the connection and encoding the image.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
 use tcpmig_lock::Locker;
+use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::{sleep, timeout_at};
 use tracing::debug;
@@ -207,6 +208,7 @@ impl Mover {
         let mut flow = None;
         let ending = match self.prepare(&socket, &mut flow, to).await {
             Ok((plan, steering, exchange, id)) => {
+                report.settle_us = self.settle(&socket).await;
                 self.hand_over(socket, app, plan, steering, exchange, id, to, &mut report)
                     .await
             }
@@ -236,6 +238,19 @@ impl Mover {
         let steering = to.steer.plan(plan.flow())?;
         let exchange = self.open(to).await?;
         Ok((plan, steering, exchange, id))
+    }
+
+    /// Lets the peer fetch what waits in the send queue; how long that took.
+    async fn settle(&self, socket: &OwnedFd) -> u64 {
+        let begin = Instant::now();
+        let little = self.options.settled_below;
+        while begin.elapsed() < self.options.settle
+            // A socket that cannot say will fail where the error can be told.
+            && sockopt::send_queue_len(socket.as_fd()).is_ok_and(|octets| octets > little)
+        {
+            sleep(Duration::from_millis(1)).await;
+        }
+        micros(begin)
     }
 
     async fn open(&self, to: &Destination) -> Result<Exchange, TransportError> {

@@ -25,7 +25,8 @@ pub struct Arrived {
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Octets to write before anything else, see [`Restored::unwritten`].
+    /// Octets to write before anything else: those of [`Restored::unwritten`] that the send
+    /// buffer did not take.
     pub unwritten: Octets,
     /// The application's state.
     pub app: Option<AppImage>,
@@ -117,7 +118,6 @@ struct Host {
 struct Slot {
     machine: Target,
     prepared: Option<Prepared>,
-    from: String,
     reason: String,
     activate_us: u32,
 }
@@ -141,13 +141,14 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
             Ok(None) => break "the source finished".to_owned(),
             Err(error) => break error.to_string(),
         };
+        let mut restored = None;
         let answer = match decoder.frame(frame) {
             Ok(None) => continue,
             Ok(Some(Message::Offer { id, image })) => {
                 begun.push(id);
                 Some(host.offer(id, image, &from))
             }
-            Ok(Some(Message::Commit { id })) => Some(host.commit(id)),
+            Ok(Some(Message::Commit { id })) => Some(host.commit(id, &mut restored)),
             Ok(Some(Message::Abort { id })) => {
                 host.event(id, TargetEvent::Abort);
                 None
@@ -157,7 +158,12 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
         };
         if let Some(answer) = answer {
             let (frame, _) = answer.encode();
-            if let Err(error) = exchange.send(frame).await {
+            let sent = exchange.send(frame).await;
+            // The connection lives whether or not the source got to know it.
+            if let Some(restored) = restored {
+                host.deliver(restored, &from);
+            }
+            if let Err(error) = sent {
                 break error.to_string();
             }
         }
@@ -189,7 +195,6 @@ impl Host {
         let mut slot = Slot {
             machine: Target::preparing(),
             prepared: None,
-            from: from.to_owned(),
             reason: String::new(),
             activate_us: 0,
         };
@@ -252,14 +257,15 @@ impl Host {
         }
     }
 
-    fn commit(&self, id: HandoverId) -> Message {
+    /// Activates what was built, the first time.
+    fn commit(&self, id: HandoverId, restored: &mut Option<Restored>) -> Message {
         let Some(slot) = self.slot(id) else {
             return Message::Unknown { id };
         };
         let mut slot = lock(&slot);
         let mut action = slot.machine.handle(TargetEvent::Commit);
         if action == TargetAction::Activate {
-            let event = self.activate(&mut slot);
+            let event = self.activate(&mut slot, restored);
             action = slot.machine.handle(event);
         }
         match action {
@@ -274,39 +280,40 @@ impl Host {
         }
     }
 
-    fn activate(&self, slot: &mut Slot) -> TargetEvent {
+    fn activate(&self, slot: &mut Slot, restored: &mut Option<Restored>) -> TargetEvent {
         let begin = Instant::now();
         let Some(prepared) = slot.prepared.take() else {
             return TargetEvent::NotActivated;
         };
         if self.arrived.is_closed() {
-            slot.reason = "the application takes no more connections".to_owned();
+            "the application takes no more connections".clone_into(&mut slot.reason);
             return TargetEvent::NotActivated;
         }
         match prepared.activate() {
-            Ok(Restored {
-                socket,
-                flow,
-                unwritten,
-                app,
-            }) => {
+            Ok(live) => {
                 slot.activate_us = micros(begin);
-                let arrived = Arrived {
-                    socket,
-                    flow,
-                    unwritten,
-                    app,
-                    from: slot.from.clone(),
-                };
-                if self.arrived.send(arrived).is_err() {
-                    warn!("a connection arrived after the application stopped: it is closed");
-                }
+                *restored = Some(live);
                 TargetEvent::Activated
             }
             Err(error) => {
                 slot.reason = error.to_string();
                 TargetEvent::NotActivated
             }
+        }
+    }
+
+    /// Hands a connection to the application.
+    fn deliver(&self, mut restored: Restored, from: &str) {
+        restored.write();
+        let arrived = Arrived {
+            socket: restored.socket,
+            flow: restored.flow,
+            unwritten: restored.unwritten,
+            app: restored.app,
+            from: from.to_owned(),
+        };
+        if self.arrived.send(arrived).is_err() {
+            warn!("a connection arrived after the application stopped: it is closed");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,22 +13,35 @@ use tokio::net::TcpStream;
 /// Whether a connection is being drained, shared with the response bodies: one that is in the
 /// middle must stop at the end of a frame (return [`Poll::Pending`]) while it is.
 #[derive(Debug, Clone, Default)]
-pub struct Drain(Arc<AtomicBool>);
+pub struct Drain(Arc<AtomicU8>);
+
+/// Nothing new begins, and what is written still goes to the socket.
+const STOPPING: u8 = 1;
+/// What is written is kept.
+const ABSORBING: u8 = 2;
 
 impl Drain {
     /// Whether the connection is being drained.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) >= STOPPING
     }
 
-    pub(super) fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    fn absorbs(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= ABSORBING
+    }
+
+    pub(super) fn stop(&self) {
+        self.0.store(STOPPING, Ordering::Relaxed);
+    }
+
+    pub(super) fn absorb(&self) {
+        self.0.store(ABSORBING, Ordering::Relaxed);
     }
 }
 
-/// A socket that can stop to be one: while the connection is drained every write is taken into a
-/// buffer and nothing is read.
+/// A socket that can stop to be one: while the connection is drained nothing is read, and in
+/// the end every write is taken into a buffer.
 #[derive(Debug)]
 pub struct Gate {
     stream: TcpStream,
@@ -39,6 +52,8 @@ pub struct Gate {
     /// How many octets of the `\r\n\r\n` at the end of a response head are behind us, while
     /// that head is to be swallowed.
     swallowed: Option<usize>,
+    /// Whether the socket took the last write.
+    flows: bool,
     drain: Drain,
 }
 
@@ -53,6 +68,7 @@ impl Gate {
             unread: Bytes::new(),
             unwritten: BytesMut::new(),
             swallowed: None,
+            flows: true,
             drain: Drain::default(),
         }
     }
@@ -80,6 +96,18 @@ impl Gate {
     #[must_use]
     pub fn drain(&self) -> Drain {
         self.drain.clone()
+    }
+
+    fn poll_stream(
+        &mut self,
+        write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.flows = false;
+        ready!(self.poll_unwritten(cx))?;
+        let written = ready!(write(Pin::new(&mut self.stream)))?;
+        self.flows = true;
+        Poll::Ready(Ok(written))
     }
 
     pub(super) fn into_parts(self) -> (TcpStream, Bytes, BytesMut) {
@@ -146,12 +174,14 @@ impl AsyncWrite for Gate {
         if swallowed > 0 {
             return Poll::Ready(Ok(swallowed));
         }
-        if self.drain.is_on() {
+        if self.drain.absorbs() {
             self.unwritten.extend_from_slice(octets);
             return Poll::Ready(Ok(octets.len()));
         }
         ready!(self.poll_unwritten(cx))?;
-        Pin::new(&mut self.stream).poll_write(cx, octets)
+        let written = Pin::new(&mut self.stream).poll_write(cx, octets);
+        self.flows.set(written.is_ready());
+        written
     }
 
     fn poll_write_vectored(
