@@ -24,7 +24,8 @@ pub trait Locker: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`] if somebody, also this process, holds a lock of one of the flows. Others as the locker documents.
+    /// [`LockError::AlreadyLocked`] if somebody, also this process, holds a lock of one of the flows. Others as the
+    /// locker documents.
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError>;
 
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that

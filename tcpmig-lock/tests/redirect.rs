@@ -10,9 +10,7 @@ use std::time::Duration;
 use common::capture::{Capture, PSH, RST};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
 use common::{eventually, isolated};
-use tcpmig_lock::{
-    EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect, route,
-};
+use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -372,64 +370,5 @@ fn sweep_and_nft_know_the_redirects() {
         redirect.end().unwrap();
         let swept = net.at_source.sweep().unwrap();
         assert_eq!(swept.structures, ["inet tcpmig", "netdev tcpmig"]);
-    });
-}
-
-#[test]
-fn next_hops_are_found_by_routing() {
-    isolated("next_hops_are_found_by_routing", || {
-        let net = Net::new();
-        net.source.ip("route add 192.0.2.0/24 via 10.0.0.9");
-        net.source
-            .ip("-6 route add 2001:db8:1::/64 via 2001:db8::9");
-        for [service, target, peer] in families() {
-            let hop = net.source.run(|| NextHop::toward(target, peer).unwrap());
-            let expected = NextHop {
-                device: "eth0".into(),
-                address: target,
-                ingress: "eth0".into(),
-            };
-            assert_eq!(hop, expected);
-            assert_eq!(net.at_source.next_hop(target, peer).unwrap(), expected);
-            let error = net.at_source.next_hop(service, peer).unwrap_err();
-            assert!(
-                matches!(error, LockError::TargetIsLocal(address) if address == service),
-                "{error}"
-            );
-
-            let route = net
-                .source
-                .run(|| route::lookup(peer, Some(service)).unwrap());
-            assert_eq!(
-                (route.device.as_str(), route.gateway, route.local),
-                ("eth0", None, false)
-            );
-            assert_eq!(route.source, Some(service));
-            assert!(
-                net.source
-                    .run(|| route::lookup(service, None).unwrap())
-                    .local
-            );
-        }
-        for (target, gateway) in [("192.0.2.7", "10.0.0.9"), ("2001:db8:1::7", "2001:db8::9")] {
-            let error = net
-                .at_source
-                .next_hop(ip(target), ip("10.0.0.9"))
-                .unwrap_err();
-            assert!(
-                matches!(error, LockError::NotOnLink { gateway: found, .. } if found == ip(gateway)),
-                "{error}"
-            );
-        }
-        for nowhere in ["198.51.100.1", "2001:db8:ffff::1"] {
-            let error = net
-                .at_source
-                .next_hop(ip(nowhere), ip("10.0.0.9"))
-                .unwrap_err();
-            assert!(
-                matches!(error, LockError::NoRoute(address) if address == ip(nowhere)),
-                "{error}"
-            );
-        }
     });
 }

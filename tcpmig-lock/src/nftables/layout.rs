@@ -1,13 +1,15 @@
 //! The tables: which sets, chains and rules they hold, and how they are set up.
 //!
 //! Two tables of the same name. The one of family `inet` silences flows: the sets `locked*` (locks) and `gone*`
-//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed, on
+//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed,
+//! on
 //! the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
 //! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps
 //! `device*` and `hop*`.
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own
-//! elements, and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
+//! elements, and the leases are what ends the locks of a process that died. (A table with the `owner` flag would
+//! vanish with
 //! its process, and the host would then answer for connections that it no longer has.)
 
 use std::ffi::CString;

@@ -6,6 +6,7 @@ mod element;
 mod ffi;
 mod held;
 mod layout;
+mod redirect;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -32,16 +33,20 @@ const SWEEP_TRIES: usize = 8;
 ///
 /// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at
 /// the same moment or none does. (Only where the process may not raise its socket's send buffer, that is without
-/// `CAP_NET_ADMIN` in the initial user namespace, more than some thousand flows go in several batches: still all or none
+/// `CAP_NET_ADMIN` in the initial user namespace, more than some thousand flows go in several batches: still all or
+/// none
 /// once the call returns, but no longer at the same moment.)
-/// What was locked stays as it is for other connections; their packets are looked up in a hash table, whatever the number of
+/// What was locked stays as it is for other connections; their packets are looked up in a hash table, whatever the
+/// number of
 /// flows.
 ///
 /// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of
-/// the network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
+/// the network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they
+/// end;
 /// [`sweep`](Locker::sweep) removes it when nothing is in it.
 ///
-/// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both that thread
+/// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
+/// that thread
 /// and the one that uses it need `CAP_NET_ADMIN`.
 pub struct Nftables {
     shared: Arc<Shared>,
@@ -78,7 +83,8 @@ impl Nftables {
     }
 
     /// Lets packets with this mark (`SO_MARK`, or set before the priority `raw`) pass all locks and redirects'
-    /// silence, in both directions: also those of others who use the same table. They keep passing until the table is removed.
+    /// silence, in both directions: also those of others who use the same table. They keep passing until the table is
+    /// removed.
     #[must_use]
     pub fn exempt_mark(self, mark: u32) -> Self {
         self.shared.state().exempt.push(mark);
@@ -114,7 +120,8 @@ impl Nftables {
         self.shared.remove(&mut state, flows, &REDIRECT)
     }
 
-    /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the holder
+    /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the
+    /// holder
     /// is gone. Flows without one are no error.
     ///
     /// # Errors
@@ -180,7 +187,8 @@ impl Locker for Nftables {
         "nftables"
     }
 
-    /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it stays
+    /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
+    /// stays
     /// redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
     ///
     /// # Errors
@@ -196,7 +204,8 @@ impl Locker for Nftables {
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
 
-    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in them.
+    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in
+    /// them.
     ///
     /// # Errors
     ///
