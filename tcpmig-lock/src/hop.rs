@@ -6,6 +6,8 @@ use crate::LockError;
 use crate::route::Routes;
 
 /// Where the packets of a redirected flow go: a neighbour on a device of this host.
+///
+/// It serves flows of one family; flows of both are locked with one guard for each if they are to be redirected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NextHop {
     /// The device by which the packets leave.

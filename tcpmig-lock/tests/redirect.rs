@@ -372,3 +372,37 @@ fn sweep_and_nft_know_the_redirects() {
         assert_eq!(swept.structures, ["inet tcpmig", "netdev tcpmig"]);
     });
 }
+
+#[test]
+fn many_flows_are_redirected_or_renewed_all_or_none() {
+    isolated("many_flows_are_redirected_or_renewed_all_or_none", || {
+        let net = Net::new();
+        let [_, target, peer] = families()[0];
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+        let flows: Vec<_> = (0..10_000)
+            .map(|number| flow(number).parse().unwrap())
+            .collect();
+        let mut guard = net.at_source.lock(&flows, LEASE).unwrap();
+        // The last, so that without privileges, in several batches, most are done before it fails.
+        net.at_source.release(&flows[9999..]).unwrap();
+        let error = guard.try_redirect(&hop, LEASE * 10).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[9999]),
+            "{error}"
+        );
+        let error = guard.renew(LEASE * 10).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[9999]),
+            "{error}"
+        );
+        let entries = net.at_source.list().unwrap();
+        assert_eq!(entries.len(), 9999);
+        for entry in entries {
+            assert_eq!(entry.kind, EntryKind::Lock);
+            assert!(entry.remaining <= LEASE, "{entry:?}");
+        }
+        guard.unlock().unwrap();
+        assert_eq!(net.at_source.list().unwrap(), []);
+    });
+}

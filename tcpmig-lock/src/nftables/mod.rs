@@ -3,6 +3,7 @@
 mod batch;
 mod connection;
 mod element;
+mod expression;
 mod ffi;
 mod held;
 mod layout;
@@ -31,23 +32,37 @@ const SWEEP_TRIES: usize = 8;
 
 /// The `nftables` locker: flows are elements of a set in one nftables table, with their lease as timeout.
 ///
-/// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at
-/// the same moment or none does. (Only where the process may not raise its socket's send buffer, that is without
-/// `CAP_NET_ADMIN` in the initial user namespace, more than some thousand flows go in several batches: still all or
-/// none
-/// once the call returns, but no longer at the same moment.)
-/// What was locked stays as it is for other connections; their packets are looked up in a hash table, whatever the
-/// number of
-/// flows.
+/// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at the
+/// same moment or none does. Other connections are not touched; their packets are looked up in a hash table, whatever
+/// the number of locked flows. Only TCP is looked at.
 ///
-/// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of
-/// the network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they
-/// end;
-/// [`sweep`](Locker::sweep) removes it when nothing is in it.
+/// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of the
+/// network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
+/// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
+/// each entry.
 ///
 /// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
-/// that thread
-/// and the one that uses it need `CAP_NET_ADMIN`.
+/// that thread and the one that uses it need `CAP_NET_ADMIN`.
+///
+/// # Many flows
+///
+/// A process without `CAP_NET_ADMIN` in the initial user namespace cannot raise its socket's send buffer above
+/// `net.core.wmem_max`, and then more than some thousand flows go in several batches (with the usual limit of 212
+/// 992, 3000). Calls are still all or none once they return; but not all flows fall silent at the same
+/// moment.
+///
+/// # Redirects
+///
+/// Packets of a redirected flow are sent on where they come in, before anything else of this host looks at them:
+/// no routing rule, address translation or `ip_forward` is involved, and each loses one from its TTL. The target has
+/// to take the packets for its own, which it does with the flow's local
+/// address on its `lo` (with `arp_ignore=1` and `arp_announce=2`).
+///
+/// - This host must have an address of its own on the way there beside the redirected one: an ARP request whose
+///   sender the target takes for itself is not answered, and no packet arrives.
+/// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
+/// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
+///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
 pub struct Nftables {
     shared: Arc<Shared>,
 }
