@@ -76,16 +76,15 @@ impl LockGuard {
     }
 
     /// Ends the lock as a redirect: from now on packets of these flows that arrive here are sent on to `hop`, and
-    /// this host still says nothing for them. In one atomic step: no packet is delivered here or answered in
-    /// between. An older redirect of the same flows is replaced.
+    /// this host still says nothing for them. In one atomic step: no packet is delivered here or answered in between.
+    /// An older redirect of the same flows is replaced.
     ///
     /// # Errors
     ///
     /// [`LockError::Unsupported`] for a locker that cannot redirect, [`LockError::NotHeld`] if the lease of a flow
     /// ended before, [`LockError::HopFamily`], [`LockError::NoDevice`]. After any error nothing has been redirected
-    /// and **the flows stay
-    /// locked until their lease ends**, because silence is the safe side while it is open who owns the connection.
-    /// [`try_redirect`](Self::try_redirect) keeps the guard instead.
+    /// and **the flows stay locked until their lease ends**, because silence is the safe side while it is open who
+    /// owns the connection. [`try_redirect`](Self::try_redirect) keeps the guard instead.
     pub fn redirect(mut self, hop: &NextHop, lease: Duration) -> Result<Redirect, LockError> {
         let result = self.try_redirect(hop, lease);
         self.leave();
@@ -135,12 +134,10 @@ impl fmt::Debug for LockGuard {
 }
 
 /// Flows whose packets are sent on to another host. Dropping it ends that, as [`end`](Self::end) does, and an error
-/// of
-/// that is lost.
+/// of that is lost.
 ///
 /// The redirect ends by itself when its lease does. After its end this host answers packets of a flow that still
-/// arrive with RST,
-/// unless the connection's socket is here again: keep it until they no longer come.
+/// arrive with RST, unless the connection's socket is here again: keep it until they no longer come.
 #[must_use = "dropping it ends the redirect"]
 pub struct Redirect {
     flows: Vec<FourTuple>,
@@ -172,8 +169,7 @@ impl Redirect {
     }
 
     /// Ends the redirect: packets of these flows that arrive here are delivered here, and answered. A flow that has
-    /// been released,
-    /// or redirected again, through the same locker is left alone.
+    /// been released, or redirected again, through the same locker is left alone.
     ///
     /// # Errors
     ///

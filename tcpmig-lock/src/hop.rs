@@ -22,8 +22,8 @@ impl NextHop {
     /// The way to `target` for packets that `peer` sends to this host, in the network namespace of the calling
     /// thread.
     ///
-    /// Takes for granted that the peer's packets arrive by the device by which this host would answer. Where
-    /// routing is not symmetric, fill in `ingress` by hand.
+    /// Takes for granted that the peer's packets arrive by the device by which this host would answer. Where routing
+    /// is not symmetric, fill in `ingress` by hand.
     ///
     /// # Errors
     ///

@@ -19,8 +19,8 @@ pub trait Locker: Send + Sync {
     /// them does not leave.
     ///
     /// All of them, or none: after an error no flow of the list is locked by this call, and locks that others hold
-    /// are as they were. The lock ends with the guard, and at the latest after `lease`, also if this
-    /// process is gone by then. An empty list is allowed.
+    /// are as they were. The lock ends with the guard, and at the latest after `lease`, also if this process is gone
+    /// by then. An empty list is allowed.
     ///
     /// # Errors
     ///

@@ -406,3 +406,23 @@ fn many_flows_are_redirected_or_renewed_all_or_none() {
         assert_eq!(net.at_source.list().unwrap(), []);
     });
 }
+
+#[test]
+fn a_source_with_no_other_address_needs_accept_local_on_the_target() {
+    isolated(
+        "a_source_with_no_other_address_needs_accept_local_on_the_target",
+        || {
+            let net = Net::new();
+            let [service, target, _] = families()[0];
+            net.source.ip("address delete 10.0.0.3/24 dev eth0");
+            net.source.ip("address replace 10.0.0.1/24 dev eth0");
+            net.target.sysctl("ipv4/conf/eth0/accept_local", "1");
+            let mut flow = net.connection(service);
+            let (guard, _at_target) = net.lock(&flow);
+            let _redirect = net.redirect(guard, target);
+            let mut seen = Capture::new(&net.target);
+            send(&mut flow.client, b'x');
+            data_from(&mut seen, flow.client.local_addr().unwrap());
+        },
+    );
+}

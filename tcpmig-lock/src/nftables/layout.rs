@@ -2,14 +2,12 @@
 //!
 //! Two tables of the same name. The one of family `inet` silences flows: the sets `locked*` (locks) and `gone*`
 //! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed,
-//! on
-//! the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
-//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps
-//! `device*` and `hop*`.
+//! on the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
+//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps `device*`
+//! and `hop*`.
 //!
-//! The tables belong to no process. Several of one host share them, each adding and removing only its own
-//! elements, and the leases are what ends the locks of a process that died. (A table with the `owner` flag would
-//! vanish with
+//! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
+//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
 //! its process, and the host would then answer for connections that it no longer has.)
 
 use std::ffi::CString;
@@ -151,9 +149,9 @@ fn c_string(name: &str) -> CString {
     CString::new(name).unwrap_or_default()
 }
 
-/// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules
-/// are replaced, in the same step, because they cannot be added only if they are missing. So two
-/// processes that do this at once do not disturb each other, and a table whose rules somebody flushed works again.
+/// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules are
+/// replaced, in the same step, because they cannot be added only if they are missing. So two processes that do this
+/// at once do not disturb each other, and a table whose rules somebody flushed works again.
 pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
     let table = Table::Inet.object(name);
     add_table(batch, Table::Inet, &table);

@@ -47,19 +47,19 @@ const SWEEP_TRIES: usize = 8;
 /// # Many flows
 ///
 /// A process without `CAP_NET_ADMIN` in the initial user namespace cannot raise its socket's send buffer above
-/// `net.core.wmem_max`, and then more than some thousand flows go in several batches (with the usual limit of 212
-/// 992, 3000). Calls are still all or none once they return; but not all flows fall silent at the same
-/// moment.
+/// `net.core.wmem_max`, and then more than some thousand flows go in several batches (3000 with the usual limit).
+/// Calls are still all or none once they return; but not all flows fall silent at the same moment.
 ///
 /// # Redirects
 ///
-/// Packets of a redirected flow are sent on where they come in, before anything else of this host looks at them:
-/// no routing rule, address translation or `ip_forward` is involved, and each loses one from its TTL. The target has
-/// to take the packets for its own, which it does with the flow's local
-/// address on its `lo` (with `arp_ignore=1` and `arp_announce=2`).
+/// Packets of a redirected flow are sent on where they come in, before anything else of this host looks at them: no
+/// routing rule, address translation or `ip_forward` is involved, and each loses one from its TTL. The target has to
+/// take the packets for its own, which it does with the flow's local address on its `lo` (with `arp_ignore=1` and
+/// `arp_announce=2`).
 ///
-/// - This host must have an address of its own on the way there beside the redirected one: an ARP request whose
-///   sender the target takes for itself is not answered, and no packet arrives.
+/// - This host must have an address of its own on the way there beside the redirected one, or the target
+///   `accept_local=1` on its device: otherwise it does not answer ARP requests from an address that is its own too,
+///   and no packet arrives. (IPv6 asks from link-local addresses.)
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
 ///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
@@ -73,8 +73,8 @@ impl Nftables {
     ///
     /// # Errors
     ///
-    /// [`LockError::NoNftables`] if the kernel has no netfilter at all. Other lacks, also of permission, show
-    /// with [`prepare`](Self::prepare) or the first lock.
+    /// [`LockError::NoNftables`] if the kernel has no netfilter at all. Other lacks, also of permission, show with
+    /// [`prepare`](Self::prepare) or the first lock.
     pub fn new() -> Result<Self, LockError> {
         Self::with_table(DEFAULT_TABLE)
     }
@@ -124,8 +124,8 @@ impl Nftables {
         self.shared.routes.next_hop(target, peer)
     }
 
-    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without
-    /// one are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
+    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without one
+    /// are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
     ///
     /// # Errors
     ///
@@ -136,8 +136,7 @@ impl Nftables {
     }
 
     /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the
-    /// holder
-    /// is gone. Flows without one are no error.
+    /// holder is gone. Flows without one are no error.
     ///
     /// # Errors
     ///
@@ -203,13 +202,12 @@ impl Locker for Nftables {
     }
 
     /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
-    /// stays
-    /// redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
+    /// stays redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`],
-    /// [`LockError::NoPermission`], [`LockError::NoNftables`], [`LockError::ForeignTable`].
+    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`], [`LockError::NoPermission`],
+    /// [`LockError::NoNftables`], [`LockError::ForeignTable`].
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         let until = self.shared.lock(flows, lease)?;
         let lock = held::Lock {

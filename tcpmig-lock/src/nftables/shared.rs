@@ -291,8 +291,8 @@ impl Shared {
             })
     }
 
-    /// Sends one batch for all flows; or, if the socket's buffer cannot be made large enough for that, several.
-    /// After an error, `.0` flows from the first on have been dealt with.
+    /// Sends one batch for all flows; or, if the socket's buffer cannot be made large enough for that, several. After
+    /// an error, `.0` flows from the first on have been dealt with.
     pub(super) fn apply(
         &self,
         state: &mut State,
