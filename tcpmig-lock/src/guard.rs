@@ -10,7 +10,8 @@ use crate::{Held, LockError, NextHop, Redirecting};
 /// Flows that are locked. Dropping it unlocks them, and an error of that is lost: [`unlock`](Self::unlock) reports
 /// it.
 ///
-/// The lock ends by itself when its lease does. The guard may be used from any thread, also one in another network namespace.
+/// The lock ends by itself when its lease does. The guard may be used from any thread, also one in another network
+/// namespace.
 #[must_use = "dropping the guard unlocks the flows"]
 pub struct LockGuard {
     flows: Vec<FourTuple>,
@@ -75,15 +76,15 @@ impl LockGuard {
     }
 
     /// Ends the lock as a redirect: from now on packets of these flows that arrive here are sent on to `hop`, and
-    /// this host still says nothing for them. In one atomic step: no packet is delivered here or answered in
-    /// between. An older redirect of the same flows is replaced.
+    /// this host still says nothing for them. In one atomic step: no packet is delivered here or answered in between.
+    /// An older redirect of the same flows is replaced.
     ///
     /// # Errors
     ///
     /// [`LockError::Unsupported`] for a locker that cannot redirect, [`LockError::NotHeld`] if the lease of a flow
-    /// ended before, [`LockError::HopFamily`], [`LockError::NoDevice`]. After any error nothing has been redirected and **the flows stay
-    /// locked until their lease ends**, because silence is the safe side while it is open who owns the connection.
-    /// [`try_redirect`](Self::try_redirect) keeps the guard instead.
+    /// ended before, [`LockError::HopFamily`], [`LockError::NoDevice`]. After any error nothing has been redirected
+    /// and **the flows stay locked until their lease ends**, because silence is the safe side while it is open who
+    /// owns the connection. [`try_redirect`](Self::try_redirect) keeps the guard instead.
     pub fn redirect(mut self, hop: &NextHop, lease: Duration) -> Result<Redirect, LockError> {
         let result = self.try_redirect(hop, lease);
         self.leave();
@@ -132,11 +133,11 @@ impl fmt::Debug for LockGuard {
     }
 }
 
-/// Flows whose packets are sent on to another host. Dropping it ends that, as [`end`](Self::end) does, and an error of
-/// that is lost.
+/// Flows whose packets are sent on to another host. Dropping it ends that, as [`end`](Self::end) does, and an error
+/// of that is lost.
 ///
-/// The redirect ends by itself when its lease does. After its end this host answers packets of a flow that still arrive with RST,
-/// unless the connection's socket is here again: keep it until they no longer come.
+/// The redirect ends by itself when its lease does. After its end this host answers packets of a flow that still
+/// arrive with RST, unless the connection's socket is here again: keep it until they no longer come.
 #[must_use = "dropping it ends the redirect"]
 pub struct Redirect {
     flows: Vec<FourTuple>,
@@ -167,8 +168,8 @@ impl Redirect {
         }
     }
 
-    /// Ends the redirect: packets of these flows that arrive here are delivered here, and answered. A flow that has been released,
-    /// or redirected again, through the same locker is left alone.
+    /// Ends the redirect: packets of these flows that arrive here are delivered here, and answered. A flow that has
+    /// been released, or redirected again, through the same locker is left alone.
     ///
     /// # Errors
     ///

@@ -6,6 +6,8 @@ use crate::LockError;
 use crate::route::Routes;
 
 /// Where the packets of a redirected flow go: a neighbour on a device of this host.
+///
+/// It serves flows of one family; flows of both are locked with one guard for each if they are to be redirected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NextHop {
     /// The device by which the packets leave.
@@ -20,8 +22,8 @@ impl NextHop {
     /// The way to `target` for packets that `peer` sends to this host, in the network namespace of the calling
     /// thread.
     ///
-    /// Takes for granted that the peer's packets arrive by the device by which this host would answer. Where
-    /// routing is not symmetric, fill in `ingress` by hand.
+    /// Takes for granted that the peer's packets arrive by the device by which this host would answer. Where routing
+    /// is not symmetric, fill in `ingress` by hand.
     ///
     /// # Errors
     ///

@@ -1,11 +1,11 @@
 //! Stops and redirects the packets of single TCP connections.
 //!
-//! A [`Locker`] silences connections, named by their [`FourTuple`], in both directions and in one
-//! step, for at most a lease; a lock ends as an unlock or as a [`Redirect`], which sends what still arrives on to
-//! another host. The crate never opens, reads or closes a connection, knows nothing of what is done to a socket meanwhile, never changes a route or an
-//! address, starts no process, and touches no firewall rule outside its own tables. It needs `CAP_NET_ADMIN` in the
-//! user namespace that owns the network namespace, and for [`Nftables`] a kernel with `nf_tables` (5.4 or later; tested
-//! on 6.18).
+//! A [`Locker`] silences connections, named by their [`FourTuple`], in both directions and in one step, for at most a
+//! lease; a lock ends as an unlock or as a [`Redirect`], which sends what still arrives on to another host. The crate
+//! never opens, reads or closes a connection, knows nothing of what is done to a socket meanwhile, never changes a
+//! route or an address, starts no process, and touches no firewall rule outside its own tables. It needs
+//! `CAP_NET_ADMIN` in the user namespace that owns the network namespace, and for [`Nftables`] a kernel with
+//! `nf_tables`. Tested on Linux 6.18; what kernels before 6.3 lack (`DESTROYSETELEM`) is done otherwise there.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -19,12 +19,13 @@ pub trait Locker: Send + Sync {
     /// them does not leave.
     ///
     /// All of them, or none: after an error no flow of the list is locked by this call, and locks that others hold
-    /// are as they were. The lock ends with the guard, and at the latest after `lease`, also if this
-    /// process is gone by then. An empty list is allowed.
+    /// are as they were. The lock ends with the guard, and at the latest after `lease`, also if this process is gone
+    /// by then. An empty list is allowed.
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`] if somebody, also this process, holds a lock of one of the flows. Others as the locker documents.
+    /// [`LockError::AlreadyLocked`] if somebody, also this process, holds a lock of one of the flows. Others as the
+    /// locker documents.
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError>;
 
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that

@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::isolated;
 use common::net::{Connection, Host, expect, expect_nothing, link, send};
-use common::{eventually, isolated};
-use tcpmig_lock::{EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables};
+use tcpmig_lock::{EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -235,6 +237,8 @@ fn packets_with_an_exempt_mark_pass() {
         let locker = locker.exempt_mark(7);
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        // The first lock sets the table up, the second finds it; both know the mark.
+        drop(locker.lock(&[flow.flow()], LEASE).unwrap());
         let _guard = locker.lock(&[flow.flow()], LEASE).unwrap();
         send(&mut flow.server, b'x');
         neighbour.ping();
@@ -259,162 +263,63 @@ fn a_guard_works_from_any_namespace() {
     });
 }
 
+/// The process that `a_killed_holder_leaves_its_lock_to_the_lease` kills: this binary once more, with this variable.
+const HOLDER: &str = "TCPMIG_LOCK_TEST_HOLDER";
+
 #[test]
-fn a_table_that_somebody_removed_is_made_again() {
-    isolated("a_table_that_somebody_removed_is_made_again", || {
+fn a_killed_holder_leaves_its_lock_to_the_lease() {
+    const NAME: &str = "a_killed_holder_leaves_its_lock_to_the_lease";
+    if let Ok(flow) = std::env::var(HOLDER) {
+        let locker = Nftables::new().unwrap();
+        let _guard = locker
+            .lock(&[flow.parse().unwrap()], Duration::from_secs(2))
+            .unwrap();
+        println!("locked");
+        loop {
+            std::thread::park();
+        }
+    }
+    isolated(NAME, || {
         let (server, client, locker) = hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
-        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
-        nft(&server, "flush ruleset");
-        guard.unlock().unwrap();
-        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
-        send(&mut flow.client, b'x');
+        let mut holder = server.run(|| {
+            Command::new(std::env::current_exe().unwrap())
+                .args([NAME, "--exact", "--nocapture"])
+                .env(HOLDER, flow.flow().to_string())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("locked")));
+        let owner = Some(holder.id());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+
+        assert!(locker.sweep().unwrap().is_empty());
+        let entries = locker.list().unwrap();
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].owner, owner);
+        let error = locker.lock(&[flow.flow()], LEASE).unwrap_err();
+        assert!(matches!(error, LockError::AlreadyLocked(_)), "{error}");
+        send(&mut flow.client, b'c');
+        send(&mut flow.server, b's');
         neighbour.ping();
         expect_nothing(&flow.server);
-        drop(guard);
-        expect(&mut flow.server, b'x');
+        expect_nothing(&flow.client);
+        // After the lease the connection goes on.
+        expect(&mut flow.server, b'c');
+        expect(&mut flow.client, b's');
+        drop(locker.lock(&[flow.flow()], LEASE).unwrap());
     });
 }
 
 #[test]
-fn a_table_without_its_rules_is_made_right_by_the_next_handle() {
-    isolated(
-        "a_table_without_its_rules_is_made_right_by_the_next_handle",
-        || {
-            let (server, client, locker) = hosts();
-            let mut flow = Connection::new(&server, &client, addresses()[0]);
-            let mut neighbour = Connection::new(&server, &client, addresses()[0]);
-            locker.prepare().unwrap();
-            nft(&server, "flush table inet tcpmig");
-            let other = server.run(|| Nftables::new().unwrap());
-            let _guard = other.lock(&[flow.flow()], LEASE).unwrap();
-            send(&mut flow.client, b'x');
-            neighbour.ping();
-            expect_nothing(&flow.server);
-        },
-    );
-}
-
-#[test]
-fn a_table_of_somebody_else_is_refused() {
-    isolated("a_table_of_somebody_else_is_refused", || {
-        let (server, _client, locker) = hosts();
-        nft(&server, "add table inet tcpmig");
-        nft(&server, "add set inet tcpmig locked4 { type ipv4_addr; }");
-        let error = locker.lock(&flows(1), LEASE).unwrap_err();
-        assert!(matches!(error, LockError::ForeignTable { .. }), "{error}");
-    });
-}
-
-#[test]
-fn nft_shows_the_tables() {
-    isolated("nft_shows_the_tables", || {
-        let (server, _client, locker) = hosts();
-        let _guard = locker.lock(&flows(1), LEASE).unwrap();
-        let text = nft(&server, "list ruleset");
-        assert!(text.contains("10.0.0.9 . 1025 . 10.0.0.1 . 80"), "{text}");
-        assert!(text.contains("comment \"pid "), "{text}");
-        assert!(
-            text.contains("ip saddr . tcp sport . ip daddr . tcp dport @locked4 drop"),
-            "{text}"
-        );
-        assert!(
-            text.contains("ip daddr . tcp dport . ip saddr . tcp sport @locked4 drop"),
-            "{text}"
-        );
-    });
-}
-
-#[test]
-fn sweep_removes_what_is_empty_and_nothing_else() {
-    isolated("sweep_removes_what_is_empty_and_nothing_else", || {
-        let locker = Nftables::new().unwrap();
-        assert!(locker.sweep().unwrap().is_empty());
-        let guard = locker.lock(&flows(1), Duration::from_secs(2)).unwrap();
-        assert!(locker.sweep().unwrap().is_empty());
-        assert_eq!(locker.list().unwrap().len(), 1);
-        // Its holder is gone; the lease is not.
-        guard.leave();
-        assert!(locker.sweep().unwrap().is_empty());
-        let swept = eventually("the lease ends", || {
-            let swept = locker.sweep().unwrap();
-            (!swept.is_empty()).then_some(swept)
-        });
-        assert_eq!(swept.structures, ["inet tcpmig"]);
-        drop(locker.lock(&flows(1), LEASE).unwrap());
-    });
-}
-
-#[test]
-fn many_handles_at_once() {
-    isolated("many_handles_at_once", || {
-        let host = Host::new();
-        let flows = flows(400);
-        // Each in its own handle, from the first moment, with somebody who sweeps all the time.
-        let guards: Vec<LockGuard> = std::thread::scope(|scope| {
-            let threads: Vec<_> = flows
-                .chunks(50)
-                .map(|flows| {
-                    let host = &host;
-                    scope.spawn(move || {
-                        let locker = host.run(|| Nftables::new().unwrap());
-                        let lock = |flow: &FourTuple| {
-                            drop(locker.lock(&[*flow], LEASE).unwrap());
-                            locker.lock(&[*flow], LEASE).unwrap()
-                        };
-                        flows.iter().map(lock).collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            let sweeper = host.run(|| Nftables::new().unwrap());
-            while threads.iter().any(|thread| !thread.is_finished()) {
-                sweeper.sweep().unwrap();
-            }
-            threads
-                .into_iter()
-                .flat_map(|thread| thread.join().unwrap())
-                .collect()
-        });
-        let locker = host.run(|| Nftables::new().unwrap());
-        assert_eq!(locker.list().unwrap().len(), flows.len());
-        drop(guards);
-        assert_eq!(locker.list().unwrap(), []);
-    });
-}
-
-#[test]
-fn without_privileges_the_error_says_what_is_missing() {
-    const NAME: &str = "without_privileges_the_error_says_what_is_missing";
-    if !common::isolate::is_again() {
-        // A user namespace of its own has no say in a network namespace that it does not own.
-        return common::isolate::again(NAME, &["-U"]);
-    }
-    let locker = Nftables::new().unwrap();
-    let errors = [
-        locker.lock(&flows(1), LEASE).map(drop).unwrap_err(),
-        locker.prepare().unwrap_err(),
-        locker.list().map(drop).unwrap_err(),
-        locker.sweep().map(drop).unwrap_err(),
-    ];
-    for error in errors {
-        assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
-        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
-    }
-}
-
-/// `nft` in a host's namespace.
-fn nft(host: &Host, command: &str) -> String {
-    let output = host.run(|| {
-        std::process::Command::new("nft")
-            .arg(command)
-            .output()
-            .expect("run nft(8)")
-    });
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && error.is_empty(),
-        "nft {command}: {error}"
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn handles_and_guards_go_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Nftables>();
+    shared::<LockGuard>();
+    shared::<Redirect>();
+    shared::<Box<dyn Locker>>();
 }

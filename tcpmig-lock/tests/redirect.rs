@@ -10,9 +10,7 @@ use std::time::Duration;
 use common::capture::{Capture, PSH, RST};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
 use common::{eventually, isolated};
-use tcpmig_lock::{
-    EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect, route,
-};
+use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -376,60 +374,55 @@ fn sweep_and_nft_know_the_redirects() {
 }
 
 #[test]
-fn next_hops_are_found_by_routing() {
-    isolated("next_hops_are_found_by_routing", || {
+fn many_flows_are_redirected_or_renewed_all_or_none() {
+    isolated("many_flows_are_redirected_or_renewed_all_or_none", || {
         let net = Net::new();
-        net.source.ip("route add 192.0.2.0/24 via 10.0.0.9");
-        net.source
-            .ip("-6 route add 2001:db8:1::/64 via 2001:db8::9");
-        for [service, target, peer] in families() {
-            let hop = net.source.run(|| NextHop::toward(target, peer).unwrap());
-            let expected = NextHop {
-                device: "eth0".into(),
-                address: target,
-                ingress: "eth0".into(),
-            };
-            assert_eq!(hop, expected);
-            assert_eq!(net.at_source.next_hop(target, peer).unwrap(), expected);
-            let error = net.at_source.next_hop(service, peer).unwrap_err();
-            assert!(
-                matches!(error, LockError::TargetIsLocal(address) if address == service),
-                "{error}"
-            );
-
-            let route = net
-                .source
-                .run(|| route::lookup(peer, Some(service)).unwrap());
-            assert_eq!(
-                (route.device.as_str(), route.gateway, route.local),
-                ("eth0", None, false)
-            );
-            assert_eq!(route.source, Some(service));
-            assert!(
-                net.source
-                    .run(|| route::lookup(service, None).unwrap())
-                    .local
-            );
+        let [_, target, peer] = families()[0];
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+        let flows: Vec<_> = (0..10_000)
+            .map(|number| flow(number).parse().unwrap())
+            .collect();
+        let mut guard = net.at_source.lock(&flows, LEASE).unwrap();
+        // The last, so that without privileges, in several batches, most are done before it fails.
+        net.at_source.release(&flows[9999..]).unwrap();
+        let error = guard.try_redirect(&hop, LEASE * 10).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[9999]),
+            "{error}"
+        );
+        let error = guard.renew(LEASE * 10).unwrap_err();
+        assert!(
+            matches!(error, LockError::NotHeld(flow) if flow == flows[9999]),
+            "{error}"
+        );
+        let entries = net.at_source.list().unwrap();
+        assert_eq!(entries.len(), 9999);
+        for entry in entries {
+            assert_eq!(entry.kind, EntryKind::Lock);
+            assert!(entry.remaining <= LEASE, "{entry:?}");
         }
-        for (target, gateway) in [("192.0.2.7", "10.0.0.9"), ("2001:db8:1::7", "2001:db8::9")] {
-            let error = net
-                .at_source
-                .next_hop(ip(target), ip("10.0.0.9"))
-                .unwrap_err();
-            assert!(
-                matches!(error, LockError::NotOnLink { gateway: found, .. } if found == ip(gateway)),
-                "{error}"
-            );
-        }
-        for nowhere in ["198.51.100.1", "2001:db8:ffff::1"] {
-            let error = net
-                .at_source
-                .next_hop(ip(nowhere), ip("10.0.0.9"))
-                .unwrap_err();
-            assert!(
-                matches!(error, LockError::NoRoute(address) if address == ip(nowhere)),
-                "{error}"
-            );
-        }
+        guard.unlock().unwrap();
+        assert_eq!(net.at_source.list().unwrap(), []);
     });
+}
+
+#[test]
+fn a_source_with_no_other_address_needs_accept_local_on_the_target() {
+    isolated(
+        "a_source_with_no_other_address_needs_accept_local_on_the_target",
+        || {
+            let net = Net::new();
+            let [service, target, _] = families()[0];
+            net.source.ip("address delete 10.0.0.3/24 dev eth0");
+            net.source.ip("address replace 10.0.0.1/24 dev eth0");
+            net.target.sysctl("ipv4/conf/eth0/accept_local", "1");
+            let mut flow = net.connection(service);
+            let (guard, _at_target) = net.lock(&flow);
+            let _redirect = net.redirect(guard, target);
+            let mut seen = Capture::new(&net.target);
+            send(&mut flow.client, b'x');
+            data_from(&mut seen, flow.client.local_addr().unwrap());
+        },
+    );
 }

@@ -75,8 +75,8 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// A batch whose messages are numbered from `first_seq`. With `generation` it is only carried out if nothing
-    /// has changed since.
+    /// A batch whose messages are numbered from `first_seq`. With `generation` it is only carried out if nothing has
+    /// changed since.
     pub(super) fn new(first_seq: u32, generation: Option<u32>) -> Self {
         let mut bytes = Vec::with_capacity(1024);
         let at = wire::open_message(&mut bytes, BEGIN, REQUEST, first_seq, 0, SUBSYSTEM);

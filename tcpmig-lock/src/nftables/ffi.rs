@@ -87,8 +87,8 @@ pub(super) fn encode(message: &impl NlMsg, kind: MsgType) -> Vec<u8> {
     buffer
 }
 
-/// `setsockopt(SO_SNDBUFFORCE)`, or `SO_SNDBUF` where that is not permitted; then `getsockopt(SO_SNDBUF)`. Gives the size
-/// that the kernel granted, 0 if it does not say.
+/// `setsockopt(SO_SNDBUFFORCE)`, or `SO_SNDBUF` where that is not permitted; then `getsockopt(SO_SNDBUF)`. Gives the
+/// size that the kernel granted, 0 if it does not say.
 pub(super) fn raise_send_buffer(socket: &Socket, wanted: usize) -> usize {
     // The kernel doubles the value.
     let half = libc::c_int::try_from(wanted / 2 + 1).unwrap_or(libc::c_int::MAX / 2);

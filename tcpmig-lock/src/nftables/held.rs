@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tcpmig_format::FourTuple;
 
 use super::layout::Set;
-use super::shared::{HopData, REDIRECT, Shared};
+use super::redirect::HopData;
+use super::shared::{REDIRECT, Shared};
 use crate::{Held, LockError, NextHop, Redirecting};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
@@ -32,7 +33,7 @@ impl Lock {
 impl Held for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.check(flows)?;
-        self.until = self.shared.renew_lock(flows, lease)?;
+        self.until = self.shared.renew_lock(flows, lease, self.until)?;
         Ok(())
     }
 
@@ -63,6 +64,7 @@ impl Held for Lock {
         let (token, data, until) = self.shared.redirect(flows, hop, lease, self.until)?;
         Ok(Box::new(Redirected {
             shared: Arc::clone(&self.shared),
+            flows: flows.to_vec(),
             token,
             data,
             until,
@@ -72,6 +74,7 @@ impl Held for Lock {
 
 struct Redirected {
     shared: Arc<Shared>,
+    flows: Vec<FourTuple>,
     token: u64,
     data: HopData,
     until: Instant,
@@ -79,14 +82,23 @@ struct Redirected {
 
 impl Redirecting for Redirected {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        let (token, data, until) = (self.token, &self.data, self.until);
         self.until = self
             .shared
-            .renew_redirect(flows, self.token, &self.data, lease)?;
+            .renew_redirect(flows, token, data, lease, until)?;
         Ok(())
     }
 
     fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
-        let over = Instant::now() >= self.until;
-        self.shared.end_own_redirects(flows, self.token, over)
+        if Instant::now() >= self.until {
+            return Ok(());
+        }
+        self.shared.end_own_redirects(flows, self.token)
+    }
+}
+
+impl Drop for Redirected {
+    fn drop(&mut self) {
+        self.shared.forget_redirects(&self.flows, self.token);
     }
 }

@@ -1,25 +1,26 @@
 //! The tables: which sets, chains and rules they hold, and how they are set up.
 //!
 //! Two tables of the same name. The one of family `inet` silences flows: the sets `locked*` (locks) and `gone*`
-//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed, on
-//! the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
-//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps
-//! `device*` and `hop*`.
+//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed,
+//! on the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
+//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps `device*`
+//! and `hop*`.
 //!
-//! The tables belong to no process. Several of one host share them, each adding and removing only its own
-//! elements, and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
+//! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
+//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
 //! its process, and the host would then answer for connections that it no longer has.)
 
 use std::ffi::CString;
 
-use nftnl::expr::{Cmp, CmpOp, Meta, Verdict};
+use nftnl::expr::{Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::set::SetKey;
 use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
 
 use super::batch::{APPEND, Batch, CREATE};
 use super::element;
-use super::ffi::{self, Expr, Value};
+use super::expression;
+use super::ffi;
 use super::wire;
 
 /// Before everything that rules of others usually do: the priority `raw`.
@@ -148,9 +149,9 @@ fn c_string(name: &str) -> CString {
     CString::new(name).unwrap_or_default()
 }
 
-/// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules
-/// are replaced, in the same step, because they cannot be added only if they are missing. So two
-/// processes that do this at once do not disturb each other, and a table whose rules somebody flushed works again.
+/// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules are
+/// replaced, in the same step, because they cannot be added only if they are missing. So two processes that do this
+/// at once do not disturb each other, and a table whose rules somebody flushed works again.
 pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
     let table = Table::Inet.object(name);
     add_table(batch, Table::Inet, &table);
@@ -175,15 +176,15 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
         add_chain(batch, Table::Inet, name, chain_name, &mut chain);
         let mut rule = Rule::new(&chain);
         rule.add_expr(&Meta::Mark { set: false });
-        rule.add_expr(&lookup(c_string(EXEMPT), None));
+        rule.add_expr(&expression::lookup(c_string(EXEMPT), None));
         rule.add_expr(&Verdict::Accept);
         add_rule(batch, Table::Inet, &rule);
         for v4 in [true, false] {
             for set in [Set::Locked, Set::Gone] {
                 let mut rule = Rule::new(&chain);
-                match_tcp(&mut rule, Table::Inet, v4);
-                load_flow(&mut rule, v4, reverse);
-                rule.add_expr(&lookup(c_string(set.name(v4)), None));
+                expression::match_tcp(&mut rule, Table::Inet, v4);
+                expression::load_flow(&mut rule, v4, reverse);
+                rule.add_expr(&expression::lookup(c_string(set.name(v4)), None));
                 rule.add_expr(&Verdict::Drop);
                 add_rule(batch, Table::Inet, &rule);
             }
@@ -233,18 +234,14 @@ pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
         // An IPv6 flow fills ten registers of four octets; the device and the address go behind.
         let (device, hop) = (libc::NFT_REG32_10 as u32, libc::NFT_REG32_11 as u32);
         let mut rule = Rule::new(&chain);
-        match_tcp(&mut rule, Table::Netdev, v4);
-        load_flow(&mut rule, v4, false);
-        rule.add_expr(&lookup(c_string(Set::Device.name(v4)), Some(device)));
-        rule.add_expr(&lookup(c_string(Set::Hop.name(v4)), Some(hop)));
-        rule.add_expr(&Expr {
-            name: c"fwd",
-            attributes: vec![
-                (sys::NFTNL_EXPR_FWD_SREG_DEV, Value::U32(device)),
-                (sys::NFTNL_EXPR_FWD_SREG_ADDR, Value::U32(hop)),
-                (sys::NFTNL_EXPR_FWD_NFPROTO, Value::U32(nf_proto(v4).into())),
-            ],
-        });
+        expression::match_tcp(&mut rule, Table::Netdev, v4);
+        expression::load_flow(&mut rule, v4, false);
+        rule.add_expr(&expression::lookup(
+            c_string(Set::Device.name(v4)),
+            Some(device),
+        ));
+        rule.add_expr(&expression::lookup(c_string(Set::Hop.name(v4)), Some(hop)));
+        rule.add_expr(&expression::forward(device, hop, v4));
         add_rule(batch, Table::Netdev, &rule);
     }
 }
@@ -330,75 +327,4 @@ fn add_rule(batch: &mut Batch, which: Table, rule: &Rule<'_>) {
         MsgType::Add,
         CREATE | APPEND,
     );
-}
-
-fn nf_proto(v4: bool) -> u8 {
-    (if v4 {
-        libc::NFPROTO_IPV4
-    } else {
-        libc::NFPROTO_IPV6
-    }) as u8
-}
-
-fn match_tcp(rule: &mut Rule<'_>, table: Table, v4: bool) {
-    match table {
-        Table::Inet => {
-            rule.add_expr(&Meta::NfProto);
-            rule.add_expr(&Cmp::new(CmpOp::Eq, nf_proto(v4)));
-        }
-        Table::Netdev => {
-            let ether_type = if v4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 } as u16;
-            rule.add_expr(&Meta::Protocol);
-            rule.add_expr(&Cmp::new(CmpOp::Eq, ether_type.to_be()));
-        }
-    }
-    rule.add_expr(&Meta::L4Proto);
-    rule.add_expr(&Cmp::new(CmpOp::Eq, libc::IPPROTO_TCP as u8));
-}
-
-/// Loads the four-tuple of the packet into the registers from the first on, as elements have it: peer first.
-fn load_flow(rule: &mut Rule<'_>, v4: bool, reverse: bool) {
-    let (source, destination, length) = if v4 { (12, 16, 4) } else { (8, 24, 16) };
-    let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
-    let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
-    let mut loads = [
-        (network, source, length),
-        (transport, 0, 2),
-        (network, destination, length),
-        (transport, 2, 2),
-    ];
-    if reverse {
-        loads.rotate_left(2);
-    }
-    let mut register = libc::NFT_REG32_00 as u32;
-    for (base, offset, length) in loads {
-        rule.add_expr(&Expr {
-            name: c"payload",
-            attributes: vec![
-                (sys::NFTNL_EXPR_PAYLOAD_DREG, Value::U32(register)),
-                (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base)),
-                (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
-                (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
-            ],
-        });
-        register += length.div_ceil(4);
-    }
-}
-
-/// Looks the first registers up; in a map, the value goes to the register `to`.
-fn lookup(set: CString, to: Option<u32>) -> Expr {
-    let mut attributes = vec![
-        (
-            sys::NFTNL_EXPR_LOOKUP_SREG,
-            Value::U32(libc::NFT_REG32_00 as u32),
-        ),
-        (sys::NFTNL_EXPR_LOOKUP_SET, Value::Str(set)),
-    ];
-    if let Some(to) = to {
-        attributes.push((sys::NFTNL_EXPR_LOOKUP_DREG, Value::U32(to)));
-    }
-    Expr {
-        name: c"lookup",
-        attributes,
-    }
 }

@@ -3,9 +3,11 @@
 mod batch;
 mod connection;
 mod element;
+mod expression;
 mod ffi;
 mod held;
 mod layout;
+mod redirect;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -30,19 +32,37 @@ const SWEEP_TRIES: usize = 8;
 
 /// The `nftables` locker: flows are elements of a set in one nftables table, with their lease as timeout.
 ///
-/// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at
-/// the same moment or none does. (Only where the process may not raise its socket's send buffer, that is without
-/// `CAP_NET_ADMIN` in the initial user namespace, more than some thousand flows go in several batches: still all or none
-/// once the call returns, but no longer at the same moment.)
-/// What was locked stays as it is for other connections; their packets are looked up in a hash table, whatever the number of
-/// flows.
+/// A lock takes effect in one batch for any number of flows of both families: either all of them fall silent at the
+/// same moment or none does. Other connections are not touched; their packets are looked up in a hash table, whatever
+/// the number of locked flows. Only TCP is looked at.
 ///
-/// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of
-/// the network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
-/// [`sweep`](Locker::sweep) removes it when nothing is in it.
+/// The table, named `tcpmig` in the families `inet` and (for redirects) `netdev`, is shared by all processes of the
+/// network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
+/// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
+/// each entry.
 ///
-/// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both that thread
-/// and the one that uses it need `CAP_NET_ADMIN`.
+/// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
+/// that thread and the one that uses it need `CAP_NET_ADMIN`.
+///
+/// # Many flows
+///
+/// A process without `CAP_NET_ADMIN` in the initial user namespace cannot raise its socket's send buffer above
+/// `net.core.wmem_max`, and then more than some thousand flows go in several batches (3000 with the usual limit).
+/// Calls are still all or none once they return; but not all flows fall silent at the same moment.
+///
+/// # Redirects
+///
+/// Packets of a redirected flow are sent on where they come in, before anything else of this host looks at them: no
+/// routing rule, address translation or `ip_forward` is involved, and each loses one from its TTL. The target has to
+/// take the packets for its own, which it does with the flow's local address on its `lo` (with `arp_ignore=1` and
+/// `arp_announce=2`).
+///
+/// - This host must have an address of its own on the way there beside the redirected one, or the target
+///   `accept_local=1` on its device: otherwise it does not answer ARP requests from an address that is its own too,
+///   and no packet arrives. (IPv6 asks from link-local addresses.)
+/// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
+/// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
+///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
 pub struct Nftables {
     shared: Arc<Shared>,
 }
@@ -53,8 +73,8 @@ impl Nftables {
     ///
     /// # Errors
     ///
-    /// [`LockError::NoNftables`] if the kernel has no netfilter at all. Other lacks, also of permission, show
-    /// with [`prepare`](Self::prepare) or the first lock.
+    /// [`LockError::NoNftables`] if the kernel has no netfilter at all. Other lacks, also of permission, show with
+    /// [`prepare`](Self::prepare) or the first lock.
     pub fn new() -> Result<Self, LockError> {
         Self::with_table(DEFAULT_TABLE)
     }
@@ -78,7 +98,8 @@ impl Nftables {
     }
 
     /// Lets packets with this mark (`SO_MARK`, or set before the priority `raw`) pass all locks and redirects'
-    /// silence, in both directions: also those of others who use the same table. They keep passing until the table is removed.
+    /// silence, in both directions: also those of others who use the same table. They keep passing until the table is
+    /// removed.
     #[must_use]
     pub fn exempt_mark(self, mark: u32) -> Self {
         self.shared.state().exempt.push(mark);
@@ -103,8 +124,8 @@ impl Nftables {
         self.shared.routes.next_hop(target, peer)
     }
 
-    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without
-    /// one are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
+    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without one
+    /// are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
     ///
     /// # Errors
     ///
@@ -114,8 +135,8 @@ impl Nftables {
         self.shared.remove(&mut state, flows, &REDIRECT)
     }
 
-    /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the holder
-    /// is gone. Flows without one are no error.
+    /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the
+    /// holder is gone. Flows without one are no error.
     ///
     /// # Errors
     ///
@@ -180,13 +201,13 @@ impl Locker for Nftables {
         "nftables"
     }
 
-    /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it stays
-    /// redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
+    /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
+    /// stays redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`],
-    /// [`LockError::NoPermission`], [`LockError::NoNftables`], [`LockError::ForeignTable`].
+    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`], [`LockError::NoPermission`],
+    /// [`LockError::NoNftables`], [`LockError::ForeignTable`].
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         let until = self.shared.lock(flows, lease)?;
         let lock = held::Lock {
@@ -196,7 +217,8 @@ impl Locker for Nftables {
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
 
-    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in them.
+    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in
+    /// them.
     ///
     /// # Errors
     ///

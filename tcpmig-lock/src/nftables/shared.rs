@@ -1,7 +1,6 @@
 //! What a handle and its guards share: one socket, and the operations on flows.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,15 +9,15 @@ use tcpmig_format::FourTuple;
 use super::batch::{Batch, Op};
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
-use super::layout::{self, Set, Table};
+use super::layout::{self, Set};
+use crate::LockError;
 use crate::route::Routes;
-use crate::{LockError, NextHop};
 
 /// All sets of a redirect.
 pub(super) const REDIRECT: [Set; 3] = [Set::Gone, Set::Device, Set::Hop];
 
 /// How often a step is tried again because somebody else, or the end of a lease, came in between.
-const TRIES: usize = 4;
+pub(super) const TRIES: usize = 4;
 /// More than the messages that set tables up, and all headers, take in a batch.
 const FIXED: usize = 32768;
 
@@ -37,12 +36,12 @@ pub(super) struct State {
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
     pub(super) destroy: bool,
     /// Which redirect is the newest of a flow: an older guard must not end a newer redirect.
-    redirects: HashMap<FourTuple, u64>,
-    last_token: u64,
+    pub(super) redirects: HashMap<FourTuple, u64>,
+    pub(super) last_token: u64,
 }
 
 /// What has to be removed from a set so that none of some flows is in it.
-struct Removal {
+pub(super) struct Removal {
     set: Set,
     /// None: the kernel finds out.
     present: Option<HashSet<FourTuple>>,
@@ -121,39 +120,50 @@ impl Shared {
         }
     }
 
+    /// Prolongs locks that end at `until` now.
     pub(super) fn renew_lock(
         &self,
         flows: &[FourTuple],
         lease: Duration,
+        until: Instant,
     ) -> Result<Instant, LockError> {
         let lease_ms = element::lease_ms(lease)?;
         let deadline = deadline(lease_ms);
-        let extra = self.extra(lease_ms, None);
-        self.replace(&mut self.state(), flows, &[(Set::Locked, extra)])?;
+        let extras = |lease_ms| [(Set::Locked, self.extra(lease_ms, None))];
+        self.replace(&mut self.state(), flows, extras, lease_ms, until)?;
         Ok(deadline)
     }
 
     /// Gives elements that exist a new lease. Removing and adding them in one batch does so on every kernel, and
     /// fails if one has gone meanwhile.
-    fn replace(
+    pub(super) fn replace<'a, const N: usize>(
         &self,
         state: &mut State,
         flows: &[FourTuple],
-        sets: &[(Set, Extra<'_>)],
+        extras: impl Fn(u64) -> [(Set, Extra<'a>); N],
+        lease_ms: u64,
+        until: Instant,
     ) -> Result<(), LockError> {
-        let replaced = self.apply(state, flows, 2 * sets.len(), |batch, flows| {
-            for (set, extra) in sets {
-                batch.elements(&self.table, *set, Op::Delete, flows);
-                batch.elements(&self.table, *set, Op::Add(*extra), flows);
-            }
-        });
-        match replaced {
-            Ok(()) => Ok(()),
-            Err((_, failure)) if failure.is(libc::ENOENT) => {
-                let set = failure.set.unwrap_or(Set::Locked);
-                Err(LockError::NotHeld(self.blame(state, &failure, set, false)?))
-            }
-            Err((_, failure)) => Err(failure.into_error(&self.table)),
+        let replace = |state: &mut State, flows: &[FourTuple], lease_ms| {
+            self.apply(state, flows, 2 * N, |batch, flows| {
+                for (set, extra) in extras(lease_ms) {
+                    batch.elements(&self.table, set, Op::Delete, flows);
+                    batch.elements(&self.table, set, Op::Add(extra), flows);
+                }
+            })
+        };
+        let Err((done, failure)) = replace(state, flows, lease_ms) else {
+            return Ok(());
+        };
+        if let (Some(done @ [_, ..]), Ok(lease_ms)) = (flows.get(..done), left_ms(until)) {
+            // What cannot be put back ends with the newer lease; the first error is the one to tell.
+            let _ = replace(state, done, lease_ms);
+        }
+        if failure.is(libc::ENOENT) {
+            let set = failure.set.unwrap_or(Set::Locked);
+            Err(LockError::NotHeld(self.blame(state, &failure, set, false)?))
+        } else {
+            Err(failure.into_error(&self.table))
         }
     }
 
@@ -165,6 +175,7 @@ impl Shared {
         flows: &[FourTuple],
         sets: &[Set],
     ) -> Result<(), LockError> {
+        let redirects = sets.contains(&Set::Gone);
         let mut sets = sets.to_vec();
         let mut tries = 0..TRIES;
         loop {
@@ -187,7 +198,7 @@ impl Shared {
                 Err((_, failure)) => return Err(failure.into_error(&self.table)),
             }
         }
-        if sets.contains(&Set::Gone) {
+        if redirects {
             for flow in flows {
                 state.redirects.remove(flow);
             }
@@ -195,127 +206,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Turns locks into redirects. `until` is when the locks end.
-    pub(super) fn redirect(
-        &self,
-        flows: &[FourTuple],
-        hop: &NextHop,
-        lease: Duration,
-        until: Instant,
-    ) -> Result<(u64, HopData, Instant), LockError> {
-        let lease_ms = element::lease_ms(lease)?;
-        if let Some(flow) = flows
-            .iter()
-            .find(|flow| flow.is_ipv4() != hop.address.is_ipv4())
-        {
-            return Err(LockError::HopFamily {
-                flow: *flow,
-                hop: hop.address,
-            });
-        }
-        let data = HopData::new(self.routes.device_index(&hop.device)?, hop.address);
-        self.routes.device_index(&hop.ingress)?;
-        let state = &mut *self.state();
-        let mut tries = 0..TRIES;
-        loop {
-            let deadline = deadline(lease_ms);
-            let removals = self.removals(state, flows, &REDIRECT)?;
-            let mut set_up = true;
-            let redirected = self.apply(state, flows, 7, |batch, flows| {
-                if set_up {
-                    // Always, because whether the chain of this device is there can only be told by looking.
-                    layout::set_up_redirects(batch, &self.table, &hop.ingress);
-                    set_up = false;
-                }
-                self.put_removals(batch, &removals, flows);
-                for (set, extra) in self.redirect_extras(lease_ms, &data) {
-                    batch.elements(&self.table, set, Op::Add(extra), flows);
-                }
-                batch.elements(&self.table, Set::Locked, Op::Delete, flows);
-            });
-            let Err((done, failure)) = redirected else {
-                state.last_token += 1;
-                let token = state.last_token;
-                state
-                    .redirects
-                    .extend(flows.iter().map(|flow| (*flow, token)));
-                return Ok((token, data, deadline));
-            };
-            self.back_to_locks(state, &flows[..done], until);
-            if failure.lacks_destroy() && state.destroy {
-                state.destroy = false;
-            } else if failure.is(libc::ENOENT) && failure.table == Some(Table::Inet) {
-                let ended_just_now = !state.destroy && failure.set == Some(Set::Gone);
-                if !(ended_just_now && tries.next().is_some()) {
-                    return Err(LockError::NotHeld(self.blame(
-                        state,
-                        &failure,
-                        Set::Locked,
-                        false,
-                    )?));
-                }
-            } else if !(failure.is(libc::ENOENT) && failure.set.is_some() && tries.next().is_some())
-            {
-                return Err(failure.into_error(&self.table));
-            }
-        }
-    }
-
-    /// Takes the first part of a redirect back whose second part failed.
-    fn back_to_locks(&self, state: &mut State, flows: &[FourTuple], until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        if let Ok(lease_ms) = element::lease_ms(left) {
-            let extra = self.extra(lease_ms, None);
-            // What cannot be locked again stays silent as a redirect, which is the safe side.
-            let locked = self.apply(state, flows, 1, |batch, flows| {
-                batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
-            });
-            if locked.is_ok() {
-                let _ = self.remove(state, flows, &REDIRECT);
-            }
-        }
-    }
-
-    pub(super) fn renew_redirect(
-        &self,
-        flows: &[FourTuple],
-        token: u64,
-        data: &HopData,
-        lease: Duration,
-    ) -> Result<Instant, LockError> {
-        let lease_ms = element::lease_ms(lease)?;
-        let state = &mut *self.state();
-        if let Some(flow) = flows
-            .iter()
-            .find(|flow| state.redirects.get(flow) != Some(&token))
-        {
-            return Err(LockError::NotHeld(*flow));
-        }
-        let deadline = deadline(lease_ms);
-        self.replace(state, flows, &self.redirect_extras(lease_ms, data))?;
-        Ok(deadline)
-    }
-
-    /// Ends those redirects that no newer one has replaced. `over`: their leases have ended.
-    pub(super) fn end_own_redirects(
-        &self,
-        flows: &[FourTuple],
-        token: u64,
-        over: bool,
-    ) -> Result<(), LockError> {
-        let state = &mut *self.state();
-        let mut own = flows.to_vec();
-        own.retain(|flow| state.redirects.get(flow) == Some(&token));
-        if over {
-            for flow in &own {
-                state.redirects.remove(flow);
-            }
-            return Ok(());
-        }
-        self.remove(state, &own, &REDIRECT)
-    }
-
-    fn extra<'a>(&'a self, lease_ms: u64, data: Option<&'a [u8]>) -> Extra<'a> {
+    pub(super) fn extra<'a>(&'a self, lease_ms: u64, data: Option<&'a [u8]>) -> Extra<'a> {
         Extra {
             lease_ms,
             comment: &self.comment,
@@ -323,15 +214,7 @@ impl Shared {
         }
     }
 
-    fn redirect_extras<'a>(&'a self, lease_ms: u64, data: &'a HopData) -> [(Set, Extra<'a>); 3] {
-        [
-            (Set::Gone, self.extra(lease_ms, None)),
-            (Set::Device, self.extra(lease_ms, Some(&data.device))),
-            (Set::Hop, self.extra(lease_ms, Some(&data.address))),
-        ]
-    }
-
-    fn removals(
+    pub(super) fn removals(
         &self,
         state: &mut State,
         flows: &[FourTuple],
@@ -365,7 +248,12 @@ impl Shared {
         Ok(present)
     }
 
-    fn put_removals(&self, batch: &mut Batch, removals: &[Removal], flows: &[FourTuple]) {
+    pub(super) fn put_removals(
+        &self,
+        batch: &mut Batch,
+        removals: &[Removal],
+        flows: &[FourTuple],
+    ) {
         for Removal { set, present } in removals {
             match present {
                 None => batch.elements(&self.table, *set, Op::Destroy, flows),
@@ -379,7 +267,7 @@ impl Shared {
     }
 
     /// The flow that a failure is about, also where the kernel did not say: the first that is (or is not) in the set.
-    fn blame(
+    pub(super) fn blame(
         &self,
         state: &mut State,
         failure: &Failure,
@@ -403,9 +291,9 @@ impl Shared {
             })
     }
 
-    /// Sends one batch for all flows; or, if the socket's buffer cannot be made large enough for that, several.
-    /// After an error, `.0` flows from the first on have been dealt with.
-    fn apply(
+    /// Sends one batch for all flows; or, if the socket's buffer cannot be made large enough for that, several. After
+    /// an error, `.0` flows from the first on have been dealt with.
+    pub(super) fn apply(
         &self,
         state: &mut State,
         flows: &[FourTuple],
@@ -426,7 +314,7 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
+    fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
         state
             .connection
             .send(batch)
@@ -434,29 +322,16 @@ impl Shared {
     }
 }
 
-/// The values of a redirect's elements.
-#[derive(Debug, Clone)]
-pub(super) struct HopData {
-    device: [u8; 4],
-    address: Vec<u8>,
-}
-
-impl HopData {
-    fn new(device: u32, address: IpAddr) -> Self {
-        Self {
-            device: device.to_ne_bytes(),
-            address: match address {
-                IpAddr::V4(address) => address.octets().to_vec(),
-                IpAddr::V6(address) => address.octets().to_vec(),
-            },
-        }
-    }
-}
-
 /// Two jiffies with HZ=100: by so much the kernel may end an element early, because it counts whole ones.
 const EARLY_MS: u64 = 20;
 
 /// Until when a lease that begins now certainly lasts: the kernel's element is never gone before this.
-fn deadline(lease_ms: u64) -> Instant {
+pub(super) fn deadline(lease_ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(lease_ms.saturating_sub(EARLY_MS))
+}
+
+/// What is left of a lease that lasts until then.
+pub(super) fn left_ms(until: Instant) -> Result<u64, LockError> {
+    let left = until.saturating_duration_since(Instant::now());
+    element::lease_ms(left + Duration::from_millis(EARLY_MS))
 }

@@ -8,8 +8,8 @@ use nix::sched::{CloneFlags, unshare};
 
 const INNER: &str = "TCPMIG_LOCK_TEST_INNER";
 
-/// Runs a test in a network namespace of its own. Without privileges it runs this one test (`name` is that of the test function)
-/// again in a user namespace where it has them. Fails, and never skips, if there can be no namespace.
+/// Runs a test in a network namespace of its own. Without privileges it runs this one test (`name` is that of the
+/// test function) again in a user namespace where it has them. Fails, and never skips, if there can be no namespace.
 pub(crate) fn isolated(name: &str, test: impl FnOnce()) {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {

@@ -147,8 +147,8 @@ pub(crate) fn expect(stream: &mut TcpStream, octet: u8) {
     assert_eq!(buffer[0], octet);
 }
 
-/// That nothing has arrived. Preceded by a `ping` on another connection over the same links, it says that nothing sent
-/// before that has come through.
+/// That nothing has arrived. Preceded by a `ping` on another connection over the same links, it says that nothing
+/// sent before that has come through.
 pub(crate) fn expect_nothing(stream: &TcpStream) {
     stream.set_nonblocking(true).expect("nonblocking");
     let result = stream.peek(&mut [0]);

@@ -1,0 +1,166 @@
+//! The operations on redirects.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tcpmig_format::FourTuple;
+
+use super::batch::Op;
+use super::element::{self, Extra};
+use super::layout::{self, Set, Table};
+use super::shared::{REDIRECT, Shared, State, TRIES, deadline, left_ms};
+use crate::{LockError, NextHop};
+
+impl Shared {
+    /// Turns locks into redirects. `until` is when the locks end.
+    pub(super) fn redirect(
+        &self,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+        until: Instant,
+    ) -> Result<(u64, HopData, Instant), LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        if let Some(flow) = flows
+            .iter()
+            .find(|flow| flow.is_ipv4() != hop.address.is_ipv4())
+        {
+            return Err(LockError::HopFamily {
+                flow: *flow,
+                hop: hop.address,
+            });
+        }
+        let data = HopData::new(self.routes.device_index(&hop.device)?, hop.address);
+        self.routes.device_index(&hop.ingress)?;
+        let state = &mut *self.state();
+        let mut tries = 0..TRIES;
+        loop {
+            let deadline = deadline(lease_ms);
+            let removals = self.removals(state, flows, &REDIRECT)?;
+            let mut set_up = true;
+            let redirected = self.apply(state, flows, 7, |batch, flows| {
+                if set_up {
+                    // Always, because whether the chain of this device is there can only be told by looking.
+                    layout::set_up_redirects(batch, &self.table, &hop.ingress);
+                    set_up = false;
+                }
+                self.put_removals(batch, &removals, flows);
+                for (set, extra) in self.redirect_extras(lease_ms, &data) {
+                    batch.elements(&self.table, set, Op::Add(extra), flows);
+                }
+                batch.elements(&self.table, Set::Locked, Op::Delete, flows);
+            });
+            let Err((done, failure)) = redirected else {
+                state.last_token += 1;
+                let token = state.last_token;
+                state
+                    .redirects
+                    .extend(flows.iter().map(|flow| (*flow, token)));
+                return Ok((token, data, deadline));
+            };
+            self.back_to_locks(state, &flows[..done], until);
+            if failure.lacks_destroy() && state.destroy {
+                state.destroy = false;
+            } else if failure.is(libc::ENOENT) && failure.table == Some(Table::Inet) {
+                let ended_just_now = !state.destroy && failure.set == Some(Set::Gone);
+                if !(ended_just_now && tries.next().is_some()) {
+                    return Err(LockError::NotHeld(self.blame(
+                        state,
+                        &failure,
+                        Set::Locked,
+                        false,
+                    )?));
+                }
+            } else if !(failure.is(libc::ENOENT) && failure.set.is_some() && tries.next().is_some())
+            {
+                return Err(failure.into_error(&self.table));
+            }
+        }
+    }
+
+    /// Takes the first part of a redirect back whose second part failed.
+    fn back_to_locks(&self, state: &mut State, flows: &[FourTuple], until: Instant) {
+        if let Ok(lease_ms) = left_ms(until) {
+            let extra = self.extra(lease_ms, None);
+            // What cannot be locked again stays silent as a redirect, which is the safe side.
+            let locked = self.apply(state, flows, 1, |batch, flows| {
+                batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
+            });
+            if locked.is_ok() {
+                let _ = self.remove(state, flows, &REDIRECT);
+            }
+        }
+    }
+
+    /// Prolongs a redirect that ends at `until` now.
+    pub(super) fn renew_redirect(
+        &self,
+        flows: &[FourTuple],
+        token: u64,
+        data: &HopData,
+        lease: Duration,
+        until: Instant,
+    ) -> Result<Instant, LockError> {
+        let lease_ms = element::lease_ms(lease)?;
+        let state = &mut *self.state();
+        if let Some(flow) = flows
+            .iter()
+            .find(|flow| state.redirects.get(flow) != Some(&token))
+        {
+            return Err(LockError::NotHeld(*flow));
+        }
+        let deadline = deadline(lease_ms);
+        let extras = |lease_ms| self.redirect_extras(lease_ms, data);
+        self.replace(state, flows, extras, lease_ms, until)?;
+        Ok(deadline)
+    }
+
+    /// Ends those redirects that no newer one has replaced.
+    pub(super) fn end_own_redirects(
+        &self,
+        flows: &[FourTuple],
+        token: u64,
+    ) -> Result<(), LockError> {
+        let state = &mut *self.state();
+        let mut own = flows.to_vec();
+        own.retain(|flow| state.redirects.get(flow) == Some(&token));
+        self.remove(state, &own, &REDIRECT)
+    }
+
+    /// Forgets who made these redirects, whose guard is gone.
+    pub(super) fn forget_redirects(&self, flows: &[FourTuple], token: u64) {
+        let state = &mut *self.state();
+        for flow in flows {
+            if state.redirects.get(flow) == Some(&token) {
+                state.redirects.remove(flow);
+            }
+        }
+    }
+
+    fn redirect_extras<'a>(&'a self, lease_ms: u64, data: &'a HopData) -> [(Set, Extra<'a>); 3] {
+        [
+            (Set::Gone, self.extra(lease_ms, None)),
+            (Set::Device, self.extra(lease_ms, Some(&data.device))),
+            (Set::Hop, self.extra(lease_ms, Some(&data.address))),
+        ]
+    }
+}
+
+/// The values of a redirect's elements.
+#[derive(Debug, Clone)]
+pub(super) struct HopData {
+    device: [u8; 4],
+    address: Vec<u8>,
+}
+
+impl HopData {
+    fn new(device: u32, address: IpAddr) -> Self {
+        Self {
+            device: device.to_ne_bytes(),
+            address: match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            },
+        }
+    }
+}

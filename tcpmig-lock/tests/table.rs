@@ -1,0 +1,191 @@
+//! The tables: shared by everybody, made again when they are gone, swept when nothing is in them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use common::net::{Connection, Host, expect, expect_nothing, link, send};
+use common::{eventually, isolated};
+use tcpmig_lock::{FourTuple, LockError, LockGuard, Locker, Nftables};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn addresses() -> [IpAddr; 2] {
+    ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]
+}
+
+/// Two hosts, the first with a locker in its namespace.
+fn hosts() -> (Host, Host, Nftables) {
+    let (server, client) = (Host::new(), Host::new());
+    link(&server, &client);
+    let locker = server.run(|| Nftables::new().unwrap());
+    (server, client, locker)
+}
+
+fn flows(count: u16) -> Vec<FourTuple> {
+    let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+    (0..count)
+        .map(|number| flow(number).parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_table_that_somebody_removed_is_made_again() {
+    isolated("a_table_that_somebody_removed_is_made_again", || {
+        let (server, client, locker) = hosts();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+        nft(&server, "flush ruleset");
+        guard.unlock().unwrap();
+        let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+        send(&mut flow.client, b'x');
+        neighbour.ping();
+        expect_nothing(&flow.server);
+        drop(guard);
+        expect(&mut flow.server, b'x');
+    });
+}
+
+#[test]
+fn a_table_without_its_rules_is_made_right_by_the_next_handle() {
+    isolated(
+        "a_table_without_its_rules_is_made_right_by_the_next_handle",
+        || {
+            let (server, client, locker) = hosts();
+            let mut flow = Connection::new(&server, &client, addresses()[0]);
+            let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+            locker.prepare().unwrap();
+            nft(&server, "flush table inet tcpmig");
+            let other = server.run(|| Nftables::new().unwrap());
+            let _guard = other.lock(&[flow.flow()], LEASE).unwrap();
+            send(&mut flow.client, b'x');
+            neighbour.ping();
+            expect_nothing(&flow.server);
+        },
+    );
+}
+
+#[test]
+fn a_table_of_somebody_else_is_refused() {
+    isolated("a_table_of_somebody_else_is_refused", || {
+        let (server, _client, locker) = hosts();
+        nft(&server, "add table inet tcpmig");
+        nft(&server, "add set inet tcpmig locked4 { type ipv4_addr; }");
+        let error = locker.lock(&flows(1), LEASE).unwrap_err();
+        assert!(matches!(error, LockError::ForeignTable { .. }), "{error}");
+    });
+}
+
+#[test]
+fn nft_shows_the_tables() {
+    isolated("nft_shows_the_tables", || {
+        let (server, _client, locker) = hosts();
+        let _guard = locker.lock(&flows(1), LEASE).unwrap();
+        let text = nft(&server, "list ruleset");
+        assert!(text.contains("10.0.0.9 . 1025 . 10.0.0.1 . 80"), "{text}");
+        assert!(text.contains("comment \"pid "), "{text}");
+        assert!(
+            text.contains("ip saddr . tcp sport . ip daddr . tcp dport @locked4 drop"),
+            "{text}"
+        );
+        assert!(
+            text.contains("ip daddr . tcp dport . ip saddr . tcp sport @locked4 drop"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn sweep_removes_what_is_empty_and_nothing_else() {
+    isolated("sweep_removes_what_is_empty_and_nothing_else", || {
+        let locker = Nftables::new().unwrap();
+        assert!(locker.sweep().unwrap().is_empty());
+        let guard = locker.lock(&flows(1), Duration::from_secs(2)).unwrap();
+        assert!(locker.sweep().unwrap().is_empty());
+        assert_eq!(locker.list().unwrap().len(), 1);
+        // Its holder is gone; the lease is not.
+        guard.leave();
+        assert!(locker.sweep().unwrap().is_empty());
+        let swept = eventually("the lease ends", || {
+            let swept = locker.sweep().unwrap();
+            (!swept.is_empty()).then_some(swept)
+        });
+        assert_eq!(swept.structures, ["inet tcpmig"]);
+        drop(locker.lock(&flows(1), LEASE).unwrap());
+    });
+}
+
+#[test]
+fn many_handles_at_once() {
+    isolated("many_handles_at_once", || {
+        let host = Host::new();
+        let flows = flows(400);
+        // Each in its own handle, from the first moment, with somebody who sweeps all the time.
+        let guards: Vec<LockGuard> = std::thread::scope(|scope| {
+            let threads: Vec<_> = flows
+                .chunks(50)
+                .map(|flows| {
+                    let host = &host;
+                    scope.spawn(move || {
+                        let locker = host.run(|| Nftables::new().unwrap());
+                        let lock = |flow: &FourTuple| {
+                            drop(locker.lock(&[*flow], LEASE).unwrap());
+                            locker.lock(&[*flow], LEASE).unwrap()
+                        };
+                        flows.iter().map(lock).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let sweeper = host.run(|| Nftables::new().unwrap());
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                sweeper.sweep().unwrap();
+            }
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let locker = host.run(|| Nftables::new().unwrap());
+        assert_eq!(locker.list().unwrap().len(), flows.len());
+        drop(guards);
+        assert_eq!(locker.list().unwrap(), []);
+    });
+}
+
+#[test]
+fn without_privileges_the_error_says_what_is_missing() {
+    const NAME: &str = "without_privileges_the_error_says_what_is_missing";
+    if !common::isolate::is_again() {
+        // A user namespace of its own has no say in a network namespace that it does not own.
+        return common::isolate::again(NAME, &["-U"]);
+    }
+    let locker = Nftables::new().unwrap();
+    let errors = [
+        locker.lock(&flows(1), LEASE).map(drop).unwrap_err(),
+        locker.prepare().unwrap_err(),
+        locker.list().map(drop).unwrap_err(),
+        locker.sweep().map(drop).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    }
+}
+/// `nft` in a host's namespace.
+fn nft(host: &Host, command: &str) -> String {
+    let output = host.run(|| {
+        std::process::Command::new("nft")
+            .arg(command)
+            .output()
+            .expect("run nft(8)")
+    });
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && error.is_empty(),
+        "nft {command}: {error}"
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
