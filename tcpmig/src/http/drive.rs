@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
@@ -11,6 +12,7 @@ use hyper::server::conn::http1::Connection;
 use hyper::service::HttpService;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::Gate;
 
@@ -36,6 +38,10 @@ pub enum Driven {
 
 /// Runs a connection until it is over or `asked` is ready, and then drains it.
 ///
+/// From then on nothing is read. What hyper holds still goes to the socket for as long as `settle`;
+/// what a slow peer has not made room for by then is kept and comes back in
+/// [`Drained::unwritten`].
+///
 /// Bodies in the middle of a response have to stop while [`Drain::is_on`](super::Drain::is_on).
 ///
 /// # Errors
@@ -45,6 +51,7 @@ pub async fn drive<S, B>(
     mut connection: Connection<TokioIo<Gate>, S>,
     drain: &super::Drain,
     asked: impl Future<Output = ()>,
+    settle: Duration,
 ) -> hyper::Result<Driven>
 where
     S: HttpService<Incoming, ResBody = B> + Unpin,
@@ -58,17 +65,29 @@ where
         if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
             return Poll::Ready(ended.map(|()| true));
         }
-        if asked.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        // With every write taken at once, one more poll brings out all that hyper holds.
-        drain.begin();
-        match connection.poll_without_shutdown(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(false)),
-        }
+        asked.as_mut().poll(cx).map(|()| Ok(false))
     })
     .await?;
+    if !closed {
+        drain.stop();
+        let mut late = pin!(sleep(settle));
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(ended);
+            }
+            if !drain.waits() {
+                return Poll::Ready(Ok(()));
+            }
+            late.as_mut().poll(cx).map(Ok)
+        })
+        .await?;
+        // With every write taken at once, one more poll brings out the rest.
+        drain.absorb();
+        let rest = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
+        if let Poll::Ready(Err(error)) = rest {
+            return Err(error);
+        }
+    }
     let parts = connection.into_parts();
     let (stream, unread, unwritten) = parts.io.into_inner().into_parts();
     if closed {

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,7 +13,14 @@ use tokio::net::TcpStream;
 /// Whether a connection is being drained, shared with the response bodies: one that is in the
 /// middle must stop at the end of a frame (return [`Poll::Pending`]) while it is.
 #[derive(Debug, Clone, Default)]
-pub struct Drain(Arc<AtomicU8>);
+pub struct Drain(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    stage: AtomicU8,
+    /// Octets wait for the socket to take them.
+    waits: AtomicBool,
+}
 
 /// Nothing new begins, and what is written still goes to the socket.
 const STOPPING: u8 = 1;
@@ -24,19 +31,27 @@ impl Drain {
     /// Whether the connection is being drained.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= STOPPING
+        self.0.stage.load(Ordering::Relaxed) >= STOPPING
     }
 
     fn absorbs(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= ABSORBING
+        self.0.stage.load(Ordering::Relaxed) >= ABSORBING
     }
 
     pub(super) fn stop(&self) {
-        self.0.store(STOPPING, Ordering::Relaxed);
+        self.0.stage.store(STOPPING, Ordering::Relaxed);
     }
 
     pub(super) fn absorb(&self) {
-        self.0.store(ABSORBING, Ordering::Relaxed);
+        self.0.stage.store(ABSORBING, Ordering::Relaxed);
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.0.waits.load(Ordering::Relaxed)
+    }
+
+    fn set_waits(&self, waits: bool) {
+        self.0.waits.store(waits, Ordering::Relaxed);
     }
 }
 
@@ -52,8 +67,6 @@ pub struct Gate {
     /// How many octets of the `\r\n\r\n` at the end of a response head are behind us, while
     /// that head is to be swallowed.
     swallowed: Option<usize>,
-    /// Whether the socket took the last write.
-    flows: bool,
     drain: Drain,
 }
 
@@ -68,7 +81,6 @@ impl Gate {
             unread: Bytes::new(),
             unwritten: BytesMut::new(),
             swallowed: None,
-            flows: true,
             drain: Drain::default(),
         }
     }
@@ -98,18 +110,6 @@ impl Gate {
         self.drain.clone()
     }
 
-    fn poll_stream(
-        &mut self,
-        write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        self.flows = false;
-        ready!(self.poll_unwritten(cx))?;
-        let written = ready!(write(Pin::new(&mut self.stream)))?;
-        self.flows = true;
-        Poll::Ready(Ok(written))
-    }
-
     pub(super) fn into_parts(self) -> (TcpStream, Bytes, BytesMut) {
         (self.stream, self.unread, self.unwritten)
     }
@@ -136,6 +136,7 @@ impl Gate {
 
     fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unwritten.is_empty() {
+            self.drain.set_waits(true);
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unwritten))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -180,7 +181,7 @@ impl AsyncWrite for Gate {
         }
         ready!(self.poll_unwritten(cx))?;
         let written = Pin::new(&mut self.stream).poll_write(cx, octets);
-        self.flows.set(written.is_ready());
+        self.drain.set_waits(written.is_pending());
         written
     }
 
@@ -189,7 +190,7 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.swallowed.is_some() || self.drain.is_on() {
+        if self.swallowed.is_some() || self.drain.absorbs() {
             let first = slices.iter().find(|slice| !slice.is_empty());
             return match first {
                 Some(slice) => self.poll_write(cx, slice),
@@ -197,7 +198,9 @@ impl AsyncWrite for Gate {
             };
         }
         ready!(self.poll_unwritten(cx))?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.drain.set_waits(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -205,10 +208,13 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.drain.is_on() {
+        if self.drain.absorbs() {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_unwritten(cx))?;
+        if !self.unwritten.is_empty() {
+            ready!(self.poll_unwritten(cx))?;
+            self.drain.set_waits(false);
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -264,7 +270,7 @@ mod tests {
     async fn a_drained_gate_keeps_what_is_written() {
         let (mut peer, server) = pair().await;
         let mut gate = Gate::new(server);
-        gate.drain().begin();
+        gate.drain().absorb();
         gate.write_all(&[7; 1 << 20]).await.unwrap();
         gate.flush().await.unwrap();
         peer.write_all(b"waits").await.unwrap();

@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) authority: String,
     /// Octets of the file.
     pub(crate) size: u64,
+    /// How long a connection may go on before it is frozen until little of it has to be carried.
+    pub(crate) settle_ms: u64,
     /// Where in the body to move the connection.
     pub(crate) move_at: Vec<u64>,
 }

@@ -30,6 +30,11 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     pub(crate) size: u64,
 
+    /// How long the connection may go on before it is frozen, until curl has fetched most of
+    /// what waits in the send queue; 0 carries the full queue [milliseconds]
+    #[arg(long, default_value_t = 100, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub(crate) settle: u64,
+
     /// Use IPv6
     #[arg(long, short = '6')]
     pub(crate) ipv6: bool,

@@ -142,7 +142,7 @@ impl Server {
     }
 }
 
-fn setups(addresses: &Addresses, size: u64, hops: u32) -> anyhow::Result<[Setup; 2]> {
+fn setups(addresses: &Addresses, args: &DemoArgs, size: u64) -> anyhow::Result<[Setup; 2]> {
     let authority = Authority::create("tcpmig demo")?;
     let setup = |name: &str, other: &str, own, other_address| -> anyhow::Result<Setup> {
         let issued = authority.issue(name)?;
@@ -156,7 +156,8 @@ fn setups(addresses: &Addresses, size: u64, hops: u32) -> anyhow::Result<[Setup;
             key: issued.key_pem.clone(),
             authority: authority.ca_pem().to_owned(),
             size,
-            move_at: positions(size, hops),
+            settle_ms: args.settle,
+            move_at: positions(size, args.hops),
         })
     };
     Ok([
@@ -225,7 +226,7 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     let size = args.size << 20;
     let net = Net::new(args.ipv6).context("make the demo's network")?;
     let expected = hex(&Content::new(size).sha256());
-    let [for_a, for_b] = setups(&net.addresses, size, args.hops)?;
+    let [for_a, for_b] = setups(&net.addresses, args, size)?;
     let mut a = Server::start(&net.a, "A", &for_a).await?;
     let mut b = Server::start(&net.b, "B", &for_b).await?;
     let mut timeline = Timeline::begin(args, &net.addresses, output);

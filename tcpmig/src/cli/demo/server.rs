@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -137,6 +138,7 @@ struct Server {
     content: Content,
     path: String,
     move_at: Vec<u64>,
+    settle: Duration,
     mover: Mover,
     to: Destination,
 }
@@ -150,12 +152,18 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let trust = Trust::from_pem(setup.authority.as_bytes())?.allow(&setup.other_name);
     let endpoint = Endpoint::bind(setup.own, &identity, &trust, TransportLimits::default())?;
     let locker = Arc::new(Nftables::new()?);
-    let options = Options::default();
+    let settle = Duration::from_millis(setup.settle_ms);
+    let options = Options {
+        settle,
+        ..Options::default()
+    };
+    locker.prepare()?;
     let steer = Redirected::new(setup.other.ip(), options.redirect_lease)?;
     let server = Arc::new(Server {
         content: Content::new(setup.size),
         path: super::path(setup.size),
         move_at: setup.move_at,
+        settle,
         mover: Mover::new(endpoint.clone(), locker.clone(), options.clone()),
         to: Destination {
             address: setup.other,
@@ -264,7 +272,7 @@ async fn run_http(
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(gate), service);
-    drive(connection, &drain, now.stopped.notified()).await
+    drive(connection, &drain, now.stopped.notified(), server.settle).await
 }
 
 fn respond(
