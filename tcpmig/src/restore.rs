@@ -93,11 +93,7 @@ impl Prepared {
     /// # Errors
     ///
     /// [`RestoreError`]; nothing is left behind.
-    pub fn build(
-        image: Image,
-        locker: &dyn Locker,
-        lease: Duration,
-    ) -> Result<Self, RestoreError> {
+    pub fn build(image: Image, locker: &dyn Locker, lease: Duration) -> Result<Self, RestoreError> {
         let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
         let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
         if tcp.state != TcpState::Established {

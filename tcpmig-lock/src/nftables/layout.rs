@@ -206,8 +206,8 @@ pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
     }
 }
 
-/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there.
-pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
+/// Adds the table for redirects with its maps, if they are missing. It acts on no packet without a chain.
+pub(super) fn set_up_maps(batch: &mut Batch, name: &str) {
     let table = Table::Netdev.object(name);
     add_table(batch, Table::Netdev, &table);
     for set in [Set::Device, Set::Hop] {
@@ -224,6 +224,12 @@ pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
             }
         }
     }
+}
+
+/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there.
+pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
+    set_up_maps(batch, name);
+    let table = Table::Netdev.object(name);
     let chain_name = format!("in-{ingress}");
     let mut chain = Chain::new(c_string(&chain_name), &table);
     // The number of the hook is the only one of the family, 0, and not that of the family inet.

@@ -106,7 +106,7 @@ impl Nftables {
         self
     }
 
-    /// Sets the table up now, so that the first lock takes no longer than later ones.
+    /// Sets the tables up now, so that the first lock takes no longer than later ones.
     ///
     /// # Errors
     ///

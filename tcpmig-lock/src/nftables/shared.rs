@@ -69,9 +69,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the table for locks up.
+    /// Sets the tables up.
     pub(super) fn prepare(&self) -> Result<(), LockError> {
         let state = &mut *self.state();
+        self.set_up_maps(state);
         let mut batch = state.connection.batch(None);
         layout::set_up_locks(&mut batch, &self.table, &state.exempt);
         self.send(state, batch)?;
@@ -79,9 +80,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Sets the maps for redirects up, so that releasing flows that have none finds the table: a batch that the
+    /// kernel has to take back because there is none costs it an RCU grace period, 10 ms and more.
+    fn set_up_maps(&self, state: &mut State) {
+        let mut batch = state.connection.batch(None);
+        layout::set_up_maps(&mut batch, &self.table);
+        // Kernels without the family netdev cannot redirect, but lock.
+        let _ = self.send(state, batch);
+    }
+
     pub(super) fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<Instant, LockError> {
         let lease_ms = element::lease_ms(lease)?;
         let state = &mut *self.state();
+        if !state.ready {
+            self.set_up_maps(state);
+        }
         let extra = self.extra(lease_ms, None);
         let mut tries = 0..TRIES;
         loop {

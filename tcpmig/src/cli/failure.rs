@@ -50,21 +50,21 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
         } => Some(
             "this system forbids user namespaces to ordinary users: run as root, or see kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns",
         ),
-        tcpmig_sys::Error::NoPermission { .. } => Some(
-            "run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing",
-        ),
+        tcpmig_sys::Error::NoPermission { .. } => {
+            Some("run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing")
+        }
         _ => None,
     }
 }
 
 fn of_lock(error: &LockError) -> Option<&'static str> {
     match error {
-        LockError::NoPermission { .. } => Some(
-            "run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing",
-        ),
-        LockError::NoNftables { .. } => {
-            Some("load nf_tables (modprobe nf_tables), or lock the packets yourself and use --lock none")
+        LockError::NoPermission { .. } => {
+            Some("run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing")
         }
+        LockError::NoNftables { .. } => Some(
+            "load nf_tables (modprobe nf_tables), or lock the packets yourself and use --lock none",
+        ),
         LockError::AlreadyLocked(_) => Some(
             "another move of this connection is under way, or one was cut off: its lock ends with its lease",
         ),

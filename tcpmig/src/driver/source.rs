@@ -611,7 +611,8 @@ impl<'a> Run<'a> {
                     SourceEvent::Aborted
                 }
                 Message::Unknown { .. } => SourceEvent::Unknown,
-                other @ (Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
+                other
+                @ (Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
                     self.reason = Some(Reason::Unexpected(other.name()));
                     SourceEvent::LinkLost
                 }

@@ -170,7 +170,10 @@ fn a_target_waits_for_commit_when_the_link_breaks() {
     assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
     assert_eq!(target.handle(TargetEvent::LinkLost), TargetAction::Wait);
     assert_eq!(target.handle(TargetEvent::Commit), TargetAction::Activate);
-    assert_eq!(target.handle(TargetEvent::Activated), TargetAction::SayActive);
+    assert_eq!(
+        target.handle(TargetEvent::Activated),
+        TargetAction::SayActive
+    );
     assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayActive);
     assert_eq!(target.fate(), Some(Fate::Moved));
 }

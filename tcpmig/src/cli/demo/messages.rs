@@ -44,10 +44,7 @@ pub(crate) enum Event {
         report: Report,
     },
     /// A connection was not moved and goes on here.
-    Kept {
-        position: u64,
-        reason: String,
-    },
+    Kept { position: u64, reason: String },
     /// A connection of which nobody can say where it lives.
     InDoubt { position: u64 },
 }

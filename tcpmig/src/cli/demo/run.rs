@@ -71,7 +71,9 @@ struct Server {
 impl Server {
     async fn start(host: &Host, name: &'static str, setup: &Setup) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
-        let program = program.to_str().context("this program's path is not UTF-8")?;
+        let program = program
+            .to_str()
+            .context("this program's path is not UTF-8")?;
         let mut command = Command::from(host.command(program)?);
         let mut child = command
             .arg("demo-server")

@@ -146,7 +146,10 @@ struct Server {
 /// Serves until standard input ends.
 pub(crate) async fn run() -> anyhow::Result<()> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    let setup = lines.next_line().await?.context("no set-up on standard input")?;
+    let setup = lines
+        .next_line()
+        .await?
+        .context("no set-up on standard input")?;
     let setup: Setup = serde_json::from_str(&setup).context("set-up")?;
     let identity = Identity::from_pem(setup.certificate.as_bytes(), setup.key.as_bytes())?;
     let trust = Trust::from_pem(setup.authority.as_bytes())?.allow(&setup.other_name);
@@ -232,7 +235,10 @@ async fn connection(server: Arc<Server>, stream: TcpStream, session: Option<Sess
         let now = Arc::new(Now::default());
         let resumed = session.as_ref().and_then(|s| s.response.clone());
         let position = resumed.as_ref().map_or(0, |response| response.position);
-        let stop_at = server.move_at.iter().find(|&&at| at > after.unwrap_or(position));
+        let stop_at = server
+            .move_at
+            .iter()
+            .find(|&&at| at > after.unwrap_or(position));
         let stop_at = stop_at.copied().unwrap_or(u64::MAX);
         now.stop_at.store(stop_at, Ordering::Relaxed);
         match run_http(&server, &now, stream, session, resumed).await {

@@ -15,7 +15,8 @@ pub(crate) struct Timeline {
     output: Output,
 }
 
-const COLUMNS: &str = " move          at     lock     read transfer  rebuild    steer   commit  blackout   carried";
+const COLUMNS: &str =
+    " move          at     lock     read transfer  rebuild    steer   commit  blackout   carried";
 
 impl Timeline {
     pub(crate) fn begin(args: &DemoArgs, addresses: &Addresses, output: Output) -> Self {
@@ -58,7 +59,12 @@ impl Timeline {
 
     pub(crate) fn hop(&mut self, hop: &Hop) {
         let at = hop.position as f64 / 1_048_576.0;
-        let Hop { hop: number, from, to, .. } = hop;
+        let Hop {
+            hop: number,
+            from,
+            to,
+            ..
+        } = hop;
         let begin = format!("{number:>4} {from} -> {to} {at:>6.1} MiB");
         self.line(&match (&hop.report, &hop.reason) {
             (Some(r), _) => {
@@ -137,7 +143,11 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
     writeln!(
         out,
         "SHA-256   {} {}",
-        if equal { "equal:" } else { "DIFFERENT: received" },
+        if equal {
+            "equal:"
+        } else {
+            "DIFFERENT: received"
+        },
         summary.sha256_received
     )?;
     if !equal {
@@ -147,7 +157,10 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
         out,
         "{}",
         if summary.ok {
-            format!("The connection moved {} times and curl did not notice.", summary.hops_moved)
+            format!(
+                "The connection moved {} times and curl did not notice.",
+                summary.hops_moved
+            )
         } else {
             format!(
                 "FAILED: {} of {} moves; see above.",
