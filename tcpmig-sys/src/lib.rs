@@ -11,8 +11,8 @@
 //! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes
 //!   without a packet.
 //! - [`sockopt`], [`info`]: one function per socket option.
-//! - [`take`]: descriptors of other processes. [`netns`]: network namespaces.
-//!   [`descriptors`]: the descriptor table. [`probe`]: what this kernel and process can do.
+//! - [`owners`], [`take`]: which processes have a connection, and their descriptors. [`netns`]: network namespaces.
+//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`probe`]: what this kernel and process can do.
 //!
 //! All `unsafe` of the project is here and in `tcpmig-lock`'s netlink code.
 //!
@@ -30,12 +30,14 @@
 
 pub mod descriptors;
 mod error;
+pub mod exec;
 pub mod flags;
 pub mod frozen;
 pub mod info;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod netns;
+pub mod owners;
 pub mod probe;
 mod queue;
 mod raw;

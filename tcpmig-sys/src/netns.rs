@@ -68,9 +68,36 @@ impl Namespace {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// `ioctl(fd, SIOCGSKNS)`: the namespace that a socket is in.
+    ///
+    /// Needs `CAP_NET_ADMIN` in the user namespace that owns it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`], [`Error::Call`].
+    #[doc(alias = "SIOCGSKNS")]
+    pub fn of_socket(socket: BorrowedFd<'_>) -> Result<Self> {
+        crate::raw::ioctl_descriptor(socket, libc::SIOCGSKNS, "ioctl(SIOCGSKNS)").map(Self)
+    }
+
+    /// Whether this is the namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn is_current(&self) -> Result<bool> {
+        let identity = |fd: BorrowedFd<'_>| {
+            nix::sys::stat::fstat(fd)
+                .map(|stat| (stat.st_dev, stat.st_ino))
+                .map_err(|e| Error::new("fstat", e.into()))
+        };
+        Ok(identity(self.as_fd())? == identity(Self::current()?.as_fd())?)
+    }
+
     /// Moves the calling thread into this namespace until the guard is dropped.
     ///
-    /// Sockets keep the namespace that they were made in.
+    /// Sockets keep the namespace that they were made in. The thread needs `CAP_SYS_ADMIN` in the
+    /// user namespaces that own both namespaces.
     ///
     /// # Errors
     ///
@@ -78,6 +105,8 @@ impl Namespace {
     #[doc(alias = "setns")]
     pub fn enter(&self) -> Result<Entered> {
         let before = Self::current()?;
+        // A namespace that belongs to others can be left for good only: found out before it is left.
+        set(before.as_fd())?;
         set(self.as_fd())?;
         Ok(Entered {
             before,
@@ -123,14 +152,14 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         // Going on in the wrong namespace would act on the wrong host.
-        // INVARIANT: the thread came from there with the same capabilities.
+        // INVARIANT: `enter` found that the thread may go there.
         set(self.before.as_fd()).expect("a thread can return to its network namespace");
     }
 }
 
 /// Moves this process into a user namespace of its own, in which it is root and has every
-/// capability over what it makes from now on. No privilege needed where the
-/// system allows user namespaces.
+/// capability over what it makes from now on, and into an empty network namespace that belongs to
+/// it. No privilege needed where the system allows user namespaces.
 ///
 /// # Errors
 ///
@@ -138,7 +167,7 @@ impl Drop for Entered {
 /// namespaces are forbidden.
 pub fn enter_user_namespace() -> Result<()> {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| Error::Call {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(|e| Error::Call {
         call: "unshare(CLONE_NEWUSER)",
         source: e.into(),
     })?;
@@ -200,9 +229,6 @@ pub trait InNamespace {
 
     /// The command is killed when the thread that starts it ends, whatever ends it.
     fn die_with_parent(&mut self) -> &mut Self;
-
-    /// The command gets this descriptor as its descriptor `number`.
-    fn with_descriptor(&mut self, fd: OwnedFd, number: i32) -> &mut Self;
 }
 
 impl InNamespace for Command {
@@ -226,23 +252,5 @@ impl InNamespace for Command {
         };
         // SAFETY: as above: two system calls, no allocation, no lock.
         unsafe { self.pre_exec(ask) }
-    }
-
-    fn with_descriptor(&mut self, fd: OwnedFd, number: i32) -> &mut Self {
-        let give = move || {
-            if fd.as_raw_fd() == number {
-                let flags = nix::fcntl::FdFlag::empty();
-                nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(flags))?;
-                return Ok(());
-            }
-            // SAFETY: duplicating onto a number that nothing in the child uses before exec.
-            let status = unsafe { libc::dup2(fd.as_raw_fd(), number) };
-            if status < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        };
-        // SAFETY: as above: one or two system calls, no allocation, no lock.
-        unsafe { self.pre_exec(give) }
     }
 }

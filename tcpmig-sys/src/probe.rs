@@ -141,7 +141,7 @@ fn quiet_off() -> Check {
         "quiet repair off",
         outcome,
         Verdict::Fails,
-        "use Linux 4.19 or newer",
+        "needs repair mode and Linux 4.19",
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::error::{Error, Result};
 
@@ -133,6 +133,21 @@ pub(crate) fn ioctl_int(
         return Err(Error::last(call));
     }
     Ok(value)
+}
+
+/// `ioctl` that answers with a new descriptor.
+pub(crate) fn ioctl_descriptor(
+    fd: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    call: &'static str,
+) -> Result<OwnedFd> {
+    // SAFETY: the request used here (SIOCGSKNS) takes no argument.
+    let got = unsafe { libc::ioctl(fd.as_raw_fd(), request as _) };
+    if got < 0 {
+        return Err(Error::last(call));
+    }
+    // SAFETY: the kernel made this descriptor just now, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
 }
 
 /// `recv(MSG_PEEK)` into the spare room of `buffer`, whose length becomes what

@@ -11,7 +11,7 @@ use super::{FAILED, Output};
 
 /// Prints an error; the exit status that goes with it.
 pub(crate) fn print(error: &anyhow::Error, output: Output) -> ExitCode {
-    let text = format!("{error:#}");
+    let text = text(error);
     let hint = hint(error);
     let mut err = io::stderr().lock();
     // Nobody reads it if this fails.
@@ -23,6 +23,19 @@ pub(crate) fn print(error: &anyhow::Error, output: Output) -> ExitCode {
         },
     };
     ExitCode::from(FAILED)
+}
+
+/// The causes from the outside in, without those that the one before them has named already.
+fn text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn hint(error: &anyhow::Error) -> Option<&'static str> {

@@ -1,14 +1,24 @@
 //! The verbs of the command and how they end.
 
 mod demo;
+mod doctor;
+mod dump;
 mod failure;
+mod files;
+mod inspect;
+mod keys;
+mod lockers;
+mod restore;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use tcpmig_sys::netns::Namespace;
 
 /// Exit status 1: it failed, and a connection that was to move goes on where it was.
 pub(crate) const FAILED: u8 = 1;
+/// Exit status 4: there was nothing to do.
+pub(crate) const NOTHING: u8 = 4;
 
 /// Move live TCP connections, and the sessions on them, between hosts.
 ///
@@ -31,6 +41,16 @@ const EXIT_STATUS: &str = "Exit status: 0 done; 1 failed, the connection goes on
 #[derive(Debug, Subcommand)]
 enum Verb {
     Demo(demo::DemoArgs),
+    Doctor(doctor::DoctorArgs),
+    Dump(dump::DumpArgs),
+    Inspect(inspect::InspectArgs),
+    Restore(restore::RestoreArgs),
+    Keys(keys::KeysArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// A web server of the demo; it is told what to do on standard input
     #[command(hide = true)]
     DemoServer,
@@ -49,9 +69,29 @@ pub(crate) fn main() -> ExitCode {
     let output = if cli.json { Output::Json } else { Output::Text };
     let result = match cli.verb {
         Verb::Demo(args) => demo::main(&args, output),
+        Verb::Doctor(args) => doctor::main(&args, output),
+        Verb::Dump(args) => dump::main(&args, output),
+        Verb::Inspect(args) => inspect::main(&args, output),
+        Verb::Restore(args) => restore::main(&args),
+        Verb::Keys(args) => keys::main(&args, output),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tcpmig", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::DemoServer => demo::main_server(),
     };
     result.unwrap_or_else(|error| failure::print(&error, output))
+}
+
+/// Goes to a network namespace for good, if one is named.
+pub(crate) fn enter(namespace: Option<&str>) -> anyhow::Result<()> {
+    use anyhow::Context;
+    if let Some(name) = namespace {
+        Namespace::open(name)
+            .and_then(|namespace| namespace.enter_for_good())
+            .with_context(|| format!("network namespace {name}"))?;
+    }
+    Ok(())
 }
 
 /// What `TCPMIG_LOG` asks for (`info`, `tcpmig=debug`), else warnings.

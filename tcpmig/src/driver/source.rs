@@ -67,7 +67,7 @@ pub enum Ending {
         reason: Reason,
     },
     /// COMMIT was sent and nobody answers for it.
-    InDoubt(Doubt),
+    InDoubt(Box<Doubt>),
 }
 
 impl Ending {
@@ -533,7 +533,7 @@ impl<'a> Run<'a> {
                 Ending::Moved
             }
             Decided::Keep(reason) => keep(frozen, self.app.take(), reason),
-            Decided::Doubt => Ending::InDoubt(Doubt {
+            Decided::Doubt => Ending::InDoubt(Box::new(Doubt {
                 open: Some(Open {
                     frozen,
                     machine: self.machine.clone(),
@@ -542,7 +542,7 @@ impl<'a> Run<'a> {
                 }),
                 mover: self.mover.clone(),
                 to: self.to.clone(),
-            }),
+            })),
         }
     }
 

@@ -1,0 +1,212 @@
+//! `tcpmig inspect`: what an image holds.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use tcpmig_format::{AppImage, Image, IpImage, Octets, SocketOptions, TcpImage, TimestampUnit};
+
+use super::{Output, files};
+
+/// Show what an image holds.
+///
+/// Queues and the application's state show as lengths only, because they are the users' data; --payload shows them too.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The image
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Show the octets of queues and application state, in hexadecimal
+    #[arg(long)]
+    payload: bool,
+}
+
+pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let (image, octets) = files::read(&args.file)?;
+    let value = describe(&image, octets, args.payload);
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, &value)?;
+            writeln!(out)?;
+        }
+        Output::Text => {
+            let mut text = String::new();
+            show(&value, 0, &mut text);
+            out.write_all(text.as_bytes())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything of an image, in the order of the layers.
+fn describe(image: &Image, octets: usize, payload: bool) -> Value {
+    let queue = |queue: &Octets| octets_value(queue, payload);
+    let mut all = Map::new();
+    all.insert(
+        "image".to_owned(),
+        json!({ "format_version": tcpmig_format::FORMAT_VERSION, "octets": octets }),
+    );
+    if let Some(layer) = &image.ip {
+        all.insert("ip".to_owned(), ip(layer));
+    }
+    if let Some(layer) = &image.tcp {
+        all.insert("tcp".to_owned(), tcp(layer, &queue));
+        all.insert("options".to_owned(), options(layer.socket()));
+    }
+    if let Some(AppImage {
+        kind,
+        version,
+        payload,
+    }) = &image.app
+    {
+        let state = queue(payload);
+        all.insert(
+            "application".to_owned(),
+            json!({ "kind": kind, "version": version, "state": state }),
+        );
+    }
+    Value::Object(all)
+}
+
+fn octets_value(octets: &Octets, payload: bool) -> Value {
+    if !payload {
+        return json!({ "octets": octets.len() });
+    }
+    let mut hex = String::with_capacity(octets.len() * 2);
+    for octet in octets.iter() {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{octet:02x}");
+    }
+    json!({ "octets": octets.len(), "hex": hex })
+}
+
+/// Leaves out what an image does not carry.
+fn present(mut value: Value) -> Value {
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, field| !field.is_null());
+    }
+    value
+}
+
+fn ip(ip: &IpImage) -> Value {
+    present(json!({
+        "local": ip.flow.local().to_string(),
+        "remote": ip.flow.remote().to_string(),
+        "family": format!("{:?}", ip.family),
+        "v6_only": ip.v6_only,
+        "scope": ip.scope,
+        "ttl": ip.ttl,
+        "hop_limit": ip.hop_limit,
+        "tos": ip.tos,
+        "traffic_class": ip.traffic_class,
+        "flow_label": ip.flow_label,
+        "bound_device": ip.bound_device,
+        "transparent": ip.transparent,
+        "freebind": ip.freebind,
+        "mark": ip.mark,
+        "priority": ip.priority,
+    }))
+}
+
+fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
+    let (send, receive, window) = (tcp.send(), tcp.receive(), tcp.window());
+    let negotiated = tcp.negotiated();
+    json!({
+        "state": format!("{:?}", tcp.state()),
+        "send": {
+            "snd_una": send.snd_una.get(),
+            "snd_nxt": send.snd_nxt().get(),
+            "write_seq": send.write_seq().get(),
+            "sent": queue(&send.sent),
+            "unsent": queue(&send.unsent),
+        },
+        "receive": {
+            "copied_seq": receive.copied_seq().get(),
+            "rcv_nxt": receive.rcv_nxt.get(),
+            "unread": queue(&receive.queue),
+        },
+        "window": {
+            "snd_wl1": window.snd_wl1.get(),
+            "snd_wnd": window.snd_wnd,
+            "max_window": window.max_window,
+            "rcv_wnd": window.rcv_wnd,
+            "rcv_wup": window.rcv_wup.get(),
+        },
+        "negotiated": present(json!({
+            "mss_clamp": negotiated.mss_clamp,
+            "snd_wscale": negotiated.window_scale.map(|scale| scale.snd),
+            "rcv_wscale": negotiated.window_scale.map(|scale| scale.rcv),
+            "sack": negotiated.sack,
+            "timestamp": negotiated.timestamps.map(|t| t.value),
+            "timestamp_unit": negotiated.timestamps.map(|t| match t.unit {
+                TimestampUnit::Milliseconds => "milliseconds",
+                TimestampUnit::Microseconds => "microseconds",
+            }),
+        })),
+    })
+}
+
+fn options(options: &SocketOptions) -> Value {
+    present(json!({
+        "reuse_addr": options.reuse_addr,
+        "reuse_port": options.reuse_port,
+        "no_delay": options.no_delay,
+        "cork": options.cork,
+        "oob_inline": options.oob_inline,
+        "non_blocking": options.non_blocking,
+        "keep_alive": options.keep_alive.map(|keep| json!({
+            "on": keep.on,
+            "idle_seconds": keep.idle,
+            "interval_seconds": keep.interval,
+            "count": keep.count,
+        })),
+        "linger": options.linger.map(|linger| json!({
+            "on": linger.on,
+            "seconds": linger.seconds,
+        })),
+        "receive_buffer": options.receive_buffer,
+        "send_buffer": options.send_buffer,
+        "buffer_lock": options.buffer_lock,
+        "receive_low_water": options.receive_low_water,
+        "congestion": options.congestion,
+        "user_timeout_ms": options.user_timeout,
+        "not_sent_low_water": options.not_sent_low_water,
+        "quick_ack": options.quick_ack,
+        "linger2_seconds": options.linger2,
+        "syn_count": options.syn_count,
+        "window_clamp": options.window_clamp,
+        "max_pacing_rate": options.max_pacing_rate,
+    }))
+}
+
+/// The same for people: one line a value, indented by layer.
+fn show(value: &Value, depth: usize, text: &mut String) {
+    let Value::Object(fields) = value else {
+        return;
+    };
+    for (name, field) in fields {
+        let indent = depth * 2;
+        // Writing to a string cannot fail.
+        let _ = match field {
+            Value::Object(inner) => match length_only(inner) {
+                Some(octets) => writeln!(text, "{:indent$}{name:<20} {octets} octets", ""),
+                None => {
+                    let written = writeln!(text, "{:indent$}{name}", "");
+                    show(field, depth + 1, text);
+                    written
+                }
+            },
+            Value::String(string) => writeln!(text, "{:indent$}{name:<20} {string}", ""),
+            other => writeln!(text, "{:indent$}{name:<20} {other}", ""),
+        };
+    }
+}
+
+fn length_only(fields: &Map<String, Value>) -> Option<&Value> {
+    (fields.len() == 1).then(|| fields.get("octets")).flatten()
+}

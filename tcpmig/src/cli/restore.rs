@@ -1,0 +1,98 @@
+//! `tcpmig restore`: a connection from a file, for a command.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tcpmig::restore::Prepared;
+use tcpmig_sys::exec::become_with_connection;
+
+use super::lockers::LockerName;
+use super::{enter, files};
+
+/// Let a connection from a file live here, under a command.
+///
+/// Locks the connection's packets, rebuilds it, unlocks, and becomes COMMAND, which gets the connection as standard input and standard output and,
+/// in the manner of socket activation, as descriptor 3 with `LISTEN_FDS=1`. The variable `TCPMIG_IMAGE` names the image, for commands that want
+/// the application's state. The connection's local address must be on this host and its packets must come here.
+///
+/// If anything fails before the connection lives, nothing of it is left here and the image can be tried again.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The image
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// How the packets are kept away meanwhile
+    #[arg(long, value_name = "LOCKER", default_value_t = LockerName::Nftables)]
+    lock: LockerName,
+
+    /// Restore in this network namespace (a name of `ip netns`, or a path)
+    #[arg(long, value_name = "NAME|PATH")]
+    netns: Option<String>,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// How long the packets stay locked if this process dies in between.
+const LEASE: Duration = Duration::from_secs(10);
+
+pub(crate) fn main(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    let (image, _) = files::read(&args.file)?;
+    let file = args.file.canonicalize().context("find the image")?;
+    // A command that cannot be started would end the connection.
+    let (program, arguments) = args.command.split_first().context("no command")?;
+    let program = find(program)?;
+    enter(args.netns.as_deref())?;
+    let locker = args.lock.open().context("lock")?;
+    let prepared = Prepared::build(image, &*locker, LEASE)?;
+    let mut restored = prepared.activate()?;
+    restored.write();
+    let socket = blocking(restored.socket, &restored.unwritten)?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_PID", std::process::id().to_string())
+        .env("LISTEN_FDNAMES", "connection")
+        .env("TCPMIG_IMAGE", file);
+    let error = become_with_connection(&mut command, socket);
+    Err(error).context("start the command")
+}
+
+/// A blocking socket, as commands expect it, with what was left to write written.
+fn blocking(socket: OwnedFd, unwritten: &[u8]) -> anyhow::Result<OwnedFd> {
+    let mut stream = TcpStream::from(socket);
+    stream.set_nonblocking(false).context("set O_NONBLOCK")?;
+    stream
+        .write_all(unwritten)
+        .context("write what the connection had to send")?;
+    Ok(stream.into())
+}
+
+/// The program's path: as it is given, or from `PATH`.
+fn find(program: &OsString) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let runnable = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let path = Path::new(program);
+    if path.components().count() > 1 || path.is_absolute() {
+        anyhow::ensure!(runnable(path), "{}: no such program", path.display());
+        return Ok(path.to_owned());
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(path))
+        .find(|candidate| runnable(candidate))
+        .with_context(|| format!("{}: no such program in PATH", path.display()))
+}
