@@ -79,9 +79,18 @@ impl Lab {
     /// [`LabError`]; the host is then not part of the lab.
     pub fn host(&mut self, name: &str, addresses: &[&str]) -> Result<Host> {
         let namespace = Namespace::create()?;
+        let host = Host {
+            name: name.to_owned(),
+            namespace,
+        };
+        // Else neighbours are not asked for until the link-local address has been checked for
+        // duplicates, for more than a second.
+        if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
+            host.set("net/ipv6/conf/default/accept_dad", "0")?;
+        }
         self.ports += 1;
         let port = format!("port{}", self.ports);
-        let path = namespace.path();
+        let path = host.namespace.path();
         ip(
             &self.switch,
             &format!(
@@ -93,11 +102,8 @@ impl Lab {
             let nodad = if address.contains(':') { " nodad" } else { "" };
             lines += &format!("addr add {address} dev eth0{nodad}\n");
         }
-        ip(&namespace, &lines)?;
-        Ok(Host {
-            name: name.to_owned(),
-            namespace,
-        })
+        host.ip(&lines)?;
+        Ok(host)
     }
 }
 
