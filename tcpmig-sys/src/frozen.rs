@@ -269,7 +269,11 @@ impl FrozenSocket {
     /// [`Error::Call`]; the descriptor is closed then too, which is as silent, but leaves
     /// the connection to whoever holds a duplicate.
     pub fn discard(mut self) -> Result<()> {
-        raw::disconnect(self.take().as_fd())
+        let fd = self.take();
+        raw::disconnect(fd.as_fd())?;
+        // For whoever holds a duplicate: it is a socket without a connection now, and its calls say so.
+        let _ = sockopt::set_repair(fd.as_fd(), Repair::OffQuiet);
+        Ok(())
     }
 
     fn take(&mut self) -> OwnedFd {

@@ -189,6 +189,33 @@ impl Host {
     }
 }
 
+/// Runs a test that makes networks.
+///
+/// As root here and now; for an ordinary user it runs the test of this name again, in a process in a
+/// user namespace of its own.
+///
+/// # Panics
+///
+/// If the body does, if the test fails there, or if it cannot be run there: a test that cannot set itself up
+/// has failed.
+pub fn isolated(test: &str, body: impl FnOnce()) {
+    if crate::netns::has_capabilities() {
+        return body();
+    }
+    let program = std::env::current_exe();
+    let status = program.and_then(|program| {
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "--"])
+            .arg(program)
+            .args(["--exact", test, "--nocapture"])
+            .status()
+    });
+    match status {
+        Ok(status) => assert!(status.success(), "{test} in a user namespace: {status}"),
+        Err(error) => panic!("{test}: unshare of util-linux: {error}"),
+    }
+}
+
 fn ip(namespace: &Namespace, lines: &str) -> Result<()> {
     let start = |source| LabError::Start {
         program: "ip",

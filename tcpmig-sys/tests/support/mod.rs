@@ -123,32 +123,13 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A test that may make namespaces: an ordinary user's process runs it again in a
-/// user namespace of its own.
+/// A test that makes networks.
 macro_rules! kernel_test {
     ($name:ident, $body:expr) => {
         #[test]
         fn $name() {
-            if tcpmig_sys::netns::has_capabilities() {
-                let body: fn() = $body;
-                return body();
-            }
-            crate::support::again_in_a_user_namespace(stringify!($name));
+            tcpmig_sys::lab::isolated(stringify!($name), $body);
         }
     };
 }
 pub(crate) use kernel_test;
-
-/// Runs one test of this program as root of a new user namespace.
-pub(crate) fn again_in_a_user_namespace(test: &str) {
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .status()
-        .expect("unshare of util-linux is installed");
-    assert!(
-        status.success(),
-        "{test} failed in a user namespace of its own ({status})"
-    );
-}

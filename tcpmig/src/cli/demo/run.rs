@@ -227,6 +227,9 @@ fn hex(octets: &[u8]) -> String {
 pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summary> {
     let size = args.size << 20;
     let net = Net::new(args.ipv6).context("make the demo's network")?;
+    if size > 1 << 32 {
+        eprintln!("computing the checksum of {} MiB first", args.size);
+    }
     let expected = hex(&Content::new(size).sha256());
     let [for_a, for_b] = setups(&net.addresses, args, size)?;
     let mut a = Server::start(&net.a, "A", &for_a).await?;

@@ -1,0 +1,162 @@
+//! The demo, whole and cut off.
+
+use std::fs;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{TCPMIG, until};
+
+/// Marks the processes of one demo: they inherit it.
+const MARK: &str = "TCPMIG_TEST_DEMO";
+
+/// A demo that is killed if the test ends before it.
+struct Demo {
+    child: Option<Child>,
+    mark: String,
+}
+
+impl Demo {
+    fn start(arguments: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}-{count}", std::process::id());
+        Self {
+            child: Some(start(&mark, arguments)),
+            mark,
+        }
+    }
+
+    /// Waits until curl and both servers run; the servers.
+    fn runs(&self) -> Vec<Pid> {
+        let mut servers = Vec::new();
+        until("curl and both servers run", || {
+            let running = marked(&self.mark);
+            let named = |name: &'static str| {
+                let named = running.iter().filter(move |(_, c)| c.contains(name));
+                named.map(|(pid, _)| *pid).collect::<Vec<_>>()
+            };
+            servers = named("demo-server");
+            servers.len() == 2 && named("curl ").len() == 1
+        });
+        servers
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.as_ref().unwrap().id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+
+    fn output(&mut self) -> Output {
+        self.child.take().unwrap().wait_with_output().unwrap()
+    }
+
+    fn leaves_nothing(&self) {
+        until("all its processes are gone", || {
+            marked(&self.mark).is_empty()
+        });
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn start(mark: &str, arguments: &[&str]) -> Child {
+    Command::new(TCPMIG)
+        .args(["--json", "demo"])
+        .args(arguments)
+        .env(MARK, mark)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The processes with a mark, by their command line.
+fn marked(mark: &str) -> Vec<(Pid, String)> {
+    let wanted = format!("{MARK}={mark}");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().map_while(Result::ok) {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let environment = read("environ");
+        if environment
+            .split(|&octet| octet == 0)
+            .any(|pair| pair == wanted.as_bytes())
+        {
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            found.push((Pid::from_raw(pid), command));
+        }
+    }
+    found
+}
+
+fn is_whole(arguments: &[&str], hops: usize) {
+    let mut demo = Demo::start(arguments);
+    let output = demo.output();
+    demo.leaves_nothing();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["ok"], true);
+    assert_eq!(value["hops_moved"], hops);
+    assert_eq!(value["curl"]["num_connects"], 1);
+    assert_eq!(value["curl"]["http_code"], 200);
+    assert_eq!(value["sha256_expected"], value["sha256_received"]);
+    for hop in value["hops"].as_array().unwrap() {
+        assert!(hop["blackout_us"].as_u64().unwrap() > 0);
+        assert!(hop["image_octets"].as_u64().unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_download_changes_servers_and_curl_does_not_notice() {
+    is_whole(&["--size", "16", "--hops", "4"], 4);
+}
+
+#[test]
+fn a_download_over_ipv6_too() {
+    is_whole(&["--size", "8", "--hops", "3", "--ipv6"], 3);
+}
+
+#[test]
+fn full_queues_are_carried() {
+    is_whole(&["--size", "32", "--hops", "2", "--settle", "0"], 2);
+}
+
+#[test]
+fn nothing_is_left_of_a_demo_that_is_cut_off() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let mut demo = Demo::start(&["--size", "512", "--hops", "100"]);
+        demo.runs();
+        demo.signal(signal);
+        assert!(!demo.output().status.success());
+        demo.leaves_nothing();
+    }
+}
+
+#[test]
+fn a_server_that_crashes_fails_the_demo() {
+    let mut demo = Demo::start(&["--size", "512", "--hops", "100"]);
+    let servers = demo.runs();
+    kill(servers[0], Signal::SIGKILL).unwrap();
+    let output = demo.output();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("ended in the middle"), "{said}");
+    demo.leaves_nothing();
+}

@@ -1,0 +1,210 @@
+//! Two hosts and a peer, and programs that run on them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use tcpmig_sys::lab::{Host, Lab};
+use tcpmig_sys::owners::{self, Owner};
+use tempfile::TempDir;
+
+pub(crate) const TCPMIG: &str = env!("CARGO_BIN_EXE_tcpmig");
+
+/// Host A has the service's address, host B holds it silently.
+pub(crate) struct Net {
+    pub(crate) a: Host,
+    pub(crate) b: Host,
+    pub(crate) peer: Host,
+    pub(crate) folder: TempDir,
+    _lab: Lab,
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        let mut lab = Lab::new().unwrap();
+        // A second address for itself: its neighbours must be able to answer it.
+        let a = lab.host("a", &["10.66.0.1/24", "10.66.0.80/24"]).unwrap();
+        let b = lab.host("b", &["10.66.0.2/24"]).unwrap();
+        let peer = lab.host("peer", &["10.66.0.9/24"]).unwrap();
+        b.hold_silently(&["10.66.0.80/32"]).unwrap();
+        Self {
+            a,
+            b,
+            peer,
+            folder: tempfile::tempdir().unwrap(),
+            _lab: lab,
+        }
+    }
+
+    /// A file in a folder of the test's own.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// An echo server on A that knows nothing of tcpmig, and a client at the peer.
+    pub(crate) fn echo(&self) -> Echo {
+        let server = Program::start(
+            &self.a,
+            "socat",
+            &["TCP-LISTEN:7000,bind=10.66.0.80", "PIPE"],
+        );
+        until("socat listens", || {
+            let table = self
+                .a
+                .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
+            table.unwrap().unwrap().contains(":1B58 00000000:0000 0A")
+        });
+        let mut client = Program::start(&self.peer, "nc", &["-N", "10.66.0.80", "7000"]);
+        client.say("one");
+        assert_eq!(client.hear(), "one");
+        let peer_end = self.peer.run(peer_end).unwrap();
+        let flow = format!("10.66.0.80:7000,{peer_end}");
+        let (local, remote) = flow.split_once(',').unwrap();
+        let owners = self
+            .a
+            .run(|| owners::find(local.parse().unwrap(), remote.parse().unwrap()));
+        let owner = *owners
+            .unwrap()
+            .unwrap()
+            .first()
+            .expect("socat has the connection");
+        assert_eq!(owner.pid, server.child.id());
+        Echo {
+            server,
+            client,
+            flow,
+            owner,
+        }
+    }
+}
+
+/// The peer's end of its only connection.
+fn peer_end() -> std::net::SocketAddr {
+    let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let line = table.lines().nth(1).expect("the peer has a connection");
+    let local = line.split_whitespace().nth(1).unwrap();
+    let (address, port) = local.split_once(':').unwrap();
+    let address = u32::from_str_radix(address, 16).unwrap().to_ne_bytes();
+    (address, u16::from_str_radix(port, 16).unwrap()).into()
+}
+
+pub(crate) struct Echo {
+    pub(crate) server: Program,
+    pub(crate) client: Program,
+    pub(crate) flow: String,
+    pub(crate) owner: Owner,
+}
+
+impl Echo {
+    /// Both directions work, with the server that it has had all along.
+    pub(crate) fn goes_on(&mut self) {
+        self.client.say("still here");
+        assert_eq!(self.client.hear(), "still here");
+    }
+}
+
+/// A program that is spoken to line by line; killed when it is dropped.
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    pub(crate) stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+impl Program {
+    pub(crate) fn start(host: &Host, program: &str, arguments: &[&str]) -> Self {
+        let mut command = host.command(program).unwrap();
+        command.args(arguments);
+        Self::spawn(&mut command)
+    }
+
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            lines,
+        }
+    }
+
+    pub(crate) fn say(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        writeln!(stdin, "{line}").unwrap();
+        stdin.flush().unwrap();
+    }
+
+    pub(crate) fn hear(&self) -> String {
+        self.lines
+            .recv_timeout(Duration::from_secs(20))
+            .expect("the program says something")
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ends(&mut self) -> bool {
+        self.stdin = None;
+        let mut status = None;
+        until("the program ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().success()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `tcpmig` to its end on a host.
+pub(crate) fn tcpmig(host: &Host, arguments: &[&str]) -> Output {
+    let mut command = host.command(TCPMIG).unwrap();
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+pub(crate) fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets).into_owned()
+}
+
+/// The command failed with this status, and said all this on standard error.
+pub(crate) fn fails(output: &Output, status: i32, says: &[&str]) {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    for part in says {
+        assert!(said.contains(part), "{part:?} is not in {said:?}");
+    }
+}
+
+pub(crate) fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Waits until a condition holds.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "did not happen: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
