@@ -1,4 +1,68 @@
 //! Moves live TCP connections, and the sessions on them, between hosts.
+//!
+//! The peer of a connection that moves keeps it: no reset, no FIN, no lost or repeated octet. This
+//! crate puts the layers together, and each of them can be used alone: the image
+//! ([`tcpmig_format`]), the system calls ([`tcpmig_sys`]), the packets ([`tcpmig_lock`]) and
+//! the way between hosts ([`tcpmig_transport`]). It never moves a process or its memory, and it
+//! does not thaw what may live elsewhere.
+//!
+//! - [`driver`]: give connections away and take them in, over QUIC. Start here.
+//! - [`handover`]: the protocol behind it, as state machines without input and output.
+//! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
+//!   travels in another way (a file, your own protocol).
+//! - [`steer`]: how the packets find the new host.
+//! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
+//!
+//! The feature `cli`, on by default, builds the command `tcpmig`; libraries switch default
+//! features off.
+//!
+//! It needs Linux 5.14, `CAP_NET_ADMIN` in the user namespace that owns the network
+//! namespace, and nf_tables for [`tcpmig_lock::Nftables`].
+//!
+//! A connection into an image and back, on one host:
+//!
+//! ```no_run
+//! use std::net::TcpStream;
+//! use std::os::fd::AsFd;
+//! use std::time::Duration;
+//!
+//! use tcpmig::capture::{Frozen, Plan};
+//! use tcpmig::restore::Prepared;
+//! use tcpmig_format::{Image, Limits};
+//! use tcpmig_lock::Nftables;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let stream = TcpStream::connect("198.18.0.9:80")?;
+//! let locker = Nftables::new()?;
+//! let lease = Duration::from_secs(10);
+//!
+//! let plan = Plan::of(stream.as_fd())?;
+//! let flow = plan.flow();
+//! let mut frozen = Frozen::freeze(stream.into(), plan, &locker, lease)?;
+//! let octets = frozen.capture(None)?.encode()?;
+//! frozen.confirm()?;
+//! frozen.discard()?; // Ends it here without a packet; the lock stays for its lease.
+//! locker.release(&[flow])?;
+//!
+//! let image = Image::decode(&octets, &Limits::default())?;
+//! let mut restored = Prepared::build(image, &locker, lease)?.activate()?;
+//! restored.write();
+//! let stream = TcpStream::from(restored.socket);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What does not move
+//!
+//! The kernel offers no way to set these; they start anew on the target:
+//!
+//! | State | What the peer sees |
+//! |---|---|
+//! | Round-trip time, congestion window, slow-start threshold | sending starts as on a new connection |
+//! | Out-of-order data that was received | it sends them again |
+//! | Negotiated ECN | packets without it |
+//! | Its last timestamp (`ts_recent`) | nothing: the next packet brings it |
+//! | Urgent pointer of data under way | ordinary data |
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -9,3 +73,7 @@ pub mod handover;
 pub mod http;
 pub mod restore;
 pub mod steer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -70,7 +70,7 @@ impl Drop for Demo {
 }
 
 fn start(mark: &str, arguments: &[&str]) -> Child {
-    Command::new(TCPMIG)
+    Command::new(&*TCPMIG)
         .args(["--json", "demo"])
         .args(arguments)
         .env(MARK, mark)

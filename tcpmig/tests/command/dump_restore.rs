@@ -60,7 +60,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
             let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
             assert_eq!(value["tcp"]["receive"]["unread"]["hex"], "756e726561640a");
 
-            let mut restore = net.b.command(TCPMIG).unwrap();
+            let mut restore = net.b.command(&TCPMIG).unwrap();
             restore.args(["restore", image, "--", "sed", "-u", "s/^/on B: /"]);
             let mut server_on_b = Program::spawn(&mut restore);
             assert_eq!(echo.client.hear(), "on B: unread");
@@ -117,7 +117,7 @@ fn the_command_gets_the_connection_as_descriptor_3_too() {
             succeeds(&tcpmig(&net.a, &dump));
             // On the same host, where the lock of the dump still holds: the lock is ours to pass by.
             let script = "echo \"$LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID == $$))\" >&3; basename \"$TCPMIG_IMAGE\" >&3";
-            let mut restore = net.a.command(TCPMIG).unwrap();
+            let mut restore = net.a.command(&TCPMIG).unwrap();
             restore.args(["restore", image, "--lock", "none", "--", "sh", "-c", script]);
             let released = net.a.run(tcpmig_lock::Nftables::new).unwrap().unwrap();
             released.release(&[echo.flow.parse().unwrap()]).unwrap();

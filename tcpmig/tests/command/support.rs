@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,10 @@ use tcpmig_sys::lab::{Host, Lab};
 use tcpmig_sys::owners::{self, Owner};
 use tempfile::TempDir;
 
-pub(crate) const TCPMIG: &str = env!("CARGO_BIN_EXE_tcpmig");
+/// The command: the one that was built with this test, or the one that `TCPMIG_BIN` names.
+pub(crate) static TCPMIG: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("TCPMIG_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tcpmig").to_owned())
+});
 
 /// Host A has the service's address, host B holds it silently.
 pub(crate) struct Net {
@@ -174,7 +178,7 @@ impl Drop for Program {
 
 /// Runs `tcpmig` to its end on a host.
 pub(crate) fn tcpmig(host: &Host, arguments: &[&str]) -> Output {
-    let mut command = host.command(TCPMIG).unwrap();
+    let mut command = host.command(&TCPMIG).unwrap();
     command
         .args(arguments)
         .stdin(Stdio::null())

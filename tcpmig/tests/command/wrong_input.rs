@@ -9,7 +9,7 @@ use tcpmig_sys::lab::isolated;
 use crate::support::{Net, TCPMIG, fails, succeeds, tcpmig};
 
 fn run(arguments: &[&str]) -> std::process::Output {
-    Command::new(TCPMIG).args(arguments).output().unwrap()
+    Command::new(&*TCPMIG).args(arguments).output().unwrap()
 }
 
 #[test]
