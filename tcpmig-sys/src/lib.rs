@@ -12,7 +12,8 @@
 //!   without a packet.
 //! - [`sockopt`], [`info`]: one function per socket option.
 //! - [`owners`], [`take`]: which processes have a connection, and their descriptors. [`netns`]: network namespaces.
-//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`probe`]: what this kernel and process can do.
+//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`signals`]: held back while
+//!   something is half-done. [`probe`]: what this kernel and process can do.
 //!
 //! All `unsafe` of the project is here and in `tcpmig-lock`'s netlink code.
 //!
@@ -42,6 +43,7 @@ pub mod probe;
 mod queue;
 mod raw;
 pub mod rebuild;
+pub mod signals;
 pub mod sockopt;
 pub mod take;
 mod uapi;

@@ -13,8 +13,8 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::steer::{Elsewhere, Redirected, Steer};
 use tcpmig_format::{FourTuple, Image};
 use tcpmig_sys::netns::Namespace;
-use tcpmig_sys::owners;
 use tcpmig_sys::take::Process;
+use tcpmig_sys::{owners, signals};
 
 use super::files::NewFile;
 use super::lockers::{LockerName, seconds};
@@ -122,6 +122,8 @@ fn dump(args: &DumpArgs, process: &Process, socket: OwnedFd) -> anyhow::Result<D
     };
     let mut file = NewFile::create(&args.output)?;
 
+    // Ctrl-C must leave neither a stopped process nor a frozen connection.
+    let _held_back = signals::hold_back()?;
     let _paused = process.pause()?;
     let mut frozen = Frozen::freeze(socket, plan, &*locker, args.lease).map_err(|not| not.error)?;
     // Whatever fails from here on, `frozen` is dropped and the connection goes on.
