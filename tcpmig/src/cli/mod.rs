@@ -10,6 +10,7 @@ mod keys;
 mod lockers;
 mod restore;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -36,7 +37,8 @@ struct Cli {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 failed, the connection goes on where it was; \
-2 wrong usage; 3 nobody can say where the connection lives; 4 nothing to do.";
+2 wrong usage; 3 nobody can say where the connection lives; 4 nothing to do. The variable \
+TCPMIG_LOG (info, debug, tcpmig=trace) makes it tell more on standard error.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -101,6 +103,7 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
 }
