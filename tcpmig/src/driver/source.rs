@@ -516,10 +516,12 @@ impl<'a> Run<'a> {
     }
 
     async fn give_back(&mut self) -> Decided {
+        // Before ABORT, whose own failure is not the reason.
+        let reason = self.reason.take().unwrap_or(Reason::Closed);
         let id = self.id;
         // The target notices the end of the exchange as well.
         let _ = self.send(Message::Abort { id }).await;
-        Decided::Keep(self.reason.take().unwrap_or(Reason::Closed))
+        Decided::Keep(reason)
     }
 
     fn finish(&mut self, decided: Decided) -> Ending {
@@ -592,6 +594,11 @@ impl<'a> Run<'a> {
             if message.id() != self.id {
                 self.reason = Some(Reason::Unexpected("a message of another handover"));
                 return SourceEvent::LinkLost;
+            }
+            // They answer COMMIT. Before it they are why the connection is kept, and after it no
+            // reason is asked for.
+            if matches!(message, Message::Active { .. } | Message::Unknown { .. }) {
+                self.reason = Some(Reason::Unexpected(message.name()));
             }
             return match message {
                 Message::Prepared { rebuild_us, .. } => {
