@@ -160,7 +160,7 @@ impl Doubt {
         } = open;
         let mut run = Run::new(&self.mover, &self.to, frozen, machine, id, app, None);
         let ending = run.ask().await;
-        run.finish(ending)
+        run.finish(ending).await
     }
 }
 
@@ -315,7 +315,7 @@ impl Mover {
             report.frames_sent = stats.frames_sent;
             report.frames_received = stats.frames_received;
         }
-        run.finish(ending)
+        run.finish(ending).await
     }
 }
 
@@ -422,7 +422,7 @@ impl<'a> Run<'a> {
                     report.commit_us = micros(committing);
                     return decided;
                 }
-                SourceAction::Keep => return self.give_back().await,
+                SourceAction::Keep => return self.give_back(),
                 // Before COMMIT the machine answers with nothing else.
                 action => {
                     debug!(?action, "no action before COMMIT");
@@ -460,7 +460,7 @@ impl<'a> Run<'a> {
             Ok(()) => self.receive(within, report).await,
             Err(event) => event,
         };
-        match self.decide(event).await {
+        match self.decide(event) {
             Some(decided) => decided,
             None => self.ask().await,
         }
@@ -493,38 +493,33 @@ impl<'a> Run<'a> {
                 Ok(()) => self.receive(options.answer_within, &mut unreported).await,
                 Err(event) => event,
             };
-            if let Some(decided) = self.decide(event).await {
+            if let Some(decided) = self.decide(event) {
                 return decided;
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
-        match self.decide(SourceEvent::GiveUp).await {
+        match self.decide(SourceEvent::GiveUp) {
             Some(decided) => decided,
             None => Decided::Doubt,
         }
     }
 
     /// `None` if the target has to be asked again.
-    async fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
+    fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
         match self.machine.handle(event) {
             SourceAction::Discard => Some(Decided::Moved),
-            SourceAction::Keep => Some(self.give_back().await),
+            SourceAction::Keep => Some(self.give_back()),
             SourceAction::Doubt => Some(Decided::Doubt),
             _ => None,
         }
     }
 
-    async fn give_back(&mut self) -> Decided {
-        // Before ABORT, whose own failure is not the reason.
-        let reason = self.reason.take().unwrap_or(Reason::Closed);
-        let id = self.id;
-        // The target notices the end of the exchange as well.
-        let _ = self.send(Message::Abort { id }).await;
-        Decided::Keep(reason)
+    fn give_back(&mut self) -> Decided {
+        Decided::Keep(self.reason.take().unwrap_or(Reason::Closed))
     }
 
-    fn finish(&mut self, decided: Decided) -> Ending {
+    async fn finish(&mut self, decided: Decided) -> Ending {
         // INVARIANT: `finish` is called once, at the end of each path.
         let frozen = self.frozen.take().expect("a handover ends once");
         match decided {
@@ -534,7 +529,14 @@ impl<'a> Run<'a> {
                 }
                 Ending::Moved
             }
-            Decided::Keep(reason) => keep(frozen, self.app.take(), reason),
+            Decided::Keep(reason) => {
+                let ending = keep(frozen, self.app.take(), reason);
+                // Only now: the target unlocks, and answers packets that are still steered to it
+                // with RST. It notices the end of the exchange as well.
+                let id = self.id;
+                let _ = self.send(Message::Abort { id }).await;
+                ending
+            }
             Decided::Doubt => Ending::InDoubt(Doubt {
                 open: Some(Open {
                     frozen,
