@@ -11,7 +11,7 @@ use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
 use tcpmig_lock::Locker;
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{Options, Report};
@@ -402,12 +402,20 @@ impl<'a> Run<'a> {
     ) -> Decided {
         let offering = Instant::now();
         let mut steering = Some(steering);
-        let deadline = self.mover.options.prepared_within;
+        let within = self.mover.options.prepared_within;
         let id = self.id;
-        let mut event = match self.send(Message::Offer { id, image }).await {
-            Ok(()) => self.receive(deadline, report).await,
-            Err(event) => event,
+        // A target that does not read stops the sending of a large image as well.
+        let mut event = match timeout(within, self.send(Message::Offer { id, image })).await {
+            Ok(Ok(())) => {
+                let left = within.saturating_sub(offering.elapsed());
+                self.receive(left, report).await
+            }
+            Ok(Err(event)) => event,
+            Err(_) => SourceEvent::Deadline,
         };
+        if event == SourceEvent::Deadline {
+            self.reason = Some(Reason::TooLate(within));
+        }
         loop {
             match self.machine.handle(event) {
                 SourceAction::Confirm => {
@@ -534,7 +542,8 @@ impl<'a> Run<'a> {
                 // Only now: the target unlocks, and answers packets that are still steered to it
                 // with RST. It notices the end of the exchange as well.
                 let id = self.id;
-                let _ = self.send(Message::Abort { id }).await;
+                let within = self.mover.options.answer_within;
+                let _ = timeout(within, self.send(Message::Abort { id })).await;
                 ending
             }
             Decided::Doubt => Ending::InDoubt(Doubt {
