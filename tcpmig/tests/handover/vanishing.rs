@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tcpmig::driver::Options;
 use tcpmig::handover::{HandoverId, Message};
+use tcpmig_format::AppImage;
 
 use crate::support::{END, Fake, Family, Here, Net, Site, both_ways, flow, kept, kernel_test};
 
@@ -13,6 +14,17 @@ use crate::support::{END, Fake, Family, Here, Net, Site, both_ways, flow, kept, 
 /// these words.
 fn kept_with<F>(words: &[&str], target: impl FnOnce(Rc<Here>) -> F + Send + 'static)
 where
+    F: Future<Output = ()> + 'static,
+{
+    kept_with_session(0, words, target);
+}
+
+/// As [`kept_with`], with this many octets of session state.
+fn kept_with_session<F>(
+    octets: usize,
+    words: &[&str],
+    target: impl FnOnce(Rc<Here>) -> F + Send + 'static,
+) where
     F: Future<Output = ()> + 'static,
 {
     let net = Net::new();
@@ -25,7 +37,12 @@ where
     let flow = flow(&server);
     let ends = net.count_at_peer(END);
     let target = b.begin(target);
-    let (server, reason) = kept(a.move_out(server, None).wait());
+    let app = (octets > 0).then(|| AppImage {
+        kind: "tests".to_owned(),
+        version: 1,
+        payload: vec![1; octets].into(),
+    });
+    let (server, reason) = kept(a.move_out(server, app).wait());
     for word in words {
         assert!(reason.contains(word), "no {word:?} in {reason:?}");
     }
@@ -74,6 +91,16 @@ kernel_test!(no_answer_comes, || {
         let mut talk = fake.exchange().await;
         let (id, _) = talk.offer().await;
         assert_eq!(talk.answer().await, Message::Abort { id });
+    });
+});
+
+kernel_test!(a_large_image_is_not_read, || {
+    let words = ["did not prepare it within 300ms"];
+    // More than a link holds that nobody reads from.
+    kept_with_session(20 << 20, &words, |here| async move {
+        let mut fake = Fake::new(&here);
+        let talk = fake.exchange().await;
+        here.keep((fake, talk));
     });
 });
 

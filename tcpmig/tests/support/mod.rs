@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use net::{Counter, END, Family, Net, flow, nft};
+pub(crate) use net::{END, Family, Net, end_of, flow};
 pub(crate) use site::{Here, Keys, Running, Site, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
 

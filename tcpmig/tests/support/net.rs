@@ -102,7 +102,7 @@ impl Net {
         nft(
             &self.peer,
             &format!(
-                "table inet count {{ counter n {{ }}; chain i {{ type filter hook prerouting \
+                "table inet count {{ }}; delete table inet count; table inet count {{ counter n {{ }}; chain i {{ type filter hook prerouting \
                  priority raw; {matching} counter name n; }}; }}"
             ),
         );
@@ -128,6 +128,11 @@ fn listen_on(address: IpAddr) -> TcpListener {
     socket.bind(&address.into()).unwrap();
     socket.listen(1).unwrap();
     socket.into()
+}
+
+/// As [`END`], of this connection only.
+pub(crate) fn end_of(flow: FourTuple) -> String {
+    format!("tcp sport {} {END}", flow.local().port())
 }
 
 /// The flow as the server's host sees it.

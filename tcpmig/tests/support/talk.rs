@@ -103,7 +103,8 @@ impl Fake {
                 },
                 None => {
                     let peer = timeout(PATIENCE, self.endpoint.accept()).await;
-                    self.peer = Some(peer.expect("a link").unwrap().unwrap());
+                    // A host that gave up waiting before is an error here.
+                    self.peer = peer.expect("a link").unwrap().ok();
                 }
             }
         }
