@@ -119,6 +119,13 @@ impl Prepared {
         self.flow
     }
 
+    /// Takes the connection back without a packet. Its packets stay locked as long as the guard:
+    /// one that still comes here would draw an RST.
+    pub fn discard(self) -> LockGuard {
+        drop(self.socket);
+        self.lock
+    }
+
     /// Unlocks the packets, ends a redirect of them that this host still has, and switches
     /// repair off: the connection lives. [`Restored::write`] has to follow.
     ///

@@ -8,12 +8,15 @@
 //! belongs to a thread: use a runtime whose threads are all in the namespace of the
 //! connections.
 
+mod doubt;
 mod options;
 mod report;
+mod run;
 mod source;
 mod target;
 
+pub use doubt::Doubt;
 pub use options::Options;
 pub use report::Report;
-pub use source::{Destination, Doubt, Ending, Mover, Outcome, Reason};
+pub use source::{Destination, Ending, Mover, Outcome, Reason};
 pub use target::{Arrivals, Arrived, serve};

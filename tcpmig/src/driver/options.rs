@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Options {
     /// How long a lock holds if nobody ends it (a process that died locks nobody out
     /// for longer); default 30 s. Longer than `commit_within`, or a target's lock would
-    /// end before it gives up.
+    /// end before it gives up. A target that gave a connection up keeps the lock until the
+    /// source says ABORT or the lease ends, because the source may send the packets there still.
     pub lease: Duration,
     /// How long a redirect holds; default 24 h. It is not prolonged: a connection that lives
     /// longer than this after it moved is cut off from a peer that still sends to the source.

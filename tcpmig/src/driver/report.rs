@@ -1,5 +1,7 @@
 //! What a handover cost.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 /// The phases of one handover as the source saw them, in microseconds, and what it carried.
@@ -34,4 +36,9 @@ pub struct Report {
     pub frames_sent: u64,
     /// Frames received from it.
     pub frames_received: u64,
+}
+
+/// Microseconds since then.
+pub(super) fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -1,24 +1,22 @@
 //! The source's side: giving a connection away.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
 use tcpmig_lock::Locker;
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
-use tokio::time::{sleep, timeout_at};
-use tracing::debug;
+use tokio::time::sleep;
 
+use super::doubt::Doubt;
+use super::report::micros;
+use super::run::Run;
 use super::{Options, Report};
 use crate::capture::{CaptureError, Frozen, NotFrozen, Plan};
-use crate::handover::{
-    Decoder, Fate, HandoverId, Message, MessageError, Source, SourceAction, SourceEvent,
-};
+use crate::handover::{Fate, HandoverId, MessageError, Source};
 use crate::steer::{Steer, SteerError, Steering};
 
 /// Gives connections away.
@@ -26,7 +24,7 @@ use crate::steer::{Steer, SteerError, Steering};
 pub struct Mover {
     endpoint: Endpoint,
     locker: Arc<dyn Locker>,
-    options: Options,
+    pub(super) options: Options,
 }
 
 /// A host that takes connections.
@@ -121,64 +119,6 @@ pub enum Reason {
     Random(std::io::Error),
 }
 
-/// A connection of which nobody can say where it lives.
-///
-/// It is frozen and locked here. [`Doubt::ask`] asks the target again. Dropping it ends the
-/// connection on this host without a packet, because thawing could make two owners; the lock stays until its lease
-/// ends.
-#[must_use = "dropping ends the connection on this host"]
-pub struct Doubt {
-    // `None` once it is settled.
-    open: Option<Open>,
-    mover: Mover,
-    to: Destination,
-}
-
-struct Open {
-    frozen: Frozen,
-    machine: Source,
-    id: HandoverId,
-    app: Option<AppImage>,
-}
-
-impl Doubt {
-    /// The handover that the target has to answer for.
-    #[must_use]
-    pub fn id(&self) -> Option<HandoverId> {
-        self.open.as_ref().map(|open| open.id)
-    }
-
-    /// Asks the target again, for as long as [`Options::ask_for`].
-    pub async fn ask(mut self) -> Ending {
-        // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
-        let open = self.open.take().expect("a doubt is open until it is asked");
-        let Open {
-            frozen,
-            machine,
-            id,
-            app,
-        } = open;
-        let mut run = Run::new(&self.mover, &self.to, frozen, machine, id, app, None);
-        let ending = run.ask().await;
-        run.finish(ending)
-    }
-}
-
-impl Drop for Doubt {
-    fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            // An error leaves the descriptor closed, which is as silent.
-            let _ = open.frozen.discard();
-        }
-    }
-}
-
-impl fmt::Debug for Doubt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Doubt").field("id", &self.id()).finish()
-    }
-}
-
 impl Mover {
     /// Moves through this endpoint, with this locker.
     #[must_use]
@@ -253,7 +193,7 @@ impl Mover {
         micros(begin)
     }
 
-    async fn open(&self, to: &Destination) -> Result<Exchange, TransportError> {
+    pub(super) async fn open(&self, to: &Destination) -> Result<Exchange, TransportError> {
         let peer = self.endpoint.connect(to.address, &to.name).await?;
         peer.open().await
     }
@@ -315,12 +255,8 @@ impl Mover {
             report.frames_sent = stats.frames_sent;
             report.frames_received = stats.frames_received;
         }
-        run.finish(ending)
+        run.finish(ending).await
     }
-}
-
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn describe(image: &Image, octets: usize, report: &mut Report) {
@@ -331,7 +267,7 @@ fn describe(image: &Image, octets: usize, report: &mut Report) {
     }
 }
 
-fn keep(frozen: Frozen, app: Option<AppImage>, reason: Reason) -> Ending {
+pub(super) fn keep(frozen: Frozen, app: Option<AppImage>, reason: Reason) -> Ending {
     match frozen.keep() {
         Ok(socket) => Ending::Kept {
             socket,
@@ -346,289 +282,6 @@ fn keep(frozen: Frozen, app: Option<AppImage>, reason: Reason) -> Ending {
                 app,
                 reason,
             }
-        }
-    }
-}
-
-/// What the state machine decided in the end.
-enum Decided {
-    Moved,
-    Keep(Reason),
-    Doubt,
-}
-
-/// One handover under way.
-struct Run<'a> {
-    mover: &'a Mover,
-    to: &'a Destination,
-    // Taken out at the end; dropped with a committed machine it must not thaw.
-    frozen: Option<Frozen>,
-    machine: Source,
-    id: HandoverId,
-    app: Option<AppImage>,
-    exchange: Option<Exchange>,
-    decoder: Decoder,
-    reason: Option<Reason>,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        mover: &'a Mover,
-        to: &'a Destination,
-        frozen: Frozen,
-        machine: Source,
-        id: HandoverId,
-        app: Option<AppImage>,
-        exchange: Option<Exchange>,
-    ) -> Self {
-        Self {
-            mover,
-            to,
-            frozen: Some(frozen),
-            machine,
-            id,
-            app,
-            exchange,
-            decoder: Decoder::default(),
-            reason: None,
-        }
-    }
-
-    async fn offer(
-        &mut self,
-        image: Bytes,
-        steering: Box<dyn Steering>,
-        report: &mut Report,
-    ) -> Decided {
-        let offering = Instant::now();
-        let mut steering = Some(steering);
-        let deadline = self.mover.options.prepared_within;
-        let id = self.id;
-        let mut event = match self.send(Message::Offer { id, image }).await {
-            Ok(()) => self.receive(deadline, report).await,
-            Err(event) => event,
-        };
-        loop {
-            match self.machine.handle(event) {
-                SourceAction::Confirm => {
-                    report.transfer_us = micros(offering).saturating_sub(report.rebuild_us);
-                    let steered = Instant::now();
-                    event = self.confirm(steering.take());
-                    report.steer_us = micros(steered);
-                }
-                SourceAction::Commit => {
-                    let committing = Instant::now();
-                    let decided = self.commit(report).await;
-                    report.commit_us = micros(committing);
-                    return decided;
-                }
-                SourceAction::Keep => return self.give_back().await,
-                // Before COMMIT the machine answers with nothing else.
-                action => {
-                    debug!(?action, "no action before COMMIT");
-                    event = SourceEvent::LinkLost;
-                }
-            }
-        }
-    }
-
-    /// Reads the connection's numbers again and steers its packets.
-    fn confirm(&mut self, steering: Option<Box<dyn Steering>>) -> SourceEvent {
-        let (Some(frozen), Some(steering)) = (&mut self.frozen, steering) else {
-            return SourceEvent::NotConfirmed;
-        };
-        let confirmed = frozen
-            .confirm()
-            .map_err(Reason::from)
-            .and_then(|()| steering.steer(frozen).map_err(Reason::from))
-            // A packet can have passed the lock's beginning until now.
-            .and_then(|()| frozen.confirm().map_err(Reason::from));
-        match confirmed {
-            Ok(()) => SourceEvent::Confirmed,
-            Err(reason) => {
-                self.reason = Some(reason);
-                SourceEvent::NotConfirmed
-            }
-        }
-    }
-
-    /// Sends COMMIT, and again until it is answered or the time for asking is over.
-    async fn commit(&mut self, report: &mut Report) -> Decided {
-        let within = self.mover.options.answer_within;
-        let id = self.id;
-        let event = match self.send(Message::Commit { id }).await {
-            Ok(()) => self.receive(within, report).await,
-            Err(event) => event,
-        };
-        match self.decide(event).await {
-            Some(decided) => decided,
-            None => self.ask().await,
-        }
-    }
-
-    async fn ask(&mut self) -> Decided {
-        let options = &self.mover.options;
-        let until = Instant::now() + options.ask_for;
-        let mut pause = Duration::from_millis(10);
-        let mut unreported = Report::default();
-        while Instant::now() < until {
-            if let Some(frozen) = &mut self.frozen
-                && let Err(error) = frozen.renew(options.lease)
-            {
-                tracing::warn!("the lock of a connection in doubt was not prolonged: {error}");
-            }
-            self.decoder = Decoder::default();
-            let asked = match self.mover.open(self.to).await {
-                Ok(exchange) => {
-                    self.exchange = Some(exchange);
-                    let id = self.id;
-                    self.send(Message::Commit { id }).await
-                }
-                Err(error) => {
-                    debug!(%error, "asking again failed");
-                    Err(SourceEvent::LinkLost)
-                }
-            };
-            let event = match asked {
-                Ok(()) => self.receive(options.answer_within, &mut unreported).await,
-                Err(event) => event,
-            };
-            if let Some(decided) = self.decide(event).await {
-                return decided;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
-        }
-        match self.decide(SourceEvent::GiveUp).await {
-            Some(decided) => decided,
-            None => Decided::Doubt,
-        }
-    }
-
-    /// `None` if the target has to be asked again.
-    async fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
-        match self.machine.handle(event) {
-            SourceAction::Discard => Some(Decided::Moved),
-            SourceAction::Keep => Some(self.give_back().await),
-            SourceAction::Doubt => Some(Decided::Doubt),
-            _ => None,
-        }
-    }
-
-    async fn give_back(&mut self) -> Decided {
-        let id = self.id;
-        // The target notices the end of the exchange as well.
-        let _ = self.send(Message::Abort { id }).await;
-        Decided::Keep(self.reason.take().unwrap_or(Reason::Closed))
-    }
-
-    fn finish(&mut self, decided: Decided) -> Ending {
-        // INVARIANT: `finish` is called once, at the end of each path.
-        let frozen = self.frozen.take().expect("a handover ends once");
-        match decided {
-            Decided::Moved => {
-                if let Err(error) = frozen.discard() {
-                    tracing::warn!("the moved connection was closed here, but {error}");
-                }
-                Ending::Moved
-            }
-            Decided::Keep(reason) => keep(frozen, self.app.take(), reason),
-            Decided::Doubt => Ending::InDoubt(Box::new(Doubt {
-                open: Some(Open {
-                    frozen,
-                    machine: self.machine.clone(),
-                    id: self.id,
-                    app: self.app.take(),
-                }),
-                mover: self.mover.clone(),
-                to: self.to.clone(),
-            })),
-        }
-    }
-
-    async fn send(&mut self, message: Message) -> Result<(), SourceEvent> {
-        let Some(exchange) = &mut self.exchange else {
-            return Err(SourceEvent::LinkLost);
-        };
-        let (first, second) = message.encode();
-        for frame in [Some(first), second].into_iter().flatten() {
-            if let Err(error) = exchange.send(frame).await {
-                self.reason = Some(error.into());
-                return Err(SourceEvent::LinkLost);
-            }
-        }
-        Ok(())
-    }
-
-    async fn receive(&mut self, within: Duration, report: &mut Report) -> SourceEvent {
-        let deadline = tokio::time::Instant::now() + within;
-        let Some(exchange) = &mut self.exchange else {
-            return SourceEvent::LinkLost;
-        };
-        loop {
-            let frame = match timeout_at(deadline, exchange.recv()).await {
-                Ok(Ok(Some(frame))) => frame,
-                Ok(Ok(None)) => {
-                    self.reason = Some(Reason::Closed);
-                    return SourceEvent::LinkLost;
-                }
-                Ok(Err(error)) => {
-                    self.reason = Some(error.into());
-                    return SourceEvent::LinkLost;
-                }
-                Err(_) => {
-                    self.reason = Some(Reason::TooLate(within));
-                    return SourceEvent::Deadline;
-                }
-            };
-            let message = match self.decoder.frame(frame) {
-                Ok(Some(message)) => message,
-                Ok(None) => continue,
-                Err(error) => {
-                    self.reason = Some(error.into());
-                    return SourceEvent::LinkLost;
-                }
-            };
-            if message.id() != self.id {
-                self.reason = Some(Reason::Unexpected("a message of another handover"));
-                return SourceEvent::LinkLost;
-            }
-            return match message {
-                Message::Prepared { rebuild_us, .. } => {
-                    report.rebuild_us = rebuild_us.into();
-                    SourceEvent::Prepared
-                }
-                Message::Refused { reason, .. } => {
-                    self.reason = Some(Reason::Refused(reason));
-                    SourceEvent::Refused
-                }
-                Message::Active { activate_us, .. } => {
-                    report.activate_us = activate_us.into();
-                    SourceEvent::Active
-                }
-                Message::Aborted { reason, .. } => {
-                    self.reason = Some(Reason::Aborted(reason));
-                    SourceEvent::Aborted
-                }
-                Message::Unknown { .. } => SourceEvent::Unknown,
-                other
-                @ (Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
-                    self.reason = Some(Reason::Unexpected(other.name()));
-                    SourceEvent::LinkLost
-                }
-            };
-        }
-    }
-}
-
-impl Drop for Run<'_> {
-    fn drop(&mut self) {
-        // Only when the future is dropped half-way. Before COMMIT the frozen connection thaws by
-        // itself; after it that could make two owners.
-        if let Some(frozen) = self.frozen.take()
-            && self.machine.has_committed()
-        {
-            let _ = frozen.discard();
         }
     }
 }

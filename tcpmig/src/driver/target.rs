@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tcpmig_format::{AppImage, FourTuple, Image, Limits, Octets};
-use tcpmig_lock::Locker;
+use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_transport::{Endpoint, Exchange, Peer};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -118,8 +118,29 @@ struct Host {
 struct Slot {
     machine: Target,
     prepared: Option<Prepared>,
+    /// Of what was discarded, until the source says with ABORT that it has the packets again:
+    /// they may come here for as long as it redirects them, and would draw an RST.
+    lock: Option<LockGuard>,
     reason: String,
     activate_us: u32,
+}
+
+impl Slot {
+    fn discard(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            self.lock = Some(prepared.discard());
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.discard();
+        if let Some(lock) = self.lock.take() {
+            // As above; the lease ends the silence.
+            lock.leave();
+        }
+    }
 }
 
 /// A panic elsewhere left the value as it was: the machine's steps are complete or not begun.
@@ -195,6 +216,7 @@ impl Host {
         let mut slot = Slot {
             machine: Target::preparing(),
             prepared: None,
+            lock: None,
             reason: String::new(),
             activate_us: 0,
         };
@@ -247,12 +269,15 @@ impl Host {
         if let Some(slot) = self.slot(id) {
             let mut slot = lock(&slot);
             if slot.machine.handle(event) == TargetAction::Discard {
-                slot.prepared = None;
+                slot.discard();
                 slot.reason = match event {
                     TargetEvent::Deadline => "COMMIT did not come in time".to_owned(),
                     _ => "the source gave it up".to_owned(),
                 };
                 info!(%id, reason = slot.reason, "a built connection was discarded");
+            }
+            if event == TargetEvent::Abort {
+                slot.lock = None;
             }
         }
     }
@@ -282,13 +307,14 @@ impl Host {
 
     fn activate(&self, slot: &mut Slot, restored: &mut Option<Restored>) -> TargetEvent {
         let begin = Instant::now();
-        let Some(prepared) = slot.prepared.take() else {
-            return TargetEvent::NotActivated;
-        };
         if self.arrived.is_closed() {
+            slot.discard();
             "the application takes no more connections".clone_into(&mut slot.reason);
             return TargetEvent::NotActivated;
         }
+        let Some(prepared) = slot.prepared.take() else {
+            return TargetEvent::NotActivated;
+        };
         match prepared.activate() {
             Ok(live) => {
                 slot.activate_us = micros(begin);

@@ -57,7 +57,7 @@ pub enum SourceAction {
     Commit,
     /// Send COMMIT again over a new link.
     AskAgain,
-    /// Undo the steering, unlock, thaw; tell the target with ABORT if the link is there.
+    /// Undo the steering, unlock, thaw; then tell the target with ABORT if the link is there.
     Keep,
     /// End the connection here without a packet.
     Discard,

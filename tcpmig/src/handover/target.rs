@@ -58,7 +58,8 @@ pub enum TargetAction {
     SayActive,
     /// Send ABORTED.
     SayAborted,
-    /// Discard what was built, without a packet, and unlock.
+    /// Discard what was built, without a packet. Unlock only when ABORT arrives: until then the
+    /// source may send the packets here.
     Discard,
 }
 

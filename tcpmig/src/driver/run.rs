@@ -1,0 +1,318 @@
+//! One handover of the source, step by step.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tcpmig_format::AppImage;
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::debug;
+
+use super::Report;
+use super::doubt::{Doubt, Open};
+use super::report::micros;
+use super::source::{Destination, Ending, Mover, Reason, keep};
+use crate::capture::Frozen;
+use crate::handover::{Decoder, HandoverId, Message, Source, SourceAction, SourceEvent};
+use crate::steer::Steering;
+use tcpmig_transport::Exchange;
+
+/// What the state machine decided in the end.
+pub(super) enum Decided {
+    Moved,
+    Keep(Reason),
+    Doubt,
+}
+
+/// One handover under way.
+pub(super) struct Run<'a> {
+    mover: &'a Mover,
+    to: &'a Destination,
+    // Taken out at the end; dropped with a committed machine it must not thaw.
+    frozen: Option<Frozen>,
+    machine: Source,
+    id: HandoverId,
+    app: Option<AppImage>,
+    pub(super) exchange: Option<Exchange>,
+    decoder: Decoder,
+    reason: Option<Reason>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        mover: &'a Mover,
+        to: &'a Destination,
+        frozen: Frozen,
+        machine: Source,
+        id: HandoverId,
+        app: Option<AppImage>,
+        exchange: Option<Exchange>,
+    ) -> Self {
+        Self {
+            mover,
+            to,
+            frozen: Some(frozen),
+            machine,
+            id,
+            app,
+            exchange,
+            decoder: Decoder::default(),
+            reason: None,
+        }
+    }
+
+    pub(super) async fn offer(
+        &mut self,
+        image: Bytes,
+        steering: Box<dyn Steering>,
+        report: &mut Report,
+    ) -> Decided {
+        let offering = Instant::now();
+        let mut steering = Some(steering);
+        let within = self.mover.options.prepared_within;
+        let id = self.id;
+        // A target that does not read stops the sending of a large image as well.
+        let mut event = match timeout(within, self.send(Message::Offer { id, image })).await {
+            Ok(Ok(())) => {
+                let left = within.saturating_sub(offering.elapsed());
+                self.receive(left, report).await
+            }
+            Ok(Err(event)) => event,
+            Err(_) => SourceEvent::Deadline,
+        };
+        if event == SourceEvent::Deadline {
+            self.reason = Some(Reason::TooLate(within));
+        }
+        loop {
+            match self.machine.handle(event) {
+                SourceAction::Confirm => {
+                    report.transfer_us = micros(offering).saturating_sub(report.rebuild_us);
+                    let steered = Instant::now();
+                    event = self.confirm(steering.take());
+                    report.steer_us = micros(steered);
+                }
+                SourceAction::Commit => {
+                    let committing = Instant::now();
+                    let decided = self.commit(report).await;
+                    report.commit_us = micros(committing);
+                    return decided;
+                }
+                SourceAction::Keep => return self.give_back(),
+                // Before COMMIT the machine answers with nothing else.
+                action => {
+                    debug!(?action, "no action before COMMIT");
+                    event = SourceEvent::LinkLost;
+                }
+            }
+        }
+    }
+
+    /// Reads the connection's numbers again and steers its packets.
+    fn confirm(&mut self, steering: Option<Box<dyn Steering>>) -> SourceEvent {
+        let (Some(frozen), Some(steering)) = (&mut self.frozen, steering) else {
+            return SourceEvent::NotConfirmed;
+        };
+        let confirmed = frozen
+            .confirm()
+            .map_err(Reason::from)
+            .and_then(|()| steering.steer(frozen).map_err(Reason::from))
+            // A packet can have passed the lock's beginning until now.
+            .and_then(|()| frozen.confirm().map_err(Reason::from));
+        match confirmed {
+            Ok(()) => SourceEvent::Confirmed,
+            Err(reason) => {
+                self.reason = Some(reason);
+                SourceEvent::NotConfirmed
+            }
+        }
+    }
+
+    /// Sends COMMIT, and again until it is answered or the time for asking is over.
+    async fn commit(&mut self, report: &mut Report) -> Decided {
+        let within = self.mover.options.answer_within;
+        let id = self.id;
+        let event = match self.send(Message::Commit { id }).await {
+            Ok(()) => self.receive(within, report).await,
+            Err(event) => event,
+        };
+        match self.decide(event) {
+            Some(decided) => decided,
+            None => self.ask().await,
+        }
+    }
+
+    pub(super) async fn ask(&mut self) -> Decided {
+        let options = &self.mover.options;
+        let until = Instant::now() + options.ask_for;
+        let mut pause = Duration::from_millis(10);
+        let mut unreported = Report::default();
+        while Instant::now() < until {
+            if let Some(frozen) = &mut self.frozen
+                && let Err(error) = frozen.renew(options.lease)
+            {
+                tracing::warn!("the lock of a connection in doubt was not prolonged: {error}");
+            }
+            self.decoder = Decoder::default();
+            let asked = match self.mover.open(self.to).await {
+                Ok(exchange) => {
+                    self.exchange = Some(exchange);
+                    let id = self.id;
+                    self.send(Message::Commit { id }).await
+                }
+                Err(error) => {
+                    debug!(%error, "asking again failed");
+                    Err(SourceEvent::LinkLost)
+                }
+            };
+            let event = match asked {
+                Ok(()) => self.receive(options.answer_within, &mut unreported).await,
+                Err(event) => event,
+            };
+            if let Some(decided) = self.decide(event) {
+                return decided;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+        match self.decide(SourceEvent::GiveUp) {
+            Some(decided) => decided,
+            None => Decided::Doubt,
+        }
+    }
+
+    /// `None` if the target has to be asked again.
+    fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
+        match self.machine.handle(event) {
+            SourceAction::Discard => Some(Decided::Moved),
+            SourceAction::Keep => Some(self.give_back()),
+            SourceAction::Doubt => Some(Decided::Doubt),
+            _ => None,
+        }
+    }
+
+    fn give_back(&mut self) -> Decided {
+        Decided::Keep(self.reason.take().unwrap_or(Reason::Closed))
+    }
+
+    pub(super) async fn finish(&mut self, decided: Decided) -> Ending {
+        // INVARIANT: `finish` is called once, at the end of each path.
+        let frozen = self.frozen.take().expect("a handover ends once");
+        match decided {
+            Decided::Moved => {
+                if let Err(error) = frozen.discard() {
+                    tracing::warn!("the moved connection was closed here, but {error}");
+                }
+                Ending::Moved
+            }
+            Decided::Keep(reason) => {
+                let ending = keep(frozen, self.app.take(), reason);
+                // Only now: the target unlocks, and answers packets that are still steered to it
+                // with RST. It notices the end of the exchange as well.
+                let id = self.id;
+                let within = self.mover.options.answer_within;
+                let _ = timeout(within, self.send(Message::Abort { id })).await;
+                ending
+            }
+            Decided::Doubt => Ending::InDoubt(Box::new(Doubt::new(
+                Open {
+                    frozen,
+                    machine: self.machine.clone(),
+                    id: self.id,
+                    app: self.app.take(),
+                },
+                self.mover,
+                self.to,
+            ))),
+        }
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), SourceEvent> {
+        let Some(exchange) = &mut self.exchange else {
+            return Err(SourceEvent::LinkLost);
+        };
+        let (first, second) = message.encode();
+        for frame in [Some(first), second].into_iter().flatten() {
+            if let Err(error) = exchange.send(frame).await {
+                self.reason = Some(error.into());
+                return Err(SourceEvent::LinkLost);
+            }
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self, within: Duration, report: &mut Report) -> SourceEvent {
+        let deadline = tokio::time::Instant::now() + within;
+        let Some(exchange) = &mut self.exchange else {
+            return SourceEvent::LinkLost;
+        };
+        loop {
+            let frame = match timeout_at(deadline, exchange.recv()).await {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Ok(None)) => {
+                    self.reason = Some(Reason::Closed);
+                    return SourceEvent::LinkLost;
+                }
+                Ok(Err(error)) => {
+                    self.reason = Some(error.into());
+                    return SourceEvent::LinkLost;
+                }
+                Err(_) => {
+                    self.reason = Some(Reason::TooLate(within));
+                    return SourceEvent::Deadline;
+                }
+            };
+            let message = match self.decoder.frame(frame) {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.reason = Some(error.into());
+                    return SourceEvent::LinkLost;
+                }
+            };
+            if message.id() != self.id {
+                self.reason = Some(Reason::Unexpected("a message of another handover"));
+                return SourceEvent::LinkLost;
+            }
+            // They answer COMMIT. Before it they are why the connection is kept, and after it no
+            // reason is asked for.
+            if matches!(message, Message::Active { .. } | Message::Unknown { .. }) {
+                self.reason = Some(Reason::Unexpected(message.name()));
+            }
+            return match message {
+                Message::Prepared { rebuild_us, .. } => {
+                    report.rebuild_us = rebuild_us.into();
+                    SourceEvent::Prepared
+                }
+                Message::Refused { reason, .. } => {
+                    self.reason = Some(Reason::Refused(reason));
+                    SourceEvent::Refused
+                }
+                Message::Active { activate_us, .. } => {
+                    report.activate_us = activate_us.into();
+                    SourceEvent::Active
+                }
+                Message::Aborted { reason, .. } => {
+                    self.reason = Some(Reason::Aborted(reason));
+                    SourceEvent::Aborted
+                }
+                Message::Unknown { .. } => SourceEvent::Unknown,
+                other
+                @ (Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
+                    self.reason = Some(Reason::Unexpected(other.name()));
+                    SourceEvent::LinkLost
+                }
+            };
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        // Only when the future is dropped half-way. Before COMMIT the frozen connection thaws by
+        // itself; after it that could make two owners.
+        if let Some(frozen) = self.frozen.take()
+            && self.machine.has_committed()
+        {
+            let _ = frozen.discard();
+        }
+    }
+}

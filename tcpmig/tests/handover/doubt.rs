@@ -1,0 +1,251 @@
+//! The link is lost after COMMIT: the source asks, and thaws only on the target's word.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tcpmig::driver::{Doubt, Ending, Options, Outcome};
+use tcpmig::handover::{HandoverId, Message};
+use tcpmig_format::FourTuple;
+use tcpmig_lock::{EntryKind, LockGuard, Locker};
+use tcpmig_sys::sockopt;
+
+use crate::support::{
+    Fake, Family, Here, Net, Running, Site, both_ways, end_of, expect, flow, kept_by, kernel_test,
+};
+
+/// What a fake target has when it has got COMMIT. The lock stands for the connection that
+/// it claims to have: without it the host would answer the peer with RST.
+struct Committed {
+    fake: Fake,
+    id: HandoverId,
+    lock: LockGuard,
+}
+
+async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committed {
+    let mut fake = Fake::new(here);
+    let mut talk = fake.exchange().await;
+    let (id, _) = talk.offer().await;
+    let lock = here.locker.lock(&[flow], Duration::from_secs(60)).unwrap();
+    talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
+    talk.commit(id).await;
+    fake.hang_up();
+    Committed { fake, id, lock }
+}
+
+/// As [`commit_and_hang_up`]; when the source asks again it gets this answer.
+async fn answer(
+    here: Rc<Here>,
+    flow: FourTuple,
+    answer: impl FnOnce(HandoverId) -> Message,
+) -> LockGuard {
+    let Committed { mut fake, id, lock } = commit_and_hang_up(&here, flow).await;
+    let mut talk = fake.exchange().await;
+    talk.commit(id).await;
+    talk.say(answer(id)).await;
+    talk.end().await;
+    lock
+}
+
+const SENT: &[u8] = b"is somebody there?";
+
+/// A connection whose COMMIT is not answered at once.
+struct Case {
+    net: Net,
+    a: Site,
+    b: Site,
+    peer: TcpStream,
+    server: Option<TcpStream>,
+    flow: FourTuple,
+}
+
+impl Case {
+    fn new() -> Self {
+        let net = Net::new();
+        let options = Options {
+            answer_within: Duration::from_millis(200),
+            ..Options::default()
+        };
+        Self::with(net, &options)
+    }
+
+    fn with(net: Net, options: &Options) -> Self {
+        let (a, b) = Site::pair(&net, options);
+        let (peer, server) = net.connect(Family::V4);
+        Self {
+            flow: flow(&server),
+            net,
+            a,
+            b,
+            peer,
+            server: Some(server),
+        }
+    }
+
+    fn move_out(&mut self) -> Running<Outcome> {
+        self.a.move_out(self.server.take().unwrap(), None)
+    }
+
+    /// Host A is silent: what the peer sends is not answered.
+    fn is_silent(&mut self) {
+        let (other, end) = self.net.connect(Family::V4);
+        let port = self.flow.local().port();
+        let heard = self.net.count_at_peer(&format!("tcp sport {port}"));
+        self.peer.write_all(SENT).unwrap();
+        // What was sent to the peer before this connection's packets would be there before them.
+        both_ways(&other, &end);
+        assert_eq!(heard.packets(), 0, "host A or B answered");
+        let waiting = sockopt::send_queue_len(self.peer.as_fd()).unwrap();
+        assert_eq!(waiting, SENT.len() as u32, "nothing is acknowledged");
+        let entries = self.a.entries(self.flow);
+        assert!(
+            matches!(&entries[..], [entry] if matches!(entry.kind, EntryKind::Redirect { .. })),
+            "{entries:?}"
+        );
+    }
+
+    /// It goes on at host A, where these octets of the peer have waited.
+    fn goes_on(&self, ending: Ending, lock: LockGuard, sent: &[u8], words: &[&str]) {
+        let ends = self.net.count_at_peer(&end_of(self.flow));
+        let (server, reason) = kept_by(ending);
+        lock.unlock().unwrap();
+        for word in words {
+            assert!(reason.contains(word), "no {word:?} in {reason:?}");
+        }
+        expect(&server, sent);
+        both_ways(&self.peer, &server);
+        assert_eq!(self.a.entries(self.flow), []);
+        assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+    }
+}
+
+fn doubt(outcome: Outcome) -> Doubt {
+    match outcome.ending {
+        Ending::InDoubt(doubt) => *doubt,
+        other => panic!("{other:?}"),
+    }
+}
+
+kernel_test!(a_target_that_says_active_when_asked_has_it, || {
+    let mut case = Case::new();
+    let flow = case.flow;
+    let target = case
+        .b
+        .begin(move |here| answer(here, flow, |id| Message::Active { id, activate_us: 1 }));
+    let outcome = case.move_out().wait();
+    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+    let _lock = target.wait();
+    case.is_silent();
+});
+
+kernel_test!(a_target_that_says_aborted_when_asked_gives_it_back, || {
+    let mut case = Case::new();
+    let flow = case.flow;
+    let target = case.b.begin(move |here| {
+        answer(here, flow, |id| Message::Aborted {
+            id,
+            reason: "for a test".to_owned(),
+        })
+    });
+    let outcome = case.move_out().wait();
+    let words = ["the target had given it up", "for a test"];
+    case.goes_on(outcome.ending, target.wait(), b"", &words);
+});
+
+kernel_test!(a_late_answer_is_asked_for_again, || {
+    let mut case = Case::new();
+    let flow = case.flow;
+    let target = case.b.begin(move |here| async move {
+        let Committed { mut fake, id, lock } = commit_and_hang_up(&here, flow).await;
+        // Nothing, then nonsense, then what does not fit, then the answer.
+        let mut silent = fake.exchange().await;
+        silent.commit(id).await;
+        let mut talk = fake.exchange().await;
+        talk.commit(id).await;
+        talk.say_octets(b"garbage"[..].into()).await;
+        let mut talk = fake.exchange().await;
+        talk.commit(id).await;
+        talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
+        let mut talk = fake.exchange().await;
+        talk.commit(id).await;
+        talk.say(Message::Active { id, activate_us: 1 }).await;
+        talk.end().await;
+        lock
+    });
+    let outcome = case.move_out().wait();
+    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+    let _lock = target.wait();
+    case.is_silent();
+});
+
+kernel_test!(a_target_that_forgot_leaves_it_in_doubt, || {
+    let mut case = Case::new();
+    let flow = case.flow;
+    let target = case
+        .b
+        .begin(move |here| answer(here, flow, |id| Message::Unknown { id }));
+    let doubt = doubt(case.move_out().wait());
+    let _lock = target.wait();
+    assert!(doubt.id().is_some());
+    case.is_silent();
+    // It ends here as silently as it stood.
+    drop(doubt);
+    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let (other, end) = case.net.connect(Family::V4);
+    both_ways(&other, &end);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+    assert_eq!(case.a.entries(case.flow).len(), 1, "silence outlives it");
+});
+
+kernel_test!(
+    a_target_that_is_gone_leaves_it_in_doubt_until_it_answers,
+    || {
+        let options = Options {
+            answer_within: Duration::from_millis(200),
+            ask_for: Duration::from_millis(300),
+            ..Options::default()
+        };
+        let mut case = Case::with(Net::new(), &options);
+        let flow = case.flow;
+        let target = case
+            .b
+            .begin(move |here| async move { commit_and_hang_up(&here, flow).await });
+        let first = doubt(case.move_out().wait());
+        let Committed { fake, id, lock } = target.wait();
+        assert_eq!(first.id(), Some(id));
+        case.is_silent();
+
+        // Still nobody there.
+        let asked = case.a.call(|_| first.ask());
+        let Ending::InDoubt(second) = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(second.id(), Some(id));
+
+        let target = case.b.begin(move |_| async move {
+            let mut fake = fake;
+            loop {
+                // A link on which the source has given up waiting brings nothing.
+                let mut talk = fake.exchange().await;
+                if talk.hear().await == Some(Message::Commit { id }) {
+                    let reason = "for a test".to_owned();
+                    talk.say(Message::Aborted { id, reason }).await;
+                    return talk.end().await;
+                }
+            }
+        });
+        let mut ending = case.a.call(|_| second.ask());
+        while let Ending::InDoubt(again) = ending {
+            ending = case.a.call(|_| again.ask());
+        }
+        target.wait();
+        case.goes_on(
+            ending,
+            lock,
+            SENT,
+            &["the target had given it up: for a test"],
+        );
+    }
+);

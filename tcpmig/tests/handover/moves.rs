@@ -1,0 +1,197 @@
+//! A connection moves while its peer sends and receives.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tcpmig::driver::{Arrived, Ending, Options};
+use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_lock::{Entry, EntryKind};
+
+use crate::support::{
+    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, numbered,
+};
+
+/// How far a server has come, which is its session: octets read and octets written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Session {
+    up: u64,
+    down: u64,
+}
+
+impl Session {
+    fn to_image(self) -> AppImage {
+        AppImage {
+            kind: "tests".to_owned(),
+            version: 7,
+            payload: Octets::from([self.up.to_be_bytes(), self.down.to_be_bytes()].concat()),
+        }
+    }
+
+    /// Reads some octets of what the peer sends, and writes some.
+    fn work(&mut self, mut stream: &TcpStream) {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        expect(stream, &numbered(self.up, 20_000));
+        self.up += 20_000;
+        let down = numbered(self.down, 90_000);
+        stream.write_all(&down).unwrap();
+        self.down += down.len() as u64;
+    }
+
+    /// Takes the connection on.
+    fn resume(self, arrived: Arrived) -> TcpStream {
+        assert_eq!(arrived.app, Some(self.to_image()));
+        let mut stream = TcpStream::from(arrived.socket);
+        stream.write_all(&arrived.unwritten).unwrap();
+        stream
+    }
+}
+
+/// Writes numbered octets until it is told to stop; how many.
+fn upload(mut peer: TcpStream, stop: &AtomicBool) -> u64 {
+    let mut written = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let octets = numbered(written, 4096);
+        peer.write_all(&octets)
+            .expect("the peer's connection lives");
+        written += octets.len() as u64;
+    }
+    written
+}
+
+/// Reads until the end of the stream and looks at every octet; how many.
+fn download(mut peer: TcpStream) -> u64 {
+    let mut read = 0;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = peer.read(&mut buffer).expect("the peer's connection lives");
+        if count == 0 {
+            return read;
+        }
+        assert!(buffer[..count] == numbered(read, count), "after {read}");
+        read += count as u64;
+    }
+}
+
+fn moves(family: Family, times: u32) {
+    let net = Net::new();
+    let options = Options {
+        settle: Duration::ZERO,
+        ..Options::default()
+    };
+    let (a, b) = Site::pair(&net, &options);
+    a.serve();
+    b.serve();
+    let (peer, mut server) = net.connect(family);
+    let flow = flow(&server);
+    let ends = net.count_at_peer(END);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let uploading = thread::spawn({
+        let (peer, stop) = (peer.try_clone().unwrap(), stop.clone());
+        move || upload(peer, &stop)
+    });
+    let downloading = thread::spawn({
+        let peer = peer.try_clone().unwrap();
+        move || download(peer)
+    });
+
+    let mut session = Session { up: 0, down: 0 };
+    for hop in 0..times {
+        session.work(&server);
+        let (from, to) = if hop % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let outcome = from.move_out(server, Some(session.to_image())).wait();
+        assert_eq!(outcome.flow, Some(flow));
+        assert!(
+            matches!(outcome.ending, Ending::Moved),
+            "move {hop}: {outcome:?}"
+        );
+        let arrived = to.arrival();
+        assert_eq!(arrived.flow, flow);
+        assert_eq!(arrived.from, if hop % 2 == 0 { "host-a" } else { "host-b" });
+        server = session.resume(arrived);
+        only_redirected(from, to, flow);
+    }
+    session.work(&server);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+
+    stop.store(true, Ordering::Relaxed);
+    // The peer's last octets wait for room until they are read here.
+    let mut last = server.try_clone().unwrap();
+    let rest = thread::spawn(move || {
+        let mut read = session.up;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = last.read(&mut buffer).unwrap();
+            if count == 0 {
+                return read;
+            }
+            assert!(buffer[..count] == numbered(read, count), "after {read}");
+            read += count as u64;
+        }
+    });
+    let uploaded = uploading.join().unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(rest.join().unwrap(), uploaded);
+    server.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(downloading.join().unwrap(), session.down);
+}
+
+/// Nothing is left of a move but the redirect at the host that it left.
+fn only_redirected(from: &Site, to: &Site, flow: FourTuple) {
+    assert_eq!(to.entries(flow), [], "at the target");
+    let entries = from.entries(flow);
+    assert!(
+        matches!(&entries[..], [Entry { kind: EntryKind::Redirect { device, .. }, .. }] if device == "eth0"),
+        "at the source: {entries:?}"
+    );
+}
+
+kernel_test!(
+    a_connection_moves_20_times_back_and_forth_with_data_both_ways,
+    || {
+        moves(Family::V4, 20);
+    }
+);
+
+kernel_test!(an_ipv6_connection_moves_20_times_back_and_forth, || {
+    moves(Family::V6, 20);
+});
+
+kernel_test!(an_ipv4_connection_of_a_dual_stack_socket_moves, || {
+    moves(Family::Mapped, 4);
+});
+
+kernel_test!(many_connections_move_at_once_over_one_link, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve();
+    let ends = net.count_at_peer(END);
+    let mut peers = Vec::new();
+    let mut moving = Vec::new();
+    for number in 0..20_u64 {
+        let (mut peer, server) = net.connect(Family::V4);
+        peer.write_all(&numbered(number, 100)).unwrap();
+        let flow = flow(&server);
+        peers.push((flow, number, peer));
+        moving.push(a.move_out(OwnedFd::from(server), None));
+    }
+    for outcome in moving {
+        assert!(matches!(outcome.wait().ending, Ending::Moved));
+    }
+    let arrived: Vec<Arrived> = peers.iter().map(|_| b.arrival()).collect();
+    let servers: Vec<(FourTuple, TcpStream)> = arrived
+        .into_iter()
+        .map(|arrived| (arrived.flow, arrived.socket.into()))
+        .collect();
+    for (flow, server) in &servers {
+        let (_, number, peer) = peers.iter().find(|peer| peer.0 == *flow).unwrap();
+        expect(server, &numbered(*number, 100));
+        both_ways(peer, server);
+    }
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+});

@@ -1,0 +1,152 @@
+//! The target vanishes, or talks nonsense, before COMMIT: the connection goes on where it is.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tcpmig::driver::Options;
+use tcpmig::handover::{HandoverId, Message};
+use tcpmig_format::AppImage;
+
+use crate::support::{END, Fake, Family, Here, Net, Site, both_ways, flow, kept, kernel_test};
+
+/// Moves a connection to a target that does this, and expects that it is kept for a reason with
+/// these words.
+fn kept_with<F>(words: &[&str], target: impl FnOnce(Rc<Here>) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    kept_with_session(0, words, target);
+}
+
+/// As [`kept_with`], with this many octets of session state.
+fn kept_with_session<F>(
+    octets: usize,
+    words: &[&str],
+    target: impl FnOnce(Rc<Here>) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let net = Net::new();
+    let options = Options {
+        prepared_within: Duration::from_millis(300),
+        ..Options::default()
+    };
+    let (a, b) = Site::pair(&net, &options);
+    let (peer, server) = net.connect(Family::V4);
+    let flow = flow(&server);
+    let ends = net.count_at_peer(END);
+    let target = b.begin(target);
+    let app = (octets > 0).then(|| AppImage {
+        kind: "tests".to_owned(),
+        version: 1,
+        payload: vec![1; octets].into(),
+    });
+    let (server, reason) = kept(a.move_out(server, app).wait());
+    for word in words {
+        assert!(reason.contains(word), "no {word:?} in {reason:?}");
+    }
+    both_ways(&peer, &server);
+    assert_eq!(a.entries(flow), [], "locked after: {reason}");
+    assert_eq!(b.entries(flow), []);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+    target.wait();
+}
+
+/// Answers OFFER with one message, and hears what is said about it: ABORT or the end.
+async fn answer(here: Rc<Here>, answer: impl FnOnce(HandoverId) -> Message) {
+    let mut fake = Fake::new(&here);
+    let mut talk = fake.exchange().await;
+    let (id, _) = talk.offer().await;
+    talk.say(answer(id)).await;
+    let heard = talk.hear().await;
+    assert!(
+        heard.is_none() || heard == Some(Message::Abort { id }),
+        "{heard:?}"
+    );
+}
+
+kernel_test!(the_link_breaks_after_offer, || {
+    kept_with(&["link to the target", "hung up"], |here| async move {
+        let mut fake = Fake::new(&here);
+        fake.exchange().await.offer().await;
+        fake.hang_up();
+    });
+});
+
+kernel_test!(the_exchange_ends_after_offer, || {
+    kept_with(&["link to the target", "gave up"], |here| async move {
+        let mut fake = Fake::new(&here);
+        let mut talk = fake.exchange().await;
+        talk.offer().await;
+        // Answers nothing, and leaves the link as it is.
+        drop(talk);
+        here.keep(fake);
+    });
+});
+
+kernel_test!(no_answer_comes, || {
+    kept_with(&["did not prepare it within 300ms"], |here| async move {
+        let mut fake = Fake::new(&here);
+        let mut talk = fake.exchange().await;
+        let (id, _) = talk.offer().await;
+        assert_eq!(talk.answer().await, Message::Abort { id });
+    });
+});
+
+kernel_test!(a_large_image_is_not_read, || {
+    let words = ["did not prepare it within 300ms"];
+    // More than a link holds that nobody reads from.
+    kept_with_session(20 << 20, &words, |here| async move {
+        let mut fake = Fake::new(&here);
+        let talk = fake.exchange().await;
+        here.keep((fake, talk));
+    });
+});
+
+kernel_test!(the_answer_is_no_message, || {
+    kept_with(&["does not follow the protocol"], |here| async move {
+        let mut fake = Fake::new(&here);
+        let mut talk = fake.exchange().await;
+        talk.offer().await;
+        talk.say_octets(b"garbage"[..].into()).await;
+        talk.end().await;
+    });
+});
+
+kernel_test!(the_answer_is_about_another_handover, || {
+    let words = ["does not follow the protocol", "another handover"];
+    kept_with(&words, |here| {
+        answer(here, |_| Message::Prepared {
+            id: HandoverId::from_octets([7; 16]),
+            rebuild_us: 1,
+        })
+    });
+});
+
+kernel_test!(the_answer_is_what_only_sources_say, || {
+    kept_with(&["does not follow the protocol", "COMMIT"], |here| {
+        answer(here, |id| Message::Commit { id })
+    });
+});
+
+kernel_test!(the_answer_is_active_before_commit, || {
+    kept_with(&["does not follow the protocol", "ACTIVE"], |here| {
+        answer(here, |id| Message::Active { id, activate_us: 1 })
+    });
+});
+
+kernel_test!(the_answer_is_unknown_before_commit, || {
+    kept_with(&["does not follow the protocol", "UNKNOWN"], |here| {
+        answer(here, |id| Message::Unknown { id })
+    });
+});
+
+kernel_test!(the_answer_is_refused, || {
+    kept_with(&["the target refused it: for a test"], |here| {
+        answer(here, |id| Message::Refused {
+            id,
+            reason: "for a test".to_owned(),
+        })
+    });
+});

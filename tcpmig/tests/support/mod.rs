@@ -1,0 +1,96 @@
+//! A peer and two hosts, and what the tests ask of them.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+mod net;
+mod site;
+mod talk;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+pub(crate) use net::{END, Family, Net, end_of, flow};
+pub(crate) use site::{Here, Keys, Running, Site, kept, kept_by};
+pub(crate) use talk::{Fake, Talk};
+
+/// How long anything may take that has to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until a condition holds.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "did not happen: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The octets of a stream of numbers, from this position on: each one tells its place.
+pub(crate) fn numbered(from: u64, len: usize) -> Vec<u8> {
+    (from..from + len as u64)
+        .map(|at| (at / 4 + 1).to_be_bytes()[4 + (at % 4) as usize])
+        .collect()
+}
+
+/// Reads exactly these octets.
+pub(crate) fn expect(mut stream: &TcpStream, octets: &[u8]) {
+    let mut got = vec![0; octets.len()];
+    stream.read_exact(&mut got).expect("the octets arrive");
+    let differs = got.iter().zip(octets).position(|(got, want)| got != want);
+    assert_eq!(differs, None, "the first octet that is not the one written");
+}
+
+/// Data goes both ways.
+pub(crate) fn both_ways(a: &TcpStream, b: &TcpStream) {
+    for stream in [a, b] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    for round in 0..4 {
+        for (mut from, to) in [(a, b), (b, a)] {
+            let sent = numbered(round * 1000, 1000);
+            from.write_all(&sent).expect("the connection takes octets");
+            expect(to, &sent);
+        }
+    }
+}
+
+/// A test that may make namespaces: an ordinary user's process runs it again in a
+/// user namespace of its own.
+macro_rules! kernel_test {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            if tcpmig_sys::netns::has_capabilities() {
+                let body: fn() = $body;
+                return body();
+            }
+            let path = concat!(module_path!(), "::", stringify!($name));
+            crate::support::again_in_a_user_namespace(crate::support::test_name(path));
+        }
+    };
+}
+pub(crate) use kernel_test;
+
+/// The name of a test as its program knows it: without that of the program.
+pub(crate) fn test_name(path: &str) -> &str {
+    path.split_once("::").map_or(path, |(_, name)| name)
+}
+
+/// Runs one test of this program as root of a new user namespace.
+pub(crate) fn again_in_a_user_namespace(test: &str) {
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .output()
+        .expect("unshare of util-linux is installed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{test} failed in a user namespace of its own ({})",
+        output.status
+    );
+}

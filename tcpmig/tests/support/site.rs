@@ -1,0 +1,310 @@
+//! A host at work: a thread in its namespace, with a runtime, an endpoint and a locker.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use tcpmig::driver::{Arrivals, Arrived, Destination, Ending, Mover, Options, Outcome, serve};
+use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
+use tcpmig_format::{AppImage, FourTuple};
+use tcpmig_lock::{Entry, Locker, Nftables};
+use tcpmig_sys::lab::Host;
+use tcpmig_sys::netns::Namespace;
+use tcpmig_transport::keys::Authority;
+use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
+use tokio::sync::{Mutex, mpsc as tasks};
+use tokio::task::{LocalSet, spawn_local};
+
+use super::PATIENCE;
+use super::net::{A, B, Net};
+
+/// The keys of both hosts.
+pub(crate) struct Keys(Authority);
+
+impl Keys {
+    pub(crate) fn new() -> Self {
+        Self(Authority::create("tests").unwrap())
+    }
+
+    /// Certificate, private key and authority of a host.
+    pub(crate) fn pem(&self, name: &str) -> [String; 3] {
+        let issued = self.0.issue(name).unwrap();
+        [
+            issued.cert_pem.clone(),
+            issued.key_pem.clone(),
+            self.0.ca_pem().to_owned(),
+        ]
+    }
+}
+
+/// An endpoint at `address` on the calling thread's host.
+pub(crate) fn endpoint(address: SocketAddr, [cert, key, ca]: &[String; 3]) -> Endpoint {
+    let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
+    let trust = Trust::from_pem(ca.as_bytes()).unwrap();
+    // A host that is not there is found out soon.
+    let limits = TransportLimits {
+        handshake: Duration::from_secs(2),
+        ..TransportLimits::default()
+    };
+    Endpoint::bind(address, &identity, &trust, limits).unwrap()
+}
+
+/// What a host's tasks work with.
+pub(crate) struct Here {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) locker: Arc<Nftables>,
+    pub(crate) options: Options,
+    other: SocketAddr,
+    other_name: &'static str,
+    arrivals: Mutex<Option<Arrivals>>,
+    kept: RefCell<Vec<Box<dyn Any>>>,
+}
+
+impl Here {
+    /// The other host, to which the packets are redirected.
+    pub(crate) fn other(&self) -> Destination {
+        let lease = self.options.redirect_lease;
+        let to = |address| Redirected::new(address, lease).unwrap();
+        let IpAddr::V4(v4) = self.other.ip() else {
+            panic!("the hosts know each other by IPv4");
+        };
+        let v6 = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, v4.octets()[3].into());
+        self.other_by(Arc::new(ByFamily {
+            v4: to(v4.into()),
+            v6: to(v6.into()),
+        }))
+    }
+
+    pub(crate) fn other_by(&self, steer: Arc<dyn Steer>) -> Destination {
+        Destination {
+            address: self.other,
+            name: self.other_name.to_owned(),
+            steer,
+        }
+    }
+
+    /// Lets something live as long as this host.
+    pub(crate) fn keep(&self, something: impl Any) {
+        self.kept.borrow_mut().push(Box::new(something));
+    }
+
+    pub(crate) fn mover(&self) -> Mover {
+        Mover::new(
+            self.endpoint.clone(),
+            self.locker.clone(),
+            self.options.clone(),
+        )
+    }
+}
+
+/// A redirect to the address of the flow's family.
+struct ByFamily {
+    v4: Redirected,
+    v6: Redirected,
+}
+
+impl Steer for ByFamily {
+    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        let to = if flow.is_ipv4() { &self.v4 } else { &self.v6 };
+        to.plan(flow)
+    }
+}
+
+type Task = Box<dyn FnOnce(Rc<Here>) + Send>;
+
+/// A host at work. It stops when this is dropped.
+pub(crate) struct Site {
+    tasks: Option<tasks::UnboundedSender<Task>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Something that a host does meanwhile.
+#[must_use = "it has to be waited for"]
+pub(crate) struct Running<T>(mpsc::Receiver<thread::Result<T>>);
+
+impl<T> Running<T> {
+    /// Waits for its end; a panic of it goes on here.
+    pub(crate) fn wait(self) -> T {
+        match self.0.recv_timeout(PATIENCE * 2) {
+            Ok(Ok(value)) => value,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => panic!("a host did not finish: {error}"),
+        }
+    }
+}
+
+impl Site {
+    /// Both hosts at work.
+    pub(crate) fn pair(net: &Net, options: &Options) -> (Self, Self) {
+        Self::pair_with(net, &Keys::new(), options)
+    }
+
+    pub(crate) fn pair_with(net: &Net, keys: &Keys, options: &Options) -> (Self, Self) {
+        let a = Self::of_a(net, keys, options);
+        let b = Self::start(&net.b, keys.pem("host-b"), B, A, "host-a", options);
+        (a, b)
+    }
+
+    pub(crate) fn of_a(net: &Net, keys: &Keys, options: &Options) -> Self {
+        Self::start(&net.a, keys.pem("host-a"), A, B, "host-b", options)
+    }
+
+    fn start(
+        host: &Host,
+        pem: [String; 3],
+        own: &str,
+        other: &str,
+        other_name: &'static str,
+        options: &Options,
+    ) -> Self {
+        let namespace = Namespace::open(&host.namespace().path()).unwrap();
+        let (sender, mut receiver) = tasks::unbounded_channel::<Task>();
+        let (own, other) = (own.parse().unwrap(), other.parse().unwrap());
+        let options = options.clone();
+        let work = move || {
+            namespace.enter_for_good().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let local = LocalSet::new();
+            local.block_on(&runtime, async move {
+                let locker = Arc::new(Nftables::new().unwrap());
+                locker.prepare().unwrap();
+                let here = Rc::new(Here {
+                    endpoint: endpoint(own, &pem),
+                    locker,
+                    options,
+                    other,
+                    other_name,
+                    arrivals: Mutex::default(),
+                    kept: RefCell::default(),
+                });
+                while let Some(task) = receiver.recv().await {
+                    task(here.clone());
+                }
+            });
+        };
+        let thread = thread::Builder::new().name(host.name().to_owned());
+        Self {
+            tasks: Some(sender),
+            thread: Some(thread.spawn(work).unwrap()),
+        }
+    }
+
+    /// Begins something on this host.
+    pub(crate) fn begin<T, F>(
+        &self,
+        work: impl FnOnce(Rc<Here>) -> F + Send + 'static,
+    ) -> Running<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let (sender, receiver) = mpsc::channel();
+        let task: Task = Box::new(move |here| {
+            let work = spawn_local(work(here));
+            spawn_local(async move {
+                let result = work.await.map_err(tokio::task::JoinError::into_panic);
+                // The test may have failed meanwhile.
+                let _ = sender.send(result);
+            });
+        });
+        let sent = self.tasks.as_ref().unwrap().send(task);
+        assert!(sent.is_ok(), "the host stopped working");
+        Running(receiver)
+    }
+
+    /// Does something on this host.
+    pub(crate) fn call<T, F>(&self, work: impl FnOnce(Rc<Here>) -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        self.begin(work).wait()
+    }
+
+    /// Takes connections in from now on.
+    pub(crate) fn serve(&self) {
+        self.call(|here| async move {
+            let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
+            let arrivals = serve(endpoint, locker, here.options.clone());
+            *here.arrivals.lock().await = Some(arrivals);
+        });
+    }
+
+    /// Takes no more connections in.
+    pub(crate) fn stop_serving(&self) {
+        self.call(|here| async move { *here.arrivals.lock().await = None });
+    }
+
+    /// The next connection that arrives.
+    pub(crate) fn arrival(&self) -> Arrived {
+        self.call(|here| async move {
+            let mut arrivals = here.arrivals.lock().await;
+            let arrivals = arrivals.as_mut().expect("the host serves");
+            let next = tokio::time::timeout(PATIENCE, arrivals.next()).await;
+            next.expect("a connection arrives").unwrap()
+        })
+    }
+
+    /// That no connection has arrived until now.
+    pub(crate) fn no_arrival(&self) {
+        self.call(|here| async move {
+            let mut arrivals = here.arrivals.lock().await;
+            let arrivals = arrivals.as_mut().expect("the host serves");
+            // Polls once: what has arrived is there at once.
+            let next = tokio::time::timeout(Duration::ZERO, arrivals.next()).await;
+            assert!(next.is_err(), "{next:?} arrived");
+        });
+    }
+
+    /// Moves a connection to the other host.
+    pub(crate) fn move_out(
+        &self,
+        socket: impl Into<OwnedFd>,
+        app: Option<AppImage>,
+    ) -> Running<Outcome> {
+        let socket = socket.into();
+        self.begin(|here| async move { here.mover().move_out(socket, app, &here.other()).await })
+    }
+
+    /// What is locked or redirected for this flow.
+    pub(crate) fn entries(&self, flow: FourTuple) -> Vec<Entry> {
+        self.call(move |here| async move {
+            let mut entries = here.locker.list().unwrap();
+            entries.retain(|entry| entry.flow == flow);
+            entries
+        })
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.tasks = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !thread::panicking()
+        {
+            panic!("a host's thread failed");
+        }
+    }
+}
+
+/// A connection that was kept: its socket, and why, for a person to read.
+pub(crate) fn kept(outcome: Outcome) -> (std::net::TcpStream, String) {
+    kept_by(outcome.ending)
+}
+
+pub(crate) fn kept_by(ending: Ending) -> (std::net::TcpStream, String) {
+    match ending {
+        Ending::Kept { socket, reason, .. } => (socket.into(), reason.to_string()),
+        other => panic!("not kept: {other:?}"),
+    }
+}

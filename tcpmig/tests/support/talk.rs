@@ -1,0 +1,119 @@
+//! The protocol spoken by hand.
+
+use bytes::Bytes;
+use tcpmig::handover::{Decoder, HandoverId, Message};
+use tcpmig_transport::{Endpoint, Exchange, Peer};
+use tokio::time::timeout;
+
+use super::PATIENCE;
+use super::site::Here;
+
+/// One exchange.
+pub(crate) struct Talk {
+    exchange: Exchange,
+    decoder: Decoder,
+}
+
+impl Talk {
+    fn new(exchange: Exchange) -> Self {
+        Self {
+            exchange,
+            decoder: Decoder::default(),
+        }
+    }
+
+    /// A source's exchange with the other host.
+    pub(crate) async fn with_other(here: &Here) -> Self {
+        let to = here.other();
+        let peer = here.endpoint.connect(to.address, &to.name).await.unwrap();
+        Self::new(peer.open().await.unwrap())
+    }
+
+    pub(crate) async fn say(&mut self, message: Message) {
+        let (first, second) = message.encode();
+        for frame in [Some(first), second].into_iter().flatten() {
+            self.say_octets(frame).await;
+        }
+    }
+
+    pub(crate) async fn say_octets(&mut self, frame: Bytes) {
+        self.exchange.send(frame).await.unwrap();
+    }
+
+    /// The next message; `None` if the exchange ends, in whatever way.
+    pub(crate) async fn hear(&mut self) -> Option<Message> {
+        loop {
+            let frame = timeout(PATIENCE, self.exchange.recv()).await;
+            let frame = frame.expect("the other side says something").ok()??;
+            if let Some(message) = self.decoder.frame(frame).unwrap() {
+                return Some(message);
+            }
+        }
+    }
+
+    /// The message that is expected to come, and is not the exchange's end.
+    pub(crate) async fn answer(&mut self) -> Message {
+        self.hear().await.expect("an answer")
+    }
+
+    pub(crate) async fn ask(&mut self, message: Message) -> Message {
+        self.say(message).await;
+        self.answer().await
+    }
+
+    /// OFFER: its identifier and its image.
+    pub(crate) async fn offer(&mut self) -> (HandoverId, Bytes) {
+        match self.answer().await {
+            Message::Offer { id, image } => (id, image),
+            other => panic!("{other:?} instead of OFFER"),
+        }
+    }
+
+    pub(crate) async fn commit(&mut self, id: HandoverId) {
+        assert_eq!(self.answer().await, Message::Commit { id });
+    }
+
+    /// Waits for the end of the exchange, whatever is said before it.
+    pub(crate) async fn end(mut self) {
+        while self.hear().await.is_some() {}
+    }
+}
+
+/// A target that does not do what targets do.
+pub(crate) struct Fake {
+    endpoint: Endpoint,
+    peer: Option<Peer>,
+}
+
+impl Fake {
+    pub(crate) fn new(here: &Here) -> Self {
+        Self {
+            endpoint: here.endpoint.clone(),
+            peer: None,
+        }
+    }
+
+    /// The next exchange, over the link that is there or a new one.
+    pub(crate) async fn exchange(&mut self) -> Talk {
+        loop {
+            match &self.peer {
+                Some(peer) => match timeout(PATIENCE, peer.accept()).await.expect("an exchange") {
+                    Some(Ok(exchange)) => return Talk::new(exchange),
+                    Some(Err(_)) | None => self.peer = None,
+                },
+                None => {
+                    let peer = timeout(PATIENCE, self.endpoint.accept()).await;
+                    // A host that gave up waiting before is an error here.
+                    self.peer = peer.expect("a link").unwrap().ok();
+                }
+            }
+        }
+    }
+
+    /// Breaks the link: exchanges over it end.
+    pub(crate) fn hang_up(&mut self) {
+        if let Some(peer) = self.peer.take() {
+            peer.close("hung up");
+        }
+    }
+}
