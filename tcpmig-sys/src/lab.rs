@@ -203,17 +203,23 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
         return body();
     }
     let program = std::env::current_exe();
-    let status = program.and_then(|program| {
+    let output = program.and_then(|program| {
         Command::new("unshare")
             .args(["--user", "--map-root-user", "--net", "--"])
             .arg(program)
             .args(["--exact", test, "--nocapture"])
-            .status()
+            .output()
     });
-    match status {
-        Ok(status) => assert!(status.success(), "{test} in a user namespace: {status}"),
-        Err(error) => panic!("{test}: unshare of util-linux: {error}"),
-    }
+    let output = output.unwrap_or_else(|error| panic!("{test}: unshare of util-linux: {error}"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    // A name that matches no test would succeed as well.
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{test} in a user namespace: {}",
+        output.status
+    );
 }
 
 fn ip(namespace: &Namespace, lines: &str) -> Result<()> {
