@@ -1,0 +1,151 @@
+//! The peer's side: the traffic, and when it got on.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::app::{App, ROUND, Traffic, pattern};
+
+/// A span of time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) begin: Instant,
+    pub(crate) end: Instant,
+}
+
+/// One step of the traffic: from when to when, and how many octets.
+struct Step {
+    begin: Instant,
+    end: Instant,
+    octets: u64,
+}
+
+pub(crate) struct Meter {
+    steps: Arc<Mutex<Vec<Step>>>,
+    stop: Arc<AtomicBool>,
+    peer: TcpStream,
+    thread: JoinHandle<()>,
+}
+
+impl Meter {
+    pub(crate) fn start(traffic: Traffic, peer: TcpStream) -> Self {
+        peer.set_nodelay(true).unwrap();
+        let steps = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (steps, stop) = (steps.clone(), stop.clone());
+            let mut stream = peer.try_clone().unwrap();
+            move || {
+                let mut traffic = Peer::new(traffic);
+                while !stop.load(Ordering::Relaxed) {
+                    traffic.rest();
+                    let begin = Instant::now();
+                    let octets = traffic.step(&mut stream);
+                    let end = Instant::now();
+                    steps.lock().unwrap().push(Step { begin, end, octets });
+                    if octets == 0 {
+                        return;
+                    }
+                }
+            }
+        });
+        Self {
+            steps,
+            stop,
+            peer,
+            thread,
+        }
+    }
+
+    /// The longest step that was under way in the window.
+    pub(crate) fn longest_pause(&self, window: Window) -> Duration {
+        let steps = self.steps.lock().unwrap();
+        let touching = steps
+            .iter()
+            .filter(|step| step.end >= window.begin && step.begin <= window.end);
+        touching
+            .map(|step| step.end - step.begin)
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// Octets of the steps that ended in the window.
+    pub(crate) fn octets(&self, window: Window) -> u64 {
+        let steps = self.steps.lock().unwrap();
+        let within = steps
+            .iter()
+            .filter(|step| step.end >= window.begin && step.end <= window.end);
+        within.map(|step| step.octets).sum()
+    }
+
+    /// Ends the traffic and the connection; what the peer had to send again.
+    pub(crate) fn stop(self, app: App) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        let retransmissions = tcpmig_sys::info::info(self.peer.as_fd())
+            .unwrap()
+            .total_retrans;
+        // Wakes a step that waits.
+        let _ = self.peer.shutdown(Shutdown::Both);
+        self.thread.join().unwrap();
+        drop(app.stop());
+        retransmissions
+    }
+}
+
+struct Peer {
+    traffic: Traffic,
+    position: u64,
+    pattern: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Peer {
+    fn new(traffic: Traffic) -> Self {
+        Self {
+            traffic,
+            position: 0,
+            pattern: pattern(),
+            buffer: vec![0; 1 << 16],
+        }
+    }
+
+    /// Between two steps.
+    fn rest(&self) {
+        if self.traffic == Traffic::Idle {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// One step; how many octets it moved, 0 at the end.
+    fn step(&mut self, stream: &mut TcpStream) -> u64 {
+        let moved = match self.traffic {
+            Traffic::Requests | Traffic::Idle => request(stream),
+            Traffic::Upload | Traffic::SlowUpload => {
+                let at = (self.position % ROUND) as usize;
+                // Small steps: how long one takes is how long the connection took nothing.
+                stream.write(&self.pattern[at..at + 16384])
+            }
+            Traffic::Download => stream.read(&mut self.buffer),
+        };
+        let moved = moved.unwrap_or(0);
+        if self.traffic == Traffic::Download {
+            let at = (self.position % ROUND) as usize;
+            let whole = moved.min(ROUND as usize);
+            assert!(
+                self.buffer[..whole] == self.pattern[at..at + whole],
+                "other octets"
+            );
+        }
+        self.position += moved as u64;
+        moved as u64
+    }
+}
+
+fn request(stream: &mut TcpStream) -> std::io::Result<usize> {
+    stream.write_all(b"?")?;
+    stream.read(&mut [0; 1])
+}
