@@ -4,7 +4,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tcpmig::driver::Options;
+use tcpmig::driver::{Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig_format::AppImage;
 
@@ -42,7 +42,12 @@ fn kept_with_session<F>(
         version: 1,
         payload: vec![1; octets].into(),
     });
-    let (server, reason) = kept(a.move_out(server, app).wait());
+    let outcome = a.move_out(server, app.clone()).wait();
+    assert!(
+        matches!(&outcome.ending, Ending::Kept { app: back, .. } if *back == app),
+        "the session comes back as it was given: {outcome:?}"
+    );
+    let (server, reason) = kept(outcome);
     for word in words {
         assert!(reason.contains(word), "no {word:?} in {reason:?}");
     }

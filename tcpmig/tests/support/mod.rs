@@ -1,5 +1,9 @@
 //! A peer and two hosts, and what the tests ask of them.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses its own part"
+)]
 
 mod net;
 mod site;
@@ -10,8 +14,8 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) use net::{END, Family, Net, end_of, flow};
-pub(crate) use site::{Here, Keys, Running, Site, kept, kept_by};
+pub(crate) use net::{END, Family, Net, end_of, flow, nft};
+pub(crate) use site::{Here, Keys, Running, Site, endpoint, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
 
 /// How long anything may take that has to happen.

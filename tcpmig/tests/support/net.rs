@@ -97,6 +97,22 @@ impl Net {
         (peer, server)
     }
 
+    /// Makes the peer send what it sends to the service to host B.
+    pub(crate) fn point_peer_at_b(&self) {
+        let mut command = self.b.command("ip").unwrap();
+        let output = command.args(["-o", "link", "show", "eth0"]).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let mac = text
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether")
+            .nth(1)
+            .expect("eth0 has a hardware address");
+        for address in SERVICE {
+            let line = format!("neigh replace {address} lladdr {mac} dev eth0");
+            self.peer.ip(&line).unwrap();
+        }
+    }
+
     /// Counts what the peer gets from now on and matches (an expression of nftables).
     pub(crate) fn count_at_peer(&self, matching: &str) -> Counter<'_> {
         nft(
