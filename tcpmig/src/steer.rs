@@ -92,6 +92,13 @@ struct Planned {
 
 impl Steer for Redirected {
     fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        if self.target.is_ipv4() != flow.is_ipv4() {
+            return Err(LockError::HopFamily {
+                flow,
+                hop: self.target,
+            }
+            .into());
+        }
         let hop = self.routes.next_hop(self.target, flow.remote().ip())?;
         Ok(Box::new(Planned {
             hop,

@@ -7,7 +7,6 @@
 mod app;
 mod meter;
 #[path = "../../tests/support/mod.rs"]
-#[allow(unused_imports, unused_macros, reason = "the tests use the rest of it")]
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! The peer's side: the traffic, and when it got on.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
@@ -34,15 +35,19 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn start(traffic: Traffic, peer: TcpStream) -> Self {
         peer.set_nodelay(true).unwrap();
+        // Writable again as soon as little is left to send, not when a third of the buffer is free.
+        tcpmig_sys::sockopt::set_not_sent_low_water(peer.as_fd(), 16384).unwrap();
         let steps = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let (steps, stop) = (steps.clone(), stop.clone());
             let mut stream = peer.try_clone().unwrap();
             move || {
-                let mut traffic = Peer::new(traffic);
+                if !traffic.is_bulk() {
+                    return ask(traffic, &mut stream, &steps, &stop);
+                }
+                let mut traffic = Bulk::new(traffic);
                 while !stop.load(Ordering::Relaxed) {
-                    traffic.rest();
                     let begin = Instant::now();
                     let octets = traffic.step(&mut stream);
                     let end = Instant::now();
@@ -96,14 +101,49 @@ impl Meter {
     }
 }
 
-struct Peer {
+/// Asks at a steady rate, whether or not the last question was answered: so that some are asked
+/// while the connection stands still. A step is a question and its answer.
+fn ask(traffic: Traffic, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop: &AtomicBool) {
+    let every = match traffic {
+        Traffic::Idle => Duration::from_millis(50),
+        _ => Duration::from_micros(200),
+    };
+    stream.set_nonblocking(true).unwrap();
+    let mut asked = VecDeque::new();
+    let mut answers = [0; 4096];
+    while !stop.load(Ordering::Relaxed) {
+        if stream.write_all(b"?").is_err() {
+            return;
+        }
+        asked.push_back(Instant::now());
+        let next = Instant::now() + every;
+        while Instant::now() < next {
+            let count = match stream.read(&mut answers) {
+                Ok(0) => return,
+                Ok(count) => count,
+                Err(_) => {
+                    thread::sleep(Duration::from_micros(20));
+                    continue;
+                }
+            };
+            let end = Instant::now();
+            let mut steps = steps.lock().unwrap();
+            for begin in asked.drain(..count) {
+                let octets = 1;
+                steps.push(Step { begin, end, octets });
+            }
+        }
+    }
+}
+
+struct Bulk {
     traffic: Traffic,
     position: u64,
     pattern: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-impl Peer {
+impl Bulk {
     fn new(traffic: Traffic) -> Self {
         Self {
             traffic,
@@ -113,27 +153,17 @@ impl Peer {
         }
     }
 
-    /// Between two steps.
-    fn rest(&self) {
-        if self.traffic == Traffic::Idle {
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
     /// One step; how many octets it moved, 0 at the end.
     fn step(&mut self, stream: &mut TcpStream) -> u64 {
-        let moved = match self.traffic {
-            Traffic::Requests | Traffic::Idle => request(stream),
-            Traffic::Upload | Traffic::SlowUpload => {
-                let at = (self.position % ROUND) as usize;
-                // Small steps: how long one takes is how long the connection took nothing.
-                stream.write(&self.pattern[at..at + 16384])
-            }
-            Traffic::Download => stream.read(&mut self.buffer),
+        let at = (self.position % ROUND) as usize;
+        let moved = if self.traffic == Traffic::Download {
+            stream.read(&mut self.buffer)
+        } else {
+            // Small steps: how long one takes is how long the connection took nothing.
+            stream.write(&self.pattern[at..at + 4096])
         };
         let moved = moved.unwrap_or(0);
         if self.traffic == Traffic::Download {
-            let at = (self.position % ROUND) as usize;
             let whole = moved.min(ROUND as usize);
             assert!(
                 self.buffer[..whole] == self.pattern[at..at + whole],
@@ -143,9 +173,4 @@ impl Peer {
         self.position += moved as u64;
         moved as u64
     }
-}
-
-fn request(stream: &mut TcpStream) -> std::io::Result<usize> {
-    stream.write_all(b"?")?;
-    stream.read(&mut [0; 1])
 }

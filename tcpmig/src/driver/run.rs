@@ -142,26 +142,27 @@ impl<'a> Run<'a> {
 
     pub(super) async fn ask(&mut self) -> Decided {
         let options = &self.mover.options;
-        let until = Instant::now() + options.ask_for;
+        let until = tokio::time::Instant::now() + options.ask_for;
         let mut pause = Duration::from_millis(10);
         let mut unreported = Report::default();
-        while Instant::now() < until {
+        while tokio::time::Instant::now() < until {
             if let Some(frozen) = &mut self.frozen
                 && let Err(error) = frozen.renew(options.lease)
             {
                 tracing::warn!("the lock of a connection in doubt was not prolonged: {error}");
             }
             self.decoder = Decoder::default();
-            let asked = match self.mover.open(self.to).await {
-                Ok(exchange) => {
+            let asked = match timeout_at(until, self.mover.open(self.to)).await {
+                Ok(Ok(exchange)) => {
                     self.exchange = Some(exchange);
                     let id = self.id;
                     self.send(Message::Commit { id }).await
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     debug!(%error, "asking again failed");
                     Err(SourceEvent::LinkLost)
                 }
+                Err(_) => Err(SourceEvent::Deadline),
             };
             let event = match asked {
                 Ok(()) => self.receive(options.answer_within, &mut unreported).await,

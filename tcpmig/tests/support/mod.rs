@@ -2,6 +2,7 @@
 #![allow(
     dead_code,
     unused_imports,
+    unused_macros,
     reason = "each test program uses its own part"
 )]
 
@@ -11,7 +12,6 @@ mod talk;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 pub(crate) use net::{END, Family, Net, end_of, flow, nft};
@@ -59,18 +59,13 @@ pub(crate) fn both_ways(a: &TcpStream, b: &TcpStream) {
     }
 }
 
-/// A test that may make namespaces: an ordinary user's process runs it again in a
-/// user namespace of its own.
+/// A test that makes networks.
 macro_rules! kernel_test {
     ($name:ident, $body:expr) => {
         #[test]
         fn $name() {
-            if tcpmig_sys::netns::has_capabilities() {
-                let body: fn() = $body;
-                return body();
-            }
             let path = concat!(module_path!(), "::", stringify!($name));
-            crate::support::again_in_a_user_namespace(crate::support::test_name(path));
+            tcpmig_sys::lab::isolated(crate::support::test_name(path), $body);
         }
     };
 }
@@ -79,22 +74,4 @@ pub(crate) use kernel_test;
 /// The name of a test as its program knows it: without that of the program.
 pub(crate) fn test_name(path: &str) -> &str {
     path.split_once("::").map_or(path, |(_, name)| name)
-}
-
-/// Runs one test of this program as root of a new user namespace.
-pub(crate) fn again_in_a_user_namespace(test: &str) {
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .output()
-        .expect("unshare of util-linux is installed");
-    let said = String::from_utf8_lossy(&output.stdout);
-    print!("{said}");
-    eprint!("{}", String::from_utf8_lossy(&output.stderr));
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{test} failed in a user namespace of its own ({})",
-        output.status
-    );
 }
