@@ -48,6 +48,28 @@ pub enum Error {
     /// The connection cannot be moved; it was left as it was.
     #[error("the connection cannot be moved: {0}")]
     NotMigratable(#[from] NotMigratable),
+    /// A segment that stands for one of the peer did not reach the socket.
+    #[error(
+        "the peer's {segment} was injected to lead the connection to {asked}, and its state is {got} still: the lock must let packets with the firewall mark {mark:#x} pass, and the packet filter of this host packets of the peer that come in on lo"
+    )]
+    NotDelivered {
+        /// Which segment.
+        segment: &'static str,
+        /// The state that it leads to.
+        asked: crate::info::State,
+        /// The state read back.
+        got: crate::info::State,
+        /// Its firewall mark.
+        mark: u32,
+    },
+    /// A segment could not be injected because this host does not have its destination.
+    #[error(
+        "{address} is not on this host: a connection that the peer has closed, or whose closing it has acknowledged, can be restored only where its address is"
+    )]
+    NotLocal {
+        /// The connection's local address.
+        address: std::net::IpAddr,
+    },
     /// What was read back differs from what was set.
     #[error("{what} is {got} after the rebuild instead of {asked}")]
     NotAsAsked {
@@ -74,8 +96,10 @@ pub enum NotMigratable {
     /// A listener carries no connection.
     #[error("the socket is listening, not connected")]
     Listening,
-    /// Only established connections are supported.
-    #[error("its state is {0}, only ESTABLISHED is supported")]
+    /// There is no connection yet or any more.
+    #[error(
+        "its state is {0}: only ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK and CLOSING can be moved"
+    )]
     State(crate::info::State),
     /// Urgent data waits to be read: its mark would be lost.
     #[error("urgent data waits to be read")]

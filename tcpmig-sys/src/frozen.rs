@@ -31,20 +31,22 @@ pub struct FrozenSocket {
     reuse_addr: i32,
 }
 
-/// The numbers that show whether a frozen connection moved on.
+/// The numbers that show whether a frozen connection moved on, as the kernel has them: a FIN counts one
+/// like an octet, ours in `write_seq` and, once acknowledged, in `snd_una`, the peer's in `rcv_nxt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
     /// The state.
     pub state: State,
     /// Oldest octet that the peer has not acknowledged.
     pub snd_una: u32,
-    /// End of what the application wrote.
+    /// End of what the application wrote, and of the FIN behind it.
     pub write_seq: u32,
     /// Next octet expected from the peer.
     pub rcv_nxt: u32,
 }
 
-/// What a frozen connection holds; sequence numbers as on the wire.
+/// What a frozen connection holds; sequence numbers as on the wire. The queues hold octets only: a FIN is
+/// told by the state.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Where the connection stands.
@@ -53,7 +55,7 @@ pub struct Snapshot {
     pub send_queue: Vec<u8>,
     /// How many octets at the end of `send_queue` were never sent.
     pub unsent: usize,
-    /// Everything received and not read, up to `rcv_nxt`.
+    /// Everything received and not read, up to `rcv_nxt` or the FIN before it.
     pub receive_queue: Vec<u8>,
     /// The windows.
     pub window: RepairWindow,
@@ -90,7 +92,8 @@ pub struct FreezeError {
     pub error: Error,
 }
 
-/// Refuses what is no plain, established TCP connection, without touching it.
+/// Refuses what is no plain TCP connection, or is in a state that cannot be moved
+/// ([`State::is_movable`]), without touching it.
 ///
 /// # Errors
 ///
@@ -106,7 +109,7 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
         Err(error) => return Err(error),
     }
     match info(fd)?.state {
-        State::Established => {}
+        state if state.is_movable() => {}
         State::Listen => return Err(NotMigratable::Listening.into()),
         state => return Err(NotMigratable::State(state).into()),
     }
@@ -146,7 +149,7 @@ pub fn addresses(fd: BorrowedFd<'_>) -> Result<(SocketAddr, SocketAddr)> {
 }
 
 impl FrozenSocket {
-    /// Puts an established connection under repair.
+    /// Puts a connection under repair.
     ///
     /// Lock its packets first. Needs `CAP_NET_ADMIN` in the user namespace that
     /// owns the socket's network namespace, and Linux 4.19.
@@ -191,13 +194,13 @@ impl FrozenSocket {
     ///
     /// # Errors
     ///
-    /// [`Error::NotMigratable`] if urgent data waits or the state is no longer ESTABLISHED,
+    /// [`Error::NotMigratable`] if urgent data waits or the state has become one that cannot be moved,
     /// [`Error::Call`] otherwise; the connection stays frozen.
     pub fn read(&self) -> Result<Snapshot> {
         let fd = self.as_fd();
         loop {
             let before = marks(fd)?;
-            if before.state != State::Established {
+            if !before.state.is_movable() {
                 return Err(NotMigratable::State(before.state).into());
             }
             refuse_urgent(fd)?;
@@ -206,9 +209,12 @@ impl FrozenSocket {
             let readable = sockopt::receive_queue_len(fd)? as usize;
             let receive_queue = queue::read(fd, "recv(receive queue)", readable)?;
             sockopt::set_repair_queue(fd, Queue::Send)?;
-            let unacknowledged = before.write_seq.wrapping_sub(before.snd_una) as usize;
-            let send_queue = queue::read(fd, "recv(send queue)", unacknowledged)?;
-            let unsent = sockopt::unsent_len(fd)? as usize;
+            // The one place where lengths lose their FIN: it comes last, so what is unsent includes it.
+            let fin = u32::from(before.state.fin_unacknowledged());
+            let unacknowledged = before.write_seq.wrapping_sub(before.snd_una);
+            let octets = unacknowledged.saturating_sub(fin) as usize;
+            let send_queue = queue::read(fd, "recv(send queue)", octets)?;
+            let unsent = sockopt::unsent_len(fd)?.saturating_sub(fin) as usize;
             sockopt::set_repair_queue(fd, Queue::None)?;
             let window = sockopt::repair_window(fd)?;
             let info = info(fd)?;
@@ -282,7 +288,7 @@ impl FrozenSocket {
     }
 }
 
-fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
+pub(crate) fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
     let state = info(fd)?.state;
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let rcv_nxt = sockopt::queue_sequence(fd)?;

@@ -46,6 +46,24 @@ impl State {
             _ => return None,
         })
     }
+
+    /// Whether a connection in this state can be read and rebuilt: both ends know each other, and a
+    /// socket is left.
+    #[must_use]
+    pub fn is_movable(self) -> bool {
+        use State::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
+        matches!(
+            self,
+            Established | FinWait1 | FinWait2 | CloseWait | LastAck | Closing
+        )
+    }
+
+    /// Whether this end has sent, or is about to send, a FIN that the peer has not acknowledged. It counts
+    /// one in `write_seq`, `SIOCOUTQ` and, until it is sent, `SIOCOUTQNSD`.
+    #[must_use]
+    pub fn fin_unacknowledged(self) -> bool {
+        matches!(self, Self::FinWait1 | Self::LastAck | Self::Closing)
+    }
 }
 
 impl fmt::Display for State {

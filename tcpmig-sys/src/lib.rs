@@ -29,12 +29,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod closing;
 pub mod descriptors;
 mod error;
 pub mod exec;
 pub mod flags;
 pub mod frozen;
 pub mod info;
+mod inject;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod netns;

@@ -3,8 +3,8 @@
 //! The order is the kernel's and the types hold to it: [`ClosedSocket`] is a
 //! socket under repair whose options still decide binding and routing,
 //! [`BoundSocket`] has its local end, and [`RestoringSocket`] is connected and takes
-//! queues and windows until [`RestoringSocket::activate`]. Dropping any of them closes
-//! it without a packet.
+//! queues, the FINs of either end ([`RestoringSocket::reach`]) and windows until
+//! [`RestoringSocket::activate`]. Dropping any of them closes it without a packet.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::error::{Error, Result};
-use crate::info::{State, info};
+use crate::frozen::{self, Marks};
+use crate::info::info;
+use crate::inject::Injector;
 use crate::queue;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
@@ -37,9 +39,9 @@ pub struct BoundSocket(Socket);
 /// A rebuilt connection under repair.
 #[must_use = "dropping discards the connection without a packet"]
 pub struct RestoringSocket {
-    socket: Socket,
-    /// Where the sequence numbers began.
-    snd_una: u32,
+    pub(crate) socket: Socket,
+    /// For a connection that is not ESTABLISHED any more.
+    pub(crate) injector: Option<Injector>,
 }
 
 /// Where the queues of a rebuilt connection begin.
@@ -113,7 +115,7 @@ impl BoundSocket {
         sockopt::set_max_segment(fd, 0)?;
         Ok(RestoringSocket {
             socket: self.0,
-            snd_una: start.snd_una,
+            injector: None,
         })
     }
 }
@@ -203,30 +205,26 @@ impl RestoringSocket {
 
     /// Reads the connection back and compares it with what was asked for.
     ///
+    /// The marks are the kernel's numbers: `write_seq` and `rcv_nxt` count a FIN that was sent or received.
+    ///
     /// # Errors
     ///
     /// [`Error::NotAsAsked`] with the first value that differs.
-    pub fn verify(&self, snd_nxt: u32, rcv_nxt: u32, negotiated: &Negotiated) -> Result<()> {
+    pub fn verify(&self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
         let info = info(fd)?;
-        if info.state != State::Established {
-            return Err(differs("the state", State::Established, info.state));
+        let got = frozen::marks(fd)?;
+        if got.state != asked.state {
+            return Err(differs("the state", asked.state, got.state));
         }
-        sockopt::set_repair_queue(fd, Queue::Receive)?;
-        let got_rcv_nxt = sockopt::queue_sequence(fd)?;
-        sockopt::set_repair_queue(fd, Queue::Send)?;
-        let got_snd_nxt = sockopt::queue_sequence(fd)?;
-        sockopt::set_repair_queue(fd, Queue::None)?;
-        if got_rcv_nxt != rcv_nxt {
-            return Err(differs("rcv_nxt", rcv_nxt, got_rcv_nxt));
-        }
-        if got_snd_nxt != snd_nxt {
-            return Err(differs("snd_nxt", snd_nxt, got_snd_nxt));
-        }
-        let unacknowledged = sockopt::send_queue_len(fd)?;
-        if snd_nxt.wrapping_sub(unacknowledged) != self.snd_una {
-            let got = snd_nxt.wrapping_sub(unacknowledged);
-            return Err(differs("snd_una", self.snd_una, got));
+        for (what, asked, got) in [
+            ("rcv_nxt", asked.rcv_nxt, got.rcv_nxt),
+            ("write_seq", asked.write_seq, got.write_seq),
+            ("snd_una", asked.snd_una, got.snd_una),
+        ] {
+            if asked != got {
+                return Err(differs(what, asked, got));
+            }
         }
         if info.window_scale != negotiated.window_scale {
             let (asked, got) = (negotiated.window_scale, info.window_scale);
@@ -252,14 +250,19 @@ impl RestoringSocket {
     /// Ends repair: the connection lives here.
     ///
     /// Unlock its packets first. A probe leaves, which the peer answers with its
-    /// acknowledgement and window. `SO_REUSEADDR` becomes `reuse_addr`, which repair
+    /// acknowledgement and window; after [`RestoringSocket::reach`] what was unsent is sent, and a
+    /// FIN that counted as sent once more. `SO_REUSEADDR` becomes `reuse_addr`, which repair
     /// would otherwise clear.
     ///
     /// # Errors
     ///
     /// [`Error::Call`]; the connection is then discarded without a packet.
     pub fn activate(self, reuse_addr: bool) -> Result<OwnedFd> {
+        let wake = self.injector.as_ref().map(|_| self.wake()).transpose()?;
         sockopt::set_repair(self.as_fd(), Repair::Off)?;
+        if let (Some(wake), Some(injector)) = (wake, &self.injector) {
+            wake.run(self.as_fd(), injector);
+        }
         // The connection lives from here on: an option that could not be set must not end it.
         let _ = sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr));
         Ok(self.socket.into())
@@ -294,7 +297,7 @@ fn grow(
     }
 }
 
-fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
+pub(crate) fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
     }
@@ -335,7 +338,6 @@ impl fmt::Debug for RestoringSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RestoringSocket")
             .field("socket", &SockRef::from(&self.socket))
-            .field("snd_una", &self.snd_una)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use support::{Net, kernel_test, nft, pattern};
-use tcpmig_sys::frozen::{self, FrozenSocket, Snapshot};
+use tcpmig_sys::frozen::{self, FrozenSocket, Marks, Snapshot};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, write_unsent};
 use tcpmig_sys::{Error, NotMigratable, sockopt};
@@ -39,10 +39,11 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
         .split_at(snapshot.send_queue.len() - snapshot.unsent);
     restoring.fill_send_queue(sent, unsent.len()).unwrap();
     restoring.window(snapshot.window).unwrap();
-    let snd_nxt = snapshot.marks.snd_una.wrapping_add(sent.len() as u32);
-    restoring
-        .verify(snd_nxt, snapshot.marks.rcv_nxt, &snapshot.negotiated)
-        .unwrap();
+    let asked = Marks {
+        write_seq: snapshot.marks.snd_una.wrapping_add(sent.len() as u32),
+        ..snapshot.marks
+    };
+    restoring.verify(&asked, &snapshot.negotiated).unwrap();
     nft("flush ruleset");
     let fd = restoring.activate(true).unwrap();
     assert_eq!(write_unsent(fd.as_fd(), unsent).unwrap(), unsent.len());
@@ -246,13 +247,17 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"ab");
 
+    // Reset: no connection is left.
     let (peer, server) = net.connect(false);
+    socket2::SockRef::from(&peer)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
     drop(peer);
-    support::until("the FIN arrives", || {
-        info(server.as_fd()).unwrap().state == State::CloseWait
+    support::until("the RST arrives", || {
+        info(server.as_fd()).unwrap().state == State::Close
     });
     let (_, reason) = refusal(server.into());
-    assert_eq!(reason, NotMigratable::State(State::CloseWait));
+    assert_eq!(reason, NotMigratable::State(State::Close));
 });
 
 kernel_test!(the_same_connection_cannot_live_here_twice, || {

@@ -71,7 +71,7 @@ impl Plan {
     /// # Errors
     ///
     /// [`CaptureError::Socket`] with [`NotMigratable`](tcpmig_sys::NotMigratable) if it is not
-    /// an established TCP connection, or with the call that failed.
+    /// a TCP connection in a state that can be moved, or with the call that failed.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         frozen::check(fd)?;
         Ok(Self {

@@ -1,14 +1,16 @@
 //! Kernel values to image values and back.
 //!
 //! The only place where the two meet: `tcpmig-sys` knows no format and `tcpmig-format` no
-//! kernel. Only ESTABLISHED is converted, in which no FIN is counted in any sequence number.
+//! kernel. A FIN counts one in the kernel's sequence numbers and in none of an image: every such
+//! +1 and -1 is in [`to_image`], [`marks`] and [`window`].
 
 use tcpmig_format::{
     InvalidTcp, Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketOptions, TcpImage,
     TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 use tcpmig_sys::RepairWindow;
-use tcpmig_sys::frozen::Snapshot;
+use tcpmig_sys::frozen::{Marks, Snapshot};
+use tcpmig_sys::info::State;
 use tcpmig_sys::sockopt;
 
 /// The image of what was read from a frozen connection.
@@ -16,15 +18,25 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
     let mut sent = snapshot.send_queue;
     let unsent = sent.split_off(sent.len() - snapshot.unsent);
     let negotiated = snapshot.negotiated;
+    let state = state(snapshot.marks.state);
+    // Past this end's FIN where the peer has acknowledged it.
+    let snd_una = Seq::new(snapshot.marks.snd_una) - u32::from(fin_acknowledged(state));
+    // Past the peer's FIN, as may be what was advertised or received with it or after it.
+    let end = Seq::new(snapshot.marks.rcv_nxt);
+    let octets_end = end - u32::from(state.fin_received());
+    let without_fin = |seq: u32| {
+        let seq = Seq::new(seq);
+        if seq == end { octets_end } else { seq }
+    };
     TcpImage::new(TcpParts {
-        state: TcpState::Established,
+        state,
         send: SendSpace {
-            snd_una: Seq::new(snapshot.marks.snd_una),
+            snd_una,
             sent: Octets::from(sent),
             unsent: Octets::from(unsent),
         },
         receive: ReceiveSpace {
-            rcv_nxt: Seq::new(snapshot.marks.rcv_nxt),
+            rcv_nxt: octets_end,
             queue: Octets::from(snapshot.receive_queue),
         },
         negotiated: Negotiated {
@@ -43,14 +55,71 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             }),
         },
         window: Window {
-            snd_wl1: Seq::new(snapshot.window.snd_wl1),
+            snd_wl1: without_fin(snapshot.window.snd_wl1),
             snd_wnd: snapshot.window.snd_wnd,
             max_window: snapshot.window.max_window,
             rcv_wnd: snapshot.window.rcv_wnd,
-            rcv_wup: Seq::new(snapshot.window.rcv_wup),
+            rcv_wup: without_fin(snapshot.window.rcv_wup),
         },
         socket,
     })
+}
+
+/// Whether the peer has acknowledged the FIN of this end.
+fn fin_acknowledged(state: TcpState) -> bool {
+    matches!(state, TcpState::FinWait2 | TcpState::TimeWait)
+}
+
+fn state(kernel: State) -> TcpState {
+    match kernel {
+        State::Established => TcpState::Established,
+        State::SynSent => TcpState::SynSent,
+        State::SynReceived | State::NewSynReceived => TcpState::SynRecv,
+        State::FinWait1 => TcpState::FinWait1,
+        State::FinWait2 => TcpState::FinWait2,
+        State::TimeWait => TcpState::TimeWait,
+        State::Close => TcpState::Close,
+        State::CloseWait => TcpState::CloseWait,
+        State::LastAck => TcpState::LastAck,
+        State::Listen => TcpState::Listen,
+        State::Closing => TcpState::Closing,
+    }
+}
+
+/// The state that a connection can be rebuilt in, as the kernel has it.
+pub(crate) fn movable(state: TcpState) -> Option<State> {
+    Some(match state {
+        TcpState::Established => State::Established,
+        TcpState::FinWait1 => State::FinWait1,
+        TcpState::FinWait2 => State::FinWait2,
+        TcpState::CloseWait => State::CloseWait,
+        TcpState::LastAck => State::LastAck,
+        TcpState::Closing => State::Closing,
+        _ => return None,
+    })
+}
+
+/// Octets that were never sent and go into the socket before it lives: those with a FIN behind them,
+/// which the application does not send again. Others are written when it lives.
+pub(crate) fn closed_behind(tcp: &TcpParts) -> &[u8] {
+    if tcp.state.fin_sent() {
+        &tcp.send.unsent
+    } else {
+        &[]
+    }
+}
+
+/// What the kernel reads of the connection once it is rebuilt.
+pub(crate) fn marks(tcp: &TcpParts, state: State) -> Marks {
+    let fin_sent = u32::from(tcp.state.fin_sent());
+    let in_socket = tcp.send.sent.len() + closed_behind(tcp).len();
+    Marks {
+        state,
+        snd_una: (tcp.send.snd_una + u32::from(fin_acknowledged(tcp.state))).get(),
+        // At most 1 GiB, as the image was checked.
+        write_seq: (tcp.send.snd_una + in_socket as u32 + fin_sent).get(),
+        rcv_nxt: (tcp.receive.rcv_nxt + u32::from(tcp.state.fin_received())).get(),
+    }
 }
 
 /// What the handshake negotiated, as the kernel takes it.
@@ -71,12 +140,16 @@ pub(crate) fn timestamp(image: &Negotiated) -> Option<(u32, bool)> {
 }
 
 /// The windows, as the kernel takes them.
-pub(crate) fn window(image: &Window) -> RepairWindow {
+pub(crate) fn window(tcp: &TcpParts) -> RepairWindow {
+    let image = &tcp.window;
+    // What was advertised at the end of the octets was advertised with the acknowledgement of the FIN. `snd_wl1`
+    // stays: one too low, it takes the window of the peer's next segment, whatever that is.
+    let fin_advertised = tcp.state.fin_received() && image.rcv_wup == tcp.receive.rcv_nxt;
     RepairWindow {
         snd_wl1: image.snd_wl1.get(),
         snd_wnd: image.snd_wnd,
         max_window: image.max_window,
         rcv_wnd: image.rcv_wnd,
-        rcv_wup: image.rcv_wup.get(),
+        rcv_wup: (image.rcv_wup + u32::from(fin_advertised)).get(),
     }
 }

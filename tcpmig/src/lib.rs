@@ -27,13 +27,13 @@
 //! use std::time::Duration;
 //!
 //! use tcpmig::capture::{Frozen, Plan};
-//! use tcpmig::restore::Prepared;
+//! use tcpmig::restore::{INJECT_MARK, Prepared};
 //! use tcpmig_format::{Image, Limits};
 //! use tcpmig_lock::Nftables;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stream = TcpStream::connect("198.18.0.9:80")?;
-//! let locker = Nftables::new()?;
+//! let locker = Nftables::new()?.exempt_mark(INJECT_MARK);
 //! let lease = Duration::from_secs(10);
 //!
 //! let plan = Plan::of(stream.as_fd())?;

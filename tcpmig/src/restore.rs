@@ -12,10 +12,19 @@ use tcpmig_format::{
     AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
 };
 use tcpmig_lock::{LockError, LockGuard, Locker};
+use tcpmig_sys::info::State;
 use tcpmig_sys::rebuild::{self, ClosedSocket, QueueStart, RestoringSocket};
 use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
+
+/// The firewall mark of packets that a restore sends to this host in the peer's name.
+///
+/// A connection that the peer has closed, or whose closing the peer has acknowledged, is rebuilt with
+/// segments of the peer, sent from this host to itself while its packets are locked. The locker has to let
+/// this mark pass (`Nftables::new()?.exempt_mark(INJECT_MARK)`), and so has the packet filter of the
+/// host.
+pub const INJECT_MARK: u32 = 0x7463_706d;
 
 /// Why a connection was not restored. Nothing of it is left on this host.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +34,7 @@ pub enum RestoreError {
     #[error("the image has no {0} layer: it is not the image of a connection")]
     Layer(&'static str),
     /// A state that cannot be restored.
-    #[error("the image's state is {0:?}: only Established can be restored")]
+    #[error("the image's state is {0}: there is no connection in it that can be restored")]
     State(TcpState),
     /// The packets could not be locked, or not unlocked.
     #[error("lock: {0}")]
@@ -56,7 +65,7 @@ pub struct Restored {
     /// Its addresses and ports.
     pub flow: FourTuple,
     /// Octets that the application on the source had written and that were never sent: they
-    /// are to be written before anything else. [`Restored::write`] writes what the send buffer takes.
+    /// are to be written before anything else. None if it had closed behind them: then they are in the socket. [`Restored::write`] writes what the send buffer takes.
     pub unwritten: Octets,
     /// The application's state.
     pub app: Option<AppImage>,
@@ -88,7 +97,8 @@ impl Prepared {
     /// thread's host.
     ///
     /// The connection's local address must be on this host, unless the image says freebind or
-    /// transparent.
+    /// transparent; in any state but ESTABLISHED and FIN-WAIT-1 also then. For those states the locker has to
+    /// let [`INJECT_MARK`] pass, and the thread needs `CAP_NET_RAW`, as it does for FIN-WAIT-1.
     ///
     /// # Errors
     ///
@@ -96,18 +106,20 @@ impl Prepared {
     pub fn build(image: Image, locker: &dyn Locker, lease: Duration) -> Result<Self, RestoreError> {
         let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
         let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
-        if tcp.state != TcpState::Established {
-            return Err(RestoreError::State(tcp.state));
-        }
+        let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
         let lock = locker.lock(&[ip.flow], lease)?;
-        let socket = connect(&ip, &tcp)?;
-        fill(&socket, &tcp)?;
+        let mut socket = connect(&ip, &tcp)?;
+        fill(&mut socket, &tcp, state)?;
         set_options(socket.as_fd(), &tcp.socket)?;
         Ok(Self {
             socket,
             lock,
             flow: ip.flow,
-            unsent: tcp.send.unsent,
+            unsent: if tcp.state.fin_sent() {
+                Octets::default()
+            } else {
+                tcp.send.unsent
+            },
             options: tcp.socket,
             app: image.app,
         })
@@ -209,14 +221,14 @@ fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError
     Ok(bound.connect(remote, start, tcp.negotiated.mss_clamp)?)
 }
 
-fn fill(socket: &RestoringSocket, tcp: &TcpParts) -> Result<(), RestoreError> {
+fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<(), RestoreError> {
     let negotiated = convert::negotiated(&tcp.negotiated);
     socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
     socket.fill_receive_queue(&tcp.receive.queue)?;
     socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
-    socket.window(convert::window(&tcp.window))?;
-    let (snd_nxt, rcv_nxt) = (tcp.send.snd_nxt().get(), tcp.receive.rcv_nxt.get());
-    socket.verify(snd_nxt, rcv_nxt, &negotiated)?;
+    socket.reach(state, convert::closed_behind(tcp), INJECT_MARK)?;
+    socket.window(convert::window(tcp))?;
+    socket.verify(&convert::marks(tcp, state), &negotiated)?;
     Ok(())
 }
 

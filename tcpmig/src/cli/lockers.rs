@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use tcpmig::restore::INJECT_MARK;
 use tcpmig_lock::{LockError, Locker, Nftables, NoLock};
 
 /// How packets are kept away.
@@ -20,7 +21,7 @@ impl LockerName {
     pub(crate) fn open(self) -> Result<Box<dyn Locker>, LockError> {
         Ok(match self {
             Self::Nftables => {
-                let locker = Nftables::new()?;
+                let locker = Nftables::new()?.exempt_mark(INJECT_MARK);
                 locker.prepare()?;
                 Box::new(locker)
             }

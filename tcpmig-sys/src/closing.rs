@@ -1,0 +1,264 @@
+//! Rebuilding a connection that one end or both have closed.
+//!
+//! A rebuilt socket begins in ESTABLISHED, and only what happens to a connection leads the kernel to another
+//! state: this end's FIN, which `shutdown` makes, and the peer's FIN and its acknowledgement of ours, which are
+//! injected as packets. Everything happens under repair, so that the connection can be read back
+//! before anything of it can be seen from outside.
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, NotMigratable, Result};
+use crate::frozen::{self, Marks};
+use crate::info::{Info, State, info};
+use crate::inject::{Injector, Segment};
+use crate::queue;
+use crate::rebuild::{RestoringSocket, all};
+use crate::sockopt::{self, Queue, Repair};
+use crate::uapi::RepairWindow;
+
+/// A looped packet is handled before `sendto` returns, or at the latest by the kernel thread for it.
+const ARRIVAL: Duration = Duration::from_millis(200);
+
+/// What leads from one state to the next.
+#[derive(Clone, Copy)]
+enum Step {
+    /// This end's FIN.
+    Fin,
+    /// The peer's FIN arrives.
+    PeerFin(State),
+    /// The peer's acknowledgement of this end's FIN arrives.
+    PeerAck(State),
+}
+
+fn steps(state: State) -> Result<&'static [Step]> {
+    use State::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
+    use Step::{Fin, PeerAck, PeerFin};
+
+    Ok(match state {
+        Established => &[],
+        FinWait1 => &[Fin],
+        FinWait2 => &[Fin, PeerAck(FinWait2)],
+        CloseWait => &[PeerFin(CloseWait)],
+        Closing => &[Fin, PeerFin(Closing)],
+        LastAck => &[PeerFin(CloseWait), Fin],
+        other => return Err(NotMigratable::State(other).into()),
+    })
+}
+
+impl RestoringSocket {
+    /// Leads the connection from ESTABLISHED to `state`, after both queues are filled and before
+    /// [`RestoringSocket::window`].
+    ///
+    /// For a state in which this end has closed, `unsent` are the octets that were written before and never
+    /// sent: they and the FIN behind them are in the socket then, unsent, and [`RestoringSocket::activate`] sends
+    /// them. Without such octets the FIN counts as sent, so that the peer's acknowledgement of it is taken
+    /// whenever it comes, and activation sends it once more. In other states `unsent` has to be empty.
+    ///
+    /// `mark` is the firewall mark of the segments injected in the peer's name: the lock of the connection must
+    /// let it pass. States other than ESTABLISHED and `FIN_WAIT1` need the local address on this host. The thread has
+    /// to be in the network namespace of the socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotDelivered`] if a segment did not arrive, because the lock or a packet filter of this host drops it;
+    /// [`Error::NotLocal`]; [`Error::NotMigratable`] for a state that no connection can be rebuilt in;
+    /// [`Error::Length`] if the unsent octets do not fit; [`Error::Call`], with EPERM for want of `CAP_NET_RAW`.
+    pub fn reach(&mut self, state: State, unsent: &[u8], mark: u32) -> Result<()> {
+        let steps = steps(state)?;
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let injector = Injector::open(self.as_fd())?;
+        self.room()?;
+        for step in steps {
+            match *step {
+                Step::Fin if unsent.is_empty() => self.fin_as_sent()?,
+                Step::Fin => self.fin_behind(unsent)?,
+                Step::PeerFin(next) => self.peer_fin(&injector, next, mark)?,
+                Step::PeerAck(next) => self.peer_ack(&injector, next, mark)?,
+            }
+        }
+        self.injector = Some(injector);
+        Ok(())
+    }
+
+    /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
+    fn room(&self) -> Result<()> {
+        let rcv_nxt = self.marks()?.rcv_nxt;
+        sockopt::set_repair_window(
+            self.as_fd(),
+            RepairWindow {
+                snd_wl1: rcv_nxt,
+                snd_wnd: 0,
+                max_window: 0xffff,
+                rcv_wnd: 0xffff,
+                rcv_wup: rcv_nxt,
+            },
+        )
+    }
+
+    /// A FIN written into the send queue under repair counts as sent, as its octets do.
+    fn fin_as_sent(&self) -> Result<()> {
+        let fd = self.as_fd();
+        sockopt::set_repair_queue(fd, Queue::Send)?;
+        self.shut_down()?;
+        sockopt::set_repair_queue(fd, Queue::None)
+    }
+
+    /// Octets and a FIN that stay unsent: the window is closed. Under repair they would count as sent.
+    fn fin_behind(&self, unsent: &[u8]) -> Result<()> {
+        const CALL: &str = "send(unsent octets)";
+        let fd = self.as_fd();
+        sockopt::set_repair(fd, Repair::OffQuiet)?;
+        let done = queue::append(fd, CALL, unsent).and_then(|done| {
+            all(CALL, done, unsent.len())?;
+            self.shut_down()
+        });
+        // Also after an error: dropping it is silent only under repair.
+        sockopt::set_repair(fd, Repair::On).and(done)
+    }
+
+    fn shut_down(&self) -> Result<()> {
+        self.socket
+            .shutdown(Shutdown::Write)
+            .map_err(|e| Error::new("shutdown(SHUT_WR)", e))
+    }
+
+    fn peer_fin(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
+        let marks = self.marks()?;
+        let fin = Segment {
+            fin: true,
+            // What was sent stays unacknowledged.
+            ..peers(&marks, marks.snd_una, &info(self.as_fd())?)
+        };
+        // A stateful firewall that has not seen the connection takes it up at an ACK, and calls a FIN
+        // invalid. This one is older than the window: the socket does nothing with it.
+        let before = Segment {
+            seq: fin.seq.wrapping_sub(1),
+            fin: false,
+            ..fin
+        };
+        injector.inject(&before, mark)?;
+        injector.inject(&fin, mark)?;
+        self.arrived(next, "FIN", mark)
+    }
+
+    fn peer_ack(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
+        let marks = self.marks()?;
+        let ack = peers(&marks, marks.write_seq, &info(self.as_fd())?);
+        injector.inject(&ack, mark)?;
+        self.arrived(next, "acknowledgement of the FIN", mark)
+    }
+
+    fn arrived(&self, next: State, segment: &'static str, mark: u32) -> Result<()> {
+        let deadline = Instant::now() + ARRIVAL;
+        loop {
+            let state = info(self.as_fd())?.state;
+            if state == next {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::NotDelivered {
+                    segment,
+                    asked: next,
+                    got: state,
+                    mark,
+                });
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn marks(&self) -> Result<Marks> {
+        frozen::marks(self.as_fd())
+    }
+
+    /// What [`RestoringSocket::activate`] does beside switching repair off, which makes the kernel ask the peer
+    /// for its acknowledgement in ESTABLISHED only.
+    pub(crate) fn wake(&self) -> Result<Wake> {
+        let fd = self.as_fd();
+        let info = info(fd)?;
+        let marks = self.marks()?;
+        let window = sockopt::repair_window(fd)?;
+        let open = window
+            .rcv_wup
+            .wrapping_add(window.rcv_wnd)
+            .wrapping_sub(marks.rcv_nxt);
+        let scale = info.window_scale.map_or(0, |(_, rcv)| rcv);
+        let unsent = sockopt::unsent_len(fd)?;
+        let fin = info.state.fin_unacknowledged() && unsent == 0;
+        let seq = if fin {
+            marks.write_seq.wrapping_sub(1)
+        } else {
+            // Older than what the peer expects: it answers, and acts on nothing in it.
+            marks.snd_una.wrapping_sub(1)
+        };
+        let hops = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
+            (libc::AF_INET6, remote) if !is_mapped(remote) => sockopt::hop_limit(fd),
+            _ => sockopt::ttl(fd),
+        };
+        Ok(Wake {
+            // The peer's acknowledgement was taken: nothing is left to ask for.
+            ask: info.state != State::FinWait2,
+            push: unsent > 0,
+            mark: sockopt::mark(fd)?,
+            segment: Segment {
+                seq,
+                ack: marks.rcv_nxt,
+                fin,
+                // Of the FIN the peer takes the window: the one that it knows.
+                window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
+                timestamp: info
+                    .timestamps
+                    .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
+                    .transpose()?,
+                hops: hops.ok().and_then(|h| u8::try_from(h).ok()).unwrap_or(64),
+            },
+        })
+    }
+}
+
+fn is_mapped(address: std::net::SocketAddr) -> bool {
+    matches!(address.ip(), std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// A segment of the peer, next in order.
+fn peers(marks: &Marks, ack: u32, info: &Info) -> Segment {
+    Segment {
+        seq: marks.rcv_nxt,
+        ack,
+        fin: false,
+        // Nothing may be sent in answer.
+        window: 0,
+        // Zero passes a rebuilt socket, which remembers no timestamp yet, and leaves it so: any other value
+        // could be ahead of the peer's clock, whose segments would then be dropped as old (RFC 7323 section 5).
+        timestamp: info.timestamps.then_some((0, 0)),
+        hops: 255,
+    }
+}
+
+/// What a connection that is not ESTABLISHED needs when repair is off.
+pub(crate) struct Wake {
+    ask: bool,
+    push: bool,
+    mark: u32,
+    segment: Segment,
+}
+
+impl Wake {
+    /// Failures cost the peer a retransmission timer, no more.
+    pub(crate) fn run(&self, fd: BorrowedFd<'_>, injector: &Injector) {
+        if self.push
+            && let Ok(no_delay) = sockopt::no_delay(fd)
+        {
+            // It makes the kernel look at what waits.
+            let _ = sockopt::set_no_delay(fd, true);
+            let _ = sockopt::set_no_delay(fd, no_delay);
+        }
+        if self.ask {
+            let _ = injector.send(&self.segment, self.mark);
+        }
+    }
+}

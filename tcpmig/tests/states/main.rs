@@ -1,0 +1,74 @@
+//! Connections in every state that has a socket, moved between hosts of a lab, on the real kernel.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod net;
+mod scene;
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use net::{Family, Net, cut, mend};
+use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
+use tcpmig_sys::info::{State, info};
+
+const FILLED: usize = 100_000;
+
+/// A test that makes networks.
+macro_rules! kernel_test {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            tcpmig_sys::lab::isolated(stringify!($name), $body);
+        }
+    };
+}
+
+/// Moves the connection from A to B, captures it there while no packet passes and compares the images, restores it
+/// again and lets both ends finish.
+fn moves(state: State, family: Family, queued: usize, loss: Loss) {
+    let what = format!("{state} {family:?} {queued} {loss:?}");
+    println!("{what}");
+    let net = Net::new();
+    let scene = Scene::new(&net, family, state, queued, loss);
+    let (image, ends) = scene.leave_a(&net);
+    let tcp = image.tcp.as_ref().unwrap();
+    assert_eq!(&tcp.receive().queue[..], &ends.up[..], "{what}");
+    let waiting = [&tcp.send().sent[..], &tcp.send().unsent[..]].concat();
+    if state != State::FinWait2 {
+        assert_eq!(waiting, ends.down, "{what}");
+        assert_eq!(!tcp.send().unsent.is_empty(), queued >= FILLED, "{what}");
+        assert_eq!(!tcp.send().sent.is_empty(), queued > 0, "{what}");
+    }
+
+    let locker = net.b.run(locker).unwrap();
+    cut(&net.b, &["prerouting", "output"]);
+    let socket = activate(build(&net.b, &locker, image.clone()).unwrap());
+    assert_eq!(info(socket.as_fd()).unwrap().state, state, "{what}");
+    let (frozen, again) = capture(socket, &locker);
+    assert_eq!(without_clock(&again), without_clock(&image), "{what}");
+    frozen.confirm().unwrap();
+    frozen.discard().unwrap();
+    // The lock was left for packets that would find no socket; until the next one, nothing passes the cut.
+    locker.release(&[again.ip.as_ref().unwrap().flow]).unwrap();
+    let prepared = build(&net.b, &locker, again).unwrap();
+    mend(&net.b);
+
+    let began = Instant::now();
+    ends.finish(&net, activate(prepared));
+    println!("{what}: finished {:?} after activation", began.elapsed());
+}
+
+fn moves_in_every_way(state: State) {
+    for family in [Family::V4, Family::V6] {
+        for queued in [0, FILLED] {
+            moves(state, family, queued, Loss::Answers);
+        }
+    }
+    moves(state, Family::Mapped, 1000, Loss::Answers);
+}
+
+kernel_test!(fin_wait1_moves, || moves_in_every_way(State::FinWait1));
+kernel_test!(fin_wait2_moves, || moves_in_every_way(State::FinWait2));
+kernel_test!(close_wait_moves, || moves_in_every_way(State::CloseWait));
+kernel_test!(last_ack_moves, || moves_in_every_way(State::LastAck));
+kernel_test!(closing_moves, || moves_in_every_way(State::Closing));
