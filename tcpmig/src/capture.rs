@@ -12,7 +12,7 @@ use tcpmig_format::{
     AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, KeepAlive, Linger, SocketFamily,
     SocketOptions,
 };
-use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Redirect};
+use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
 use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
 use tcpmig_sys::{flags, netns, sockopt};
 
@@ -273,6 +273,26 @@ impl Frozen {
             self.hold = Hold::Redirected(lock.try_redirect(hop, lease)?);
         }
         Ok(())
+    }
+
+    /// What arrived for the connection since its packets were locked, if the locker captures: in the order
+    /// of arrival, and only what was not handed over before. Once its packets are redirected no
+    /// more arrive here.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the lock has ended meanwhile, and others as the locker documents.
+    pub fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
+        let captured = match &mut self.hold {
+            Hold::Locked(lock) => lock.captured(),
+            Hold::Redirected(redirect) => redirect.captured(),
+        };
+        match captured {
+            // What did not fit is as if it had been lost on the way: the peer sends it again.
+            Ok(captured) => Ok(captured.packets),
+            Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The connection goes on here.

@@ -10,6 +10,7 @@
 //! - [`handover`]: the protocol behind it, as state machines without input and output.
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
+//! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
 //!
@@ -27,13 +28,13 @@
 //! use std::time::Duration;
 //!
 //! use tcpmig::capture::{Frozen, Plan};
-//! use tcpmig::restore::{INJECT_MARK, Prepared};
+//! use tcpmig::locker;
+//! use tcpmig::restore::Prepared;
 //! use tcpmig_format::{Image, Limits};
-//! use tcpmig_lock::Nftables;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stream = TcpStream::connect("198.18.0.9:80")?;
-//! let locker = Nftables::new()?.exempt_mark(INJECT_MARK);
+//! let locker = locker::nftables()?;
 //! let lease = Duration::from_secs(10);
 //!
 //! let plan = Plan::of(stream.as_fd())?;
@@ -71,7 +72,9 @@ pub mod driver;
 pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod locker;
 pub mod restore;
+pub mod segments;
 pub mod steer;
 
 #[cfg(doctest)]

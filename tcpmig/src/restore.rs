@@ -11,12 +11,13 @@ use std::time::Duration;
 use tcpmig_format::{
     AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
 };
-use tcpmig_lock::{LockError, LockGuard, Locker};
+use tcpmig_lock::{LockError, LockGuard, Locker, Packet};
 use tcpmig_sys::info::State;
-use tcpmig_sys::rebuild::{self, ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsent};
 use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
+use crate::segments::{self, Segment};
 
 /// The firewall mark of packets that a restore sends to this host in the peer's name.
 ///
@@ -36,6 +37,9 @@ pub enum RestoreError {
     /// A state that cannot be restored.
     #[error("the image's state is {0}: there is no connection in it that can be restored")]
     State(TcpState),
+    /// The peer reset the connection while it stood still.
+    #[error("the peer reset the connection while it stood still")]
+    Reset,
     /// The packets could not be locked, or not unlocked.
     #[error("lock: {0}")]
     Lock(#[from] LockError),
@@ -48,14 +52,18 @@ pub enum RestoreError {
 #[derive(Debug)]
 #[must_use = "dropping discards the connection without a packet"]
 pub struct Prepared {
-    // Drop order: the socket goes before its packets are unlocked.
-    socket: RestoringSocket,
+    // Drop order: the socket goes before its packets are unlocked. It is `None` only while it is
+    // being rebuilt.
+    socket: Option<RestoringSocket>,
     lock: LockGuard,
-    flow: FourTuple,
-    unsent: Octets,
-    options: SocketOptions,
+    ip: IpImage,
+    tcp: TcpParts,
     app: Option<AppImage>,
 }
+
+/// How often what arrives is merged before the connection lives. Each time takes as long as
+/// rebuilding it, and what arrives after the last is sent again by the peer.
+const MERGES: usize = 4;
 
 /// A connection that lives on this host.
 #[derive(Debug)]
@@ -79,7 +87,7 @@ impl Restored {
     /// An error of the connection shows itself to the application, at its next call.
     pub fn write(&mut self) {
         let fd = self.socket.as_fd();
-        let written = rebuild::write_unsent(fd, &self.unwritten).unwrap_or(0);
+        let written = write_unsent(fd, &self.unwritten).unwrap_or(0);
         drop(self.unwritten.split_to(written));
         // The buffer grew for the queue. Options that cannot be set do not end the connection.
         let _ = set_buffers(fd, &self.options);
@@ -106,21 +114,13 @@ impl Prepared {
     pub fn build(image: Image, locker: &dyn Locker, lease: Duration) -> Result<Self, RestoreError> {
         let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
         let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
-        let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
+        convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
         let lock = locker.lock(&[ip.flow], lease)?;
-        let mut socket = connect(&ip, &tcp)?;
-        fill(&mut socket, &tcp, state)?;
-        set_options(socket.as_fd(), &tcp.socket)?;
         Ok(Self {
-            socket,
+            socket: Some(rebuild(&ip, &tcp)?),
             lock,
-            flow: ip.flow,
-            unsent: if tcp.state.fin_sent() {
-                Octets::default()
-            } else {
-                tcp.send.unsent
-            },
-            options: tcp.socket,
+            ip,
+            tcp,
             app: image.app,
         })
     }
@@ -128,7 +128,7 @@ impl Prepared {
     /// Its addresses and ports.
     #[must_use]
     pub fn flow(&self) -> FourTuple {
-        self.flow
+        self.ip.flow
     }
 
     /// Takes the connection back without a packet. Its packets stay locked as long as the guard:
@@ -141,21 +141,97 @@ impl Prepared {
     /// Unlocks the packets, ends a redirect of them that this host still has, and switches
     /// repair off: the connection lives. [`Restored::write`] has to follow.
     ///
+    /// What arrived here meanwhile, if the locker captures, becomes part of it first.
+    ///
     /// # Errors
     ///
     /// [`RestoreError`]; the connection was discarded without a packet.
     pub fn activate(self) -> Result<Restored, RestoreError> {
+        self.activate_with([])
+    }
+
+    /// As [`Prepared::activate`], with packets for the connection that arrived elsewhere, earlier:
+    /// from their IP headers on, in the order of their arrival. They are not trusted: what is no
+    /// segment that the connection would have taken changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::activate`].
+    pub fn activate_with<'a>(
+        mut self,
+        arrived: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Restored, RestoreError> {
+        let mut changed = self.merge(arrived)?;
+        for _ in 0..MERGES {
+            let here = self.captured()?;
+            changed |= self.merge(here.iter().map(|packet| &packet.octets[..]))?;
+            if !std::mem::take(&mut changed) {
+                break;
+            }
+            // The same four-tuple cannot be there twice.
+            self.socket = None;
+            self.socket = Some(rebuild(&self.ip, &self.tcp)?);
+        }
+        // INVARIANT: it was built before and each time that it was taken down.
+        let socket = self
+            .socket
+            .take()
+            .expect("a prepared connection has a socket");
         self.lock.release()?;
-        let reuse_addr = self.options.reuse_addr.unwrap_or(false);
-        let socket = self.socket.activate(reuse_addr)?;
+        let options = self.tcp.socket;
+        let socket = socket.activate(options.reuse_addr.unwrap_or(false))?;
         Ok(Restored {
             socket,
-            flow: self.flow,
-            unwritten: self.unsent,
+            flow: self.ip.flow,
+            unwritten: if self.tcp.state.fin_sent() {
+                Octets::default()
+            } else {
+                self.tcp.send.unsent
+            },
             app: self.app,
-            options: self.options,
+            options,
         })
     }
+
+    fn captured(&mut self) -> Result<Vec<Packet>, RestoreError> {
+        match self.lock.captured() {
+            Ok(captured) => Ok(captured.packets),
+            Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Merges packets into what the socket is rebuilt from; whether they changed anything.
+    fn merge<'a>(
+        &mut self,
+        packets: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<bool, RestoreError> {
+        let parse = |octets| Segment::parse(octets, &self.ip.flow).ok();
+        let segments: Vec<_> = packets.into_iter().filter_map(parse).collect();
+        if segments.is_empty() {
+            return Ok(false);
+        }
+        let before = (self.tcp.window, self.tcp.state);
+        let merged = segments::merge(&mut self.tcp, &segments);
+        if merged.reset {
+            return Err(RestoreError::Reset);
+        }
+        if merged.fin {
+            self.tcp.state = TcpState::CloseWait;
+        }
+        Ok(merged.payload_octets > 0
+            || merged.acknowledged_octets > 0
+            || before != (self.tcp.window, self.tcp.state))
+    }
+}
+
+/// A socket under repair with all that the image holds.
+fn rebuild(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError> {
+    let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
+    let mut socket = connect(ip, tcp)?;
+    fill(&mut socket, tcp, state)?;
+    set_options(socket.as_fd(), &tcp.socket)?;
+    Ok(socket)
 }
 
 /// The address as the socket's family has it.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use tcpmig::restore::INJECT_MARK;
-use tcpmig_lock::{LockError, Locker, Nftables, NoLock};
+use tcpmig::locker;
+use tcpmig_lock::{LockError, Locker, NoLock};
 
 /// How packets are kept away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,11 +20,7 @@ impl LockerName {
     /// The locker, in the network namespace of the calling thread.
     pub(crate) fn open(self) -> Result<Box<dyn Locker>, LockError> {
         Ok(match self {
-            Self::Nftables => {
-                let locker = Nftables::new()?.exempt_mark(INJECT_MARK);
-                locker.prepare()?;
-                Box::new(locker)
-            }
+            Self::Nftables => Box::new(locker::nftables()?),
             Self::None => Box::new(NoLock),
         })
     }

@@ -32,6 +32,8 @@ pub struct Report {
     pub send_queue_octets: u64,
     /// Octets of it that wait for the application to read them.
     pub receive_queue_octets: u64,
+    /// Packets that arrived at the source while the connection stood still.
+    pub captured_packets: u64,
     /// Frames sent to the target.
     pub frames_sent: u64,
     /// Frames received from it.

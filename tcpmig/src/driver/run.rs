@@ -11,7 +11,9 @@ use super::Report;
 use super::doubt::{Doubt, Open};
 use super::report::micros;
 use super::source::{Destination, Ending, Mover, Reason, keep};
-use crate::capture::Frozen;
+use tcpmig_lock::Packet;
+
+use crate::capture::{CaptureError, Frozen};
 use crate::handover::{Decoder, HandoverId, Message, Source, SourceAction, SourceEvent};
 use crate::steer::Steering;
 use tcpmig_transport::Exchange;
@@ -35,6 +37,8 @@ pub(super) struct Run<'a> {
     pub(super) exchange: Option<Exchange>,
     decoder: Decoder,
     reason: Option<Reason>,
+    /// What arrived here while the connection stood still.
+    packets: Vec<Bytes>,
 }
 
 impl<'a> Run<'a> {
@@ -57,6 +61,7 @@ impl<'a> Run<'a> {
             exchange,
             decoder: Decoder::default(),
             reason: None,
+            packets: Vec::new(),
         }
     }
 
@@ -89,6 +94,7 @@ impl<'a> Run<'a> {
                     let steered = Instant::now();
                     event = self.confirm(steering.take());
                     report.steer_us = micros(steered);
+                    report.captured_packets = self.packets.len() as u64;
                 }
                 SourceAction::Commit => {
                     let committing = Instant::now();
@@ -116,9 +122,14 @@ impl<'a> Run<'a> {
             .map_err(Reason::from)
             .and_then(|()| steering.steer(frozen).map_err(Reason::from))
             // A packet can have passed the lock's beginning until now.
-            .and_then(|()| frozen.confirm().map_err(Reason::from));
+            .and_then(|()| frozen.confirm().map_err(Reason::from))
+            .and_then(|()| frozen.captured().map_err(|e| CaptureError::from(e).into()));
         match confirmed {
-            Ok(()) => SourceEvent::Confirmed,
+            Ok(packets) => {
+                let octets = |packet: &Packet| Bytes::copy_from_slice(&packet.octets);
+                self.packets = packets.iter().map(octets).collect();
+                SourceEvent::Confirmed
+            }
             Err(reason) => {
                 self.reason = Some(reason);
                 SourceEvent::NotConfirmed
@@ -129,8 +140,7 @@ impl<'a> Run<'a> {
     /// Sends COMMIT, and again until it is answered or the time for asking is over.
     async fn commit(&mut self, report: &mut Report) -> Decided {
         let within = self.mover.options.answer_within;
-        let id = self.id;
-        let event = match self.send(Message::Commit { id }).await {
+        let event = match self.send_commit().await {
             Ok(()) => self.receive(within, report).await,
             Err(event) => event,
         };
@@ -155,8 +165,7 @@ impl<'a> Run<'a> {
             let asked = match timeout_at(until, self.mover.open(self.to)).await {
                 Ok(Ok(exchange)) => {
                     self.exchange = Some(exchange);
-                    let id = self.id;
-                    self.send(Message::Commit { id }).await
+                    self.send_commit().await
                 }
                 Ok(Err(error)) => {
                     debug!(%error, "asking again failed");
@@ -224,6 +233,11 @@ impl<'a> Run<'a> {
                 self.to,
             ))),
         }
+    }
+
+    async fn send_commit(&mut self) -> Result<(), SourceEvent> {
+        let (id, packets) = (self.id, self.packets.clone());
+        self.send(Message::Commit { id, packets }).await
     }
 
     async fn send(&mut self, message: Message) -> Result<(), SourceEvent> {

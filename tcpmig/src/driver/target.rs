@@ -169,7 +169,9 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
                 begun.push(id);
                 Some(host.offer(id, image, &from))
             }
-            Ok(Some(Message::Commit { id })) => Some(host.commit(id, &mut restored)),
+            Ok(Some(Message::Commit { id, packets })) => {
+                Some(host.commit(id, &packets, &mut restored))
+            }
             Ok(Some(Message::Abort { id })) => {
                 host.event(id, TargetEvent::Abort);
                 None
@@ -283,14 +285,19 @@ impl Host {
     }
 
     /// Activates what was built, the first time.
-    fn commit(&self, id: HandoverId, restored: &mut Option<Restored>) -> Message {
+    fn commit(
+        &self,
+        id: HandoverId,
+        packets: &[Bytes],
+        restored: &mut Option<Restored>,
+    ) -> Message {
         let Some(slot) = self.slot(id) else {
             return Message::Unknown { id };
         };
         let mut slot = lock(&slot);
         let mut action = slot.machine.handle(TargetEvent::Commit);
         if action == TargetAction::Activate {
-            let event = self.activate(&mut slot, restored);
+            let event = self.activate(&mut slot, packets, restored);
             action = slot.machine.handle(event);
         }
         match action {
@@ -305,7 +312,12 @@ impl Host {
         }
     }
 
-    fn activate(&self, slot: &mut Slot, restored: &mut Option<Restored>) -> TargetEvent {
+    fn activate(
+        &self,
+        slot: &mut Slot,
+        packets: &[Bytes],
+        restored: &mut Option<Restored>,
+    ) -> TargetEvent {
         let begin = Instant::now();
         if self.arrived.is_closed() {
             slot.discard();
@@ -315,7 +327,8 @@ impl Host {
         let Some(prepared) = slot.prepared.take() else {
             return TargetEvent::NotActivated;
         };
-        match prepared.activate() {
+        let arrived = packets.iter().map(|packet| &packet[..]);
+        match prepared.activate_with(arrived) {
             Ok(live) => {
                 slot.activate_us = micros(begin);
                 *restored = Some(live);

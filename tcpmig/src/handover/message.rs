@@ -64,10 +64,13 @@ pub enum Message {
         /// Why, for a person to read.
         reason: String,
     },
-    /// Source: it is yours. May come again, over another link.
+    /// Source: it is yours. May come again, over another link, with the same packets.
     Commit {
         /// The handover.
         id: HandoverId,
+        /// Packets for the connection that arrived at the source while it stood still, from their
+        /// IP headers on, in the order of their arrival.
+        packets: Vec<Bytes>,
     },
     /// Source: discard it, it stays with me.
     Abort {
@@ -100,14 +103,36 @@ pub enum Message {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "snake_case")]
 enum Wire {
-    Offer { id: HandoverId },
-    Prepared { id: HandoverId, rebuild_us: u32 },
-    Refused { id: HandoverId, reason: String },
-    Commit { id: HandoverId },
-    Abort { id: HandoverId },
-    Active { id: HandoverId, activate_us: u32 },
-    Aborted { id: HandoverId, reason: String },
-    Unknown { id: HandoverId },
+    Offer {
+        id: HandoverId,
+    },
+    Prepared {
+        id: HandoverId,
+        rebuild_us: u32,
+    },
+    Refused {
+        id: HandoverId,
+        reason: String,
+    },
+    Commit {
+        id: HandoverId,
+        #[serde(default)]
+        packets: Vec<serde_bytes::ByteBuf>,
+    },
+    Abort {
+        id: HandoverId,
+    },
+    Active {
+        id: HandoverId,
+        activate_us: u32,
+    },
+    Aborted {
+        id: HandoverId,
+        reason: String,
+    },
+    Unknown {
+        id: HandoverId,
+    },
 }
 
 /// Why octets are no message.
@@ -128,6 +153,15 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// COMMIT with nothing that arrived meanwhile.
+    #[must_use]
+    pub fn commit(id: HandoverId) -> Self {
+        Self::Commit {
+            id,
+            packets: Vec::new(),
+        }
+    }
+
     /// The handover that the message is about.
     #[must_use]
     pub fn id(&self) -> HandoverId {
@@ -135,7 +169,7 @@ impl Message {
             Self::Offer { id, .. }
             | Self::Prepared { id, .. }
             | Self::Refused { id, .. }
-            | Self::Commit { id }
+            | Self::Commit { id, .. }
             | Self::Abort { id }
             | Self::Active { id, .. }
             | Self::Aborted { id, .. }
@@ -165,7 +199,11 @@ impl Message {
             Self::Offer { id, image } => (Wire::Offer { id }, Some(image)),
             Self::Prepared { id, rebuild_us } => (Wire::Prepared { id, rebuild_us }, None),
             Self::Refused { id, reason } => (Wire::Refused { id, reason }, None),
-            Self::Commit { id } => (Wire::Commit { id }, None),
+            Self::Commit { id, packets } => {
+                let owned = |packet: &Bytes| serde_bytes::ByteBuf::from(packet.to_vec());
+                let packets = packets.iter().map(owned).collect();
+                (Wire::Commit { id, packets }, None)
+            }
             Self::Abort { id } => (Wire::Abort { id }, None),
             Self::Active { id, activate_us } => (Wire::Active { id, activate_us }, None),
             Self::Aborted { id, reason } => (Wire::Aborted { id, reason }, None),
@@ -209,7 +247,10 @@ impl Decoder {
             }
             Wire::Prepared { id, rebuild_us } => Message::Prepared { id, rebuild_us },
             Wire::Refused { id, reason } => Message::Refused { id, reason },
-            Wire::Commit { id } => Message::Commit { id },
+            Wire::Commit { id, packets } => Message::Commit {
+                id,
+                packets: packets.into_iter().map(|p| p.into_vec().into()).collect(),
+            },
             Wire::Abort { id } => Message::Abort { id },
             Wire::Active { id, activate_us } => Message::Active { id, activate_us },
             Wire::Aborted { id, reason } => Message::Aborted { id, reason },

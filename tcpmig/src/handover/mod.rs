@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | locks, freezes, reads | OFFER (image) → | locks, rebuilds in repair |
 //! | reads again, steers | ← PREPARED or REFUSED | waits |
-//! | | COMMIT → | activates |
+//! | | COMMIT (packets) → | merges what arrived, activates |
 //! | discards | ← ACTIVE or ABORTED | |
 //!
 //! **Before COMMIT is sent the source owns the connection, after it the target does.** Whatever

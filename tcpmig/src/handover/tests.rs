@@ -196,7 +196,10 @@ fn messages() -> impl Strategy<Value = Message> {
             },
             1 => Message::Prepared { id, rebuild_us: us },
             2 => Message::Refused { id, reason },
-            3 => Message::Commit { id },
+            3 => Message::Commit {
+                id,
+                packets: image.chunks(7).map(Bytes::copy_from_slice).collect(),
+            },
             4 => Message::Abort { id },
             5 => Message::Active {
                 id,

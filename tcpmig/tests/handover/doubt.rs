@@ -229,7 +229,7 @@ kernel_test!(
             loop {
                 // A link on which the source has given up waiting brings nothing.
                 let mut talk = fake.exchange().await;
-                if talk.hear().await == Some(Message::Commit { id }) {
+                if talk.hear().await == Some(Message::commit(id)) {
                     let reason = "for a test".to_owned();
                     talk.say(Message::Aborted { id, reason }).await;
                     return talk.end().await;

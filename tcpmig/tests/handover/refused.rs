@@ -200,7 +200,7 @@ kernel_test!(an_image_that_was_damaged_on_the_way, || {
             let answer = talk.ask(Message::Offer { id, image }).await;
             assert_eq!(answer.id(), id);
             // A handover that was refused has never lived there.
-            let commit = talk.ask(Message::Commit { id }).await;
+            let commit = talk.ask(Message::commit(id)).await;
             assert_eq!(commit.name(), "ABORTED");
             answers.push(answer);
         }

@@ -74,7 +74,7 @@ impl Case {
     }
 
     fn commit(&self) -> Message {
-        self.ask(Message::Commit { id: id() })
+        self.ask(Message::commit(id()))
     }
 
     /// Says ABORT; when this returns it has been heard.
@@ -82,7 +82,7 @@ impl Case {
         self.a.call(|here| async move {
             let mut talk = Talk::with_other(&here).await;
             talk.say(Message::Abort { id: id() }).await;
-            let answer = talk.ask(Message::Commit { id: id() }).await;
+            let answer = talk.ask(Message::commit(id())).await;
             assert_eq!(answer.name(), "ABORTED", "{answer:?}");
         });
     }
@@ -174,10 +174,7 @@ kernel_test!(commit_again_is_answered_again_and_does_nothing, || {
     case.a.call(|here| async move {
         let mut talk = Talk::with_other(&here).await;
         talk.say(Message::Abort { id: id() }).await;
-        assert_eq!(
-            talk.ask(Message::Commit { id: id() }).await.name(),
-            "ACTIVE"
-        );
+        assert_eq!(talk.ask(Message::commit(id())).await.name(), "ACTIVE");
     });
     case.b.no_arrival();
     case.frozen.discard().unwrap();

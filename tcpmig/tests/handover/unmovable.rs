@@ -98,15 +98,18 @@ kernel_test!(a_connection_with_urgent_data, || {
     both_ways(&peer, &server);
 });
 
-kernel_test!(a_connection_that_the_peer_has_closed, || {
+kernel_test!(a_connection_that_the_peer_has_reset, || {
     let net = Net::new();
     let ears = Ears::new(&net);
     let (peer, server) = net.connect(Family::V4);
-    peer.shutdown(std::net::Shutdown::Write).unwrap();
-    let state = tcpmig_sys::info::State::CloseWait;
-    until("the FIN arrives", || frozen::check(server.as_fd()).is_err());
+    socket2::SockRef::from(&peer)
+        .set_linger(Some(std::time::Duration::ZERO))
+        .unwrap();
+    drop(peer);
+    let state = tcpmig_sys::info::State::Close;
+    until("the RST arrives", || frozen::check(server.as_fd()).is_err());
     let mut server = TcpStream::from(ears.keeps(server, NotMigratable::State(state)));
-    // The direction that is open goes on.
-    server.write_all(b"answer").unwrap();
-    crate::support::expect(&peer, b"answer");
+    // The application still learns of it.
+    let error = server.write_all(b"answer").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 });

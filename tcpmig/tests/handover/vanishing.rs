@@ -131,7 +131,7 @@ kernel_test!(the_answer_is_about_another_handover, || {
 
 kernel_test!(the_answer_is_what_only_sources_say, || {
     kept_with(&["does not follow the protocol", "COMMIT"], |here| {
-        answer(here, |id| Message::Commit { id })
+        answer(here, Message::commit)
     });
 });
 

@@ -175,8 +175,7 @@ impl Site {
                 .unwrap();
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
-                let locker = Arc::new(Nftables::new().unwrap());
-                locker.prepare().unwrap();
+                let locker = Arc::new(tcpmig::locker::nftables().unwrap());
                 let here = Rc::new(Here {
                     endpoint: endpoint(own, &pem),
                     locker,

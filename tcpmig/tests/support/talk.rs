@@ -70,7 +70,10 @@ impl Talk {
     }
 
     pub(crate) async fn commit(&mut self, id: HandoverId) {
-        assert_eq!(self.answer().await, Message::Commit { id });
+        match self.answer().await {
+            Message::Commit { id: named, .. } => assert_eq!(named, id),
+            other => panic!("{other:?} instead of COMMIT"),
+        }
     }
 
     /// Waits for the end of the exchange, whatever is said before it.

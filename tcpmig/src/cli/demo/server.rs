@@ -21,9 +21,9 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::{Arrived, Destination, Ending, Mover, Options, serve};
 use tcpmig::http::{Drain, Drained, Driven, Gate, drive};
+use tcpmig::locker;
 use tcpmig::steer::Redirected;
 use tcpmig_format::{AppImage, Octets};
-use tcpmig_lock::Nftables;
 use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -154,13 +154,12 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let identity = Identity::from_pem(setup.certificate.as_bytes(), setup.key.as_bytes())?;
     let trust = Trust::from_pem(setup.authority.as_bytes())?.allow(&setup.other_name);
     let endpoint = Endpoint::bind(setup.own, &identity, &trust, TransportLimits::default())?;
-    let locker = Arc::new(Nftables::new()?);
+    let locker = Arc::new(locker::nftables()?);
     let settle = Duration::from_millis(setup.settle_ms);
     let options = Options {
         settle,
         ..Options::default()
     };
-    locker.prepare()?;
     let steer = Redirected::new(setup.other.ip(), options.redirect_lease)?;
     let server = Arc::new(Server {
         content: Content::new(setup.size),

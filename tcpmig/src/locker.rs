@@ -1,0 +1,27 @@
+//! The locker that moves work best with.
+
+use tcpmig_lock::{LockError, Nftables};
+
+use crate::restore::INJECT_MARK;
+
+/// How much may wait in the kernel of what arrives for locked connections, in octets.
+const CAPTURED: usize = 8 << 20;
+
+/// nftables in the network namespace of the calling thread, set up: it captures what arrives for locked
+/// connections, if the kernel can (`nfnetlink_log`), and lets the packets pass that a restore
+/// sends to this host.
+///
+/// # Errors
+///
+/// [`LockError::NoPermission`] without `CAP_NET_ADMIN`, [`LockError::NoNftables`], and others as
+/// [`Nftables::prepare`].
+pub fn nftables() -> Result<Nftables, LockError> {
+    let open = || Ok::<_, LockError>(Nftables::new()?.exempt_mark(INJECT_MARK));
+    let locker = match open()?.capturing(CAPTURED) {
+        // Then the peer sends again what arrives meanwhile.
+        Err(LockError::NoNftables { .. }) => open()?,
+        other => other?,
+    };
+    locker.prepare()?;
+    Ok(locker)
+}
