@@ -181,6 +181,7 @@ fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
         syn_count: u.arbitrary()?,
         window_clamp: u.arbitrary()?,
         max_pacing_rate: u.arbitrary()?,
+        shut_read: u.arbitrary()?,
     })
 }
 

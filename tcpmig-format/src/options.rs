@@ -48,6 +48,8 @@ pub struct SocketOptions {
     pub window_clamp: Option<u32>,
     /// `SO_MAX_PACING_RATE`, in octets per second; all bits set is no limit.
     pub max_pacing_rate: Option<u64>,
+    /// `shutdown(SHUT_RD)`: the application has shut the receiving direction, which the peer does not see.
+    pub shut_read: Option<bool>,
 }
 
 /// `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT`.

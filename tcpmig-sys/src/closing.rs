@@ -18,8 +18,11 @@ use crate::rebuild::{RestoringSocket, all};
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
 
-/// A looped packet is handled before `sendto` returns, or at the latest by the kernel thread for it.
-const ARRIVAL: Duration = Duration::from_millis(200);
+/// A looped packet is handled before `sendto` returns, or soon after by a kernel thread.
+const ARRIVAL: Duration = Duration::from_millis(20);
+
+/// How often a segment is injected that does not arrive.
+const TRIES: u32 = 10;
 
 /// What leads from one state to the next.
 #[derive(Clone, Copy)]
@@ -140,35 +143,44 @@ impl RestoringSocket {
             fin: false,
             ..fin
         };
-        injector.inject(&before, mark)?;
-        injector.inject(&fin, mark)?;
-        self.arrived(next, "FIN", mark)
+        self.delivered(next, "FIN", mark, || {
+            injector.inject(&before, mark)?;
+            injector.inject(&fin, mark)
+        })
     }
 
     fn peer_ack(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
         let marks = self.marks()?;
         let ack = peers(&marks, marks.write_seq, &info(self.as_fd())?);
-        injector.inject(&ack, mark)?;
-        self.arrived(next, "acknowledgement of the FIN", mark)
+        self.delivered(next, "acknowledgement of the FIN", mark, || {
+            injector.inject(&ack, mark)
+        })
     }
 
-    fn arrived(&self, next: State, segment: &'static str, mark: u32) -> Result<()> {
-        let deadline = Instant::now() + ARRIVAL;
-        loop {
-            let state = info(self.as_fd())?.state;
-            if state == next {
-                return Ok(());
+    /// Injects until the state is the next one.
+    fn delivered(
+        &self,
+        next: State,
+        segment: &'static str,
+        mark: u32,
+        inject: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        for _ in 0..TRIES {
+            inject()?;
+            let deadline = Instant::now() + ARRIVAL;
+            while Instant::now() < deadline {
+                if info(self.as_fd())?.state == next {
+                    return Ok(());
+                }
+                std::thread::yield_now();
             }
-            if Instant::now() > deadline {
-                return Err(Error::NotDelivered {
-                    segment,
-                    asked: next,
-                    got: state,
-                    mark,
-                });
-            }
-            std::thread::yield_now();
         }
+        Err(Error::NotDelivered {
+            segment,
+            asked: next,
+            got: info(self.as_fd())?.state,
+            mark,
+        })
     }
 
     fn marks(&self) -> Result<Marks> {

@@ -1,10 +1,13 @@
-//! Flags of a descriptor.
+//! Flags of a descriptor, and of the socket behind it.
 
 use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::SockRef;
 
 use crate::error::{Error, Result};
+use crate::info::{State, info};
 
 /// `fcntl(F_GETFL)`: whether calls on the descriptor return instead of waiting
 /// (`O_NONBLOCK`, which all duplicates of a descriptor share).
@@ -30,4 +33,39 @@ pub fn set_non_blocking(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
     flags.set(OFlag::O_NONBLOCK, on);
     fcntl(fd, FcntlArg::F_SETFL(flags)).map_err(|e| Error::new("fcntl(F_SETFL)", e.into()))?;
     Ok(())
+}
+
+/// `poll(POLLRDHUP)`: whether the application has shut the receiving direction of a connection that the peer
+/// has not closed.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+#[doc(alias = "SHUT_RD")]
+pub fn read_shut(fd: BorrowedFd<'_>) -> Result<bool> {
+    let mut polled = [PollFd::new(
+        fd,
+        PollFlags::from_bits_retain(libc::POLLRDHUP),
+    )];
+    poll(&mut polled, PollTimeout::ZERO).map_err(|e| Error::new("poll(POLLRDHUP)", e.into()))?;
+    // `nix` has no name for the flag, and `revents` is nothing if there are unknown ones.
+    let shut = polled[0].revents() != Some(PollFlags::empty());
+    // After `poll`: a FIN that arrives in between would look like it.
+    Ok(shut
+        && matches!(
+            info(fd)?.state,
+            State::Established | State::FinWait1 | State::FinWait2
+        ))
+}
+
+/// `shutdown(fd, SHUT_RD)`: the application reads nothing that comes from now on. Nothing is sent.
+///
+/// # Errors
+///
+/// [`Error::Call`]: ENOTCONN without a connection.
+#[doc(alias = "SHUT_RD")]
+pub fn shut_read(fd: BorrowedFd<'_>) -> Result<()> {
+    SockRef::from(&fd)
+        .shutdown(std::net::Shutdown::Read)
+        .map_err(|e| Error::new("shutdown(SHUT_RD)", e))
 }

@@ -149,6 +149,7 @@ fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
         user_timeout: Some(sockopt::user_timeout(fd)?),
         not_sent_low_water: Some(sockopt::not_sent_low_water(fd)?),
         linger2: Some(sockopt::linger2(fd)?),
+        shut_read: Some(flags::read_shut(fd)?),
         ..SocketOptions::default()
     })
 }

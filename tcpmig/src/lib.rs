@@ -55,7 +55,9 @@
 //!
 //! # What does not move
 //!
-//! The kernel offers no way to set these; they start anew on the target:
+//! LISTEN and connections that are still being opened, or that a reset has ended, are refused. So is one
+//! with urgent data waiting, a multipath one and one with kernel TLS. The kernel offers no way to set
+//! these; they start anew on the target:
 //!
 //! | State | What the peer sees |
 //! |---|---|

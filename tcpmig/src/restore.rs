@@ -328,6 +328,9 @@ fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), Restor
         options.syn_count => set_syn_count;
         options.window_clamp => set_window_clamp;
     }
+    if options.shut_read == Some(true) {
+        flags::shut_read(fd)?;
+    }
     if let Some(name) = &options.congestion {
         sockopt::set_congestion(fd, name)?;
     }

@@ -165,6 +165,8 @@ struct Socket<'a> {
     window_clamp: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_pacing_rate: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shut_read: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -98,6 +98,7 @@ fn socket() -> SocketOptions {
         syn_count: Some(6),
         window_clamp: Some(4_194_304),
         max_pacing_rate: Some(u64::MAX),
+        shut_read: Some(true),
     }
 }
 

@@ -87,7 +87,7 @@ fn negotiated() -> impl Strategy<Value = Negotiated> {
 
 fn socket() -> impl Strategy<Value = SocketOptions> {
     (
-        any::<[Option<bool>; 7]>(),
+        any::<[Option<bool>; 8]>(),
         any::<[Option<u32>; 7]>(),
         any::<(Option<i32>, Option<u64>)>(),
         of(0..=3u8),
@@ -104,6 +104,7 @@ fn socket() -> impl Strategy<Value = SocketOptions> {
                 oob_inline: flags[4],
                 non_blocking: flags[5],
                 quick_ack: flags[6],
+                shut_read: flags[7],
                 keep_alive: keep.map(|(on, [idle, interval, count])| KeepAlive {
                     on,
                     idle,

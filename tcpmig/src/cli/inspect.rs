@@ -181,6 +181,7 @@ fn options(options: &SocketOptions) -> Value {
         "syn_count": options.syn_count,
         "window_clamp": options.window_clamp,
         "max_pacing_rate": options.max_pacing_rate,
+        "shut_read": options.shut_read,
     }))
 }
 

@@ -1,27 +1,34 @@
 //! Connections in every state that has a socket, moved between hosts of a lab, on the real kernel.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
-mod net;
-mod scene;
-
-use std::os::fd::AsFd;
-use std::time::Instant;
-
-use net::{Family, Net, cut, mend};
-use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
-use tcpmig_sys::info::{State, info};
-
-const FILLED: usize = 100_000;
-
 /// A test that makes networks.
 macro_rules! kernel_test {
     ($name:ident, $body:expr) => {
         #[test]
         fn $name() {
-            tcpmig_sys::lab::isolated(stringify!($name), $body);
+            let (_, name) = concat!(module_path!(), "::", stringify!($name))
+                .split_once("::")
+                .unwrap();
+            tcpmig_sys::lab::isolated(name, $body);
         }
     };
 }
+
+mod net;
+mod obstacles;
+mod scene;
+
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use net::{Family, Net, mend};
+use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
+use tcpmig_sys::flags;
+use tcpmig_sys::info::{State, info};
+
+const FILLED: usize = 100_000;
 
 /// Moves the connection from A to B, captures it there while no packet passes and compares the images, restores it
 /// again and lets both ends finish.
@@ -41,7 +48,6 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
     }
 
     let locker = net.b.run(locker).unwrap();
-    cut(&net.b, &["prerouting", "output"]);
     let socket = activate(build(&net.b, &locker, image.clone()).unwrap());
     assert_eq!(info(socket.as_fd()).unwrap().state, state, "{what}");
     let (frozen, again) = capture(socket, &locker);
@@ -65,6 +71,11 @@ fn moves_in_every_way(state: State) {
         }
     }
     moves(state, Family::Mapped, 1000, Loss::Answers);
+    // What host A sent last never arrived.
+    if !matches!(state, State::FinWait2 | State::Closing) {
+        moves(state, Family::V6, 0, Loss::Packets);
+        moves(state, Family::V4, FILLED, Loss::Packets);
+    }
 }
 
 kernel_test!(fin_wait1_moves, || moves_in_every_way(State::FinWait1));
@@ -72,3 +83,31 @@ kernel_test!(fin_wait2_moves, || moves_in_every_way(State::FinWait2));
 kernel_test!(close_wait_moves, || moves_in_every_way(State::CloseWait));
 kernel_test!(last_ack_moves, || moves_in_every_way(State::LastAck));
 kernel_test!(closing_moves, || moves_in_every_way(State::Closing));
+
+kernel_test!(a_shut_receiving_direction_moves, || {
+    for state in [State::Established, State::FinWait1, State::FinWait2] {
+        let net = Net::new();
+        let scene = Scene::new(&net, Family::V4, state, 1000, Loss::Answers);
+        scene.server.shutdown(Shutdown::Read).unwrap();
+        let (image, ends) = scene.leave_a(&net);
+        assert_eq!(image.tcp.as_ref().unwrap().socket().shut_read, Some(true));
+        let locker = net.b.run(locker).unwrap();
+        let prepared = build(&net.b, &locker, image).unwrap();
+        mend(&net.b);
+        let socket = activate(prepared);
+        assert!(flags::read_shut(socket.as_fd()).unwrap());
+        // What came before is read, and then the end, which the peer has not sent.
+        let mut got = Vec::new();
+        TcpStream::from(socket).read_to_end(&mut got).unwrap();
+        assert!(got == ends.up);
+    }
+});
+
+kernel_test!(a_frozen_connection_that_was_closed_is_kept, || {
+    for state in [State::FinWait1, State::CloseWait, State::LastAck] {
+        let net = Net::new();
+        let scene = Scene::new(&net, Family::V4, state, FILLED, Loss::Answers);
+        let (ends, server) = scene.stay(&net);
+        ends.finish(&net, server);
+    }
+});

@@ -90,9 +90,7 @@ impl Net {
 
     /// Fails if a reset passed the peer's device.
     pub(crate) fn assert_no_reset(&self) {
-        let counted = self.peer.run(|| nft_output("list counter inet resets n"));
-        let counted = counted.unwrap();
-        assert!(counted.contains("packets 0 "), "{counted}");
+        assert_eq!(nft_counted(&self.peer, "resets"), 0);
     }
 }
 
@@ -131,12 +129,31 @@ pub(crate) fn nft(host: &Host, rules: &str) {
     assert!(child.wait().unwrap().success(), "nft refused {rules}");
 }
 
-fn nft_output(arguments: &str) -> String {
-    let output = Command::new("nft")
-        .args(arguments.split(' '))
+/// How many packets the counter `n` of a table has seen.
+pub(crate) fn nft_counted(host: &Host, table: &str) -> u64 {
+    let mut command = host.command("nft").unwrap();
+    let output = command
+        .args(["list", "counter", "inet", table, "n"])
         .output()
         .expect("nft is installed");
-    String::from_utf8(output.stdout).unwrap()
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut words = text
+        .split_whitespace()
+        .skip_while(|word| *word != "packets");
+    words.nth(1).expect("a counter").parse().unwrap()
+}
+
+/// Whether a connection with this local port is more than a TIME_WAIT on a host.
+pub(crate) fn lives(host: &Host, port: u16) -> bool {
+    let own = format!(":{port:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let path = format!("/proc/thread-self/net/{table}");
+        let lines = host.run(|| std::fs::read_to_string(path)).unwrap();
+        lines.unwrap().lines().skip(1).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[1].ends_with(&own) && fields[3] != "06"
+        })
+    })
 }
 
 /// Waits until a condition holds.

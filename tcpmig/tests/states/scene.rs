@@ -13,7 +13,7 @@ use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::Host;
 use tcpmig_sys::sockopt;
 
-use crate::net::{Family, Net, cut, mend, pattern, until};
+use crate::net::{Family, Net, cut, lives, mend, pattern, until};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -35,7 +35,7 @@ pub(crate) struct Scene {
     pub(crate) up: Vec<u8>,
     /// What the server wrote.
     pub(crate) down: Vec<u8>,
-    cut: Option<bool>,
+    cut: Option<Loss>,
 }
 
 fn state(socket: &impl AsFd) -> State {
@@ -146,43 +146,54 @@ impl Scene {
             Loss::Packets => &net.peer,
         };
         cut(host, &["prerouting"]);
-        self.cut = Some(loss == Loss::Packets);
+        self.cut = Some(loss);
     }
 
-    /// Captures the connection on host A, ends it there and brings the peer's packets to host B.
-    pub(crate) fn leave_a(self, net: &Net) -> (Image, Ends) {
-        let Self {
-            state,
-            peer,
-            server,
-            up,
-            down,
-            cut,
-        } = self;
+    /// Captures the connection on host A, ends it there and brings the peer's packets to host B, where nothing
+    /// passes until [`mend`].
+    pub(crate) fn leave_a(mut self, net: &Net) -> (Image, Ends) {
+        let lost = self.cut.take();
+        let (ends, server) = self.into_parts();
         let locker = net.a.run(locker).unwrap();
-        let (frozen, image) = capture(server.into(), &locker);
+        let (frozen, image) = capture(server, &locker);
         frozen.confirm().unwrap();
         frozen.discard().unwrap();
+        cut(&net.b, &["prerouting", "output"]);
         net.point_peer_at_b();
-        match cut {
-            Some(true) => mend(&net.peer),
-            Some(false) => mend(&net.a),
-            None => {}
-        }
-        assert_eq!(
-            image.tcp.as_ref().unwrap().state().number(),
-            state as u8,
-            "the image's state"
-        );
+        end(net, lost);
+        let state = image.tcp.as_ref().unwrap().state();
+        assert_eq!(state.number(), ends.state as u8);
         let octets = image.encode().unwrap();
         let image = Image::decode(&octets, &Limits::default()).unwrap();
-        let ends = Ends {
-            state,
-            peer,
-            up,
-            down,
-        };
         (image, ends)
+    }
+
+    /// Captures the connection on host A and keeps it there.
+    pub(crate) fn stay(mut self, net: &Net) -> (Ends, OwnedFd) {
+        let lost = self.cut.take();
+        let (ends, server) = self.into_parts();
+        let locker = net.a.run(locker).unwrap();
+        let (frozen, _) = capture(server, &locker);
+        end(net, lost);
+        (ends, frozen.keep().unwrap())
+    }
+
+    fn into_parts(self) -> (Ends, OwnedFd) {
+        let ends = Ends {
+            state: self.state,
+            peer: self.peer,
+            up: self.up,
+            down: self.down,
+        };
+        (ends, self.server.into())
+    }
+}
+
+fn end(net: &Net, cut: Option<Loss>) {
+    match cut {
+        Some(Loss::Packets) => mend(&net.peer),
+        Some(Loss::Answers) => mend(&net.a),
+        None => {}
     }
 }
 
@@ -280,17 +291,4 @@ impl Ends {
         }
         net.assert_no_reset();
     }
-}
-
-/// Whether a connection with this local port is more than a TIME_WAIT on a host.
-fn lives(host: &Host, port: u16) -> bool {
-    let own = format!(":{port:04X}");
-    ["tcp", "tcp6"].iter().any(|table| {
-        let path = format!("/proc/thread-self/net/{table}");
-        let lines = host.run(|| std::fs::read_to_string(path)).unwrap();
-        lines.unwrap().lines().skip(1).any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            fields[1].ends_with(&own) && fields[3] != "06"
-        })
-    })
 }

@@ -209,6 +209,7 @@ impl Reader<'_> {
             syn_count: wire.syn_count,
             window_clamp: wire.window_clamp,
             max_pacing_rate: wire.max_pacing_rate,
+            shut_read: wire.shut_read,
         })
     }
 

@@ -164,6 +164,7 @@ fn socket(socket: &crate::SocketOptions) -> super::Socket<'_> {
         syn_count: socket.syn_count,
         window_clamp: socket.window_clamp,
         max_pacing_rate: socket.max_pacing_rate,
+        shut_read: socket.shut_read,
     }
 }
 

@@ -1,0 +1,164 @@
+//! Rebuilds on hosts whose packet filter, lock or addresses are in the way.
+
+use tcpmig::restore::{Prepared, RestoreError};
+use tcpmig_format::{Image, TcpState};
+use tcpmig_lock::{Locker, Nftables};
+use tcpmig_sys::Error;
+use tcpmig_sys::info::State;
+use tcpmig_sys::lab::Host;
+
+use crate::net::{Family, Net, lives, mend, nft, nft_counted};
+use crate::scene::{Loss, Scene, activate, build, locker};
+
+/// The states that are reached by segments of the peer.
+const INJECTED: [State; 4] = [
+    State::FinWait2,
+    State::CloseWait,
+    State::LastAck,
+    State::Closing,
+];
+
+/// A host where a connection in this state can be restored, whatever `prepare` does to it.
+fn finishes_behind(state: State, family: Family, prepare: impl FnOnce(&Host)) -> Net {
+    let net = Net::new();
+    prepare(&net.b);
+    let (image, ends) = Scene::new(&net, family, state, 1000, Loss::Answers).leave_a(&net);
+    let locker = net.b.run(locker).unwrap();
+    let prepared = build(&net.b, &locker, image).unwrap();
+    mend(&net.b);
+    ends.finish(&net, activate(prepared));
+    net
+}
+
+kernel_test!(a_firewall_that_drops_invalid_packets, || {
+    for state in INJECTED {
+        for family in [Family::V4, Family::V6] {
+            let net = finishes_behind(state, family, |host| {
+                nft(
+                    host,
+                    "table inet fw { counter n { }; chain c { type filter hook input priority filter; ct state invalid counter name n drop; }; }",
+                );
+            });
+            let invalid = nft_counted(&net.b, "fw");
+            assert_eq!(invalid, 0, "{state}");
+        }
+    }
+});
+
+kernel_test!(a_strict_reverse_path_filter, || {
+    for state in INJECTED {
+        finishes_behind(state, Family::V4, |host| {
+            for device in ["all", "lo", "eth0"] {
+                host.set(&format!("net/ipv4/conf/{device}/rp_filter"), "1")
+                    .unwrap();
+            }
+        });
+    }
+});
+
+/// Nothing of a restore that was refused is left, and the next one succeeds.
+fn refused_then_restored(
+    state: State,
+    spoil: impl FnOnce(&Net),
+    refuses: impl FnOnce(&Net, Image) -> Result<Prepared, RestoreError>,
+    unspoil: impl FnOnce(&Net),
+) -> RestoreError {
+    let net = Net::new();
+    let (image, ends) = Scene::new(&net, Family::V4, state, 1000, Loss::Answers).leave_a(&net);
+    spoil(&net);
+    let flow = image.ip.as_ref().unwrap().flow;
+    let error = refuses(&net, image.clone()).unwrap_err();
+    assert!(!lives(&net.b, flow.local().port()), "{state}");
+    let locker = net.b.run(locker).unwrap();
+    assert_eq!(locker.list().unwrap(), []);
+    unspoil(&net);
+    let prepared = build(&net.b, &locker, image).unwrap();
+    mend(&net.b);
+    ends.finish(&net, activate(prepared));
+    error
+}
+
+fn with_mark(net: &Net, image: Image) -> Result<Prepared, RestoreError> {
+    let locker = net.b.run(locker).unwrap();
+    build(&net.b, &locker, image)
+}
+
+#[track_caller]
+fn assert_not_delivered(error: &RestoreError) {
+    assert!(
+        matches!(error, RestoreError::Socket(Error::NotDelivered { .. })),
+        "{error}"
+    );
+}
+
+kernel_test!(a_firewall_that_denies_by_default, || {
+    for state in INJECTED {
+        let error = refused_then_restored(
+            state,
+            |net| {
+                nft(
+                    &net.b,
+                    "table inet fw { chain c { type filter hook input priority filter; policy drop; ct state established,related accept; meta l4proto { icmp, ipv6-icmp } accept; }; }",
+                );
+            },
+            with_mark,
+            |net| nft(&net.b, "delete table inet fw"),
+        );
+        assert_not_delivered(&error);
+    }
+});
+
+kernel_test!(a_lock_that_does_not_let_the_mark_pass, || {
+    let error = refused_then_restored(
+        State::CloseWait,
+        |_| {},
+        |net, image| {
+            let locker = net.b.run(|| Nftables::with_table("other")).unwrap();
+            build(&net.b, &locker.unwrap(), image)
+        },
+        |_| {},
+    );
+    assert_not_delivered(&error);
+    assert!(error.to_string().contains("0x7463706d"), "{error}");
+});
+
+kernel_test!(an_address_that_is_not_here_yet, || {
+    let error = refused_then_restored(
+        State::CloseWait,
+        |net| net.b.ip("addr del 10.77.0.1/32 dev lo\n").unwrap(),
+        |net, mut image| {
+            image.ip.as_mut().unwrap().transparent = true;
+            with_mark(net, image)
+        },
+        |net| net.b.ip("addr add 10.77.0.1/32 dev lo\n").unwrap(),
+    );
+    assert!(
+        matches!(error, RestoreError::Socket(Error::NotLocal { .. })),
+        "{error}"
+    );
+});
+
+kernel_test!(images_without_a_connection, || {
+    let net = Net::new();
+    let scene = Scene::new(&net, Family::V4, State::CloseWait, 0, Loss::Answers);
+    let (image, ends) = scene.leave_a(&net);
+    let locker = net.b.run(locker).unwrap();
+    for state in [
+        TcpState::Listen,
+        TcpState::SynSent,
+        TcpState::SynRecv,
+        TcpState::Close,
+        TcpState::TimeWait,
+    ] {
+        let mut image = image.clone();
+        let mut parts = image.tcp.take().unwrap().into_parts();
+        parts.state = state;
+        image.tcp = Some(tcpmig_format::TcpImage::new(parts).unwrap());
+        let error = build(&net.b, &locker, image).unwrap_err();
+        let RestoreError::State(refused) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(refused, state);
+    }
+    drop(ends);
+});
