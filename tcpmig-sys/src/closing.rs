@@ -71,6 +71,8 @@ impl RestoringSocket {
     pub fn reach(&mut self, state: State, unsent: &[u8], mark: u32) -> Result<()> {
         let steps = steps(state)?;
         if steps.is_empty() {
+            // Without it the peer may have to wait for its timers after activation, no more.
+            self.injector = Injector::open(self.as_fd()).ok();
             return Ok(());
         }
         let injector = Injector::open(self.as_fd())?;
@@ -187,8 +189,12 @@ impl RestoringSocket {
         frozen::marks(self.as_fd())
     }
 
-    /// What [`RestoringSocket::activate`] does beside switching repair off, which makes the kernel ask the peer
-    /// for its acknowledgement in ESTABLISHED only.
+    /// What [`RestoringSocket::activate`] does beside switching repair off.
+    ///
+    /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
+    /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
+    /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
+    /// waiting for, and one with data that it has, or that was lost, makes it tell what it has.
     pub(crate) fn wake(&self) -> Result<Wake> {
         let fd = self.as_fd();
         let info = info(fd)?;
@@ -200,6 +206,7 @@ impl RestoringSocket {
             .wrapping_sub(marks.rcv_nxt);
         let scale = info.window_scale.map_or(0, |(_, rcv)| rcv);
         let unsent = sockopt::unsent_len(fd)?;
+        let established = info.state == State::Established;
         let fin = info.state.fin_unacknowledged() && unsent == 0;
         let seq = if fin {
             marks.write_seq.wrapping_sub(1)
@@ -211,23 +218,37 @@ impl RestoringSocket {
             (libc::AF_INET6, remote) if !is_mapped(remote) => sockopt::hop_limit(fd),
             _ => sockopt::ttl(fd),
         };
+        let ask = Segment {
+            seq,
+            ack: marks.rcv_nxt,
+            fin,
+            // Of the FIN the peer takes the window: the one that it knows.
+            window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
+            timestamp: info
+                .timestamps
+                .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
+                .transpose()?,
+            hops: hops.ok().and_then(|h| u8::try_from(h).ok()).unwrap_or(64),
+        };
+        let (ask, data) = match (established, self.oldest.is_empty()) {
+            (false, _) => (ask, Vec::new()),
+            // An octet that the peer had long ago, and does not look at.
+            (true, true) => (ask, vec![0]),
+            (true, false) => {
+                let seq = marks.snd_una;
+                (Segment { seq, ..ask }, self.oldest.clone())
+            }
+        };
         Ok(Wake {
+            tell: established.then_some(Segment {
+                seq: marks.write_seq.wrapping_sub(unsent),
+                ..ask
+            }),
             // The peer's acknowledgement was taken: nothing is left to ask for.
-            ask: info.state != State::FinWait2,
+            ask: (info.state != State::FinWait2).then_some(ask),
+            data,
             push: unsent > 0,
             mark: sockopt::mark(fd)?,
-            segment: Segment {
-                seq,
-                ack: marks.rcv_nxt,
-                fin,
-                // Of the FIN the peer takes the window: the one that it knows.
-                window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
-                timestamp: info
-                    .timestamps
-                    .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
-                    .transpose()?,
-                hops: hops.ok().and_then(|h| u8::try_from(h).ok()).unwrap_or(64),
-            },
         })
     }
 }
@@ -251,12 +272,15 @@ fn peers(marks: &Marks, ack: u32, info: &Info) -> Segment {
     }
 }
 
-/// What a connection that is not ESTABLISHED needs when repair is off.
+/// What a connection needs when repair is off.
 pub(crate) struct Wake {
-    ask: bool,
+    /// Tells the peer where this end stands.
+    tell: Option<Segment>,
+    /// Makes the peer tell where it stands, with these data.
+    ask: Option<Segment>,
+    data: Vec<u8>,
     push: bool,
     mark: u32,
-    segment: Segment,
 }
 
 impl Wake {
@@ -269,8 +293,11 @@ impl Wake {
             let _ = sockopt::set_no_delay(fd, true);
             let _ = sockopt::set_no_delay(fd, no_delay);
         }
-        if self.ask {
-            let _ = injector.send(&self.segment, self.mark);
+        if let Some(tell) = &self.tell {
+            let _ = injector.send(tell, &[], self.mark);
+        }
+        if let Some(ask) = &self.ask {
+            let _ = injector.send(ask, &self.data, self.mark);
         }
     }
 }

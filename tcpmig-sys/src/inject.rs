@@ -73,7 +73,7 @@ impl Injector {
                 address: self.local.ip(),
             });
         }
-        match self.transmit(self.remote, self.local, segment, mark) {
+        match self.transmit(self.remote, self.local, segment, &[], mark) {
             // What a packet filter drops on its way out.
             Err(error) if error.errno() == Some(libc::EPERM) => Ok(()),
             other => other,
@@ -81,8 +81,8 @@ impl Injector {
     }
 
     /// Sends a segment from this host to the peer, with the connection's own mark.
-    pub(crate) fn send(&self, segment: &Segment, mark: u32) -> Result<()> {
-        self.transmit(self.local, self.remote, segment, mark)
+    pub(crate) fn send(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
+        self.transmit(self.local, self.remote, segment, payload, mark)
     }
 
     fn transmit(
@@ -90,10 +90,11 @@ impl Injector {
         from: SocketAddr,
         to: SocketAddr,
         segment: &Segment,
+        payload: &[u8],
         mark: u32,
     ) -> Result<()> {
         sockopt::set_mark(self.raw.as_fd(), mark)?;
-        let packet = packet(from, to, segment);
+        let packet = packet(from, to, segment, payload);
         let mut to = to;
         // In a raw socket's address the port is the protocol.
         to.set_port(0);
@@ -145,8 +146,8 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 }
 
 /// The whole packet, IP header first.
-fn packet(from: SocketAddr, to: SocketAddr, segment: &Segment) -> Vec<u8> {
-    let tcp = tcp(from, to, segment);
+fn packet(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -> Vec<u8> {
+    let tcp = tcp(from, to, segment, payload);
     // 20 octets of header and at most 12 of options.
     let length = tcp.len() as u16;
     let mut packet = Vec::with_capacity(40 + tcp.len());
@@ -175,9 +176,9 @@ fn packet(from: SocketAddr, to: SocketAddr, segment: &Segment) -> Vec<u8> {
     packet
 }
 
-/// The TCP header (RFC 9293 section 3.1).
-fn tcp(from: SocketAddr, to: SocketAddr, segment: &Segment) -> Vec<u8> {
-    let mut header = Vec::with_capacity(32);
+/// The TCP header (RFC 9293 section 3.1) and the data.
+fn tcp(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -> Vec<u8> {
+    let mut header = Vec::with_capacity(32 + payload.len());
     header.extend_from_slice(&from.port().to_be_bytes());
     header.extend_from_slice(&to.port().to_be_bytes());
     header.extend_from_slice(&segment.seq.to_be_bytes());
@@ -193,6 +194,7 @@ fn tcp(from: SocketAddr, to: SocketAddr, segment: &Segment) -> Vec<u8> {
         header.extend_from_slice(&value.to_be_bytes());
         header.extend_from_slice(&echo.to_be_bytes());
     }
+    header.extend_from_slice(payload);
     let length = (header.len() as u32).to_be_bytes();
     let protocol = [0, 0, 0, libc::IPPROTO_TCP as u8];
     let (source, destination) = (octets(from.ip()), octets(to.ip()));
@@ -209,12 +211,12 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The Internet checksum (RFC 1071) of parts of even length.
+/// The Internet checksum (RFC 1071) of parts of even length; the last may be odd.
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let mut sum: u32 = parts
         .iter()
-        .flat_map(|part| part.chunks_exact(2))
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .flat_map(|part| part.chunks(2))
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
         .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -249,12 +251,12 @@ mod tests {
             ("[2001:db8::1]:1", "[fe80::ffff]:443"),
         ] {
             let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-            for timestamp in [None, SEGMENT.timestamp] {
+            for (timestamp, payload) in [(None, &b""[..]), (SEGMENT.timestamp, b"odd")] {
                 let segment = Segment {
                     timestamp,
                     ..SEGMENT
                 };
-                let packet = packet(from, to, &segment);
+                let packet = packet(from, to, &segment, payload);
                 let (ip, tcp) = packet.split_at(if from.is_ipv4() { 20 } else { 40 });
                 if from.is_ipv4() {
                     assert_eq!(checksum(&[ip]), [0, 0]);
@@ -262,7 +264,7 @@ mod tests {
                 } else {
                     assert_eq!(ip[4..6], (tcp.len() as u16).to_be_bytes());
                 }
-                assert_eq!(usize::from(tcp[12] >> 4) * 4, tcp.len());
+                assert_eq!(usize::from(tcp[12] >> 4) * 4 + payload.len(), tcp.len());
                 let addresses = &ip[ip.len() - if from.is_ipv4() { 8 } else { 32 }..];
                 let length = (tcp.len() as u16).to_be_bytes();
                 assert_eq!(checksum(&[addresses, &length, &[0, 6], tcp]), [0, 0]);

@@ -40,8 +40,10 @@ pub struct BoundSocket(Socket);
 #[must_use = "dropping discards the connection without a packet"]
 pub struct RestoringSocket {
     pub(crate) socket: Socket,
-    /// For a connection that is not ESTABLISHED any more.
+    /// For the segments at activation that the kernel does not send by itself.
     pub(crate) injector: Option<Injector>,
+    /// The first octets of the send queue, at most a segment's worth.
+    pub(crate) oldest: Vec<u8>,
 }
 
 /// Where the queues of a rebuilt connection begin.
@@ -116,6 +118,7 @@ impl BoundSocket {
         Ok(RestoringSocket {
             socket: self.0,
             injector: None,
+            oldest: Vec::new(),
         })
     }
 }
@@ -176,7 +179,7 @@ impl RestoringSocket {
     ///
     /// [`Error::Length`] if the queue does not fit into the largest buffer that the
     /// process may have, [`Error::Call`].
-    pub fn fill_send_queue(&self, octets: &[u8], reserve: usize) -> Result<()> {
+    pub fn fill_send_queue(&mut self, octets: &[u8], reserve: usize) -> Result<()> {
         const CALL: &str = "send(send queue)";
         let fd = self.as_fd();
         let wanted = octets.len() + reserve;
@@ -191,6 +194,8 @@ impl RestoringSocket {
         sockopt::set_repair_queue(fd, Queue::Send)?;
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
+        let segment = info(fd)?.snd_mss as usize;
+        self.oldest = octets[..octets.len().min(segment)].to_vec();
         all(CALL, done, octets.len())
     }
 

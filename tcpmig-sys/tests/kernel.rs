@@ -25,7 +25,7 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
             .wrapping_sub(snapshot.receive_queue.len() as u32),
     };
     let bound = closed.bind(local).unwrap();
-    let restoring = bound
+    let mut restoring = bound
         .connect(remote, start, snapshot.negotiated.mss_clamp)
         .unwrap();
     restoring
