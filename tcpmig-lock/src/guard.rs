@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Held, LockError, NextHop, Redirecting};
 
 /// Flows that are locked. Dropping it unlocks them, and an error of that is lost: [`unlock`](Self::unlock) reports
 /// it.
@@ -45,6 +45,26 @@ impl LockGuard {
             (Some(held), _) => held.renew(&self.flows, lease),
             (None, Some(flow)) => Err(LockError::NotHeld(*flow)),
             (None, None) => Ok(()),
+        }
+    }
+
+    /// Hands over what has arrived for the flows since the lock began, or since the last call: incoming packets only,
+    /// in the order in which they arrived. Waits for nothing; a packet that was dropped before the call is there.
+    ///
+    /// Packets keep arriving, so what is to go with a connection that leaves is asked for **after**
+    /// [`try_redirect`](Self::try_redirect), with [`Redirect::captured`]: from the redirect on nothing is captured
+    /// here any more, and what arrived before and was not handed over yet is there. Where the lock ends otherwise,
+    /// what was not asked for before is lost, as it would be without capture.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] if the locker does not capture, [`LockError::NotHeld`] if the lease of a flow ended
+    /// before, so that its packets may have passed, or if [`try_redirect`](Self::try_redirect) has ended the lock.
+    pub fn captured(&mut self) -> Result<Captured, LockError> {
+        match (&mut self.held, self.flows.first()) {
+            (Some(held), _) => held.captured(&self.flows),
+            (None, Some(flow)) => Err(LockError::NotHeld(*flow)),
+            (None, None) => Ok(Captured::new()),
         }
     }
 
@@ -92,7 +112,7 @@ impl LockGuard {
     }
 
     /// As [`redirect`](Self::redirect), but after an error the guard still holds the lock. After success the guard
-    /// holds nothing, and dropping it does nothing.
+    /// holds nothing, and dropping it does nothing; what it has captured goes to the [`Redirect`].
     ///
     /// # Errors
     ///
@@ -165,6 +185,19 @@ impl Redirect {
         match &mut self.redirecting {
             Some(redirecting) => redirecting.renew(&self.flows, lease),
             None => Ok(()),
+        }
+    }
+
+    /// Hands over what arrived for the flows during the lock that this redirect ended, and was not handed over by
+    /// [`LockGuard::captured`] before. Waits for nothing, and once it has answered there is no more to come.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] if the locker does not capture.
+    pub fn captured(&mut self) -> Result<Captured, LockError> {
+        match &mut self.redirecting {
+            Some(redirecting) => redirecting.captured(&self.flows),
+            None => Ok(Captured::new()),
         }
     }
 

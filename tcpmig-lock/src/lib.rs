@@ -34,6 +34,7 @@
 //! Whoever holds a lock may die. So every lock and redirect has a lease after which the kernel ends it, and guards
 //! have [`renew`](LockGuard::renew). A lease is counted in milliseconds and rounded up, to 10 ms at least.
 
+mod captured;
 mod error;
 mod guard;
 mod hop;
@@ -42,6 +43,7 @@ mod nftables;
 mod none;
 pub mod route;
 
+pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use guard::{LockGuard, Redirect};
 pub use hop::NextHop;

@@ -5,7 +5,12 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{LockError, LockGuard, NextHop};
+use crate::{Captured, LockError, LockGuard, NextHop};
+
+const NO_CAPTURE: LockError = LockError::Unsupported {
+    locker: "chosen",
+    operation: "capture",
+};
 
 /// Something that can keep the packets of single connections from passing.
 ///
@@ -73,6 +78,18 @@ pub trait Held: Send + Sync {
         self.unlock(flows)
     }
 
+    /// Hands over what has arrived for these flows since the lock began, or since the last call, in the order in
+    /// which it arrived. Waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] for a locker that does not capture, which is what this answers unless it is
+    /// implemented; [`LockError::NotHeld`] if the lock of a flow has ended, so that packets may have passed.
+    fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let _ = flows;
+        Err(NO_CAPTURE)
+    }
+
     /// Turns the lock into a redirect, with no moment in between in which a packet passes. After an error the lock is
     /// as it was.
     ///
@@ -102,6 +119,18 @@ pub trait Redirecting: Send + Sync {
     ///
     /// As the locker documents. The redirect is then left to its lease.
     fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError>;
+
+    /// Hands over what arrived for these flows before the redirect began and was not handed over yet. See
+    /// [`Held::captured`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] for a locker that does not capture, which is what this answers unless it is
+    /// implemented.
+    fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let _ = flows;
+        Err(NO_CAPTURE)
+    }
 }
 
 /// A lock or redirect that is held now.

@@ -88,11 +88,11 @@ fn nft_shows_the_tables() {
         assert!(text.contains("10.0.0.9 . 1025 . 10.0.0.1 . 80"), "{text}");
         assert!(text.contains("comment \"pid "), "{text}");
         assert!(
-            text.contains("ip saddr . tcp sport . ip daddr . tcp dport @locked4 drop"),
+            text.contains("ip saddr . tcp sport . ip daddr . tcp dport map @locked4 goto locked"),
             "{text}"
         );
         assert!(
-            text.contains("ip daddr . tcp dport . ip saddr . tcp sport @locked4 drop"),
+            text.contains("ip daddr . tcp dport . ip saddr . tcp sport map @locked4 drop"),
             "{text}"
         );
     });
@@ -104,6 +104,8 @@ fn sweep_removes_what_is_empty_and_nothing_else() {
         let locker = Nftables::new().unwrap();
         assert!(locker.sweep().unwrap().is_empty());
         let guard = locker.lock(&flows(1), Duration::from_secs(2)).unwrap();
+        // The table for redirects, made along, holds nothing.
+        assert_eq!(locker.sweep().unwrap().structures, ["netdev tcpmig"]);
         assert!(locker.sweep().unwrap().is_empty());
         assert_eq!(locker.list().unwrap().len(), 1);
         // Its holder is gone; the lease is not.
@@ -127,10 +129,14 @@ fn many_handles_at_once() {
         let guards: Vec<LockGuard> = std::thread::scope(|scope| {
             let threads: Vec<_> = flows
                 .chunks(50)
-                .map(|flows| {
+                .enumerate()
+                .map(|(number, flows)| {
                     let host = &host;
                     scope.spawn(move || {
-                        let locker = host.run(|| Nftables::new().unwrap());
+                        let locker = host.run(|| match number % 2 {
+                            0 => Nftables::new().unwrap(),
+                            _ => Nftables::new().unwrap().capturing(4096).unwrap(),
+                        });
                         let lock = |flow: &FourTuple| {
                             drop(locker.lock(&[*flow], LEASE).unwrap());
                             locker.lock(&[*flow], LEASE).unwrap()
@@ -150,8 +156,10 @@ fn many_handles_at_once() {
         });
         let locker = host.run(|| Nftables::new().unwrap());
         assert_eq!(locker.list().unwrap().len(), flows.len());
+        assert_eq!(nft(&host, "list chains").matches("capture-").count(), 4);
         drop(guards);
         assert_eq!(locker.list().unwrap(), []);
+        assert_eq!(nft(&host, "list chains").matches("capture-").count(), 0);
     });
 }
 

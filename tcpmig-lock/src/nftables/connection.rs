@@ -58,6 +58,12 @@ impl Failure {
         self.source.raw_os_error() == Some(errno)
     }
 
+    /// Whether an element could not be added because its key is in the set. Kernels say EBUSY where it is there with
+    /// another value.
+    pub(super) fn already_there(&self) -> bool {
+        self.set.is_some() && (self.is(libc::EEXIST) || self.is(libc::EBUSY))
+    }
+
     /// Whether the kernel does not know `DESTROYSETELEM`.
     pub(super) fn lacks_destroy(&self) -> bool {
         self.call == DESTROY_CALL && self.is(libc::EINVAL)
@@ -86,6 +92,17 @@ impl Failure {
     }
 }
 
+/// Why there is no socket to netfilter.
+pub(super) fn no_socket(source: io::Error) -> LockError {
+    const CALL: &str = "socket(NETLINK_NETFILTER)";
+    match source.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+            LockError::NoNftables { call: CALL, source }
+        }
+        _ => LockError::call(CALL)(source),
+    }
+}
+
 pub(super) struct Connection {
     socket: Socket,
     next_seq: u32,
@@ -96,7 +113,6 @@ pub(super) struct Connection {
 impl Connection {
     /// A connection to `nf_tables` of the calling thread's network namespace.
     pub(super) fn open() -> Result<Self, LockError> {
-        const CALL: &str = "socket(NETLINK_NETFILTER)";
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -105,12 +121,7 @@ impl Connection {
             socket.set_ext_ack(true)?;
             Ok(socket)
         };
-        let socket = open().map_err(|source: io::Error| match source.raw_os_error() {
-            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-                LockError::NoNftables { call: CALL, source }
-            }
-            _ => LockError::call(CALL)(source),
-        })?;
+        let socket = open().map_err(no_socket)?;
         Ok(Self {
             send_buffer: ffi::send_buffer(&socket),
             socket,
@@ -189,15 +200,26 @@ impl Connection {
         set: Set,
         v4: bool,
     ) -> Result<Option<Vec<Element>>, LockError> {
+        let name = |bytes: &mut Vec<u8>| batch::put_set(bytes, table, set.name(v4));
+        self.dump(set.table(), name, |list| element::read(list).collect())
+    }
+
+    /// All elements of the set that `name` appends the name of, or None if there is no such set.
+    pub(super) fn dump<T>(
+        &mut self,
+        table: Table,
+        name: impl Fn(&mut Vec<u8>),
+        read: impl Fn(&[u8]) -> Vec<T>,
+    ) -> Result<Option<Vec<T>>, LockError> {
         const CALL: &str = "NFT_MSG_GETSETELEM";
         for last in (0..DUMP_TRIES).rev() {
             let mut found = Vec::new();
             let consistent = self.ask(
                 libc::NFT_MSG_GETSETELEM as u16,
                 libc::NLM_F_DUMP as u16,
-                set.table().family(),
-                |bytes| batch::put_set(bytes, table, set.name(v4)),
-                |payload| found.extend(element::read(batch::elements_of(payload))),
+                table.family(),
+                &name,
+                |payload| found.extend(read(batch::elements_of(payload))),
             );
             match consistent {
                 Ok(true) => return Ok(Some(found)),
@@ -280,7 +302,8 @@ impl Connection {
     }
 }
 
-fn errno(payload: &[u8]) -> i32 {
+/// The error in the payload of an answer, 0 if it says that there was none.
+pub(super) fn errno(payload: &[u8]) -> i32 {
     payload.first_chunk().map_or(libc::EPROTO, |code| {
         i32::from_ne_bytes(*code).wrapping_neg()
     })

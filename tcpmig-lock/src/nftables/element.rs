@@ -10,8 +10,8 @@ use crate::LockError;
 
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_DATA: u16 = 2;
+pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
+pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
@@ -77,7 +77,7 @@ fn put_end(bytes: &mut Vec<u8>, end: SocketAddr) {
     bytes.extend_from_slice(&PORT_PADDING);
 }
 
-fn put_value(bytes: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn put_value(bytes: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     let nest = wire::open_nested(bytes, kind);
     let value = wire::open(bytes, NFTA_DATA_VALUE);
     fill(bytes);
@@ -117,6 +117,26 @@ pub(super) fn put_marks(bytes: &mut Vec<u8>, table: &str, set: &str, marks: &[u3
         wire::close(bytes, element);
     }
     wire::close(bytes, list);
+}
+
+/// Appends the attributes of a message about one element of a set, whose own attributes `fill` appends.
+pub(super) fn put_one(
+    bytes: &mut Vec<u8>,
+    table: &str,
+    set: &str,
+    fill: impl FnOnce(&mut Vec<u8>),
+) {
+    super::batch::put_set(bytes, table, set);
+    let list = wire::open_nested(bytes, super::batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+    let element = wire::open_nested(bytes, NFTA_LIST_ELEM);
+    fill(bytes);
+    wire::close(bytes, element);
+    wire::close(bytes, list);
+}
+
+/// The group of a locked flow, as the kernel compares it.
+pub(super) fn group_data(group: u16) -> [u8; 4] {
+    u32::from(group).to_ne_bytes()
 }
 
 /// How many elements of this length fit into one message: an attribute is shorter than 64 KiB.
@@ -163,6 +183,16 @@ pub(super) fn read(list: &[u8]) -> impl Iterator<Item = Element> {
             data: value(NFTA_SET_ELEM_DATA).map(<[u8]>::to_vec),
         })
     })
+}
+
+/// Reads the groups of NFLOG in an `NFTA_SET_ELEM_LIST_ELEMENTS`.
+pub(super) fn read_groups(list: &[u8]) -> Vec<u16> {
+    let group = |(_, element)| {
+        let key = wire::attribute(element, NFTA_SET_ELEM_KEY)?;
+        let value = wire::attribute(key, NFTA_DATA_VALUE)?.first_chunk()?;
+        u16::try_from(u32::from_ne_bytes(*value)).ok()
+    };
+    wire::attributes(list).filter_map(group).collect()
 }
 
 #[cfg(test)]

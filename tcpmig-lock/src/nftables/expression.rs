@@ -80,6 +80,29 @@ pub(super) fn lookup(set: CString, to: Option<u32>) -> Expr {
     }
 }
 
+/// Marks the packet with the value in the register.
+pub(super) fn set_mark(register: u32) -> Expr {
+    Expr {
+        name: c"meta",
+        attributes: vec![
+            (
+                sys::NFTNL_EXPR_META_KEY,
+                Value::U32(libc::NFT_META_MARK as u32),
+            ),
+            (sys::NFTNL_EXPR_META_SREG, Value::U32(register)),
+        ],
+    }
+}
+
+/// Copies the packet to this group of NFLOG.
+pub(super) fn log(group: u16) -> Expr {
+    Expr {
+        name: c"log",
+        // Without NFTNL_EXPR_LOG_SNAPLEN, of which 0 means no octet, the copy is as long as the socket asks for.
+        attributes: vec![(sys::NFTNL_EXPR_LOG_GROUP, Value::U16(group))],
+    }
+}
+
 /// Sends the packet to the address in the register `hop`, by the device whose index is in the register `device`.
 pub(super) fn forward(device: u32, hop: u32, v4: bool) -> Expr {
     Expr {

@@ -13,6 +13,7 @@ use nftnl::{MsgType, NlMsg, Rule};
 /// The value of an expression's attribute.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
+    U16(u16),
     U32(u32),
     Str(CString),
 }
@@ -39,8 +40,12 @@ impl Expression for Expr {
         };
         for (attribute, value) in &self.attributes {
             match value {
-                Value::U32(value) => {
+                Value::U16(value) => {
                     // SAFETY: `expr` was just allocated and nobody else has it.
+                    unsafe { sys::nftnl_expr_set_u16(expr.as_ptr(), number(*attribute), *value) };
+                }
+                Value::U32(value) => {
+                    // SAFETY: as above.
                     unsafe { sys::nftnl_expr_set_u32(expr.as_ptr(), number(*attribute), *value) };
                 }
                 Value::Str(value) => {
@@ -90,9 +95,22 @@ pub(super) fn encode(message: &impl NlMsg, kind: MsgType) -> Vec<u8> {
 /// `setsockopt(SO_SNDBUFFORCE)`, or `SO_SNDBUF` where that is not permitted; then `getsockopt(SO_SNDBUF)`. Gives the
 /// size that the kernel granted, 0 if it does not say.
 pub(super) fn raise_send_buffer(socket: &Socket, wanted: usize) -> usize {
+    raise_buffer(socket, wanted, [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF]);
+    send_buffer(socket)
+}
+
+/// `setsockopt(SO_RCVBUFFORCE)`, or `SO_RCVBUF` where that is not permitted; then `getsockopt(SO_RCVBUF)`. Gives the
+/// size that the kernel granted, 0 if it does not say.
+pub(super) fn raise_receive_buffer(socket: &Socket, wanted: usize) -> usize {
+    raise_buffer(socket, wanted, [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF]);
+    buffer(socket, libc::SO_RCVBUF)
+}
+
+/// Sets the first of these options that is permitted.
+fn raise_buffer(socket: &Socket, wanted: usize, options: [libc::c_int; 2]) {
     // The kernel doubles the value.
     let half = libc::c_int::try_from(wanted / 2 + 1).unwrap_or(libc::c_int::MAX / 2);
-    for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
+    for option in options {
         // SAFETY: the option takes an int, and the pointer and length are those of one.
         let result = unsafe {
             libc::setsockopt(
@@ -107,13 +125,16 @@ pub(super) fn raise_send_buffer(socket: &Socket, wanted: usize) -> usize {
             break;
         }
     }
-    send_buffer(socket)
 }
 
 const INT: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
 
 /// `getsockopt(SO_SNDBUF)`, 0 if the kernel does not say.
 pub(super) fn send_buffer(socket: &Socket) -> usize {
+    buffer(socket, libc::SO_SNDBUF)
+}
+
+fn buffer(socket: &Socket, option: libc::c_int) -> usize {
     let mut size: libc::c_int = 0;
     let mut length = INT;
     // SAFETY: the option writes an int, and the pointers are valid for one and for its length.
@@ -121,7 +142,7 @@ pub(super) fn send_buffer(socket: &Socket) -> usize {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
+            option,
             (&raw mut size).cast(),
             &raw mut length,
         )

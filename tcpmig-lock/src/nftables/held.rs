@@ -5,16 +5,25 @@ use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
+use super::capture::Receipt;
 use super::layout::Set;
 use super::redirect::HopData;
 use super::shared::{REDIRECT, Shared};
-use crate::{Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Held, LockError, NextHop, Redirecting};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
 pub(super) struct Lock {
     pub(super) shared: Arc<Shared>,
     pub(super) until: Instant,
+    /// Of a handle that captures.
+    pub(super) receipt: Option<Receipt>,
 }
+
+/// What a handle says that was not told to capture.
+const NOT_CAPTURING: LockError = LockError::Unsupported {
+    locker: "nftables",
+    operation: "capture without Nftables::capturing",
+};
 
 impl Lock {
     fn is_over(&self) -> bool {
@@ -54,6 +63,12 @@ impl Held for Lock {
         self.shared.remove(&mut state, flows, &sets)
     }
 
+    fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let receipt = self.receipt.as_ref().ok_or(NOT_CAPTURING)?;
+        self.check(flows)?;
+        receipt.captured()
+    }
+
     fn redirect(
         &mut self,
         flows: &[FourTuple],
@@ -68,6 +83,7 @@ impl Held for Lock {
             token,
             data,
             until,
+            receipt: self.receipt.take(),
         }))
     }
 }
@@ -78,6 +94,8 @@ struct Redirected {
     token: u64,
     data: HopData,
     until: Instant,
+    /// For what arrived before the redirect.
+    receipt: Option<Receipt>,
 }
 
 impl Redirecting for Redirected {
@@ -94,6 +112,11 @@ impl Redirecting for Redirected {
             return Ok(());
         }
         self.shared.end_own_redirects(flows, self.token)
+    }
+
+    fn captured(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let receipt = self.receipt.as_ref().ok_or(NOT_CAPTURING)?;
+        receipt.captured()
     }
 }
 

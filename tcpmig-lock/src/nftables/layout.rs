@@ -1,10 +1,10 @@
 //! The tables: which sets, chains and rules they hold, and how they are set up.
 //!
-//! Two tables of the same name. The one of family `inet` silences flows: the sets `locked*` (locks) and `gone*`
-//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple reversed,
-//! on the way out. The one of family `netdev` sends the packets of redirected flows on before anything else of this
-//! host sees them: for each device on which such packets arrive, a chain that looks the flow up in the maps `device*`
-//! and `hop*`.
+//! Two tables of the same name. The one of family `inet` silences flows: the maps `locked*` (locks) and the sets
+//! `gone*` (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
+//! reversed, on the way out. A lock's value in its map says who gets copies of what arrives, see [`capture`]. The one
+//! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them: for each
+//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`.
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
 //! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
@@ -18,6 +18,7 @@ use nftnl::set::SetKey;
 use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
 
 use super::batch::{APPEND, Batch, CREATE};
+use super::capture;
 use super::element;
 use super::expression;
 use super::ffi;
@@ -30,7 +31,7 @@ const PRIORITY: i32 = -300;
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PORT: u32 = 13;
-const TYPE_MARK: u32 = 19;
+pub(super) const TYPE_MARK: u32 = 19;
 const TYPE_DEVICE: u32 = 20;
 
 const fn concat(ip: u32) -> u32 {
@@ -40,6 +41,8 @@ const fn concat(ip: u32) -> u32 {
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 
+/// The register behind those that an IPv6 flow fills, ten of four octets.
+const VALUE: u32 = libc::NFT_REG32_10 as u32;
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
 
@@ -65,7 +68,7 @@ impl Table {
         }
     }
 
-    fn object(self, name: &str) -> nftnl::Table {
+    pub(super) fn object(self, name: &str) -> nftnl::Table {
         let family = match self {
             Self::Inet => ProtoFamily::Inet,
             Self::Netdev => ProtoFamily::NetDev,
@@ -114,7 +117,7 @@ struct Flow4;
 /// Key of the IPv6 sets.
 struct Flow6;
 /// Key of the set of marks.
-struct Mark;
+pub(super) struct Mark;
 
 // nftnl asks for the type and the length only; elements are written in `element`.
 impl SetKey for Flow4 {
@@ -145,7 +148,7 @@ impl SetKey for Mark {
 }
 
 /// Names were checked to be ASCII letters, digits and the like, or come from the kernel.
-fn c_string(name: &str) -> CString {
+pub(super) fn c_string(name: &str) -> CString {
     CString::new(name).unwrap_or_default()
 }
 
@@ -155,10 +158,11 @@ fn c_string(name: &str) -> CString {
 pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
     let table = Table::Inet.object(name);
     add_table(batch, Table::Inet, &table);
-    for set in [Set::Locked, Set::Gone] {
-        add_set::<Flow4>(batch, &table, set, true, None);
-        add_set::<Flow6>(batch, &table, set, false, None);
+    for (set, data) in [(Set::Locked, Some((TYPE_MARK, 4))), (Set::Gone, None)] {
+        add_set::<Flow4>(batch, &table, set, true, data);
+        add_set::<Flow6>(batch, &table, set, false, data);
     }
+    capture::set_up_locked(batch, name, &table);
     let mut marks = nftnl::set::Set::<Mark>::new_named(
         &c_string(EXEMPT),
         set_id(batch),
@@ -184,8 +188,21 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
                 let mut rule = Rule::new(&chain);
                 expression::match_tcp(&mut rule, Table::Inet, v4);
                 expression::load_flow(&mut rule, v4, reverse);
-                rule.add_expr(&expression::lookup(c_string(set.name(v4)), None));
-                rule.add_expr(&Verdict::Drop);
+                let set_name = c_string(set.name(v4));
+                match set {
+                    Set::Locked => {
+                        // Only packets that are dropped get the mark, which says what of them is left to do.
+                        rule.add_expr(&expression::lookup(set_name, Some(VALUE)));
+                        rule.add_expr(&expression::set_mark(VALUE));
+                    }
+                    _ => rule.add_expr(&expression::lookup(set_name, None)),
+                }
+                if set == Set::Locked && !reverse {
+                    let chain = c_string(capture::LOCKED);
+                    rule.add_expr(&Verdict::Goto { chain });
+                } else {
+                    rule.add_expr(&Verdict::Drop);
+                }
                 add_rule(batch, Table::Inet, &rule);
             }
         }
@@ -237,8 +254,7 @@ pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
     chain.set_device(c_string(ingress));
     add_chain(batch, Table::Netdev, name, &chain_name, &mut chain);
     for v4 in [true, false] {
-        // An IPv6 flow fills ten registers of four octets; the device and the address go behind.
-        let (device, hop) = (libc::NFT_REG32_10 as u32, libc::NFT_REG32_11 as u32);
+        let (device, hop) = (VALUE, VALUE + 1);
         let mut rule = Rule::new(&chain);
         expression::match_tcp(&mut rule, Table::Netdev, v4);
         expression::load_flow(&mut rule, v4, false);
@@ -268,7 +284,7 @@ fn add_table(batch: &mut Batch, which: Table, table: &nftnl::Table) {
 }
 
 /// A number by which messages of one batch can name a set; any that differs from the others will do.
-fn set_id(batch: &Batch) -> u32 {
+pub(super) fn set_id(batch: &Batch) -> u32 {
     batch.last_seq()
 }
 
@@ -286,7 +302,7 @@ fn add_set<K: SetKey>(
         flags |= libc::NFT_SET_MAP as u32;
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_TYPE, kind);
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_LEN, length);
-        if kind == TYPE_DEVICE {
+        if kind == TYPE_DEVICE || kind == TYPE_MARK {
             host_order(&mut set, sys::NFTNL_UDATA_SET_DATABYTEORDER);
         }
     }
@@ -295,7 +311,7 @@ fn add_set<K: SetKey>(
 }
 
 /// Tells `nft` that the keys or the values of a set are in host byte order; the kernel does not look at it.
-fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
+pub(super) fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
     const HOST_ENDIAN: u32 = 1;
     let mut data = vec![which.to_le_bytes()[0], 4];
     data.extend_from_slice(&HOST_ENDIAN.to_ne_bytes());
@@ -313,6 +329,11 @@ fn add_chain(
     chain.set_type(ChainType::Filter);
     chain.set_policy(Policy::Accept);
     batch.object("NFT_MSG_NEWCHAIN", which, chain, MsgType::Add, CREATE);
+    flush_chain(batch, which, table_name, chain_name);
+}
+
+/// Removes the rules of a chain.
+pub(super) fn flush_chain(batch: &mut Batch, which: Table, table_name: &str, chain_name: &str) {
     batch.message(
         "NFT_MSG_DELRULE",
         which,
@@ -325,7 +346,7 @@ fn add_chain(
     );
 }
 
-fn add_rule(batch: &mut Batch, which: Table, rule: &Rule<'_>) {
+pub(super) fn add_rule(batch: &mut Batch, which: Table, rule: &Rule<'_>) {
     batch.object(
         "NFT_MSG_NEWRULE",
         which,

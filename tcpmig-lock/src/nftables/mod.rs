@@ -1,6 +1,7 @@
 //! The `nftables` locker.
 
 mod batch;
+mod capture;
 mod connection;
 mod element;
 mod expression;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use crate::{Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
+use capture::Receipt;
 use layout::{Set, Table};
 use shared::{REDIRECT, Shared};
 
@@ -63,6 +65,19 @@ const SWEEP_TRIES: usize = 8;
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
 ///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
+///
+/// # Capture
+///
+/// After [`capturing`](Self::capturing) what arrives for locked flows is not only dropped but copied to this handle
+/// (NFLOG), and handed over by [`LockGuard::captured`].
+///
+/// - A packet is copied in the same step of the kernel that drops it, so what was dropped before the call is there: 10
+///   microseconds after a peer on a virtual link sends it, it can be read.
+/// - No packet falls between lock and capture: the socket listens before the batch that locks is sent, and the lock's
+///   element is what makes the rules log.
+/// - Each handle has a chain of its own in the table, named after its NFLOG group, which goes with the handle. That of
+///   a process that died is swept; its locks last as long as their leases, and nobody gets their packets.
+/// - Without `CAP_NET_ADMIN` in the initial user namespace the buffer is not larger than `net.core.rmem_max`.
 pub struct Nftables {
     shared: Arc<Shared>,
 }
@@ -106,6 +121,21 @@ impl Nftables {
         self
     }
 
+    /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
+    /// for all of its locks together, counting what the kernel needs beside each packet, and how much for each lock
+    /// after another one's guard has read it; 8 MiB is plenty for thousands of flows. Changes no table yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`], or [`LockError::NoNftables`] if the kernel lacks `nfnetlink_log`.
+    pub fn capturing(self, buffer_octets: usize) -> Result<Self, LockError> {
+        let mut state = self.shared.state();
+        self.shared.capture.start(buffer_octets)?;
+        state.ready = false;
+        drop(state);
+        Ok(self)
+    }
+
     /// Sets the tables up now, so that the first lock takes no longer than later ones.
     ///
     /// # Errors
@@ -145,6 +175,27 @@ impl Nftables {
         let mut state = self.shared.state();
         let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
         self.shared.remove(&mut state, flows, &sets)
+    }
+
+    /// Removes the chains that log for nobody, and gives their names. True if others log.
+    fn sweep_captures(&self, chains: &mut Vec<String>) -> Result<bool, LockError> {
+        let state = &mut *self.shared.state();
+        let mut live = false;
+        for group in capture::groups(&mut state.connection, &self.shared.table)? {
+            let removed = self.shared.capture.if_free(group, || {
+                let mut batch = state.connection.batch(None);
+                capture::remove(&mut batch, &self.shared.table, group);
+                state.connection.send(batch)
+            })?;
+            match removed {
+                None => live = true,
+                Some(Ok(())) => chains.push(capture::chain_name(group)),
+                // Another sweep was faster.
+                Some(Err(failure)) if failure.is(libc::ENOENT) => {}
+                Some(Err(failure)) => return Err(failure.into_error(&self.shared.table)),
+            }
+        }
+        Ok(live)
     }
 
     /// Removes a table if its sets hold nothing, and says whether it did.
@@ -209,24 +260,32 @@ impl Locker for Nftables {
     /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`], [`LockError::NoPermission`],
     /// [`LockError::NoNftables`], [`LockError::ForeignTable`].
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
-        let until = self.shared.lock(flows, lease)?;
+        let (until, token) = self.shared.lock(flows, lease)?;
         let lock = held::Lock {
             shared: Arc::clone(&self.shared),
             until,
+            receipt: token.map(|token| Receipt::new(&self.shared, flows, token)),
         };
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
 
-    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the tables, if nothing is in
-    /// them.
+    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the chains that captured for
+    /// processes that are gone, and the tables, if nothing is in them and no handle captures.
     ///
     /// # Errors
     ///
     /// [`LockError::NoPermission`] or what else the kernel says.
     fn sweep(&self) -> Result<Swept, LockError> {
         let mut swept = Swept::default();
+        let inet = Table::Inet.family_name();
+        let mut chains = Vec::new();
+        let captured = self.sweep_captures(&mut chains)?;
+        for chain in chains {
+            let name = format!("{inet} {} {chain}", self.shared.table);
+            swept.structures.push(name);
+        }
         for table in [Table::Inet, Table::Netdev] {
-            if self.sweep_table(table)? {
+            if !(captured && table == Table::Inet) && self.sweep_table(table)? {
                 swept
                     .structures
                     .push(format!("{} {}", table.family_name(), self.shared.table));

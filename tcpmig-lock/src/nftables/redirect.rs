@@ -81,7 +81,8 @@ impl Shared {
     /// Takes the first part of a redirect back whose second part failed.
     fn back_to_locks(&self, state: &mut State, flows: &[FourTuple], until: Instant) {
         if let Ok(lease_ms) = left_ms(until) {
-            let extra = self.extra(lease_ms, None);
+            let group = self.group();
+            let extra = self.extra(lease_ms, Some(&group));
             // What cannot be locked again stays silent as a redirect, which is the safe side.
             let locked = self.apply(state, flows, 1, |batch, flows| {
                 batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tcpmig_format::FourTuple;
 
 use super::batch::{Batch, Op};
+use super::capture::{self, Capture};
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
 use super::layout::{self, Set};
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     pub(super) table: String,
     pub(super) routes: Routes,
     comment: Vec<u8>,
+    pub(super) capture: Capture,
     state: Mutex<State>,
 }
 
@@ -53,6 +55,7 @@ impl Shared {
             table: table.to_owned(),
             routes: Routes::new()?,
             comment: element::owner_comment(std::process::id()),
+            capture: Capture::new()?,
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
@@ -74,7 +77,7 @@ impl Shared {
         let state = &mut *self.state();
         self.set_up_maps(state);
         let mut batch = state.connection.batch(None);
-        layout::set_up_locks(&mut batch, &self.table, &state.exempt);
+        self.put_locks(&mut batch, &state.exempt);
         self.send(state, batch)?;
         state.ready = true;
         Ok(())
@@ -89,37 +92,64 @@ impl Shared {
         let _ = self.send(state, batch);
     }
 
-    pub(super) fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<Instant, LockError> {
+    /// What sets the table for locks up, and the handle's own chain in it if it captures.
+    fn put_locks(&self, batch: &mut Batch, exempt: &[u32]) {
+        layout::set_up_locks(batch, &self.table, exempt);
+        if let Some(group) = self.capture.group() {
+            capture::set_up(batch, &self.table, group);
+        }
+    }
+
+    /// The value of this handle's elements in the maps of locks.
+    pub(super) fn group(&self) -> [u8; 4] {
+        element::group_data(self.capture.group().unwrap_or(capture::NO_GROUP))
+    }
+
+    /// Locks flows. Gives when that ends, and in a handle that captures whose their packets are.
+    pub(super) fn lock(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+    ) -> Result<(Instant, Option<u64>), LockError> {
         let lease_ms = element::lease_ms(lease)?;
         let state = &mut *self.state();
         if !state.ready {
             self.set_up_maps(state);
         }
-        let extra = self.extra(lease_ms, None);
+        let group = self.group();
+        let extra = self.extra(lease_ms, Some(&group));
+        let mut inbox = self.capture.begin()?;
         let mut tries = 0..TRIES;
         loop {
             let deadline = deadline(lease_ms);
             let exempt = state.exempt.clone();
             let mut set_up = !state.ready;
+            let mut check = self.capture.group().filter(|_| state.ready);
             let added = self.apply(state, flows, 1, |batch, flows| {
                 if set_up {
-                    layout::set_up_locks(batch, &self.table, &exempt);
+                    self.put_locks(batch, &exempt);
                     set_up = false;
                 } else {
                     layout::add_exempt(batch, &self.table, &exempt);
+                }
+                if let Some(group) = check.take() {
+                    // Somebody may have removed the table and somebody else made it again, without this handle's
+                    // chain: the lock would hold, and capture nothing.
+                    capture::check(batch, &self.table, group);
                 }
                 batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
             });
             let Err((done, failure)) = added else {
                 state.ready |= !flows.is_empty();
-                return Ok(deadline);
+                let token = inbox.as_mut().map(|inbox| inbox.register(flows));
+                return Ok((deadline, token));
             };
             // What cannot be taken back here ends with its lease; the first error is the one to tell.
             let _ = self.remove(state, &flows[..done], &[Set::Locked]);
             if failure.is(libc::ENOENT) && state.ready && tries.next().is_some() {
                 // Somebody removed the table.
                 state.ready = false;
-            } else if failure.is(libc::EEXIST) && failure.set.is_some() {
+            } else if failure.already_there() {
                 let flow = self.blame(state, &failure, Set::Locked, true)?;
                 let twice = flows.iter().filter(|other| **other == flow).count() > 1;
                 return Err(if twice {
@@ -142,7 +172,8 @@ impl Shared {
     ) -> Result<Instant, LockError> {
         let lease_ms = element::lease_ms(lease)?;
         let deadline = deadline(lease_ms);
-        let extras = |lease_ms| [(Set::Locked, self.extra(lease_ms, None))];
+        let group = self.group();
+        let extras = |lease_ms| [(Set::Locked, self.extra(lease_ms, Some(&group)))];
         self.replace(&mut self.state(), flows, extras, lease_ms, until)?;
         Ok(deadline)
     }
@@ -332,6 +363,18 @@ impl Shared {
             .connection
             .send(batch)
             .map_err(|failure| failure.into_error(&self.table))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let state = &mut *self.state();
+        if let Some(group) = self.capture.group().filter(|_| state.ready) {
+            // Flows that are left to their leases stay silent without it. What cannot be removed here is swept.
+            let mut batch = state.connection.batch(None);
+            capture::remove(&mut batch, &self.table, group);
+            let _ = self.send(state, batch);
+        }
     }
 }
 

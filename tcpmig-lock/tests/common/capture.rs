@@ -34,12 +34,23 @@ impl Capture {
 
     /// The segments since the last call.
     pub(crate) fn segments(&mut self) -> Vec<Segment> {
-        let mut segments = Vec::new();
-        let mut buffer = [0; 65536];
+        self.packets().iter().filter_map(|p| parse(p)).collect()
+    }
+
+    /// The packets from this end of a connection since the last call, from their IP header on.
+    pub(crate) fn packets_from(&mut self, from: SocketAddr) -> Vec<Vec<u8>> {
+        let mut packets = self.packets();
+        packets.retain(|packet| parse(packet).is_some_and(|segment| segment.from == from));
+        packets
+    }
+
+    fn packets(&mut self) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        let mut buffer = vec![0; 1 << 17];
         while let Ok(length) = self.0.read(&mut buffer) {
-            segments.extend(parse(&buffer[..length]));
+            packets.push(buffer[..length].to_vec());
         }
-        segments
+        packets
     }
 }
 

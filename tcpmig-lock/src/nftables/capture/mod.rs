@@ -1,0 +1,207 @@
+//! What arrives for locked flows, and whose it is.
+//!
+//! A group of NFLOG belongs to one socket, so each handle that captures has a group of its own. The value of a locked
+//! flow in its map is the group of the handle that locked it (0: none). What arrives for the flow is marked with it,
+//! and the map `capture` leads from the mark to the chain of the group, which logs and drops; what the map does not
+//! know is dropped only. One look-up is all that packets of other connections cost, as without capture, and one
+//! element all that a lock costs.
+//!
+//! All locks of a handle share its socket: whoever reads keeps for the others what is theirs.
+
+mod flow;
+mod log;
+mod rules;
+
+use log::Log;
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tcpmig_format::{FourTuple, Octets};
+
+use super::shared::Shared;
+use crate::{Captured, LockError, Packet};
+pub(super) use rules::{
+    LOCKED, NO_GROUP, chain_name, check, groups, remove, set_up, set_up_locked,
+};
+
+/// The capture of one handle.
+pub(super) struct Capture {
+    /// None unless the handle was told to capture.
+    group: OnceLock<u16>,
+    inbox: Mutex<Inbox>,
+}
+
+/// What was read from the socket and not yet handed over.
+pub(super) struct Inbox {
+    log: Log,
+    /// The newest lock of each flow.
+    locks: HashMap<FourTuple, u64>,
+    waiting: HashMap<u64, Waiting>,
+    last_token: u64,
+    /// How many octets may wait for one lock.
+    limit: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    captured: Captured,
+    octets: usize,
+}
+
+impl Capture {
+    /// For a handle in the network namespace of the calling thread.
+    pub(super) fn new() -> Result<Self, LockError> {
+        Ok(Self {
+            group: OnceLock::new(),
+            inbox: Mutex::new(Inbox {
+                log: Log::open()?,
+                locks: HashMap::new(),
+                waiting: HashMap::new(),
+                last_token: 0,
+                limit: 0,
+            }),
+        })
+    }
+
+    /// From now on the handle captures.
+    pub(super) fn start(&self, buffer_octets: usize) -> Result<(), LockError> {
+        let inbox = &mut *self.inbox();
+        if self.group.get().is_none() {
+            let _ = self.group.set(inbox.log.bind_free(buffer_octets)?);
+            inbox.limit = buffer_octets;
+        }
+        Ok(())
+    }
+
+    /// The group of a handle that captures.
+    pub(super) fn group(&self) -> Option<u16> {
+        self.group.get().copied()
+    }
+
+    /// Has `remove` done to a group if nobody has it, in which nobody can begin to have it; or else does nothing and
+    /// gives none.
+    pub(super) fn if_free<T>(
+        &self,
+        group: u16,
+        remove: impl FnOnce() -> T,
+    ) -> Result<Option<T>, LockError> {
+        let log = &mut self.inbox().log;
+        if !log.bind_if_free(group)? {
+            return Ok(None);
+        }
+        let removed = remove();
+        log.unbind(group)?;
+        Ok(Some(removed))
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // It is whole between any two of its operations.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In a handle that captures, keeps others from reading until [`Inbox::register`] has said whose the packets of
+    /// new locks are; what arrived for older locks of the same flows is not among them.
+    pub(super) fn begin(&self) -> Result<Option<MutexGuard<'_, Inbox>>, LockError> {
+        if self.group().is_none() {
+            return Ok(None);
+        }
+        let mut inbox = self.inbox();
+        inbox.read()?;
+        Ok(Some(inbox))
+    }
+}
+
+impl Inbox {
+    /// Notes that packets of these flows belong to one new lock, from the last read on.
+    pub(super) fn register(&mut self, flows: &[FourTuple]) -> u64 {
+        self.last_token += 1;
+        let token = self.last_token;
+        self.locks.extend(flows.iter().map(|flow| (*flow, token)));
+        self.waiting.insert(token, Waiting::default());
+        token
+    }
+
+    fn forget(&mut self, flows: &[FourTuple], token: u64) {
+        self.waiting.remove(&token);
+        if self.waiting.is_empty() {
+            self.locks.clear();
+            return;
+        }
+        for flow in flows {
+            if self.locks.get(flow) == Some(&token) {
+                self.locks.remove(flow);
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<(), LockError> {
+        let Self {
+            log,
+            locks,
+            waiting,
+            limit,
+            ..
+        } = self;
+        let lost = log.read(|octets| {
+            let Some(flow) = flow::flow_of(octets) else {
+                return;
+            };
+            let token = locks.get(&flow);
+            if let Some(waiting) = token.and_then(|token| waiting.get_mut(token)) {
+                waiting.push(flow, octets, *limit);
+            }
+        })?;
+        if lost {
+            for waiting in waiting.values_mut() {
+                waiting.captured.overflowed = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Waiting {
+    fn push(&mut self, flow: FourTuple, octets: &[u8], limit: usize) {
+        if self.octets + octets.len() > limit {
+            self.captured.overflowed = true;
+            return;
+        }
+        self.octets += octets.len();
+        let packet = Packet::new(flow, Octets::from(octets));
+        self.captured.packets.push(packet);
+    }
+}
+
+/// The right of one lock to its packets, which goes when this does.
+pub(super) struct Receipt {
+    shared: Arc<Shared>,
+    flows: Vec<FourTuple>,
+    token: u64,
+}
+
+impl Receipt {
+    pub(super) fn new(shared: &Arc<Shared>, flows: &[FourTuple], token: u64) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            flows: flows.to_vec(),
+            token,
+        }
+    }
+
+    /// What has arrived since the last time.
+    pub(super) fn captured(&self) -> Result<Captured, LockError> {
+        let mut inbox = self.shared.capture.inbox();
+        inbox.read()?;
+        let waiting = inbox.waiting.get_mut(&self.token);
+        Ok(waiting.map(mem::take).unwrap_or_default().captured)
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let mut inbox = self.shared.capture.inbox();
+        inbox.forget(&self.flows, self.token);
+    }
+}
