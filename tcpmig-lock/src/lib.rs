@@ -29,6 +29,12 @@
 //! - [`NoLock`]: the caller keeps the packets away.
 //! - Others implement [`Locker`] and [`Held`].
 //!
+//! # Capture
+//!
+//! A peer whose packets are dropped sends them again only when its timer runs out, 200 ms and more later. So a lock
+//! can keep what arrives ([`Nftables::capturing`], [`LockGuard::captured`]): whoever rebuilds the connection can add
+//! it. What this host itself would have sent meanwhile is never kept.
+//!
 //! # Leases
 //!
 //! Whoever holds a lock may die. So every lock and redirect has a lease after which the kernel ends it, and guards

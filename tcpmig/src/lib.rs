@@ -8,4 +8,5 @@ pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod restore;
+pub mod segments;
 pub mod steer;

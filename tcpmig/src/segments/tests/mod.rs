@@ -1,0 +1,4 @@
+mod build;
+mod merging;
+mod parsing;
+mod streams;
