@@ -124,7 +124,7 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
         copied_seq: u32::MAX - 5,
     };
     let bound = ClosedSocket::open(local.is_ipv6()).unwrap().bind(local);
-    let socket = bound.unwrap().connect(remote, start, 1460).unwrap();
+    let mut socket = bound.unwrap().connect(remote, start, 1460).unwrap();
     let negotiated = sockopt::Negotiated {
         mss_clamp: 1460,
         window_scale: Some((7, 7)),

@@ -122,8 +122,8 @@ impl Nftables {
     }
 
     /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
-    /// for all of its locks together, with some hundred octets around each packet, and how much for a single lock
-    /// while others are read; 8 MiB is plenty for thousands of flows. Changes no table yet.
+    /// for all of its locks together, counting what the kernel needs beside each packet, and how much for each lock
+    /// after another one's guard has read it; 8 MiB is plenty for thousands of flows. Changes no table yet.
     ///
     /// # Errors
     ///

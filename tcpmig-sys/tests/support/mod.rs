@@ -1,4 +1,5 @@
 //! Two servers and a peer on a switch.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
