@@ -9,6 +9,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use crate::error::{Error, NotMigratable, Result};
 use crate::frozen::{self, Marks};
 use crate::info::{Info, State, info};
@@ -126,7 +128,7 @@ impl RestoringSocket {
     }
 
     fn shut_down(&self) -> Result<()> {
-        self.socket
+        SockRef::from(&self.as_fd())
             .shutdown(Shutdown::Write)
             .map_err(|e| Error::new("shutdown(SHUT_WR)", e))
     }

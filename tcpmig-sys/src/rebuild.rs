@@ -10,15 +10,15 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::error::{Error, Result};
 use crate::frozen::{self, Marks};
 use crate::info::info;
 use crate::inject::Injector;
-use crate::queue;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
+use crate::{queue, raw};
 
 /// The kernel refuses a larger `TCP_MAXSEG` (its `MAX_TCP_WINDOW`).
 const LARGEST_MAXSEG: u32 = 32767;
@@ -37,9 +37,13 @@ pub struct ClosedSocket(Socket);
 pub struct BoundSocket(Socket);
 
 /// A rebuilt connection under repair.
+///
+/// Dropped, it is taken back without a packet and at once, also if a child of this process that is being started
+/// has the descriptor for a moment.
 #[must_use = "dropping discards the connection without a packet"]
 pub struct RestoringSocket {
-    pub(crate) socket: Socket,
+    // `None` only at the end of `activate`, which takes it out.
+    socket: Option<Socket>,
     /// For the segments at activation that the kernel does not send by itself.
     pub(crate) injector: Option<Injector>,
     /// The first octets of the send queue, at most a segment's worth.
@@ -116,7 +120,7 @@ impl BoundSocket {
             .map_err(|e| Error::new("connect", e))?;
         sockopt::set_max_segment(fd, 0)?;
         Ok(RestoringSocket {
-            socket: self.0,
+            socket: Some(self.0),
             injector: None,
             oldest: Vec::new(),
         })
@@ -262,7 +266,7 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::Call`]; the connection is then discarded without a packet.
-    pub fn activate(self, reuse_addr: bool) -> Result<OwnedFd> {
+    pub fn activate(mut self, reuse_addr: bool) -> Result<OwnedFd> {
         let wake = self.injector.as_ref().map(|_| self.wake()).transpose()?;
         sockopt::set_repair(self.as_fd(), Repair::Off)?;
         if let (Some(wake), Some(injector)) = (wake, &self.injector) {
@@ -270,7 +274,9 @@ impl RestoringSocket {
         }
         // The connection lives from here on: an option that could not be set must not end it.
         let _ = sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr));
-        Ok(self.socket.into())
+        // INVARIANT: this method consumes `self`, so it is taken once.
+        let socket = self.socket.take().expect("a restoring socket is there");
+        Ok(socket.into())
     }
 }
 
@@ -335,14 +341,25 @@ impl AsFd for BoundSocket {
 
 impl AsFd for RestoringSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        // INVARIANT: it is taken out only by a method that consumes `self`.
+        let socket = self.socket.as_ref().expect("a restoring socket is there");
+        socket.as_fd()
+    }
+}
+
+impl Drop for RestoringSocket {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            // Closing it is as silent, if this was the last descriptor.
+            let _ = raw::disconnect(socket.as_fd());
+        }
     }
 }
 
 impl fmt::Debug for RestoringSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RestoringSocket")
-            .field("socket", &SockRef::from(&self.socket))
+            .field("socket", &self.socket)
             .finish_non_exhaustive()
     }
 }
