@@ -143,7 +143,7 @@ pub(crate) fn nft_counted(host: &Host, table: &str) -> u64 {
     words.nth(1).expect("a counter").parse().unwrap()
 }
 
-/// Whether a connection with this local port is more than a TIME_WAIT on a host.
+/// Whether a connection with this local port is more than a `TIME_WAIT` on a host.
 pub(crate) fn lives(host: &Host, port: u16) -> bool {
     let own = format!(":{port:04X}");
     ["tcp", "tcp6"].iter().any(|table| {
