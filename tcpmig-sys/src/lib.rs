@@ -1,11 +1,12 @@
 //! TCP repair as safe functions: freeze a live connection, read it, rebuild it
 //! elsewhere.
 //!
-//! This crate is what the kernel does and nothing more. It never touches packets
+//! This crate is what the kernel does and nothing more. It keeps no packets away
 //! (a connection has to be locked before it is frozen, see `tcpmig-lock`),
 //! knows no file format and decides no policy. It needs Linux 5.14 (4.19 for repair
 //! itself) and `CAP_NET_ADMIN` in the user namespace that owns the network namespace, which
-//! an ordinary user has inside `unshare -Urn`.
+//! an ordinary user has inside `unshare -Urn`. Rebuilding a connection that one end has closed needs `CAP_NET_RAW`
+//! as well: segments of the peer are then sent from this host to itself.
 //!
 //! - [`frozen::FrozenSocket`]: a connection under repair that goes on here when dropped.
 //! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes

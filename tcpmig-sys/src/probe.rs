@@ -51,6 +51,7 @@ pub fn checks() -> Vec<Check> {
         quiet_off(),
         buffer_lock(),
         force_buffers(),
+        raw_packets(),
         take_descriptor(),
         ipv6(),
         descriptor_limit(),
@@ -177,6 +178,25 @@ fn force_buffers() -> Check {
         );
     }
     check
+}
+
+fn raw_packets() -> Check {
+    let outcome = Socket::new(
+        Domain::IPV4,
+        Type::RAW,
+        Some(Protocol::from(libc::IPPROTO_RAW)),
+    )
+    .map(|_| "connections that one end has closed can be restored".to_owned())
+    .map_err(|source| Error::Call {
+        call: "socket(SOCK_RAW)",
+        source,
+    });
+    check(
+        "raw packets",
+        outcome,
+        Verdict::Limited,
+        "needs CAP_NET_RAW: else a connection that one end has closed cannot be restored here",
+    )
 }
 
 fn take_descriptor() -> Check {
