@@ -23,6 +23,9 @@ use crate::{queue, raw};
 /// The kernel refuses a larger `TCP_MAXSEG` (its `MAX_TCP_WINDOW`).
 const LARGEST_MAXSEG: u32 = 32767;
 
+/// The largest window that can be told without scaling.
+const LARGEST_UNSCALED: u32 = 0xffff;
+
 /// A socket under repair in CLOSE, without addresses.
 ///
 /// Set what decides binding and routing through [`crate::sockopt`] now: bound
@@ -77,6 +80,19 @@ impl ClosedSocket {
         Ok(Self(socket))
     }
 
+    /// For a connection that negotiated no window scale.
+    ///
+    /// `connect` chooses a scale for our windows from what they may grow to, and `TCP_REPAIR_OPTIONS` cannot take
+    /// it back: the peer would be told windows a thousand times too small. It chooses none if they
+    /// cannot grow past what needs none, and a connection that is opened without scaling has the same bound.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn unscaled(&self) -> Result<()> {
+        sockopt::set_window_clamp(self.as_fd(), LARGEST_UNSCALED)
+    }
+
     /// `bind`, which under repair ignores conflicts with other sockets.
     ///
     /// # Errors
@@ -129,7 +145,8 @@ impl BoundSocket {
 
 impl RestoringSocket {
     /// What the handshake negotiated, and the timestamp clock as in
-    /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp).
+    /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp). Without a window scale
+    /// [`ClosedSocket::unscaled`] has to come first.
     ///
     /// # Errors
     ///

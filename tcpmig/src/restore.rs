@@ -288,6 +288,9 @@ fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError
         sockopt::set_transparent(fd, ip.transparent)?;
         sockopt::set_freebind(fd, ip.freebind)?;
     }
+    if tcp.negotiated.window_scale.is_none() {
+        closed.unscaled()?;
+    }
     let bound = closed.bind(endpoint(ip.flow.local(), ip, scope))?;
     let start = QueueStart {
         snd_una: tcp.send.snd_una.get(),

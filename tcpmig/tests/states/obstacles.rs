@@ -1,5 +1,7 @@
 //! Rebuilds on hosts whose packet filter, lock or addresses are in the way.
 
+use std::time::{Duration, Instant};
+
 use tcpmig::restore::{Prepared, RestoreError};
 use tcpmig_format::{Image, TcpState};
 use tcpmig_lock::{Locker, Nftables};
@@ -53,6 +55,51 @@ kernel_test!(a_strict_reverse_path_filter, || {
                     .unwrap();
             }
         });
+    }
+});
+
+kernel_test!(a_receive_buffer_that_is_full, || {
+    for state in INJECTED {
+        let net = Net::new();
+        let sizes = "4096 16777216 33554432";
+        net.a.set("net/ipv4/tcp_rmem", sizes).unwrap();
+        let octets = if state == State::Closing {
+            100_000
+        } else {
+            3 << 20
+        };
+        let (image, ends) =
+            Scene::new(&net, Family::V4, state, octets, Loss::Answers).leave_a(&net);
+        let locker = net.b.run(locker).unwrap();
+        let prepared = build(&net.b, &locker, image).unwrap();
+        mend(&net.b);
+        ends.finish(&net, activate(prepared));
+    }
+});
+
+kernel_test!(a_connection_without_options, || {
+    for state in [
+        State::Established,
+        State::FinWait1,
+        State::FinWait2,
+        State::CloseWait,
+    ] {
+        let net = Net::new();
+        for option in ["tcp_timestamps", "tcp_window_scaling", "tcp_sack"] {
+            net.peer.set(&format!("net/ipv4/{option}"), "0").unwrap();
+        }
+        let (image, ends) =
+            Scene::new(&net, Family::V6, state, 20_000, Loss::Answers).leave_a(&net);
+        let negotiated = *image.tcp.as_ref().unwrap().negotiated();
+        assert_eq!(negotiated.timestamps, None);
+        assert_eq!(negotiated.window_scale, None);
+        let locker = net.b.run(locker).unwrap();
+        let prepared = build(&net.b, &locker, image).unwrap();
+        mend(&net.b);
+        let began = Instant::now();
+        ends.finish(&net, activate(prepared));
+        // Windows that were told with a scale would hold the upload up for many seconds.
+        assert!(began.elapsed() < Duration::from_secs(1), "{state}");
     }
 });
 
