@@ -75,7 +75,7 @@ impl App {
             let mut state = state;
             tokio::select! {
                 () = stopped.notified() => {}
-                () = run(&mut stream, &mut state) => {}
+                () = run(&mut stream, &mut state) => panic!("the peer ended the connection"),
             }
             (OwnedFd::from(stream.into_std().unwrap()), state)
         });
@@ -88,7 +88,7 @@ impl App {
     }
 }
 
-/// Runs until the peer ends it. Each wait is one after which the state is right: it can be
+/// Runs as long as the peer does. Each wait is one after which the state is right: it can be
 /// dropped at any of them.
 async fn run(stream: &mut TcpStream, state: &mut State) {
     let pattern = pattern();

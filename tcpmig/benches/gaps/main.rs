@@ -1,7 +1,7 @@
 //! What the peer of a connection notices when it moves: the longest pause in four kinds of
 //! traffic, beside the longest pause of the same connection just before the move.
 //!
-//! `cargo bench -p tcpmig --bench gaps [-- --moves N] [--json]`
+//! `cargo bench -p tcpmig --bench gaps [-- --moves N] [--only TRAFFIC] [--json]`
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
 
 mod app;
@@ -44,7 +44,7 @@ struct Measured {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut moves, mut json) = (40, false);
+    let (mut moves, mut json, mut only) = (40, false, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--moves" => {
@@ -52,9 +52,10 @@ fn main() {
                 moves = number.expect("a number after --moves");
             }
             "--json" => json = true,
+            "--only" => only = arguments.next(),
             // What cargo passes to every benchmark.
             "--bench" => {}
-            other => panic!("{other:?}: give --moves N or --json"),
+            other => panic!("{other:?}: give --moves N, --only TRAFFIC or --json"),
         }
     }
     if !tcpmig_sys::netns::has_capabilities() {
@@ -68,6 +69,11 @@ fn main() {
         Traffic::Idle,
     ]
     .into_iter()
+    .filter(|traffic| {
+        let name = format!("{traffic:?}");
+        only.as_ref()
+            .is_none_or(|only| only.eq_ignore_ascii_case(&name))
+    })
     .map(|traffic| measure(traffic, moves))
     .collect();
     if json {

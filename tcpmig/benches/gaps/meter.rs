@@ -26,6 +26,7 @@ struct Step {
 }
 
 pub(crate) struct Meter {
+    traffic: Traffic,
     steps: Arc<Mutex<Vec<Step>>>,
     stop: Arc<AtomicBool>,
     peer: TcpStream,
@@ -51,14 +52,14 @@ impl Meter {
                     let begin = Instant::now();
                     let octets = traffic.step(&mut stream);
                     let end = Instant::now();
+                    let stopped = stop.load(Ordering::Relaxed);
+                    assert!(octets > 0 || stopped, "the server ended the connection");
                     steps.lock().unwrap().push(Step { begin, end, octets });
-                    if octets == 0 {
-                        return;
-                    }
                 }
             }
         });
         Self {
+            traffic,
             steps,
             stop,
             peer,
@@ -93,10 +94,13 @@ impl Meter {
         let retransmissions = tcpmig_sys::info::info(self.peer.as_fd())
             .unwrap()
             .total_retrans;
-        // Wakes a step that waits.
-        let _ = self.peer.shutdown(Shutdown::Both);
+        let (server, _) = app.stop();
+        if self.traffic.is_bulk() {
+            // Wakes a step that waits.
+            let _ = self.peer.shutdown(Shutdown::Both);
+        }
         self.thread.join().unwrap();
-        drop(app.stop());
+        drop(server);
         retransmissions
     }
 }
@@ -112,20 +116,18 @@ fn ask(traffic: Traffic, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop:
     let mut asked = VecDeque::new();
     let mut answers = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
-        if stream.write_all(b"?").is_err() {
-            return;
-        }
+        stream.write_all(b"?").expect("the connection lives");
         asked.push_back(Instant::now());
         let next = Instant::now() + every;
         while Instant::now() < next {
             let count = match stream.read(&mut answers) {
-                Ok(0) => return,
                 Ok(count) => count,
                 Err(_) => {
                     thread::sleep(Duration::from_micros(20));
                     continue;
                 }
             };
+            assert!(count > 0, "the server ended the connection");
             let end = Instant::now();
             let mut steps = steps.lock().unwrap();
             for begin in asked.drain(..count) {
