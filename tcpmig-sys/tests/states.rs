@@ -1,7 +1,6 @@
 //! Connections that one end or both have closed, on the real kernel: how it counts a FIN, and how a rebuild gets there.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
-#[allow(dead_code, reason = "some helpers are for other tests")]
 mod support;
 
 use std::io::{Read, Write};

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tcpmig_format::{
     AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, KeepAlive, Linger, SocketFamily,
-    SocketOptions,
+    SocketOptions, TcpImage,
 };
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
 use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
 use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
+use crate::segments::{self, Taken};
 
 /// Why a connection was not captured. It goes on where it is.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,9 @@ pub enum CaptureError {
     /// The kernel's numbers contradict each other.
     #[error("the connection's numbers: {0}")]
     Invalid(#[from] InvalidTcp),
+    /// The peer reset the connection while its packets were locked.
+    #[error("the peer reset the connection while its packets were locked")]
+    Reset,
     /// The connection moved on after it was read.
     #[error("the connection moved on while it was locked (a packet passed the lock's beginning)")]
     MovedOn,
@@ -248,6 +252,25 @@ impl Frozen {
             tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
             app,
         })
+    }
+
+    /// Adds to the image what arrived since the packets were locked, see [`Frozen::captured`].
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError::Lock`] as there, [`CaptureError::Reset`]; the connection stays frozen.
+    pub fn catch_up(&mut self, image: &mut Image) -> Result<(), CaptureError> {
+        let packets = self.captured()?;
+        let Some(tcp) = image.tcp.take() else {
+            return Ok(());
+        };
+        let mut parts = tcp.into_parts();
+        let octets = packets.iter().map(|packet| &packet.octets[..]);
+        if segments::take_in(&mut parts, &self.flow(), octets) == Taken::Reset {
+            return Err(CaptureError::Reset);
+        }
+        image.tcp = Some(TcpImage::new(parts)?);
+        Ok(())
     }
 
     /// Makes sure that the connection did not move on since it was captured.

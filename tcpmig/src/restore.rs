@@ -17,7 +17,7 @@ use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsen
 use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
-use crate::segments::{self, Segment};
+use crate::segments::{self, Taken};
 
 /// The firewall mark of packets that a restore sends to this host in the peer's name.
 ///
@@ -206,22 +206,11 @@ impl Prepared {
         &mut self,
         packets: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<bool, RestoreError> {
-        let parse = |octets| Segment::parse(octets, &self.ip.flow).ok();
-        let segments: Vec<_> = packets.into_iter().filter_map(parse).collect();
-        if segments.is_empty() {
-            return Ok(false);
+        match segments::take_in(&mut self.tcp, &self.ip.flow, packets) {
+            Taken::Nothing => Ok(false),
+            Taken::Changed => Ok(true),
+            Taken::Reset => Err(RestoreError::Reset),
         }
-        let before = (self.tcp.window, self.tcp.state);
-        let merged = segments::merge(&mut self.tcp, &segments);
-        if merged.reset {
-            return Err(RestoreError::Reset);
-        }
-        if merged.fin {
-            self.tcp.state = TcpState::CloseWait;
-        }
-        Ok(merged.payload_octets > 0
-            || merged.acknowledged_octets > 0
-            || before != (self.tcp.window, self.tcp.state))
     }
 }
 

@@ -120,12 +120,9 @@ fn ask(traffic: Traffic, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop:
         asked.push_back(Instant::now());
         let next = Instant::now() + every;
         while Instant::now() < next {
-            let count = match stream.read(&mut answers) {
-                Ok(count) => count,
-                Err(_) => {
-                    thread::sleep(Duration::from_micros(20));
-                    continue;
-                }
+            let Ok(count) = stream.read(&mut answers) else {
+                thread::sleep(Duration::from_micros(20));
+                continue;
             };
             assert!(count > 0, "the server ended the connection");
             let end = Instant::now();

@@ -127,15 +127,17 @@ fn dump(args: &DumpArgs, process: &Process, socket: OwnedFd) -> anyhow::Result<D
     let _paused = process.pause()?;
     let mut frozen = Frozen::freeze(socket, plan, &*locker, args.lease).map_err(|not| not.error)?;
     // Whatever fails from here on, `frozen` is dropped and the connection goes on.
-    let image = frozen.capture(None)?;
+    let mut image = frozen.capture(None)?;
+    if !args.keep {
+        steering.steer(&mut frozen)?;
+        frozen.catch_up(&mut image)?;
+    }
     let octets = image.encode()?;
     file.write(&octets)?;
     frozen.confirm()?;
     if args.keep {
         frozen.keep().map_err(|not| not.error)?;
     } else {
-        steering.steer(&mut frozen)?;
-        frozen.confirm()?;
         frozen.discard()?;
     }
     file.keep();

@@ -19,6 +19,8 @@
 //! # }
 //! ```
 
+use tcpmig_format::{FourTuple, TcpParts, TcpState};
+
 mod merge;
 mod parse;
 #[cfg(test)]
@@ -26,3 +28,39 @@ mod tests;
 
 pub use merge::{Merged, merge};
 pub use parse::{Flags, PeerTimestamps, Segment, SegmentError};
+
+/// What packets did to an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing.
+    Nothing,
+    /// The image changed.
+    Changed,
+    /// The peer reset the connection: there is nothing left to move.
+    Reset,
+}
+
+/// Parses packets of a connection, from their IP headers on, and merges those that count into its image, in order of
+/// arrival. A connection that the peer has closed is in CLOSE-WAIT then.
+pub fn take_in<'a>(
+    parts: &mut TcpParts,
+    flow: &FourTuple,
+    packets: impl IntoIterator<Item = &'a [u8]>,
+) -> Taken {
+    let parse = |octets| Segment::parse(octets, flow).ok();
+    let segments: Vec<_> = packets.into_iter().filter_map(parse).collect();
+    let before = (parts.window, parts.state);
+    let merged = merge(parts, &segments);
+    if merged.reset {
+        return Taken::Reset;
+    }
+    if merged.fin {
+        parts.state = TcpState::CloseWait;
+    }
+    let moved = merged.payload_octets > 0 || merged.acknowledged_octets > 0;
+    if moved || before != (parts.window, parts.state) {
+        Taken::Changed
+    } else {
+        Taken::Nothing
+    }
+}

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod captured;
 mod doubt;
 mod moves;
 mod refused;

@@ -1,0 +1,82 @@
+//! What arrives while a connection stands still becomes part of it.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use tcpmig::capture::{Frozen, Plan};
+use tcpmig::locker;
+use tcpmig::restore::Prepared;
+use tcpmig_sys::sockopt;
+
+use crate::support::{Family, Net, both_ways, expect, kernel_test, until};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+/// A connection with octets on their way in both directions while it is frozen, rebuilt on the same host.
+fn becomes_part_of_it(family: Family) {
+    let net = Net::new();
+    let (mut peer, mut server) = net.connect(family);
+    let locker = net.a.run(locker::nftables).unwrap().unwrap();
+    server.write_all(b"answer").unwrap();
+    let plan = Plan::of(server.as_fd()).unwrap();
+    let flow = plan.flow();
+    let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
+    let mut image = frozen.capture(None).unwrap();
+    peer.write_all(b"inside ").unwrap();
+    peer.write_all(b"the lock").unwrap();
+    until("both segments are captured", || {
+        frozen.catch_up(&mut image).unwrap();
+        let tcp = image.tcp.as_ref().unwrap();
+        tcp.receive().queue.len() == 15
+    });
+    let tcp = image.tcp.as_ref().unwrap();
+    assert_eq!(&*tcp.receive().queue, b"inside the lock");
+    assert!(tcp.send().sent.is_empty(), "the peer has acknowledged it");
+    frozen.confirm().unwrap();
+    frozen.discard().unwrap();
+    locker.release(&[flow]).unwrap();
+
+    let restored = net.a.run(|| {
+        let prepared = Prepared::build(image, &locker, LEASE).unwrap();
+        let mut restored = prepared.activate().unwrap();
+        restored.write();
+        restored
+    });
+    let server = TcpStream::from(restored.unwrap().socket);
+    server.set_nonblocking(false).unwrap();
+    expect(&server, b"inside the lock");
+    expect(&peer, b"answer");
+    until("the peer's octets are acknowledged", || {
+        sockopt::send_queue_len(peer.as_fd()).unwrap() == 0
+    });
+    both_ways(&peer, &server);
+}
+
+kernel_test!(an_ipv4_connection_keeps_what_arrives, || {
+    becomes_part_of_it(Family::V4);
+});
+
+kernel_test!(an_ipv6_connection_keeps_what_arrives, || {
+    becomes_part_of_it(Family::V6);
+});
+
+kernel_test!(a_mapped_connection_keeps_what_arrives, || {
+    becomes_part_of_it(Family::Mapped);
+});
+
+kernel_test!(a_reset_that_arrives_is_honoured, || {
+    let net = Net::new();
+    let (peer, server) = net.connect(Family::V4);
+    let locker = net.a.run(locker::nftables).unwrap().unwrap();
+    let plan = Plan::of(server.as_fd()).unwrap();
+    let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
+    let mut image = frozen.capture(None).unwrap();
+    let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
+    linger.unwrap();
+    drop(peer);
+    until("the reset is captured", || {
+        frozen.catch_up(&mut image).is_err()
+    });
+});
