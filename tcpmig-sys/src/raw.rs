@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub(crate) unsafe trait Plain: Copy {}
 
 // SAFETY: an integer of any octets is valid.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
 unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}

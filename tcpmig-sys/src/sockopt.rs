@@ -9,7 +9,9 @@ use std::os::fd::BorrowedFd;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 
-use crate::error::{Error, Result};
+#[allow(unused_imports, reason = "the documentation names it")]
+use crate::error::Error;
+use crate::error::Result;
 use crate::raw;
 use crate::uapi::{self, RepairOption, RepairWindow};
 
@@ -297,7 +299,7 @@ pub fn congestion(fd: BorrowedFd<'_>) -> Result<String> {
 #[doc(alias = "TCP_CONGESTION")]
 pub fn set_congestion(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
     const CALL: &str = "setsockopt(TCP_CONGESTION)";
-    set_octets(fd, IPPROTO_TCP, libc::TCP_CONGESTION, CALL, name.as_bytes())
+    raw::set_slice(fd, IPPROTO_TCP, libc::TCP_CONGESTION, CALL, name.as_bytes())
 }
 
 /// `getsockopt(fd, SO_BINDTODEVICE)`: the device that the socket is bound to.
@@ -320,7 +322,7 @@ pub fn bound_device(fd: BorrowedFd<'_>) -> Result<Option<String>> {
 #[doc(alias = "SO_BINDTODEVICE")]
 pub fn set_bound_device(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
     const CALL: &str = "setsockopt(SO_BINDTODEVICE)";
-    set_octets(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, CALL, name.as_bytes())
+    raw::set_slice(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, CALL, name.as_bytes())
 }
 
 /// `getsockopt(fd, TCP_ULP)`: the upper-layer protocol attached (`tls`, …).
@@ -332,30 +334,6 @@ pub fn set_bound_device(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
 pub fn upper_layer(fd: BorrowedFd<'_>) -> Result<Option<String>> {
     let name = text(fd, IPPROTO_TCP, libc::TCP_ULP, "getsockopt(TCP_ULP)")?;
     Ok((!name.is_empty()).then_some(name))
-}
-
-fn set_octets(
-    fd: BorrowedFd<'_>,
-    level: i32,
-    name: i32,
-    call: &'static str,
-    octets: &[u8],
-) -> Result<()> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the pointer and the length describe `octets`, which outlives the call.
-    let status = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            octets.as_ptr().cast(),
-            octets.len() as libc::socklen_t,
-        )
-    };
-    if status < 0 {
-        return Err(Error::last(call));
-    }
-    Ok(())
 }
 
 /// `getsockopt(fd, TCP_REPAIR)`: whether the socket is under repair.

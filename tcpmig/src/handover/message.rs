@@ -41,13 +41,15 @@ impl fmt::Debug for HandoverId {
 }
 
 /// What source and target say to each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "m", rename_all = "snake_case")]
 pub enum Message {
     /// Source: take this connection. The image is one of `tcpmig-format`.
     Offer {
         /// The handover.
         id: HandoverId,
-        /// The encoded image.
+        /// The encoded image. It travels in a frame of its own, so that it is not copied.
+        #[serde(skip)]
         image: Bytes,
     },
     /// Target: it is built, locked and under repair, and waits for COMMIT.
@@ -70,6 +72,7 @@ pub enum Message {
         id: HandoverId,
         /// Packets for the connection that arrived at the source while it stood still, from their
         /// IP headers on, in the order of their arrival.
+        #[serde(default)]
         packets: Vec<Bytes>,
     },
     /// Source: discard it, it stays with me.
@@ -94,43 +97,6 @@ pub enum Message {
     /// Target: it knows nothing of this handover (it was started again since).
     Unknown {
         /// The handover.
-        id: HandoverId,
-    },
-}
-
-/// The message as it is encoded; an OFFER's image follows in a frame of its own, so that
-/// it is not copied.
-#[derive(Serialize, Deserialize)]
-#[serde(tag = "m", rename_all = "snake_case")]
-enum Wire {
-    Offer {
-        id: HandoverId,
-    },
-    Prepared {
-        id: HandoverId,
-        rebuild_us: u32,
-    },
-    Refused {
-        id: HandoverId,
-        reason: String,
-    },
-    Commit {
-        id: HandoverId,
-        #[serde(default)]
-        packets: Vec<serde_bytes::ByteBuf>,
-    },
-    Abort {
-        id: HandoverId,
-    },
-    Active {
-        id: HandoverId,
-        activate_us: u32,
-    },
-    Aborted {
-        id: HandoverId,
-        reason: String,
-    },
-    Unknown {
         id: HandoverId,
     },
 }
@@ -195,23 +161,32 @@ impl Message {
     /// The frames that carry it: two for an OFFER, else one.
     #[must_use]
     pub fn encode(self) -> (Bytes, Option<Bytes>) {
-        let (wire, image) = match self {
-            Self::Offer { id, image } => (Wire::Offer { id }, Some(image)),
-            Self::Prepared { id, rebuild_us } => (Wire::Prepared { id, rebuild_us }, None),
-            Self::Refused { id, reason } => (Wire::Refused { id, reason }, None),
-            Self::Commit { id, packets } => {
-                let owned = |packet: &Bytes| serde_bytes::ByteBuf::from(packet.to_vec());
-                let packets = packets.iter().map(owned).collect();
-                (Wire::Commit { id, packets }, None)
-            }
-            Self::Abort { id } => (Wire::Abort { id }, None),
-            Self::Active { id, activate_us } => (Wire::Active { id, activate_us }, None),
-            Self::Aborted { id, reason } => (Wire::Aborted { id, reason }, None),
-            Self::Unknown { id } => (Wire::Unknown { id }, None),
+        let octets = rmp_serde::to_vec_named(&self);
+        let image = match self {
+            Self::Offer { image, .. } => Some(image),
+            _ => None,
         };
-        let octets = rmp_serde::to_vec_named(&wire);
         // INVARIANT: integers, strings and octets always have an encoding, and a `Vec` takes it.
         (octets.expect("a message can be encoded").into(), image)
+    }
+}
+
+impl fmt::Debug for Message {
+    // Images and packets hold the users' data: lengths only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct(self.name());
+        shown.field("id", &self.id());
+        match self {
+            Self::Offer { image, .. } => shown.field("octets", &image.len()),
+            Self::Commit { packets, .. } => shown.field("packets", &packets.len()),
+            Self::Prepared { rebuild_us, .. } => shown.field("rebuild_us", rebuild_us),
+            Self::Active { activate_us, .. } => shown.field("activate_us", activate_us),
+            Self::Refused { reason, .. } | Self::Aborted { reason, .. } => {
+                shown.field("reason", reason)
+            }
+            Self::Abort { .. } | Self::Unknown { .. } => &mut shown,
+        };
+        shown.finish()
     }
 }
 
@@ -232,7 +207,7 @@ impl Decoder {
             return Ok(Some(Message::Offer { id, image: frame }));
         }
         let mut rest = &frame[..];
-        let wire: Wire =
+        let message: Message =
             rmp_serde::from_read(&mut rest).map_err(|source| MessageError::Malformed {
                 len: frame.len(),
                 source,
@@ -240,21 +215,10 @@ impl Decoder {
         if !rest.is_empty() {
             return Err(MessageError::Trailing(rest.len()));
         }
-        Ok(Some(match wire {
-            Wire::Offer { id } => {
-                self.offered = Some(id);
-                return Ok(None);
-            }
-            Wire::Prepared { id, rebuild_us } => Message::Prepared { id, rebuild_us },
-            Wire::Refused { id, reason } => Message::Refused { id, reason },
-            Wire::Commit { id, packets } => Message::Commit {
-                id,
-                packets: packets.into_iter().map(|p| p.into_vec().into()).collect(),
-            },
-            Wire::Abort { id } => Message::Abort { id },
-            Wire::Active { id, activate_us } => Message::Active { id, activate_us },
-            Wire::Aborted { id, reason } => Message::Aborted { id, reason },
-            Wire::Unknown { id } => Message::Unknown { id },
-        }))
+        if let Message::Offer { id, .. } = message {
+            self.offered = Some(id);
+            return Ok(None);
+        }
+        Ok(Some(message))
     }
 }
