@@ -184,6 +184,9 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
             let sent = exchange.send(frame).await;
             // The connection lives whether or not the source got to know it.
             if let Some(restored) = restored {
+                // What was sent leaves with the link's own task, which would have to wait for an
+                // application that begins to write at once.
+                tokio::task::yield_now().await;
                 host.deliver(restored, &from);
             }
             if let Err(error) = sent {
