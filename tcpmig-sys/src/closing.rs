@@ -13,7 +13,7 @@ use socket2::SockRef;
 
 use crate::error::{Error, NotMigratable, Result};
 use crate::frozen::{self, Marks};
-use crate::info::{Info, State, info};
+use crate::info::{State, info};
 use crate::inject::{Injector, Segment};
 use crate::queue;
 use crate::rebuild::{RestoringSocket, all};
@@ -74,7 +74,9 @@ impl RestoringSocket {
         let steps = steps(state)?;
         if steps.is_empty() {
             // Without it the peer may have to wait for its timers after activation, no more.
-            self.injector = Injector::open(self.as_fd()).ok();
+            if self.injector.is_none() {
+                self.injector = Injector::open(self.as_fd()).ok();
+            }
             return Ok(());
         }
         let injector = Injector::open(self.as_fd())?;
@@ -92,7 +94,7 @@ impl RestoringSocket {
     }
 
     /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
-    fn room(&self) -> Result<()> {
+    pub(crate) fn room(&self) -> Result<()> {
         let rcv_nxt = self.marks()?.rcv_nxt;
         sockopt::set_repair_window(
             self.as_fd(),
@@ -138,7 +140,7 @@ impl RestoringSocket {
         let fin = Segment {
             fin: true,
             // What was sent stays unacknowledged.
-            ..peers(&marks, marks.snd_una, &info(self.as_fd())?)
+            ..self.of_peer(&marks, marks.snd_una)?
         };
         // A stateful firewall that has not seen the connection takes it up at an ACK, and calls a FIN
         // invalid. This one is older than the window: the socket does nothing with it.
@@ -148,17 +150,22 @@ impl RestoringSocket {
             ..fin
         };
         self.delivered(next, "FIN", mark, || {
-            injector.inject(&before, mark)?;
-            injector.inject(&fin, mark)
+            injector.inject(&before, &[], mark)?;
+            injector.inject(&fin, &[], mark)
         })
     }
 
     fn peer_ack(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
         let marks = self.marks()?;
-        let ack = peers(&marks, marks.write_seq, &info(self.as_fd())?);
+        let ack = self.of_peer(&marks, marks.write_seq)?;
         self.delivered(next, "acknowledgement of the FIN", mark, || {
-            injector.inject(&ack, mark)
+            injector.inject(&ack, &[], mark)
         })
+    }
+
+    fn of_peer(&self, marks: &Marks, ack: u32) -> Result<Segment> {
+        let timestamps = info(self.as_fd())?.timestamps;
+        Ok(Segment::of_peer(marks, ack, timestamps))
     }
 
     /// Injects until the state is the next one.
@@ -257,21 +264,6 @@ impl RestoringSocket {
 
 fn is_mapped(address: std::net::SocketAddr) -> bool {
     matches!(address.ip(), std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
-}
-
-/// A segment of the peer, next in order.
-fn peers(marks: &Marks, ack: u32, info: &Info) -> Segment {
-    Segment {
-        seq: marks.rcv_nxt,
-        ack,
-        fin: false,
-        // Nothing may be sent in answer.
-        window: 0,
-        // Zero passes a rebuilt socket, which remembers no timestamp yet, and leaves it so: any other value
-        // could be ahead of the peer's clock, whose segments would then be dropped as old (RFC 7323 section 5).
-        timestamp: info.timestamps.then_some((0, 0)),
-        hops: 255,
-    }
 }
 
 /// What a connection needs when repair is off.

@@ -99,6 +99,8 @@ pub struct Info {
     pub window_scale: Option<(u8, u8)>,
     /// Current maximum segment size for sending, in octets.
     pub snd_mss: u32,
+    /// Largest segment that this end told the peer it takes, in octets.
+    pub advmss: u32,
     /// Retransmission timeout in microseconds.
     pub rto: u32,
     /// Smoothed round-trip time in microseconds.
@@ -157,6 +159,7 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
         timestamps_in_microseconds: options & uapi::TCPI_OPT_USEC_TS != 0,
         sack: options & uapi::TCPI_OPT_SACK != 0,
         window_scale: (options & uapi::TCPI_OPT_WSCALE != 0).then_some((snd, rcv)),
+        advmss: word(84),
         rto: word(8),
         snd_mss: word(16),
         rtt: word(68),

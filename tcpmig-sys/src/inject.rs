@@ -11,12 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::error::{Error, Result};
+use crate::frozen::Marks;
 use crate::{frozen, sockopt};
 
 const FIN: u8 = 0x01;
 const ACK: u8 = 0x10;
 
-/// What varies of a segment without data: ACK, and FIN if asked for.
+/// What varies of a segment: ACK, and FIN if asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) seq: u32,
@@ -28,6 +29,23 @@ pub(crate) struct Segment {
     pub(crate) timestamp: Option<(u32, u32)>,
     /// Time to live or hop limit.
     pub(crate) hops: u8,
+}
+
+impl Segment {
+    /// A segment of the peer, next in order.
+    pub(crate) fn of_peer(marks: &Marks, ack: u32, timestamps: bool) -> Self {
+        Self {
+            seq: marks.rcv_nxt,
+            ack,
+            fin: false,
+            // Nothing may be sent in answer.
+            window: 0,
+            // Zero passes a rebuilt socket, which remembers no timestamp yet, and leaves it so: any other value
+            // could be ahead of the peer's clock, whose segments would then be dropped as old (RFC 7323 section 5).
+            timestamp: timestamps.then_some((0, 0)),
+            hops: 255,
+        }
+    }
 }
 
 /// A raw socket that speaks for both ends of one connection.
@@ -66,14 +84,14 @@ impl Injector {
     /// Sends a segment from the peer to this host, with a firewall mark that lets it pass a lock.
     ///
     /// That it was sent does not mean that it arrives.
-    pub(crate) fn inject(&self, segment: &Segment, mark: u32) -> Result<()> {
+    pub(crate) fn inject(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
         // Else it would leave for the host that has the address.
         if !self.local_is_here(mark)? {
             return Err(Error::NotLocal {
                 address: self.local.ip(),
             });
         }
-        match self.transmit(self.remote, self.local, segment, &[], mark) {
+        match self.transmit(self.remote, self.local, segment, payload, mark) {
             // What a packet filter drops on its way out.
             Err(error) if error.errno() == Some(libc::EPERM) => Ok(()),
             other => other,
@@ -104,8 +122,8 @@ impl Injector {
         Ok(())
     }
 
-    /// Whether packets to the local address are delivered on this host: then, and only then, routing
-    /// chooses the address itself as the source on the way to it.
+    /// Whether packets to the local address are delivered on this host: it is an address of an interface, or one
+    /// of those that routing chooses as the source on the way to themselves.
     fn local_is_here(&self, mark: u32) -> Result<bool> {
         let socket = Socket::new(
             Domain::for_address(self.local),
@@ -123,10 +141,23 @@ impl Injector {
         let source = socket
             .local_addr()
             .map_err(|e| Error::new("getsockname", e))?;
-        Ok(source
-            .as_socket()
-            .is_some_and(|source| source.ip() == self.local.ip()))
+        let chosen = source.as_socket().map(|source| source.ip());
+        // On the way to a secondary address it is the primary one.
+        Ok(chosen == Some(self.local.ip()) || on_an_interface(self.local.ip())?)
     }
+}
+
+/// Whether an interface of this host has the address.
+fn on_an_interface(address: IpAddr) -> Result<bool> {
+    let mut interfaces =
+        nix::ifaddrs::getifaddrs().map_err(|e| Error::new("getifaddrs", e.into()))?;
+    Ok(interfaces.any(|interface| {
+        interface.address.is_some_and(|found| {
+            let v4 = found.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+            let v6 = found.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip()));
+            v4.or(v6) == Some(address)
+        })
+    }))
 }
 
 /// A missing capability, which is not the one that [`Error::new`] names.

@@ -30,6 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arrive;
 mod closing;
 pub mod descriptors;
 mod error;

@@ -292,7 +292,14 @@ fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError
 fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<(), RestoreError> {
     let negotiated = convert::negotiated(&tcp.negotiated);
     socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
-    socket.fill_receive_queue(&tcp.receive.queue)?;
+    let queue = &tcp.receive.queue;
+    let fixed = tcp.socket.buffer_lock.unwrap_or(0) & RECEIVE_BUFFER_LOCKED != 0;
+    match tcp.socket.receive_buffer {
+        Some(buffer) if fixed => {
+            socket.fill_measured_receive_queue(queue, buffer / 2, INJECT_MARK)?;
+        }
+        _ => socket.fill_receive_queue(queue)?,
+    }
     socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
     socket.reach(state, convert::closed_behind(tcp), INJECT_MARK)?;
     socket.window(convert::window(tcp))?;
@@ -337,6 +344,9 @@ fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), Restor
     }
     Ok(())
 }
+
+/// In `SO_BUF_LOCK`: the application set the size of the receive buffer.
+const RECEIVE_BUFFER_LOCKED: u8 = 2;
 
 /// Buffers as large as they were. One that tuned itself goes on doing so.
 fn set_buffers(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), tcpmig_sys::Error> {

@@ -1,20 +1,27 @@
-//! The server's side: an application that can be stopped and goes on elsewhere.
+//! The servers: an application that stops when it is told to and goes on where its connection is.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tcpmig::driver::{Ending, Mover, Report, serve};
+use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::mpsc as tasks;
 
-use crate::support::{Running, Site};
+use crate::support::{Here, Running, Site};
 
 /// What goes over the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Traffic {
-    /// The peer asks, the server answers, all the time.
+    /// The peer asks once, as soon as the connection is locked.
+    Request,
+    /// The peer asks every 200 µs, the server answers.
     Requests,
     /// The peer writes as fast as it can.
     Upload,
@@ -27,14 +34,23 @@ pub(crate) enum Traffic {
 }
 
 impl Traffic {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Request,
+        Self::Requests,
+        Self::Upload,
+        Self::SlowUpload,
+        Self::Download,
+        Self::Idle,
+    ];
+
     pub(crate) fn is_bulk(self) -> bool {
         matches!(self, Self::Upload | Self::SlowUpload | Self::Download)
     }
 }
 
 /// How far the application is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct State {
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct State {
     traffic: Traffic,
     read: u64,
     written: u64,
@@ -48,43 +64,154 @@ pub(crate) fn pattern() -> Vec<u8> {
     round.repeat(2)
 }
 
-pub(crate) struct App {
-    stop: Arc<Notify>,
-    running: Running<(OwnedFd, State)>,
+/// What the slow reader's receive buffer is set to, in octets: so small that the peer waits for it all the time.
+const SLOW_BUFFER: u32 = 64 << 10;
+
+/// Asks a host to move the connection that it has; what it cost comes back.
+type Command = mpsc::Sender<Report>;
+
+/// Both hosts, and on which of them the connection is.
+pub(crate) struct Servers {
+    commands: [tasks::UnboundedSender<Command>; 2],
+    running: [Running<()>; 2],
+    at: usize,
 }
 
-impl App {
-    pub(crate) fn start(site: &Site, traffic: Traffic, socket: std::net::TcpStream) -> Self {
+impl Servers {
+    /// The connection begins on host A. `locked` hears of each lock of it.
+    pub(crate) fn start(
+        sites: [&Site; 2],
+        traffic: Traffic,
+        socket: std::net::TcpStream,
+        locked: &mpsc::Sender<()>,
+    ) -> Self {
+        if traffic == Traffic::SlowUpload {
+            tcpmig_sys::sockopt::set_receive_buffer(socket.as_fd(), SLOW_BUFFER).unwrap();
+        }
         let state = State {
             traffic,
             read: 0,
             written: 0,
         };
-        Self::resume(site, state, socket.into(), &[])
-    }
-
-    pub(crate) fn resume(site: &Site, state: State, socket: OwnedFd, unwritten: &[u8]) -> Self {
-        let stop = Arc::new(Notify::new());
-        let stopped = stop.clone();
-        let unwritten = unwritten.to_vec();
-        let running = site.begin(move |_| async move {
-            let socket = std::net::TcpStream::from(socket);
-            socket.set_nonblocking(true).unwrap();
-            let mut stream = TcpStream::from_std(socket).unwrap();
-            stream.write_all(&unwritten).await.unwrap();
-            let mut state = state;
-            tokio::select! {
-                () = stopped.notified() => {}
-                () = run(&mut stream, &mut state) => panic!("the peer ended the connection"),
-            }
-            (OwnedFd::from(stream.into_std().unwrap()), state)
+        let mut first = Some((OwnedFd::from(socket), state, Vec::new()));
+        let [a, b] = sites.map(|site| {
+            let (commands, receiver) = tasks::unbounded_channel();
+            let (first, locked) = (first.take(), locked.clone());
+            let running = site.begin(move |here| work(here, first, receiver, locked));
+            (commands, running)
         });
-        Self { stop, running }
+        Self {
+            commands: [a.0, b.0],
+            running: [a.1, b.1],
+            at: 0,
+        }
     }
 
-    pub(crate) fn stop(self) -> (OwnedFd, State) {
-        self.stop.notify_one();
-        self.running.wait()
+    /// Moves the connection to the other host.
+    pub(crate) fn hop(&mut self) -> Report {
+        let (sender, report) = mpsc::channel();
+        self.commands[self.at].send(sender).unwrap();
+        self.at = 1 - self.at;
+        report.recv().expect("the connection was moved")
+    }
+
+    /// Closes the connection where it is.
+    pub(crate) fn stop(self) {
+        drop(self.commands);
+        for running in self.running {
+            running.wait();
+        }
+    }
+}
+
+/// One host: runs the application while the connection is here.
+async fn work(
+    here: Rc<Here>,
+    first: Option<(OwnedFd, State, Vec<u8>)>,
+    mut commands: tasks::UnboundedReceiver<Command>,
+    locked: mpsc::Sender<()>,
+) {
+    let locker = Arc::new(Announcing {
+        inner: here.locker.clone(),
+        locked,
+    });
+    let mover = Mover::new(here.endpoint.clone(), locker, here.options.clone());
+    let destination = here.other();
+    let mut arrivals = serve(
+        here.endpoint.clone(),
+        here.locker.clone(),
+        here.options.clone(),
+    );
+    let mut next = first;
+    loop {
+        let (socket, mut state, unwritten) = match next.take() {
+            Some(next) => next,
+            None => tokio::select! {
+                Some(arrived) = arrivals.next() => {
+                    let app = arrived.app.expect("the state of the application came along");
+                    let state = serde_json::from_slice(&app.payload).unwrap();
+                    (arrived.socket, state, arrived.unwritten.to_vec())
+                }
+                None = commands.recv() => return,
+            },
+        };
+        let socket = std::net::TcpStream::from(socket);
+        socket.set_nonblocking(true).unwrap();
+        let mut stream = TcpStream::from_std(socket).unwrap();
+        stream.write_all(&unwritten).await.unwrap();
+        let Some(report) = until_told(&mut commands, run(&mut stream, &mut state)).await else {
+            return;
+        };
+        let app = AppImage {
+            kind: "gaps".into(),
+            version: 1,
+            payload: Octets::from(serde_json::to_vec(&state).unwrap()),
+        };
+        let socket = OwnedFd::from(stream.into_std().unwrap());
+        let outcome = mover.move_out(socket, Some(app), &destination).await;
+        match outcome.ending {
+            Ending::Moved => report.send(outcome.report).unwrap(),
+            Ending::Kept { reason, .. } => panic!("kept: {reason}"),
+            Ending::InDoubt(doubt) => panic!("{doubt:?}"),
+        }
+    }
+}
+
+/// Runs the application until the next command; `None` when there are no more.
+async fn until_told(
+    commands: &mut tasks::UnboundedReceiver<Command>,
+    application: impl Future<Output = ()>,
+) -> Option<Command> {
+    tokio::select! {
+        command = commands.recv() => command,
+        () = application => panic!("the peer ended the connection"),
+    }
+}
+
+/// Tells of each lock at once.
+struct Announcing {
+    inner: Arc<Nftables>,
+    locked: mpsc::Sender<()>,
+}
+
+impl Locker for Announcing {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let guard = self.inner.lock(flows, lease)?;
+        // Nobody listens in traffic that goes on by itself.
+        let _ = self.locked.send(());
+        Ok(guard)
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        self.inner.sweep()
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        self.inner.list()
     }
 }
 
@@ -94,7 +221,7 @@ async fn run(stream: &mut TcpStream, state: &mut State) {
     let pattern = pattern();
     let mut buffer = vec![0; 1 << 16];
     match state.traffic {
-        Traffic::Requests | Traffic::Idle => loop {
+        Traffic::Request | Traffic::Requests | Traffic::Idle => loop {
             // What was read and not answered.
             while state.written < state.read {
                 stream.writable().await.unwrap();
@@ -110,11 +237,15 @@ async fn run(stream: &mut TcpStream, state: &mut State) {
             }
         },
         Traffic::Upload | Traffic::SlowUpload => loop {
-            if state.traffic == Traffic::SlowUpload {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+            let slow = state.traffic == Traffic::SlowUpload;
+            if slow {
+                // Finer than the runtime's own timer.
+                let pause = || std::thread::sleep(Duration::from_micros(200));
+                tokio::task::spawn_blocking(pause).await.unwrap();
             }
+            let most = if slow { 1 << 14 } else { buffer.len() };
             stream.readable().await.unwrap();
-            match stream.try_read(&mut buffer) {
+            match stream.try_read(&mut buffer[..most]) {
                 Ok(0) => return,
                 Ok(count) => {
                     let at = (state.read % ROUND) as usize;

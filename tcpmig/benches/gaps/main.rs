@@ -1,5 +1,5 @@
-//! What the peer of a connection notices when it moves: the longest pause in four kinds of
-//! traffic, beside the longest pause of the same connection just before the move.
+//! What the peer of a connection notices when it moves: the longest pause in six kinds of traffic, beside the same
+//! traffic on a connection that is not moved.
 //!
 //! `cargo bench -p tcpmig --bench gaps [-- --moves N] [--only TRAFFIC] [--json]`
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
@@ -8,39 +8,20 @@ mod app;
 mod meter;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod table;
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use support::{Family, Net, Site};
-use tcpmig::driver::{Ending, Options, Report};
+use tcpmig::driver::Options;
 
-use app::{App, Traffic};
+use app::{Servers, Traffic};
 use meter::{Meter, Window};
+use table::{Measured, middle_and_worst};
 
-/// How long each connection is watched before and after a move.
-const WATCHED: Duration = Duration::from_millis(300);
-
-/// The moves of one kind of traffic.
-#[derive(Serialize)]
-struct Measured {
-    traffic: Traffic,
-    moves: usize,
-    /// Longest pauses just before each move, in microseconds: in the middle and the longest.
-    quiet_us: [u64; 2],
-    /// How long the connection stood still.
-    locked_us: [u64; 2],
-    /// Longest pauses around each move.
-    gap_us: [u64; 2],
-    /// How much longer than it stood still the pause was.
-    beyond_us: [u64; 2],
-    /// Moves whose pause was more than 2 ms longer.
-    late: usize,
-    /// Segments that the peer sent again.
-    peer_retransmissions: u32,
-    /// Octets per second after a move in percent of those before it, in the middle.
-    throughput_percent: Option<u64>,
-}
+/// What a move may add to the time in which the connection stands still.
+const LATE: Duration = Duration::from_millis(2);
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -61,146 +42,133 @@ fn main() {
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace().unwrap();
     }
-    let all: Vec<Measured> = [
-        Traffic::Requests,
-        Traffic::Upload,
-        Traffic::SlowUpload,
-        Traffic::Download,
-        Traffic::Idle,
-    ]
-    .into_iter()
-    .filter(|traffic| {
+    let chosen = Traffic::ALL.into_iter().filter(|traffic| {
         let name = format!("{traffic:?}");
         only.as_ref()
             .is_none_or(|only| only.eq_ignore_ascii_case(&name))
-    })
-    .map(|traffic| measure(traffic, moves))
-    .collect();
+    });
+    let all: Vec<Measured> = chosen.map(|traffic| measure(traffic, moves)).collect();
+    assert!(!all.is_empty(), "no such traffic: {only:?}");
     if json {
         println!("{}", serde_json::to_string_pretty(&all).unwrap());
-        return;
+    } else {
+        table::print(&all);
     }
-    println!(
-        "{:<12} {:>5}  {:>15} {:>15} {:>15} {:>15} {:>5} {:>7} {:>10}",
-        "traffic",
-        "moves",
-        "quiet",
-        "stood still",
-        "pause",
-        "beyond",
-        "late",
-        "retrans",
-        "throughput"
-    );
-    println!("(milliseconds, middle / worst)");
-    for m in &all {
-        let ms = |[middle, worst]: [u64; 2]| {
-            format!(
-                "{:.2} / {:.2}",
-                middle as f64 / 1000.0,
-                worst as f64 / 1000.0
-            )
-        };
-        println!(
-            "{:<12} {:>5}  {:>15} {:>15} {:>15} {:>15} {:>5} {:>7} {:>10}",
-            format!("{:?}", m.traffic),
-            m.moves,
-            ms(m.quiet_us),
-            ms(m.locked_us),
-            ms(m.gap_us),
-            ms(m.beyond_us),
-            m.late,
-            m.peer_retransmissions,
-            m.throughput_percent
-                .map_or(String::new(), |p| format!("{p} %")),
-        );
-    }
-}
-
-fn middle_and_worst(mut values: Vec<u64>) -> [u64; 2] {
-    values.sort_unstable();
-    let middle = values.get(values.len() / 2).copied().unwrap_or(0);
-    [middle, values.last().copied().unwrap_or(0)]
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn measure(traffic: Traffic, moves: usize) -> Measured {
-    let net = Net::new();
-    let options = Options {
-        settle: Duration::from_millis(20),
-        ..Options::default()
+    let unmoved = Observed::of(traffic, moves, false);
+    let moved = Observed::of(traffic, moves, true);
+    let over = |observed: &Observed| {
+        let beyond = observed.beyond.iter();
+        beyond.filter(|&&beyond| beyond > LATE).count()
     };
-    let (a, b) = Site::pair(&net, &options);
-    a.serve();
-    b.serve();
-    let (peer, server) = net.connect(Family::V4);
-    let mut app = App::start(&a, traffic, server);
-    let meter = Meter::start(traffic, peer);
-
-    let (mut quiet, mut locked, mut gaps, mut beyond) = (vec![], vec![], vec![], vec![]);
-    let mut throughput = Vec::new();
-    for hop in 0..moves {
-        let (from, to) = if hop % 2 == 0 { (&a, &b) } else { (&b, &a) };
-        let before = watch();
-        let begin = Instant::now();
-        let (report, next) = hop_over(app, from, to);
-        app = next;
-        let after = watch();
-        let at_move = Window {
-            begin: begin - Duration::from_millis(1),
-            end: after.end,
-        };
-        quiet.push(micros(meter.longest_pause(before)));
-        let gap = micros(meter.longest_pause(at_move));
-        gaps.push(gap);
-        locked.push(report.blackout_us);
-        beyond.push(gap.saturating_sub(report.blackout_us));
-        if let Some(percent) = meter
-            .octets(after)
-            .saturating_mul(100)
-            .checked_div(meter.octets(before))
-        {
-            throughput.push(percent);
-        }
-    }
-    let peer_retransmissions = meter.stop(app);
+    // What pauses as long without a move does not pause because of one.
+    let longest_unmoved = unmoved.gaps.iter().copied().max().unwrap_or_default();
+    let by_the_move = moved.gaps.iter().zip(&moved.locked);
+    let late = by_the_move
+        .filter(|&(&gap, &locked)| gap > locked.max(longest_unmoved) + LATE)
+        .count();
+    let throughput = |observed: &Observed| {
+        let percent = observed.throughput_percent.clone();
+        traffic.is_bulk().then(|| middle_and_worst(percent)[0])
+    };
+    let micros = |durations: &[Duration]| {
+        middle_and_worst(durations.iter().map(|d| d.as_micros() as u64).collect())
+    };
     Measured {
         traffic,
         moves,
-        late: beyond.iter().filter(|&&us| us > 2000).count(),
-        quiet_us: middle_and_worst(quiet),
-        locked_us: middle_and_worst(locked),
-        gap_us: middle_and_worst(gaps),
-        beyond_us: middle_and_worst(beyond),
-        peer_retransmissions,
-        throughput_percent: (!throughput.is_empty() && traffic.is_bulk())
-            .then(|| middle_and_worst(throughput)[0]),
+        unmoved_us: micros(&unmoved.gaps),
+        unmoved_over: over(&unmoved),
+        locked_us: micros(&moved.locked),
+        gap_us: micros(&moved.gaps),
+        beyond_us: micros(&moved.beyond),
+        over: over(&moved),
+        late,
+        with_captured: moved.with_captured,
+        peer_retransmissions: moved.peer_retransmissions,
+        timeouts: moved.timeouts,
+        unmoved_throughput_percent: throughput(&unmoved),
+        throughput_percent: throughput(&moved),
+    }
+}
+
+/// One connection, watched before and after each of several moments: of moves, or of none.
+#[derive(Default)]
+struct Observed {
+    /// The longest pause around each moment.
+    gaps: Vec<Duration>,
+    /// How long the connection stood still.
+    locked: Vec<Duration>,
+    /// How much longer the pause was.
+    beyond: Vec<Duration>,
+    /// Octets after each moment in percent of those before it, in equal times.
+    throughput_percent: Vec<u64>,
+    /// Moves during which packets were captured.
+    with_captured: usize,
+    peer_retransmissions: u32,
+    timeouts: u64,
+}
+
+impl Observed {
+    fn of(traffic: Traffic, moments: usize, moving: bool) -> Self {
+        let net = Net::new();
+        let options = Options {
+            settle: Duration::from_millis(20),
+            ..Options::default()
+        };
+        let (a, b) = Site::pair(&net, &options);
+        let (peer, server) = net.connect(Family::V4);
+        let (locked, asks) = mpsc::channel();
+        let mut servers = Servers::start([&a, &b], traffic, server, &locked);
+        let meter = Meter::start(traffic, peer, asks);
+        let mut observed = Self::default();
+        // The first moments of a connection are its slow start.
+        watch(traffic);
+        for _ in 0..moments {
+            let before = watch(traffic);
+            let begin = Instant::now();
+            let stood_still = if moving {
+                let report = servers.hop();
+                observed.with_captured += usize::from(report.captured_packets > 0);
+                Duration::from_micros(report.blackout_us)
+            } else {
+                let _ = locked.send(());
+                Duration::ZERO
+            };
+            let after = watch(traffic);
+            let around = Window {
+                begin,
+                end: after.end,
+            };
+            let gap = meter.longest_pause(around);
+            observed.gaps.push(gap);
+            observed.locked.push(stood_still);
+            observed.beyond.push(gap.saturating_sub(stood_still));
+            let percent = (meter.octets(after) * 100).checked_div(meter.octets(before));
+            observed.throughput_percent.extend(percent);
+        }
+        observed.timeouts = [&net.peer, &net.a, &net.b]
+            .map(table::timeouts)
+            .iter()
+            .sum();
+        drop(locked);
+        observed.peer_retransmissions = meter.stop(servers);
+        observed
     }
 }
 
 /// Lets time pass with nothing but the traffic.
-fn watch() -> Window {
+fn watch(traffic: Traffic) -> Window {
     let begin = Instant::now();
-    std::thread::sleep(WATCHED);
+    std::thread::sleep(if traffic.is_bulk() {
+        Duration::from_secs(1)
+    } else {
+        Duration::from_millis(300)
+    });
     Window {
         begin,
         end: Instant::now(),
     }
-}
-
-/// One move.
-fn hop_over(app: App, from: &Site, to: &Site) -> (Report, App) {
-    let (socket, state) = app.stop();
-    let outcome = from.move_out(socket, None).wait();
-    match outcome.ending {
-        Ending::Moved => {}
-        Ending::Kept { reason, .. } => panic!("kept: {reason}"),
-        Ending::InDoubt(doubt) => panic!("{doubt:?}"),
-    }
-    let arrived = to.arrival();
-    let app = App::resume(to, state, arrived.socket, &arrived.unwritten);
-    (outcome.report, app)
 }

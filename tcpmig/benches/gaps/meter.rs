@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::app::{App, ROUND, Traffic, pattern};
+use crate::app::{ROUND, Servers, Traffic, pattern};
 
 /// A span of time.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,8 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn start(traffic: Traffic, peer: TcpStream) -> Self {
+    /// `asks` says when to ask, in [`Traffic::Request`].
+    pub(crate) fn start(traffic: Traffic, peer: TcpStream, asks: mpsc::Receiver<()>) -> Self {
         peer.set_nodelay(true).unwrap();
         // Writable again as soon as little is left to send, not when a third of the buffer is free.
         tcpmig_sys::sockopt::set_not_sent_low_water(peer.as_fd(), 16384).unwrap();
@@ -44,8 +45,15 @@ impl Meter {
             let (steps, stop) = (steps.clone(), stop.clone());
             let mut stream = peer.try_clone().unwrap();
             move || {
-                if !traffic.is_bulk() {
-                    return ask(traffic, &mut stream, &steps, &stop);
+                match traffic {
+                    Traffic::Request => return ask_when_told(&asks, &mut stream, &steps),
+                    Traffic::Requests => {
+                        return ask(Duration::from_micros(200), &mut stream, &steps, &stop);
+                    }
+                    Traffic::Idle => {
+                        return ask(Duration::from_millis(50), &mut stream, &steps, &stop);
+                    }
+                    Traffic::Upload | Traffic::SlowUpload | Traffic::Download => {}
                 }
                 let mut traffic = Bulk::new(traffic);
                 while !stop.load(Ordering::Relaxed) {
@@ -89,29 +97,40 @@ impl Meter {
     }
 
     /// Ends the traffic and the connection; what the peer had to send again.
-    pub(crate) fn stop(self, app: App) -> u32 {
+    pub(crate) fn stop(self, servers: Servers) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         let retransmissions = tcpmig_sys::info::info(self.peer.as_fd())
             .unwrap()
             .total_retrans;
-        let (server, _) = app.stop();
-        if self.traffic.is_bulk() {
-            // Wakes a step that waits.
-            let _ = self.peer.shutdown(Shutdown::Both);
+        if matches!(self.traffic, Traffic::Requests | Traffic::Idle) {
+            // It ends by itself, and must not find the connection closed before.
+            self.thread.join().unwrap();
+            servers.stop();
+        } else {
+            // Its end wakes a step that waits.
+            servers.stop();
+            self.thread.join().unwrap();
         }
-        self.thread.join().unwrap();
-        drop(server);
         retransmissions
+    }
+}
+
+/// Asks once each time that it is told to.
+fn ask_when_told(asks: &mpsc::Receiver<()>, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>) {
+    let mut answer = [0; 1];
+    while asks.recv().is_ok() {
+        let begin = Instant::now();
+        stream.write_all(b"?").expect("the connection lives");
+        stream.read_exact(&mut answer).expect("an answer comes");
+        let end = Instant::now();
+        let octets = 1;
+        steps.lock().unwrap().push(Step { begin, end, octets });
     }
 }
 
 /// Asks at a steady rate, whether or not the last question was answered: so that some are asked
 /// while the connection stands still. A step is a question and its answer.
-fn ask(traffic: Traffic, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop: &AtomicBool) {
-    let every = match traffic {
-        Traffic::Idle => Duration::from_millis(50),
-        _ => Duration::from_micros(200),
-    };
+fn ask(every: Duration, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop: &AtomicBool) {
     stream.set_nonblocking(true).unwrap();
     let mut asked = VecDeque::new();
     let mut answers = [0; 4096];
