@@ -203,7 +203,7 @@ impl RestoringSocket {
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
     /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
     /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
-    /// waiting for, and one with data that it has, or that was lost, makes it tell what it has.
+    /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
     pub(crate) fn wake(&self) -> Result<Wake> {
         let fd = self.as_fd();
         let info = info(fd)?;
@@ -239,23 +239,27 @@ impl RestoringSocket {
                 .transpose()?,
             hops: hops.ok().and_then(|h| u8::try_from(h).ok()).unwrap_or(64),
         };
-        let (ask, data) = match (established, self.oldest.is_empty()) {
-            (false, _) => (ask, Vec::new()),
-            // An octet that the peer had long ago, and does not look at.
-            (true, true) => (ask, vec![0]),
-            (true, false) => {
-                let seq = marks.snd_una;
-                (Segment { seq, ..ask }, self.oldest.clone())
+        let mut asks = Vec::new();
+        if !established {
+            // The peer's acknowledgement was taken: nothing is left to ask for.
+            if info.state != State::FinWait2 {
+                asks.push((ask, Vec::new()));
             }
-        };
+        } else if self.again.is_empty() {
+            // An octet that the peer had long ago, and does not look at.
+            asks.push((ask, vec![0]));
+        } else {
+            asks.extend(self.again.iter().map(|again| {
+                let seq = marks.snd_una.wrapping_add(again.offset);
+                (Segment { seq, ..ask }, again.octets.clone())
+            }));
+        }
         Ok(Wake {
             tell: established.then_some(Segment {
                 seq: marks.write_seq.wrapping_sub(unsent),
                 ..ask
             }),
-            // The peer's acknowledgement was taken: nothing is left to ask for.
-            ask: (info.state != State::FinWait2).then_some(ask),
-            data,
+            asks,
             push: unsent > 0,
             mark: sockopt::mark(fd)?,
         })
@@ -270,9 +274,8 @@ fn is_mapped(address: std::net::SocketAddr) -> bool {
 pub(crate) struct Wake {
     /// Tells the peer where this end stands.
     tell: Option<Segment>,
-    /// Makes the peer tell where it stands, with these data.
-    ask: Option<Segment>,
-    data: Vec<u8>,
+    /// Make the peer tell where it stands, with their data.
+    asks: Vec<(Segment, Vec<u8>)>,
     push: bool,
     mark: u32,
 }
@@ -290,8 +293,8 @@ impl Wake {
         if let Some(tell) = &self.tell {
             let _ = injector.send(tell, &[], self.mark);
         }
-        if let Some(ask) = &self.ask {
-            let _ = injector.send(ask, &self.data, self.mark);
+        for (ask, data) in &self.asks {
+            let _ = injector.send(ask, data, self.mark);
         }
     }
 }

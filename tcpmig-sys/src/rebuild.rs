@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::error::{Error, Result};
 use crate::frozen::{self, Marks};
-use crate::info::info;
+use crate::info::{Info, info};
 use crate::inject::Injector;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
@@ -25,6 +25,21 @@ const LARGEST_MAXSEG: u32 = 32767;
 
 /// The largest window that can be told without scaling.
 const LARGEST_UNSCALED: u32 = 0xffff;
+
+/// How many of the oldest segments are sent again: as many as a new connection may send at once (RFC 6928).
+const OLDEST: usize = 10;
+
+/// How many of the newest: as many acknowledgements of them as tell that what is before them was lost (RFC 6675,
+/// section 2).
+const NEWEST: usize = 3;
+
+/// A segment of the send queue.
+#[derive(Debug)]
+pub(crate) struct Again {
+    /// Octets after `snd_una`.
+    pub(crate) offset: u32,
+    pub(crate) octets: Vec<u8>,
+}
 
 /// A socket under repair in CLOSE, without addresses.
 ///
@@ -49,8 +64,8 @@ pub struct RestoringSocket {
     socket: Option<Socket>,
     /// For the segments at activation that the kernel does not send by itself.
     pub(crate) injector: Option<Injector>,
-    /// The first octets of the send queue, at most a segment's worth.
-    pub(crate) oldest: Vec<u8>,
+    /// What of the send queue is sent again at activation.
+    pub(crate) again: Vec<Again>,
 }
 
 /// Where the queues of a rebuilt connection begin.
@@ -138,7 +153,7 @@ impl BoundSocket {
         Ok(RestoringSocket {
             socket: Some(self.0),
             injector: None,
-            oldest: Vec::new(),
+            again: Vec::new(),
         })
     }
 }
@@ -215,8 +230,7 @@ impl RestoringSocket {
         sockopt::set_repair_queue(fd, Queue::Send)?;
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        let segment = info(fd)?.snd_mss as usize;
-        self.oldest = octets[..octets.len().min(segment)].to_vec();
+        self.again = again(octets, &info(fd)?);
         all(CALL, done, octets.len())
     }
 
@@ -323,6 +337,26 @@ impl RestoringSocket {
 /// [`Error::Call`].
 pub fn write_unsent(fd: BorrowedFd<'_>, octets: &[u8]) -> Result<usize> {
     queue::append(fd, "send", octets)
+}
+
+/// The segments that make the peer tell what of the send queue it has, or fill what it lacks.
+///
+/// The kernel alone is slow at it: it takes no round-trip time from what was written under repair (`TCPCB_REPAIRED`), so that its first
+/// retransmission timer takes one to three seconds. It finds out by itself that all between the oldest and the newest
+/// was lost once the newest are acknowledged selectively.
+fn again(octets: &[u8], info: &Info) -> Vec<Again> {
+    let segment = (info.snd_mss as usize).max(1);
+    let mut chunks = octets.chunks(segment).enumerate();
+    let mut chosen: Vec<_> = chunks.by_ref().take(OLDEST).collect();
+    // In their order: another one would count as reordering.
+    let between = chunks.len().saturating_sub(NEWEST);
+    chosen.extend(chunks.skip(between));
+    let again = |(index, octets): (usize, &[u8])| Again {
+        // A queue has at most 1 GiB.
+        offset: (index * segment) as u32,
+        octets: octets.to_vec(),
+    };
+    chosen.into_iter().map(again).collect()
 }
 
 /// Raises a buffer for `octets` of payload: past the limit if the process may, else

@@ -13,7 +13,7 @@ mod table;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use support::{Family, Net, Site};
+use support::{Family, Net, Site, tcp_counter};
 use tcpmig::driver::Options;
 
 use app::{Servers, Traffic};
@@ -150,7 +150,7 @@ impl Observed {
             observed.throughput_percent.extend(percent);
         }
         observed.timeouts = [&net.peer, &net.a, &net.b]
-            .map(table::timeouts)
+            .map(|host| tcp_counter(host, "TCPTimeouts"))
             .iter()
             .sum();
         drop(locked);

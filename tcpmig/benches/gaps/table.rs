@@ -1,7 +1,6 @@
 //! What was measured, for people and programs.
 
 use serde::Serialize;
-use tcpmig_sys::lab::Host;
 
 use crate::app::Traffic;
 
@@ -89,15 +88,4 @@ pub(crate) fn print(all: &[Measured]) {
             percent(m.throughput_percent),
         );
     }
-}
-
-/// `TCPTimeouts` of a host, from its beginning.
-pub(crate) fn timeouts(host: &Host) -> u64 {
-    let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
-    let text = text.unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
-    let (_, value) = pairs.find(|(name, _)| *name == "TCPTimeouts").unwrap();
-    value.parse().unwrap()
 }

@@ -6,6 +6,7 @@ mod support;
 
 mod captured;
 mod doubt;
+mod lost;
 mod moves;
 mod refused;
 mod serving;

@@ -179,6 +179,17 @@ impl Counter<'_> {
     }
 }
 
+/// A counter of `TcpExt` (`/proc/net/netstat`) on a host.
+pub(crate) fn tcp_counter(host: &Host, counter: &str) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let text = host.run(read).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) = pairs.find(|(name, _)| *name == counter).unwrap();
+    value.parse().unwrap()
+}
+
 /// Runs nft on a host.
 pub(crate) fn nft(host: &Host, rules: &str) {
     let mut child = host

@@ -1,0 +1,149 @@
+//! Octets that were sent before the move and lost on the way: the target sends them again, without waiting for a
+//! retransmission timer.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tcpmig::driver::{Ending, Mover, Options};
+use tcpmig_format::FourTuple;
+use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
+use tcpmig_sys::sockopt;
+
+use crate::support::{
+    Family, Net, Site, both_ways, expect, flow, kernel_test, nft, numbered, tcp_counter, until,
+};
+
+/// Ends the loss once the connection is locked.
+struct Then {
+    inner: Arc<Nftables>,
+    found: Mutex<Command>,
+}
+
+impl Locker for Then {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let guard = self.inner.lock(flows, lease)?;
+        assert!(self.found.lock().unwrap().status().unwrap().success());
+        Ok(guard)
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        self.inner.sweep()
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        self.inner.list()
+    }
+}
+
+/// Octets of a segment, in the networks of these tests.
+const SEGMENT: usize = 1448;
+
+/// `lost` is an expression of nftables for the segments that do not arrive.
+fn recovers(family: Family, segments: usize, lost: &str, sack: bool) {
+    let net = Net::new();
+    let options = Options {
+        // What is lost is not fetched by waiting.
+        settle: Duration::ZERO,
+        ..Options::default()
+    };
+    let (a, b) = Site::pair(&net, &options);
+    b.serve();
+    if !sack {
+        let without = || std::fs::write("/proc/sys/net/ipv4/tcp_sack", "0").unwrap();
+        net.peer.run(without).unwrap();
+    }
+    let (peer, mut server) = net.connect(family);
+    // The window of a new connection would be too small for many of them.
+    let (sender, receiver) = (server.try_clone().unwrap(), &peer);
+    let warm = numbered(0, 1 << 20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (&sender).write_all(&warm).unwrap());
+        expect(receiver, &warm);
+    });
+    until("all of it is acknowledged", || {
+        sockopt::send_queue_len(server.as_fd()).unwrap() == 0
+    });
+    // Segments one by one, so that some of them can be lost.
+    net.a
+        .ip("link set eth0 gso_max_segs 1 gso_max_size 2048")
+        .unwrap();
+    let port = flow(&server).local().port();
+    nft(
+        &net.peer,
+        &format!(
+            "table inet lose {{ chain i {{ type filter hook prerouting priority raw; \
+             tcp sport {port} {lost} drop; }}; }}"
+        ),
+    );
+    let octets = numbered(0, segments * SEGMENT);
+    server.write_all(&octets).unwrap();
+    until("all of it is sent", || {
+        sockopt::unsent_len(server.as_fd()).unwrap() == 0
+    });
+    let mut found = net.peer.command("nft").unwrap();
+    found.args(["delete", "table", "inet", "lose"]);
+    let found = Mutex::new(found);
+    let outcome = a.begin(|here| async move {
+        let locker = Arc::new(Then {
+            inner: here.locker.clone(),
+            found,
+        });
+        let mover = Mover::new(here.endpoint.clone(), locker, here.options.clone());
+        mover.move_out(server.into(), None, &here.other()).await
+    });
+    let outcome = outcome.wait();
+    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+    assert!(outcome.report.send_queue_octets > 0, "nothing was lost");
+    let server = TcpStream::from(b.arrival().socket);
+    server.set_nonblocking(false).unwrap();
+    expect(&peer, &octets);
+    assert_eq!(
+        tcp_counter(&net.b, "TCPTimeouts"),
+        0,
+        "the target waited for a timer"
+    );
+    both_ways(&peer, &server);
+}
+
+const ALL: &str = "meta length > 500";
+const EVERY_SECOND: &str = "meta length > 500 numgen inc mod 2 0";
+
+kernel_test!(one_segment_of_ipv4, || recovers(Family::V4, 1, ALL, true));
+kernel_test!(one_segment_of_ipv6, || recovers(Family::V6, 1, ALL, true));
+kernel_test!(some_segments_of_ipv4, || {
+    recovers(Family::V4, 8, EVERY_SECOND, true);
+});
+kernel_test!(some_segments_of_ipv6, || {
+    recovers(Family::V6, 8, EVERY_SECOND, true);
+});
+kernel_test!(all_segments_of_ipv4, || recovers(Family::V4, 8, ALL, true));
+kernel_test!(all_segments_of_ipv6, || recovers(Family::V6, 8, ALL, true));
+kernel_test!(many_segments_of_ipv4, || recovers(
+    Family::V4,
+    40,
+    ALL,
+    true
+));
+kernel_test!(many_segments_of_ipv6, || recovers(
+    Family::V6,
+    40,
+    ALL,
+    true
+));
+kernel_test!(one_segment_without_sack, || {
+    recovers(Family::V4, 1, ALL, false);
+});
+kernel_test!(some_segments_without_sack, || {
+    recovers(Family::V4, 8, EVERY_SECOND, false);
+});
+kernel_test!(all_segments_without_sack, || {
+    recovers(Family::V4, 8, ALL, false);
+});
