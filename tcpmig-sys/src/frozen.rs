@@ -304,8 +304,23 @@ pub(crate) fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
     })
 }
 
-fn thaw(fd: BorrowedFd<'_>, reuse_addr: i32) -> Result<()> {
+/// Ends repair with the kernel's own probe.
+///
+/// The kernel counts the window in it as advertised, which the peer does not take: were that so, a peer that waits
+/// for a closed window to open would not be told. So it is forgotten again.
+pub(crate) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
+    let window = sockopt::repair_window(fd)?;
     sockopt::set_repair(fd, Repair::Off)?;
+    // The connection lives: without this the peer may have to wait for its timer, no more.
+    if sockopt::set_repair(fd, Repair::On).is_ok() {
+        let _ = sockopt::set_repair_window(fd, window);
+        return sockopt::set_repair(fd, Repair::OffQuiet);
+    }
+    Ok(())
+}
+
+fn thaw(fd: BorrowedFd<'_>, reuse_addr: i32) -> Result<()> {
+    end_repair(fd)?;
     sockopt::set_reuse_addr(fd, reuse_addr)
 }
 

@@ -85,13 +85,32 @@ impl Injector {
     ///
     /// That it was sent does not mean that it arrives.
     pub(crate) fn inject(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
+        let tcp = tcp(self.remote, self.local, segment, payload);
+        self.deliver(&tcp, segment.hops, mark)
+    }
+
+    /// As [`Injector::inject`], with a segment that exists; its checksum is filled in anew.
+    pub(crate) fn forward(&self, tcp: &[u8], hops: u8, mark: u32) -> Result<()> {
+        let mut tcp = tcp.to_vec();
+        if tcp.len() < 20 {
+            return Err(Error::Length {
+                call: "TCP header",
+                got: tcp.len(),
+                expected: 20,
+            });
+        }
+        fill_checksum(self.remote, self.local, &mut tcp);
+        self.deliver(&tcp, hops, mark)
+    }
+
+    fn deliver(&self, tcp: &[u8], hops: u8, mark: u32) -> Result<()> {
         // Else it would leave for the host that has the address.
         if !self.local_is_here(mark)? {
             return Err(Error::NotLocal {
                 address: self.local.ip(),
             });
         }
-        match self.transmit(self.remote, self.local, segment, payload, mark) {
+        match self.transmit(self.remote, self.local, tcp, hops, mark) {
             // What a packet filter drops on its way out.
             Err(error) if error.errno() == Some(libc::EPERM) => Ok(()),
             other => other,
@@ -100,19 +119,20 @@ impl Injector {
 
     /// Sends a segment from this host to the peer, with the connection's own mark.
     pub(crate) fn send(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
-        self.transmit(self.local, self.remote, segment, payload, mark)
+        let tcp = tcp(self.local, self.remote, segment, payload);
+        self.transmit(self.local, self.remote, &tcp, segment.hops, mark)
     }
 
     fn transmit(
         &self,
         from: SocketAddr,
         to: SocketAddr,
-        segment: &Segment,
-        payload: &[u8],
+        tcp: &[u8],
+        hops: u8,
         mark: u32,
     ) -> Result<()> {
         sockopt::set_mark(self.raw.as_fd(), mark)?;
-        let packet = packet(from, to, segment, payload);
+        let packet = packet(from, to, tcp, hops);
         let mut to = to;
         // In a raw socket's address the port is the protocol.
         to.set_port(0);
@@ -177,18 +197,17 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 }
 
 /// The whole packet, IP header first.
-fn packet(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -> Vec<u8> {
-    let tcp = tcp(from, to, segment, payload);
-    // 20 octets of header and at most 12 of options.
+fn packet(from: SocketAddr, to: SocketAddr, tcp: &[u8], hops: u8) -> Vec<u8> {
+    // What does not fit is refused by the kernel, as a packet that is longer than it says.
     let length = tcp.len() as u16;
     let mut packet = Vec::with_capacity(40 + tcp.len());
     match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             packet.extend_from_slice(&[0x45, 0]);
-            packet.extend_from_slice(&(20 + length).to_be_bytes());
+            packet.extend_from_slice(&length.wrapping_add(20).to_be_bytes());
             // The kernel sets the identification; no fragments.
             packet.extend_from_slice(&[0, 0, 0x40, 0]);
-            packet.extend_from_slice(&[segment.hops, libc::IPPROTO_TCP as u8, 0, 0]);
+            packet.extend_from_slice(&[hops, libc::IPPROTO_TCP as u8, 0, 0]);
             packet.extend_from_slice(&from.octets());
             packet.extend_from_slice(&to.octets());
             let sum = checksum(&[&packet]);
@@ -197,13 +216,13 @@ fn packet(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -
         (from, to) => {
             packet.extend_from_slice(&[0x60, 0, 0, 0]);
             packet.extend_from_slice(&length.to_be_bytes());
-            packet.extend_from_slice(&[libc::IPPROTO_TCP as u8, segment.hops]);
+            packet.extend_from_slice(&[libc::IPPROTO_TCP as u8, hops]);
             for address in [from, to] {
                 packet.extend_from_slice(&octets(address));
             }
         }
     }
-    packet.extend_from_slice(&tcp);
+    packet.extend_from_slice(tcp);
     packet
 }
 
@@ -226,13 +245,19 @@ fn tcp(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -> V
         header.extend_from_slice(&echo.to_be_bytes());
     }
     header.extend_from_slice(payload);
-    let length = (header.len() as u32).to_be_bytes();
+    fill_checksum(from, to, &mut header);
+    header
+}
+
+/// Of a segment with a whole header.
+fn fill_checksum(from: SocketAddr, to: SocketAddr, tcp: &mut [u8]) {
+    tcp[16..18].fill(0);
+    let length = (tcp.len() as u32).to_be_bytes();
     let protocol = [0, 0, 0, libc::IPPROTO_TCP as u8];
     let (source, destination) = (octets(from.ip()), octets(to.ip()));
     // The fields of the pseudo-header of IPv4 are shorter, which the sum does not show.
-    let sum = checksum(&[&source, &destination, &length, &protocol, &header]);
-    header[16..18].copy_from_slice(&sum);
-    header
+    let sum = checksum(&[&source, &destination, &length, &protocol, tcp]);
+    tcp[16..18].copy_from_slice(&sum);
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
@@ -287,7 +312,8 @@ mod tests {
                     timestamp,
                     ..SEGMENT
                 };
-                let packet = packet(from, to, &segment, payload);
+                let segment = tcp(from, to, &segment, payload);
+                let packet = packet(from, to, &segment, 64);
                 let (ip, tcp) = packet.split_at(if from.is_ipv4() { 20 } else { 40 });
                 if from.is_ipv4() {
                     assert_eq!(checksum(&[ip]), [0, 0]);

@@ -32,6 +32,7 @@
 
 mod arrive;
 mod closing;
+pub mod deliver;
 pub mod descriptors;
 mod error;
 pub mod exec;

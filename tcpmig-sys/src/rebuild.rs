@@ -303,29 +303,13 @@ impl RestoringSocket {
             sockopt::set_repair(self.as_fd(), Repair::OffQuiet)?;
             wake.run(self.as_fd(), injector);
         } else {
-            self.probe()?;
+            frozen::end_repair(self.as_fd())?;
         }
         // The connection lives from here on: an option that could not be set must not end it.
         let _ = sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr));
         // INVARIANT: this method consumes `self`, so it is taken once.
         let socket = self.socket.take().expect("a restoring socket is there");
         Ok(socket.into())
-    }
-
-    /// Ends repair with the kernel's own probe.
-    ///
-    /// The kernel counts the window in it as advertised, which the peer does not take: were that so, a peer that waits
-    /// for a closed window to open would not be told. So it is forgotten again.
-    fn probe(&self) -> Result<()> {
-        let fd = self.as_fd();
-        let window = sockopt::repair_window(fd)?;
-        sockopt::set_repair(fd, Repair::Off)?;
-        // The connection lives: without this the peer may have to wait for its timer, no more.
-        if sockopt::set_repair(fd, Repair::On).is_ok() {
-            let _ = sockopt::set_repair_window(fd, window);
-            return sockopt::set_repair(fd, Repair::OffQuiet);
-        }
-        Ok(())
     }
 }
 

@@ -13,10 +13,12 @@ use tcpmig_format::{
     SocketOptions, TcpImage,
 };
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
+use tcpmig_sys::deliver::Delivery;
 use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
 use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
+use crate::restore::INJECT_MARK;
 use crate::segments::{self, Taken};
 
 /// Why a connection was not captured. It goes on where it is.
@@ -170,6 +172,8 @@ pub struct Frozen {
     socket: FrozenSocket,
     plan: Plan,
     read: Option<Marks>,
+    /// All that was captured: the connection gets it if it is kept.
+    captured: Vec<Packet>,
 }
 
 /// What keeps the packets away.
@@ -225,6 +229,7 @@ impl Frozen {
                 socket,
                 plan,
                 read: None,
+                captured: Vec::new(),
             }),
             Err(frozen::FreezeError { fd, error }) => Err(NotFrozen {
                 fd,
@@ -313,20 +318,33 @@ impl Frozen {
         };
         match captured {
             // What did not fit is as if it had been lost on the way: the peer sends it again.
-            Ok(captured) => Ok(captured.packets),
+            Ok(captured) => {
+                self.captured.extend_from_slice(&captured.packets);
+                Ok(captured.packets)
+            }
             Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }
 
-    /// The connection goes on here.
+    /// The connection goes on here, and gets what was captured for it, on the calling thread's host. What
+    /// arrived in the moment between the last look and the end of the lock is lost, as are captured packets without
+    /// `CAP_NET_RAW`: the peer sends them again.
     ///
     /// # Errors
     ///
     /// [`NotFrozen`] with the descriptor, which may still be under repair, or whose packets
     /// stay locked until the lease ends.
-    pub fn keep(self) -> Result<OwnedFd, NotFrozen> {
-        let Self { hold, socket, .. } = self;
+    pub fn keep(mut self) -> Result<OwnedFd, NotFrozen> {
+        // A lock that ended before has nothing more.
+        let _ = self.captured();
+        let flow = self.flow();
+        let Self {
+            hold,
+            socket,
+            captured,
+            ..
+        } = self;
         let unlocked = match hold {
             Hold::Locked(lock) => lock.unlock(),
             Hold::Redirected(redirect) => redirect.end(),
@@ -337,6 +355,7 @@ impl Frozen {
                 fd,
                 error: error.into(),
             })?;
+        deliver(fd.as_fd(), &flow, &captured);
         match unlocked {
             Ok(()) => Ok(fd),
             Err(error) => Err(NotFrozen {
@@ -373,6 +392,21 @@ impl Frozen {
         match &mut self.hold {
             Hold::Locked(lock) => lock.renew(lease),
             Hold::Redirected(redirect) => redirect.renew(lease),
+        }
+    }
+}
+
+/// Failures cost the peer a retransmission, no more.
+fn deliver(fd: BorrowedFd<'_>, flow: &FourTuple, packets: &[Packet]) {
+    if packets.is_empty() {
+        return;
+    }
+    let Ok(delivery) = Delivery::open(fd) else {
+        return;
+    };
+    for packet in packets {
+        if let Ok((segment, hops)) = segments::whole(&packet.octets, flow) {
+            let _ = delivery.deliver(segment, hops, INJECT_MARK);
         }
     }
 }

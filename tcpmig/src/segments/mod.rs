@@ -27,6 +27,7 @@ mod parse;
 mod tests;
 
 pub use merge::{Merged, merge};
+pub(crate) use parse::whole;
 pub use parse::{Flags, PeerTimestamps, Segment, SegmentError};
 
 /// What packets did to an image.

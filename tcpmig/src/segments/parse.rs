@@ -139,6 +139,18 @@ impl<'a> Segment<'a> {
     }
 }
 
+/// The whole segment, header and data, of a packet that [`Segment::parse`] takes, and the packet's time to live or hop
+/// limit.
+pub(crate) fn whole<'a>(
+    octets: &'a [u8],
+    flow: &FourTuple,
+) -> Result<(&'a [u8], u8), SegmentError> {
+    Segment::parse(octets, flow)?;
+    let (source, _, tcp) = network(octets)?;
+    let at = if source.is_ipv4() { 8 } else { 7 };
+    Ok((tcp, octets.get(at).copied().unwrap_or(u8::MAX)))
+}
+
 impl fmt::Debug for Segment<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment")

@@ -1,16 +1,17 @@
 //! What arrives while a connection stands still becomes part of it.
 
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::locker;
 use tcpmig::restore::Prepared;
+use tcpmig_format::TcpState;
 use tcpmig_sys::sockopt;
 
-use crate::support::{Family, Net, both_ways, expect, kernel_test, until};
+use crate::support::{Family, Net, both_ways, expect, kernel_test, tcp_counter, until};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -79,4 +80,68 @@ kernel_test!(a_reset_that_arrives_is_honoured, || {
     until("the reset is captured", || {
         frozen.catch_up(&mut image).is_err()
     });
+});
+
+/// What arrives at a connection that is kept after all reaches its application; the end of the peer too.
+fn reaches_what_is_kept(family: Family) {
+    let net = Net::new();
+    let (mut peer, server) = net.connect(family);
+    let locker = net.a.run(locker::nftables).unwrap().unwrap();
+    let freeze = |server: TcpStream| {
+        let plan = Plan::of(server.as_fd()).unwrap();
+        let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
+        let image = frozen.capture(None).unwrap();
+        (frozen, image)
+    };
+    let keep = |frozen: Frozen| {
+        let kept = net.a.run(|| frozen.keep().unwrap()).unwrap();
+        TcpStream::from(kept)
+    };
+
+    let (mut frozen, mut image) = freeze(server);
+    peer.write_all(b"inside ").unwrap();
+    peer.write_all(b"the lock").unwrap();
+    until("both segments are captured", || {
+        frozen.catch_up(&mut image).unwrap();
+        image.tcp.as_ref().unwrap().receive().queue.len() == 15
+    });
+    let server = keep(frozen);
+    expect(&server, b"inside the lock");
+    both_ways(&peer, &server);
+    assert_eq!(tcp_counter(&net.peer, "TCPTimeouts"), 0, "the peer waited");
+
+    let (mut frozen, mut image) = freeze(server);
+    peer.shutdown(Shutdown::Write).unwrap();
+    until("the end is captured", || {
+        frozen.catch_up(&mut image).unwrap();
+        image.tcp.as_ref().unwrap().state() == TcpState::CloseWait
+    });
+    let server = keep(frozen);
+    assert_eq!((&server).read(&mut [0; 1]).unwrap(), 0);
+    (&server).write_all(b"still open").unwrap();
+    expect(&peer, b"still open");
+
+    let (mut frozen, _) = freeze(server);
+    let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
+    linger.unwrap();
+    drop(peer);
+    until("the reset is captured", || {
+        !frozen.captured().unwrap().is_empty()
+    });
+    let server = keep(frozen);
+    let error = (&server).write(b"?").unwrap_err();
+    // What the kernel makes of a reset after the peer's end.
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+}
+
+kernel_test!(an_ipv4_connection_that_is_kept_gets_what_arrived, || {
+    reaches_what_is_kept(Family::V4);
+});
+
+kernel_test!(an_ipv6_connection_that_is_kept_gets_what_arrived, || {
+    reaches_what_is_kept(Family::V6);
+});
+
+kernel_test!(a_mapped_connection_that_is_kept_gets_what_arrived, || {
+    reaches_what_is_kept(Family::Mapped);
 });

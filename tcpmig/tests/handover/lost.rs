@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tcpmig::capture::Frozen;
 use tcpmig::driver::{Ending, Mover, Options};
+use tcpmig::steer::{Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tcpmig_sys::sockopt;
@@ -40,6 +42,25 @@ impl Locker for Then {
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         self.inner.list()
+    }
+}
+
+/// Takes as long as on the way between hosts that are not next to each other: the kernel's measure of the round trip
+/// has steps of a millisecond.
+struct Slowly(Arc<dyn Steer>);
+
+struct SlowlyThen(Box<dyn Steering>);
+
+impl Steer for Slowly {
+    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        Ok(Box::new(SlowlyThen(self.0.plan(flow)?)))
+    }
+}
+
+impl Steering for SlowlyThen {
+    fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError> {
+        std::thread::sleep(Duration::from_millis(5));
+        self.0.steer(frozen)
     }
 }
 
@@ -97,7 +118,9 @@ fn recovers(family: Family, segments: usize, lost: &str, sack: bool) {
             found,
         });
         let mover = Mover::new(here.endpoint.clone(), locker, here.options.clone());
-        mover.move_out(server.into(), None, &here.other()).await
+        let to = here.other();
+        let to = here.other_by(Arc::new(Slowly(to.steer)));
+        mover.move_out(server.into(), None, &to).await
     });
     let outcome = outcome.wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
