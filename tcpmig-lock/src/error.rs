@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use tcpmig_format::FourTuple;
 
@@ -87,6 +88,59 @@ pub enum LockError {
         /// What it said.
         source: io::Error,
     },
+    /// A program that this locker runs is not installed.
+    #[error("no program {program} in {searched} (Debian, Ubuntu: apt-get install {package})")]
+    NoProgram {
+        /// Its name.
+        program: String,
+        /// The directories where it was looked for, with colons in between.
+        searched: String,
+        /// The package of Debian that has it.
+        package: &'static str,
+    },
+    /// A program that this locker runs did not do what it was asked for.
+    #[error("{program}: {message}")]
+    Program {
+        /// The program and its arguments.
+        program: String,
+        /// What it said, or how it ended.
+        message: String,
+    },
+    /// The device cannot be unplugged in the way that was asked for.
+    #[error("{device} cannot be unplugged: {reason}")]
+    CannotUnplug {
+        /// The name of the device.
+        device: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The way to an address that has to stay reachable leads through the device that would be unplugged.
+    #[error("{address} is reached through {device}, which this lock would unplug")]
+    CutsOff {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// A file in which this locker keeps what others must know, see the crate documentation.
+    #[error("{}: {source}", path.display())]
+    StateFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The network namespace of the locker cannot be entered by this thread.
+    #[error("setns(CLONE_NEWNET): {source}")]
+    Namespace {
+        /// What the kernel said; EPERM without `CAP_SYS_ADMIN`.
+        source: io::Error,
+    },
+    /// No locker has this name.
+    #[error(
+        "no locker is called {0:?}; there are nftables, iptables, iptables-nft, iptables-legacy, link:DEVICE and none"
+    )]
+    NoLocker(String),
     /// Anything else that the kernel said.
     #[error("{call}: {source}")]
     Netlink {

@@ -40,15 +40,20 @@
 //! Whoever holds a lock may die. So every lock and redirect has a lease after which the kernel ends it, and guards
 //! have [`renew`](LockGuard::renew). A lease is counted in milliseconds and rounded up, to 10 ms at least.
 
+mod abilities;
 mod captured;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod guard;
 mod hop;
 mod locker;
 mod nftables;
 mod none;
+mod owner;
 pub mod route;
 
+pub use abilities::{Abilities, LeaseEnd, Silence};
 pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use guard::{LockGuard, Redirect};

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
+use crate::{Abilities, Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
 use capture::Receipt;
 use layout::{Set, Table};
 use shared::{REDIRECT, Shared};
@@ -253,6 +253,15 @@ impl Locker for Nftables {
         "nftables"
     }
 
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            captures: self.shared.capture.group().is_some(),
+            redirects: true,
+            exempts: true,
+            ..Abilities::default()
+        }
+    }
+
     /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
     /// stays redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
     ///
@@ -298,9 +307,7 @@ impl Locker for Nftables {
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         let mut entries = Vec::new();
         for element in self.elements(Set::Locked)? {
-            let mut entry = Entry::new(element.flow, EntryKind::Lock, element.remaining);
-            entry.owner = element.owner;
-            entries.push(entry);
+            entries.push(element.entry(EntryKind::Lock));
         }
         let devices: HashMap<_, _> = self
             .elements(Set::Device)?
@@ -309,10 +316,10 @@ impl Locker for Nftables {
             .collect();
         let mut names = HashMap::new();
         for element in self.elements(Set::Hop)? {
-            let data = element.data.unwrap_or_default();
-            let address = if let Ok(octets) = <[u8; 4]>::try_from(data.as_slice()) {
+            let data = element.data.as_deref().unwrap_or_default();
+            let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
                 Ipv4Addr::from(octets).into()
-            } else if let Ok(octets) = <[u8; 16]>::try_from(data.as_slice()) {
+            } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
                 Ipv6Addr::from(octets).into()
             } else {
                 continue;
@@ -329,9 +336,7 @@ impl Locker for Nftables {
                 address,
                 device: device.clone(),
             };
-            let mut entry = Entry::new(element.flow, kind, element.remaining);
-            entry.owner = element.owner;
-            entries.push(entry);
+            entries.push(element.entry(kind));
         }
         Ok(entries)
     }

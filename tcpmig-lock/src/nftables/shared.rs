@@ -11,8 +11,8 @@ use super::capture::{self, Capture};
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
 use super::layout::{self, Set};
-use crate::LockError;
 use crate::route::Routes;
+use crate::{LockError, owner};
 
 /// All sets of a redirect.
 pub(super) const REDIRECT: [Set; 3] = [Set::Gone, Set::Device, Set::Hop];
@@ -54,7 +54,7 @@ impl Shared {
         Ok(Self {
             table: table.to_owned(),
             routes: Routes::new()?,
-            comment: element::owner_comment(std::process::id()),
+            comment: element::owner_comment(std::process::id(), &owner::name()),
             capture: Capture::new()?,
             state: Mutex::new(State {
                 connection: Connection::open()?,
