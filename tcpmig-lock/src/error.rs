@@ -155,6 +155,14 @@ pub enum LockError {
 }
 
 impl LockError {
+    /// For the error of a file.
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::StateFile {
+            path: path.into(),
+            source,
+        }
+    }
+
     /// For the error of a system call that has no cause of its own above.
     pub(crate) fn call(call: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match source.raw_os_error() {

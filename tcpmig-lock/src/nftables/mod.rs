@@ -23,7 +23,7 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use crate::{Abilities, Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
-use capture::Receipt;
+pub(crate) use capture::{Capture, Receipt};
 use layout::{Set, Table};
 use shared::{REDIRECT, Shared};
 
@@ -274,7 +274,7 @@ impl Locker for Nftables {
         let lock = held::Lock {
             shared: Arc::clone(&self.shared),
             until,
-            receipt: token.map(|token| Receipt::new(&self.shared, flows, token)),
+            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
         };
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }

@@ -1,7 +1,7 @@
 //! What a handle and its guards share: one socket, and the operations on flows.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     pub(super) table: String,
     pub(super) routes: Routes,
     comment: Vec<u8>,
-    pub(super) capture: Capture,
+    pub(super) capture: Arc<Capture>,
     state: Mutex<State>,
 }
 
@@ -55,7 +55,7 @@ impl Shared {
             table: table.to_owned(),
             routes: Routes::new()?,
             comment: element::owner_comment(std::process::id(), &owner::name()),
-            capture: Capture::new()?,
+            capture: Arc::new(Capture::new()?),
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
