@@ -190,7 +190,7 @@ fn nonsense(_test: &str, setup: &dyn Setup) {
         .unlock()
         .expect("nothing");
     locker.sweep().expect("sweep");
-    assert_eq!(setup.traces(&ground), before);
+    super::expect_traces(setup, &ground, &before);
     ground.connection(Ground::addresses()[0]).ping();
 }
 
@@ -354,7 +354,7 @@ fn sweep(_test: &str, setup: &dyn Setup) {
     Ground::expect_unlocked(silence, &mut flow);
     other.sweep().expect("sweep");
     assert!(other.sweep().expect("sweep").is_empty());
-    assert_eq!(setup.traces(&ground), before);
+    super::expect_traces(setup, &ground, &before);
     // It can be used again after that.
     drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
 }

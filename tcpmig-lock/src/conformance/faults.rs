@@ -212,7 +212,7 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
         eventually("nothing is left to sweep", || {
             locker.sweep().expect("sweep").is_empty().then_some(())
         });
-        assert_eq!(setup.traces(&ground), before);
+        super::expect_traces(setup, &ground, &before);
         ground.connection(Ground::addresses()[0]).ping();
         drop(locker.lock(&[name], LEASE).expect("lock"));
         locker.sweep().expect("sweep");

@@ -24,6 +24,8 @@ impl Host {
     pub fn new() -> Self {
         let file = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
+            // Addresses can be used at once.
+            std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("accept_dad");
             ip("link set lo up");
             File::open("/proc/thread-self/ns/net").expect("open the namespace")
         });
@@ -53,6 +55,24 @@ impl Host {
     pub fn sysctl(&self, name: &str, value: &str) {
         let path = format!("/proc/sys/net/{name}");
         self.run(|| std::fs::write(&path, value).expect(&path));
+    }
+
+    /// Waits until the kernel has given a device its link-local address, which it does a moment after it is up.
+    pub fn settle(&self, device: &str) {
+        const TENTATIVE: u32 = 0x40;
+        eventually("a link-local address", || {
+            let path = "/proc/thread-self/net/if_inet6";
+            let text = self.run(|| std::fs::read_to_string(path).expect(path));
+            text.lines().find_map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let [address, _, _, _, flags, name] = words.as_slice() else {
+                    return None;
+                };
+                let flags = u32::from_str_radix(flags, 16).ok()?;
+                let ready = address.starts_with("fe80") && flags & TENTATIVE == 0;
+                (ready && *name == device).then_some(())
+            })
+        });
     }
 
     /// The namespace that has this path, which [`path`](Self::path) of another process gave.

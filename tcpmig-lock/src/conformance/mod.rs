@@ -35,7 +35,7 @@ pub mod lab;
 pub mod wire;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use cases::CASES;
 use lab::{Connection, Host};
@@ -101,6 +101,13 @@ impl Ground {
                 "address add 2001:db8:1::{number}/64 dev eth1 nodad"
             ));
             host.ip("link set eth1 up");
+        }
+        for (host, devices) in [
+            (&server, ["eth0", "eth1"]),
+            (&client, ["eth0", "eth1"]),
+            (&switch, ["port1", "port9"]),
+        ] {
+            devices.into_iter().for_each(|device| host.settle(device));
         }
         Self {
             server,
@@ -185,6 +192,27 @@ impl Ground {
             Silence::Flows | Silence::Device => Self::expect_sound(connection),
             Silence::Nothing => connection.ping(),
         }
+    }
+}
+
+/// Waits until what the locker leaves is what was there before, and says what differs.
+fn expect_traces(setup: &dyn Setup, ground: &Ground, before: &str) {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let after = setup.traces(ground);
+        if after == before {
+            return;
+        }
+        if Instant::now() >= end {
+            let only = |one: &str, other: &str| -> Vec<String> {
+                let others: Vec<&str> = other.lines().collect();
+                let lines = one.lines().filter(|line| !others.contains(line));
+                lines.map(str::to_owned).collect()
+            };
+            let (gone, new) = (only(before, &after), only(&after, before));
+            panic!("something is left; there was {gone:#?}, and now there is {new:#?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

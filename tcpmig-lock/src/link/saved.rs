@@ -15,7 +15,9 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Unplug;
@@ -443,6 +445,11 @@ fn all_routes(routes: &Routes, index: u32) -> Result<Vec<RouteMessage>, LockErro
     }
     // Those that the kernel made for one destination (exceptions, for example a path MTU) are made again.
     found.retain(|route| !route.header.flags.contains(RouteFlags::Cloned));
+    // So are those of the addresses themselves.
+    found.retain(|route| {
+        let header = &route.header;
+        header.table != libc::RT_TABLE_LOCAL || header.protocol != RouteProtocol::Kernel
+    });
     found.iter_mut().for_each(normalize);
     Ok(found)
 }
