@@ -58,6 +58,13 @@ mod iptables {
     struct It(Flavour);
 
     impl It {
+        fn infix(&self) -> &'static str {
+            match self.0 {
+                Flavour::Legacy => "-legacy",
+                _ => "-nft",
+            }
+        }
+
         fn open(&self, ground: &Ground) -> Iptables {
             ground
                 .server
@@ -78,11 +85,18 @@ mod iptables {
             Some(Box::new(self.open(ground).capturing(1 << 20).unwrap()))
         }
 
+        fn lacking(&self) -> bool {
+            let program = format!("/usr/sbin/iptables{}", self.infix());
+            let list = Command::new(program)
+                .args(["-t", "raw", "-S"])
+                .env("XTABLES_LOCKFILE", "/dev/null")
+                .output();
+            let said = String::from_utf8(list.unwrap().stderr).unwrap();
+            said.contains("does not exist") || said.contains("not supported")
+        }
+
         fn traces(&self, ground: &Ground) -> String {
-            let infix = match self.0 {
-                Flavour::Legacy => "-legacy",
-                _ => "-nft",
-            };
+            let infix = self.infix();
             let mut text = String::new();
             for name in ["iptables", "ip6tables"] {
                 let save = || Command::new(format!("/usr/sbin/{name}{infix}-save")).output();

@@ -62,6 +62,12 @@ pub trait Setup: Sync {
         None
     }
 
+    /// Whether this kernel lacks what the locker needs, found out in the calling thread's network namespace by other
+    /// means than the locker itself. The cases then assert that it refuses to lock, and leaves nothing.
+    fn lacking(&self) -> bool {
+        false
+    }
+
     /// What is there now that the locker makes and removes, as text: the suite compares it from before the first lock
     /// with what is there after a sweep.
     fn traces(&self, ground: &Ground) -> String {
@@ -243,7 +249,26 @@ pub fn run_case(path: &str, case: &str, setup: &dyn Setup) {
     if faults::is_holder() {
         return faults::hold(setup);
     }
-    isolate::isolated(test, || (case.run)(test, setup));
+    isolate::isolated(test, || {
+        if setup.lacking() {
+            refuses(setup);
+        } else {
+            (case.run)(test, setup);
+        }
+    });
+}
+
+/// On a kernel that lacks what the locker needs, it says so and leaves nothing.
+fn refuses(setup: &dyn Setup) {
+    println!("this kernel lacks what the locker needs: it has to refuse");
+    let ground = Ground::new();
+    let before = setup.traces(&ground);
+    let locker = setup.locker(&ground);
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let error = locker.lock(&[flow.flow()], LEASE).map(drop);
+    println!("{}", error.expect_err("a lock without what it needs"));
+    expect_traces(setup, &ground, &before);
+    flow.ping();
 }
 
 /// Makes one `#[test]` of each case of the [conformance suite](crate::conformance), for an expression that gives a
