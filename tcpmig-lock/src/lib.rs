@@ -41,6 +41,7 @@
 //! have [`renew`](LockGuard::renew). A lease is counted in milliseconds and rounded up, to 10 ms at least.
 
 mod abilities;
+mod backend;
 mod captured;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -59,6 +60,7 @@ mod rtnl;
 mod runtime;
 
 pub use abilities::{Abilities, LeaseEnd, Silence};
+pub use backend::Backend;
 pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use guard::{LockGuard, Redirect};

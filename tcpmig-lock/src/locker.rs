@@ -115,12 +115,24 @@ pub trait Held: Send + Sync {
 
 /// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.
 pub trait Redirecting: Send + Sync {
-    /// Prolongs the redirect: it ends `lease` from now.
+    /// Prolongs the redirect: it ends `lease` from now. Flows that have [closed](Self::closed) are left alone.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotHeld`] if the redirect of a flow has ended: then nothing is prolonged.
+    /// [`LockError::NotHeld`] if the redirect of another flow has ended: then nothing is prolonged.
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError>;
+
+    /// Those of the flows whose end was seen (both ends have closed, or one has aborted). Their redirects end by
+    /// themselves; until then late segments are sent on. None for a locker that does not look, which is what this
+    /// answers unless it is implemented.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    fn closed(&mut self, flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
+        let _ = flows;
+        Ok(Vec::new())
+    }
 
     /// Ends the redirect. A flow whose lease ran out before is not an error.
     ///
@@ -158,6 +170,8 @@ pub struct Entry {
     pub owner: Option<u32>,
     /// The name of that process (its `comm`), if the locker knows it.
     pub owner_name: Option<String>,
+    /// Of a redirect: whether the flow's end was seen, so that the redirect ends soon after the last packet.
+    pub closing: bool,
 }
 
 impl Entry {
@@ -171,6 +185,7 @@ impl Entry {
             age: None,
             owner: None,
             owner_name: None,
+            closing: false,
         }
     }
 }

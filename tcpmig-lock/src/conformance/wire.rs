@@ -12,6 +12,8 @@ use super::lab::Host;
 pub const FIN: u8 = 1;
 /// The flag of a segment that aborts the connection.
 pub const RST: u8 = 4;
+/// The flag of a segment that acknowledges.
+pub const ACK: u8 = 16;
 /// The flag of a segment with data that ends a write.
 pub const PSH: u8 = 8;
 

@@ -4,7 +4,8 @@
 //! `gone*` (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
 //! reversed, on the way out. A lock's value in its map says who gets copies of what arrives, see [`capture`]. The one
 //! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them: for each
-//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`.
+//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`. The rules also
+//! notice the end of a flow: its redirect then ends soon after its last packet (`closing*`).
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
 //! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
@@ -12,7 +13,7 @@
 
 use std::ffi::CString;
 
-use nftnl::expr::{Meta, Verdict};
+use nftnl::expr::{CmpOp, Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::set::SetKey;
 use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
@@ -43,6 +44,13 @@ const NFTA_RULE_CHAIN: u16 = 2;
 
 /// The register behind those that an IPv6 flow fills, ten of four octets.
 const VALUE: u32 = libc::NFT_REG32_10 as u32;
+/// How many flows can be redirected. Sets that rules change have to be of a limited size.
+const MAX_REDIRECTS: u32 = 1 << 20;
+/// Flags of a segment.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
 
@@ -88,13 +96,15 @@ pub(super) enum Set {
     Device,
     /// Redirected flows, and the address they are sent to.
     Hop,
+    /// Redirected flows whose end was seen.
+    Closing,
 }
 
 impl Set {
     pub(super) fn table(self) -> Table {
         match self {
             Self::Locked | Self::Gone => Table::Inet,
-            Self::Device | Self::Hop => Table::Netdev,
+            Self::Device | Self::Hop | Self::Closing => Table::Netdev,
         }
     }
 
@@ -108,6 +118,8 @@ impl Set {
             (Self::Device, false) => "device6",
             (Self::Hop, true) => "hop4",
             (Self::Hop, false) => "hop6",
+            (Self::Closing, true) => "closing4",
+            (Self::Closing, false) => "closing6",
         }
     }
 }
@@ -185,6 +197,9 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
         add_rule(batch, Table::Inet, &rule);
         for v4 in [true, false] {
             for set in [Set::Locked, Set::Gone] {
+                if set == Set::Gone && !reverse {
+                    add_rule(batch, Table::Inet, &new_connection(&chain, v4));
+                }
                 let mut rule = Rule::new(&chain);
                 expression::match_tcp(&mut rule, Table::Inet, v4);
                 expression::load_flow(&mut rule, v4, reverse);
@@ -210,6 +225,19 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
     add_exempt(batch, name, exempt);
 }
 
+/// The rule that ends this host's silence for a flow when its peer opens a new connection with the same ports here:
+/// as long as the old one was redirected, its packets did not come so far.
+fn new_connection<'a>(chain: &'a Chain<'a>, v4: bool) -> Rule<'a> {
+    let mut rule = Rule::new(chain);
+    expression::match_tcp(&mut rule, Table::Inet, v4);
+    expression::match_flags(&mut rule, FIN | SYN | RST | ACK, CmpOp::Eq, SYN);
+    expression::load_flow(&mut rule, v4, false);
+    let gone = c_string(Set::Gone.name(v4));
+    rule.add_expr(&expression::lookup(gone.clone(), None));
+    rule.add_expr(&expression::delete(gone));
+    rule
+}
+
 /// Adds marks to those that pass.
 pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
     if !marks.is_empty() {
@@ -227,26 +255,38 @@ pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
 pub(super) fn set_up_maps(batch: &mut Batch, name: &str) {
     let table = Table::Netdev.object(name);
     add_table(batch, Table::Netdev, &table);
-    for set in [Set::Device, Set::Hop] {
+    for set in [Set::Device, Set::Hop, Set::Closing] {
         for v4 in [true, false] {
             let data = match (set, v4) {
-                (Set::Hop, true) => (TYPE_IPV4, 4),
-                (Set::Hop, false) => (TYPE_IPV6, 16),
-                _ => (TYPE_DEVICE, 4),
+                (Set::Hop, true) => Some((TYPE_IPV4, 4)),
+                (Set::Hop, false) => Some((TYPE_IPV6, 16)),
+                (Set::Device, _) => Some((TYPE_DEVICE, 4)),
+                _ => None,
             };
             if v4 {
-                add_set::<Flow4>(batch, &table, set, v4, Some(data));
+                add_set::<Flow4>(batch, &table, set, v4, data);
             } else {
-                add_set::<Flow6>(batch, &table, set, v4, Some(data));
+                add_set::<Flow6>(batch, &table, set, v4, data);
             }
         }
     }
 }
 
-/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there.
-pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
+/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there. A redirect
+/// whose flow is seen to end lasts for `closing_ms` after its last packet.
+pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str, closing_ms: u64) {
     set_up_maps(batch, name);
     let table = Table::Netdev.object(name);
+    for v4 in [true, false] {
+        let chain_name = redirected(v4);
+        let chain = Chain::new(c_string(chain_name), &table);
+        let netdev = Table::Netdev;
+        batch.object("NFT_MSG_NEWCHAIN", netdev, &chain, MsgType::Add, CREATE);
+        flush_chain(batch, netdev, name, chain_name);
+        for rule in redirect_rules(&chain, v4, closing_ms) {
+            add_rule(batch, netdev, &rule);
+        }
+    }
     let chain_name = format!("in-{ingress}");
     let mut chain = Chain::new(c_string(&chain_name), &table);
     // The number of the hook is the only one of the family, 0, and not that of the family inet.
@@ -254,18 +294,61 @@ pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
     chain.set_device(c_string(ingress));
     add_chain(batch, Table::Netdev, name, &chain_name, &mut chain);
     for v4 in [true, false] {
-        let (device, hop) = (VALUE, VALUE + 1);
+        // The only look-up for packets of other flows.
         let mut rule = Rule::new(&chain);
         expression::match_tcp(&mut rule, Table::Netdev, v4);
         expression::load_flow(&mut rule, v4, false);
-        rule.add_expr(&expression::lookup(
-            c_string(Set::Device.name(v4)),
-            Some(device),
-        ));
-        rule.add_expr(&expression::lookup(c_string(Set::Hop.name(v4)), Some(hop)));
-        rule.add_expr(&expression::forward(device, hop, v4));
+        let device = c_string(Set::Device.name(v4));
+        rule.add_expr(&expression::lookup(device, None));
+        let chain = c_string(redirected(v4));
+        rule.add_expr(&Verdict::Goto { chain });
         add_rule(batch, Table::Netdev, &rule);
     }
+}
+
+/// The chain for packets of redirected flows.
+fn redirected(v4: bool) -> &'static str {
+    if v4 { "redirected4" } else { "redirected6" }
+}
+
+fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<'a>; 3] {
+    let (device, hop) = (VALUE, VALUE + 1);
+    let name = |set: Set| c_string(set.name(v4));
+    // Each names its protocol once more: without that, nft cannot show it.
+    let new_rule = || {
+        let mut rule = Rule::new(chain);
+        expression::match_tcp(&mut rule, Table::Netdev, v4);
+        rule
+    };
+    let mut end = new_rule();
+    expression::match_flags(&mut end, FIN | RST, CmpOp::Neq, 0);
+    expression::load_flow(&mut end, v4, false);
+    end.add_expr(&expression::update(name(Set::Closing), closing_ms, None));
+
+    // What still comes prolongs it: the other direction may stay open for long, and an RST may be forged. The values
+    // in the maps stay as they are. Those that are named here would be taken if an element were removed just now
+    // (`Shared::remove` sees to that): nft cannot show a rule that names those which it looked up.
+    let mut closing = new_rule();
+    closing.add_expr(&expression::load_device(device));
+    closing.add_expr(&expression::load_local(hop, v4));
+    expression::load_flow(&mut closing, v4, false);
+    for set in [Set::Closing, Set::Device, Set::Hop] {
+        closing.add_expr(&expression::lookup(name(set), None));
+    }
+    for (set, data) in [
+        (Set::Closing, None),
+        (Set::Device, Some(device)),
+        (Set::Hop, Some(hop)),
+    ] {
+        closing.add_expr(&expression::update(name(set), closing_ms, data));
+    }
+
+    let mut send = new_rule();
+    expression::load_flow(&mut send, v4, false);
+    send.add_expr(&expression::lookup(name(Set::Device), Some(device)));
+    send.add_expr(&expression::lookup(name(Set::Hop), Some(hop)));
+    send.add_expr(&expression::forward(device, hop, v4));
+    [end, closing, send]
 }
 
 /// Adds what removes a table with all it holds.
@@ -298,6 +381,11 @@ fn add_set<K: SetKey>(
     let name = c_string(which.name(v4));
     let mut set = nftnl::set::Set::<K>::new_named(&name, set_id(batch), table, table.get_family());
     let mut flags = libc::NFT_SET_TIMEOUT as u32;
+    if which != Set::Locked {
+        // Rules change it.
+        flags |= libc::NFT_SET_EVAL as u32;
+        ffi::set_u32(&mut set, sys::NFTNL_SET_DESC_SIZE, MAX_REDIRECTS);
+    }
     if let Some((kind, length)) = data {
         flags |= libc::NFT_SET_MAP as u32;
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_TYPE, kind);

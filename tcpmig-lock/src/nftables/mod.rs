@@ -14,7 +14,7 @@ mod shared;
 mod tests;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -62,6 +62,14 @@ const SWEEP_TRIES: usize = 8;
 /// - This host must have an address of its own on the way there beside the redirected one, or the target
 ///   `accept_local=1` on its device: otherwise it does not answer ARP requests from an address that is its own too,
 ///   and no packet arrives. (IPv6 asks from link-local addresses.)
+/// - The end of a flow is noticed: from the peer's FIN or RST on, the redirect ends
+///   [`closing_time`](Self::closing_time) after the flow's last packet, also if its lease is longer. Every packet
+///   prolongs it (by that time, not by the lease), because the other direction may stay open for hours, and because
+///   an RST may be forged. The target's own segments do not pass here and are not needed: the peer answers a FIN with
+///   its own, or with RST.
+/// - This host stays silent for a flow to the end of the lease, unless the redirect's guard notices the end
+///   ([`Redirect::closed`](crate::Redirect::closed), [`renew`](crate::Redirect::renew)) or the peer opens a new
+///   connection here with the same ports.
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
 ///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
@@ -121,6 +129,17 @@ impl Nftables {
         self
     }
 
+    /// How long a redirect outlives its flow; a minute unless this says otherwise. It is the same for all redirects of
+    /// the table: the last that was made decides. At least 10 milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::LeaseZero`].
+    pub fn closing_time(self, time: Duration) -> Result<Self, LockError> {
+        self.shared.state().closing_ms = element::lease_ms(time)?;
+        Ok(self)
+    }
+
     /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
     /// for all of its locks together, counting what the kernel needs beside each packet, and how much for each lock
     /// after another one's guard has read it; 8 MiB is plenty for thousands of flows. Changes no table yet.
@@ -173,7 +192,7 @@ impl Nftables {
     /// As for [`end_redirect`](Self::end_redirect).
     pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         let mut state = self.shared.state();
-        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
+        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop, Set::Closing];
         self.shared.remove(&mut state, flows, &sets)
     }
 
@@ -314,6 +333,11 @@ impl Locker for Nftables {
             .into_iter()
             .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
             .collect();
+        let closing: HashSet<_> = self
+            .elements(Set::Closing)?
+            .into_iter()
+            .map(|element| element.flow)
+            .collect();
         let mut names = HashMap::new();
         for element in self.elements(Set::Hop)? {
             let data = element.data.as_deref().unwrap_or_default();
@@ -336,7 +360,13 @@ impl Locker for Nftables {
                 address,
                 device: device.clone(),
             };
-            entries.push(element.entry(kind));
+            let mut entry = element.entry(kind);
+            entry.closing = closing.contains(&entry.flow);
+            if entry.closing {
+                // What is left is no longer the rest of what it was made with.
+                entry.age = None;
+            }
+            entries.push(entry);
         }
         Ok(entries)
     }

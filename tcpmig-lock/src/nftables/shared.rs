@@ -15,7 +15,12 @@ use crate::route::Routes;
 use crate::{LockError, owner};
 
 /// All sets of a redirect.
-pub(super) const REDIRECT: [Set; 3] = [Set::Gone, Set::Device, Set::Hop];
+pub(super) const REDIRECT: [Set; 4] = [Set::Gone, Set::Device, Set::Hop, Set::Closing];
+
+/// Longer than the rules take for a packet.
+const PACKET: Duration = Duration::from_millis(1);
+/// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
+const CLOSING_MS: u64 = 60_000;
 
 /// How often a step is tried again because somebody else, or the end of a lease, came in between.
 pub(super) const TRIES: usize = 4;
@@ -33,6 +38,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) connection: Connection,
     pub(super) exempt: Vec<u32>,
+    /// How long a redirect outlives its flow.
+    pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
     pub(super) ready: bool,
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
@@ -59,6 +66,7 @@ impl Shared {
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
+                closing_ms: CLOSING_MS,
                 ready: false,
                 destroy: true,
                 redirects: HashMap::new(),
@@ -220,6 +228,32 @@ impl Shared {
         sets: &[Set],
     ) -> Result<(), LockError> {
         let redirects = sets.contains(&Set::Gone);
+        // A packet that is being looked at meanwhile may put back what a rule prolongs.
+        let prolonged: Vec<FourTuple> = if sets.contains(&Set::Closing) {
+            let closing = self.present(state, flows, Set::Closing)?;
+            closing.into_iter().collect()
+        } else {
+            Vec::new()
+        };
+        self.remove_once(state, flows, sets)?;
+        if !prolonged.is_empty() {
+            std::thread::sleep(PACKET);
+            self.remove_once(state, &prolonged, sets)?;
+        }
+        if redirects {
+            for flow in flows {
+                state.redirects.remove(flow);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_once(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        sets: &[Set],
+    ) -> Result<(), LockError> {
         let mut sets = sets.to_vec();
         let mut tries = 0..TRIES;
         loop {
@@ -228,7 +262,7 @@ impl Shared {
                 self.put_removals(batch, &removals, flows);
             });
             match removed {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err((_, failure)) if failure.lacks_destroy() && state.destroy => {
                     state.destroy = false;
                 }
@@ -242,12 +276,6 @@ impl Shared {
                 Err((_, failure)) => return Err(failure.into_error(&self.table)),
             }
         }
-        if redirects {
-            for flow in flows {
-                state.redirects.remove(flow);
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn extra<'a>(&'a self, lease_ms: u64, data: Option<&'a [u8]>) -> Extra<'a> {
@@ -276,7 +304,7 @@ impl Shared {
         Ok(removals)
     }
 
-    fn present(
+    pub(super) fn present(
         &self,
         state: &mut State,
         flows: &[FourTuple],
