@@ -25,6 +25,12 @@ use crate::{
 use rules::{Rule, Rules};
 
 const NAME: &str = "iptables";
+/// How many rules are removed one by one, each of which is looked for from the first on; more are removed by writing
+/// all others again.
+const FEW: usize = 16;
+/// How many flows are changed at once where more are refused, and how the programs say that they are.
+const PART: usize = 50;
+const TOO_LONG: &str = "Message too long";
 /// Ten years: the match `time` ends in 2038.
 const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 
@@ -240,7 +246,7 @@ impl Shared {
                 }
                 found.push((v4, rules));
             }
-            let mut before: Vec<(bool, Rules)> = Vec::new();
+            let mut before: Vec<(bool, Rules, Rules)> = Vec::new();
             for (v4, rules) in found {
                 let mut renewed = rules.clone();
                 for rule in renewed.rules.iter_mut().filter(|rule| rule.id == id) {
@@ -249,13 +255,13 @@ impl Shared {
                     rule.pid = std::process::id();
                     rule.name.clone_from(&self.name);
                 }
-                if let Err(error) = turn.restore(v4, &renewed.write()) {
-                    for (v4, rules) in before {
-                        let _ = turn.restore(v4, &rules.write());
+                if let Err(error) = turn.change(v4, &rules, &renewed) {
+                    for (v4, rules, renewed) in before {
+                        let _ = turn.change(v4, &renewed, &rules);
                     }
                     return Err(error);
                 }
-                before.push((v4, rules));
+                before.push((v4, rules, renewed));
             }
             Ok(())
         })
@@ -291,6 +297,60 @@ impl Turn<'_> {
         self.shared.flavour.restore(v4, batch, &self.others_wait)
     }
 
+    /// Makes the table hold `after`, where it holds `before`.
+    fn change(&self, v4: bool, before: &Rules, after: &Rules) -> Result<(), LockError> {
+        let (add, remove) = before.difference(after);
+        let small = before.holds_frame_of(after) && remove.len() <= FEW;
+        let batch = if small {
+            Rules::delta(&add, &remove)
+        } else {
+            after.write()
+        };
+        match self.restore(v4, &batch) {
+            // Without privileges iptables-nft can send so much at once and no more.
+            Err(LockError::Program { message, .. }) if message.contains(TOO_LONG) => {
+                self.change_in_parts(v4, before, after, &add, &remove)
+            }
+            other => other,
+        }
+    }
+
+    fn change_in_parts(
+        &self,
+        v4: bool,
+        before: &Rules,
+        after: &Rules,
+        add: &[Rule],
+        remove: &[Rule],
+    ) -> Result<(), LockError> {
+        if !before.holds_frame_of(after) {
+            if !before.rules.is_empty() {
+                return Err(LockError::Program {
+                    program: "iptables-nft-restore".to_owned(),
+                    message: format!("{TOO_LONG}: set marks and capture before the first lock"),
+                });
+            }
+            self.restore(v4, &after.write_frame())?;
+        }
+        let mut done: Vec<String> = Vec::new();
+        // What is added first, so that no flow that is prolonged is unlocked in between.
+        let adding = add.chunks(PART).map(|part| (part, true));
+        for (part, is_new) in adding.chain(remove.chunks(PART).map(|part| (part, false))) {
+            let delta = |is_new| match is_new {
+                true => Rules::delta(part, &[]),
+                false => Rules::delta(&[], part),
+            };
+            if let Err(error) = self.restore(v4, &delta(is_new)) {
+                for undo in done.iter().rev() {
+                    let _ = self.restore(v4, undo);
+                }
+                return Err(error);
+            }
+            done.push(delta(!is_new));
+        }
+        Ok(())
+    }
+
     fn add(&self, v4: bool, new: Vec<Rule>) -> Result<(), LockError> {
         let mut rules = self.read(v4)?;
         let now = now();
@@ -300,13 +360,7 @@ impl Turn<'_> {
         }
         let marks = self.shared.marks();
         let group = self.shared.capture.group();
-        let complete = rules.ready
-            && marks.iter().all(|mark| rules.marks.contains(mark))
-            && group.is_none_or(|group| rules.groups.contains(&group))
-            && rules.held(now).count() == rules.rules.len();
-        if complete {
-            return self.restore(v4, &Rules::append(&new));
-        }
+        let before = rules.clone();
         rules.rules.retain(|rule| rule.until > now);
         rules.rules.extend(new);
         rules.marks.extend(marks);
@@ -315,7 +369,7 @@ impl Turn<'_> {
         rules.groups.extend(group);
         rules.groups.sort_unstable();
         rules.groups.dedup();
-        self.restore(v4, &rules.write())
+        self.change(v4, &before, &rules)
     }
 
     fn remove_family(
@@ -329,14 +383,14 @@ impl Turn<'_> {
             return Ok(());
         }
         let mut rules = self.read(v4)?;
-        let before = rules.rules.len();
+        let before = rules.clone();
         rules
             .rules
             .retain(|rule| !(flows.contains(&rule.flow) && which(rule)));
-        if rules.rules.len() < before {
-            self.restore(v4, &rules.write())?;
+        if rules == before {
+            return Ok(());
         }
-        Ok(())
+        self.change(v4, &before, &rules)
     }
 
     /// Removes what one family's table holds for nobody.
@@ -354,8 +408,9 @@ impl Turn<'_> {
         let over = rules.rules.iter().filter(|rule| rule.until <= now);
         let over: Vec<FourTuple> = over.map(|rule| rule.flow).collect();
         if !over.is_empty() {
+            let before = rules.clone();
             rules.rules.retain(|rule| rule.until > now);
-            self.restore(v4, &rules.write())?;
+            self.change(v4, &before, &rules)?;
             swept.flows.extend(over);
         }
         for group in rules.groups.clone() {

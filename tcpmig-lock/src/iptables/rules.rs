@@ -5,7 +5,7 @@
 //! and in its comment what a sweep and a list have to know. What arrives for a flow whose packets somebody wants goes
 //! to a chain of his own, which logs and drops.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,7 +19,7 @@ const COMMENT: &str = "tcpmig";
 const HOOKS: [(&str, &str); 2] = [("PREROUTING", IN), ("OUTPUT", OUT)];
 
 /// One locked flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Rule {
     pub(super) flow: FourTuple,
     /// Whose it is: no other lock has the same.
@@ -92,8 +92,50 @@ impl Rules {
         self.held(now).map(|rule| (rule.flow, rule)).collect()
     }
 
+    /// What is in `after` and not here, and what is here and not in `after`.
+    pub(super) fn difference(&self, after: &Self) -> (Vec<Rule>, Vec<Rule>) {
+        let only = |one: &Self, other: &Self| -> Vec<Rule> {
+            let others: HashSet<&Rule> = other.rules.iter().collect();
+            let mine = one.rules.iter().filter(|rule| !others.contains(rule));
+            mine.cloned().collect()
+        };
+        (only(after, self), only(self, after))
+    }
+
+    /// Whether everything is here that the rules of `after` need.
+    pub(super) fn holds_frame_of(&self, after: &Self) -> bool {
+        self.ready
+            && after.marks.iter().all(|mark| self.marks.contains(mark))
+            && after.groups.iter().all(|group| self.groups.contains(group))
+    }
+
     /// The batch that makes the table hold these rules, marks and groups, whatever of this locker it holds before.
     pub(super) fn write(&self) -> String {
+        let mut text = self.frame();
+        self.rules
+            .iter()
+            .for_each(|rule| rule.write(&mut text, "-A"));
+        text.push_str("COMMIT\n");
+        text
+    }
+
+    /// The batch that makes what rules need, for a table that has none.
+    pub(super) fn write_frame(&self) -> String {
+        let mut text = self.frame();
+        text.push_str("COMMIT\n");
+        text
+    }
+
+    /// The batch that adds and removes rules of a table that has what they need.
+    pub(super) fn delta(add: &[Rule], remove: &[Rule]) -> String {
+        let mut text = String::from("*raw\n");
+        add.iter().for_each(|rule| rule.write(&mut text, "-A"));
+        remove.iter().for_each(|rule| rule.write(&mut text, "-D"));
+        text.push_str("COMMIT\n");
+        text
+    }
+
+    fn frame(&self) -> String {
         let mut text = String::from("*raw\n");
         for (_, chain) in HOOKS {
             // This empties a chain that is there.
@@ -120,16 +162,6 @@ impl Rules {
                 );
             }
         }
-        self.rules.iter().for_each(|rule| rule.write(&mut text));
-        text.push_str("COMMIT\n");
-        text
-    }
-
-    /// The batch that adds rules to a table that is ready.
-    pub(super) fn append(rules: &[Rule]) -> String {
-        let mut text = String::from("*raw\n");
-        rules.iter().for_each(|rule| rule.write(&mut text));
-        text.push_str("COMMIT\n");
         text
     }
 
@@ -187,7 +219,7 @@ impl Rule {
         })
     }
 
-    fn write(&self, text: &mut String) {
+    fn write(&self, text: &mut String, what: &str) {
         let Self {
             flow,
             id,
@@ -207,7 +239,7 @@ impl Rule {
             line(
                 text,
                 format_args!(
-                    "-A {chain} -s {} -d {} -p tcp -m tcp --sport {} --dport {} -m time --datestop {stop} \
+                    "{what} {chain} -s {} -d {} -p tcp -m tcp --sport {} --dport {} -m time --datestop {stop} \
                      -m comment --comment \"{COMMENT} {id} {made} {until} {pid} {name}\" -j {target}",
                     from.ip(),
                     to.ip(),
