@@ -122,6 +122,32 @@ pub enum LockError {
         /// The device.
         device: String,
     },
+    /// The device has the address that it was to get.
+    #[error("{device} has {address} already")]
+    AddressInUse {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// The device does not have the address that it was to lose.
+    #[error("{device} does not have {address}")]
+    NoAddress {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// An address could not be announced.
+    #[error("announcing {address} on {device}: {source}")]
+    Announce {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A file in which this locker keeps what others must know, see the crate documentation.
     #[error("{}: {source}", path.display())]
     StateFile {

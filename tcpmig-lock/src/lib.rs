@@ -41,6 +41,7 @@
 //! have [`renew`](LockGuard::renew). A lease is counted in milliseconds and rounded up, to 10 ms at least.
 
 mod abilities;
+pub mod address;
 mod backend;
 mod captured;
 #[cfg(feature = "conformance")]

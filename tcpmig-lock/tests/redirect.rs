@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
 use common::{eventually, isolated};
+use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -23,6 +24,8 @@ struct Net {
     at_source: Nftables,
     at_target: Nftables,
     switch: Host,
+    #[allow(dead_code)] // Held.
+    adopted: [Adopted; 2],
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -43,10 +46,7 @@ impl Net {
         let switch = switch(&[(&source, 3), (&target, 2), (&peer, 9)]);
         source.ip("address add 10.0.0.1/24 dev eth0");
         source.ip("address add 2001:db8::1/64 dev eth0 nodad");
-        target.sysctl("ipv4/conf/all/arp_ignore", "1");
-        target.sysctl("ipv4/conf/all/arp_announce", "2");
-        target.ip("address add 10.0.0.1/32 dev lo");
-        target.ip("address add 2001:db8::1/128 dev lo");
+        let adopted = families().map(|[service, ..]| target.run(|| Adopted::new(service).unwrap()));
         Self {
             at_source: source.run(|| Nftables::new().unwrap()),
             at_target: target.run(|| Nftables::new().unwrap()),
@@ -54,6 +54,7 @@ impl Net {
             target,
             peer,
             switch,
+            adopted,
         }
     }
 

@@ -92,9 +92,17 @@ pub struct Ground {
 /// Where the namespaces are, for the process that a case starts.
 const GROUND: &str = "TCPMIG_CONFORMANCE_GROUND";
 
+impl Default for Ground {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Ground {
-    /// Makes the network.
-    fn new() -> Self {
+    /// Makes the network. Needs `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, as a test has inside
+    /// [`isolated`](isolate::isolated).
+    #[must_use]
+    pub fn new() -> Self {
         let (server, client) = (Host::new(), Host::new());
         let switch = lab::switch(&[(&server, 1), (&client, 9)]);
         server.ip(&format!(

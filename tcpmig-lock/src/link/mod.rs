@@ -22,6 +22,7 @@ use crate::{
     Abilities, Entry, EntryKind, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop,
     Redirecting, Silence, Swept, owner, runtime,
 };
+pub(crate) use saved::Rest;
 use saved::Saved;
 use state::{Hold, State};
 

@@ -252,6 +252,50 @@ impl Saved {
     }
 }
 
+/// What a device keeps when it loses one address, although the kernel takes some of it away with that.
+pub(crate) struct Rest(Saved);
+
+impl Rest {
+    /// The message that is about the address, if the device has it, and the rest.
+    pub(crate) fn without(
+        routes: &Routes,
+        index: u32,
+        address: IpAddr,
+    ) -> Result<(Option<AddressMessage>, Self), LockError> {
+        let all = addresses(routes, index)?;
+        let (mut mine, others): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|message| identity(message).1 == Some(address));
+        let preferred = |route: &RouteMessage| {
+            route.attributes.iter().any(|attribute| match attribute {
+                RouteAttribute::PrefSource(source) => *source == address.into(),
+                _ => false,
+            })
+        };
+        let mut kept = all_routes(routes, index)?;
+        // The kernel has made those for the prefixes of addresses, and makes them again with the addresses.
+        kept.retain(|route| !preferred(route) && route.header.protocol != RouteProtocol::Kernel);
+        let mut rest = Saved::default();
+        rest.messages
+            .extend(others.into_iter().map(RouteNetlinkMessage::NewAddress));
+        rest.messages
+            .extend(kept.into_iter().map(RouteNetlinkMessage::NewRoute));
+        Ok((mine.pop(), Self(rest)))
+    }
+
+    /// Adds what is missing, and can be there without the address.
+    pub(crate) fn put_back(&self, routes: &Routes, index: u32) -> Result<(), LockError> {
+        match self.0.apply(routes, index) {
+            // A route through a router that only the address led to.
+            Err(LockError::Netlink {
+                call: "RTM_NEWROUTE",
+                ..
+            }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
 fn cannot(device: &str, reason: &'static str) -> LockError {
     LockError::CannotUnplug {
         device: device.to_owned(),
