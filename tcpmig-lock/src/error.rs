@@ -78,6 +78,9 @@ pub enum LockError {
     /// `_` and `-`.
     #[error("{0:?} is not the name of a table")]
     TableName(String),
+    /// Another process has the table of this name for itself.
+    #[error("the table {0} is owned by another process")]
+    TableOwned(String),
     /// There is a table of this name that another program laid out.
     #[error("{call}: {source} (the table {table} exists and is laid out otherwise)")]
     ForeignTable {

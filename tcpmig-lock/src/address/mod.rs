@@ -412,9 +412,8 @@ impl Yielded {
             message,
             place: Some(place),
         };
-        match &yielded.place {
-            Some(place) => rest.put_back(&place.routes, index)?,
-            None => {}
+        if let Some(place) = &yielded.place {
+            rest.put_back(&place.routes, index)?;
         }
         Ok(yielded)
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 const ETHERNET: u16 = 1;
 const REQUEST: u16 = 1;
@@ -84,16 +84,12 @@ fn link_layer(index: u32, protocol: u16, station: [u8; 6]) -> io::Result<SockAdd
         sll_halen: 6,
         sll_addr: octets,
     };
-    // SAFETY: the storage is large enough for any kind of address, a `sockaddr_ll` among them, and aligned for it; what
-    // is written is one, of the length that is said.
-    let ((), address) = unsafe {
-        SockAddr::try_init(|storage, length| {
-            storage.cast::<libc::sockaddr_ll>().write(address);
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            Ok(())
-        })
-    }?;
-    Ok(address)
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: the storage is large enough for any kind of address, a `sockaddr_ll` among them, and aligned for it.
+    *unsafe { storage.view_as::<libc::sockaddr_ll>() } = address;
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: a `sockaddr_ll` was just written, and the length is that of one.
+    Ok(unsafe { SockAddr::new(storage, length) })
 }
 
 #[cfg(test)]

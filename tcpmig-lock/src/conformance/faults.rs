@@ -42,8 +42,10 @@ pub(super) fn hold(setup: &dyn Setup) {
     loop {
         let mut guard = locker.lock(&[flow], SHORT).expect("lock");
         say("locked");
-        while steady {
-            std::thread::park();
+        if steady {
+            loop {
+                std::thread::park();
+            }
         }
         guard.renew(SHORT).expect("renew");
         say("locked");

@@ -304,11 +304,9 @@ impl Shared {
         });
         // Before the device is touched, so that it is put back wherever this process dies.
         state.write(&path)?;
-        if !unplugged {
-            if let Err(error) = saved::unplug(&self.routes, self.index, self.unplug) {
-                let _ = state::remove(&path);
-                return Err(error);
-            }
+        if !unplugged && let Err(error) = saved::unplug(&self.routes, self.index, self.unplug) {
+            let _ = state::remove(&path);
+            return Err(error);
         }
         Ok(id)
     }

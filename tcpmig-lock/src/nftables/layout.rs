@@ -8,8 +8,9 @@
 //! notice the end of a flow: its redirect then ends soon after its last packet (`closing*`).
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
-//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
-//! its process, and the host would then answer for connections that it no longer has.)
+//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag alone would vanish with
+//! its process, and the host would then answer for connections that it no longer has; with `persist` beside it, it
+//! stays, but only one process can lock: that is what an owned table is.)
 
 use std::ffi::CString;
 
@@ -51,6 +52,8 @@ const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
+/// The call that refuses to make a table that is owned.
+pub(super) const NEW_TABLE: &str = "NFT_MSG_NEWTABLE";
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
 
@@ -167,9 +170,9 @@ pub(super) fn c_string(name: &str) -> CString {
 /// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules are
 /// replaced, in the same step, because they cannot be added only if they are missing. So two processes that do this
 /// at once do not disturb each other, and a table whose rules somebody flushed works again.
-pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
+pub(super) fn set_up_locks(batch: &mut Batch, name: &str, owned: bool, exempt: &[u32]) {
     let table = Table::Inet.object(name);
-    add_table(batch, Table::Inet, &table);
+    add_table(batch, Table::Inet, name, owned);
     for (set, data) in [(Set::Locked, Some((TYPE_MARK, 4))), (Set::Gone, None)] {
         add_set::<Flow4>(batch, &table, set, true, data);
         add_set::<Flow6>(batch, &table, set, false, data);
@@ -252,9 +255,9 @@ pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
 }
 
 /// Adds the table for redirects with its maps, if they are missing. It acts on no packet without a chain.
-pub(super) fn set_up_maps(batch: &mut Batch, name: &str) {
+pub(super) fn set_up_maps(batch: &mut Batch, name: &str, owned: bool) {
     let table = Table::Netdev.object(name);
-    add_table(batch, Table::Netdev, &table);
+    add_table(batch, Table::Netdev, name, owned);
     for set in [Set::Device, Set::Hop, Set::Closing] {
         for v4 in [true, false] {
             let data = match (set, v4) {
@@ -274,8 +277,14 @@ pub(super) fn set_up_maps(batch: &mut Batch, name: &str) {
 
 /// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there. A redirect
 /// whose flow is seen to end lasts for `closing_ms` after its last packet.
-pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str, closing_ms: u64) {
-    set_up_maps(batch, name);
+pub(super) fn set_up_redirects(
+    batch: &mut Batch,
+    name: &str,
+    owned: bool,
+    ingress: &str,
+    closing_ms: u64,
+) {
+    set_up_maps(batch, name, owned);
     let table = Table::Netdev.object(name);
     for v4 in [true, false] {
         let chain_name = redirected(v4);
@@ -362,8 +371,26 @@ pub(super) fn delete_table(batch: &mut Batch, table: Table, name: &str) {
     );
 }
 
-fn add_table(batch: &mut Batch, which: Table, table: &nftnl::Table) {
-    batch.object("NFT_MSG_NEWTABLE", which, table, MsgType::Add, CREATE);
+/// Adds both tables as owned ones.
+pub(super) fn own(batch: &mut Batch, name: &str) {
+    add_table(batch, Table::Inet, name, true);
+    add_table(batch, Table::Netdev, name, true);
+}
+
+/// Adds a table if it is missing. One that is owned can be changed by this socket only, and outlives it; it has to be
+/// named so each time.
+fn add_table(batch: &mut Batch, which: Table, name: &str, owned: bool) {
+    const NFTA_TABLE_NAME: u16 = 1;
+    const NFTA_TABLE_FLAGS: u16 = 2;
+    /// `NFT_TABLE_F_OWNER`, since Linux 5.12, and `NFT_TABLE_F_PERSIST`, since 6.9; libc has neither.
+    const OWNER_PERSIST: u32 = 2 | 4;
+    let message = libc::NFT_MSG_NEWTABLE as u16;
+    batch.message(NEW_TABLE, which, message, CREATE, |bytes| {
+        wire::put_str(bytes, NFTA_TABLE_NAME, name);
+        if owned {
+            wire::put(bytes, NFTA_TABLE_FLAGS, &OWNER_PERSIST.to_be_bytes());
+        }
+    });
 }
 
 /// A number by which messages of one batch can name a set; any that differs from the others will do.

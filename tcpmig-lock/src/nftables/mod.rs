@@ -43,6 +43,9 @@ const SWEEP_TRIES: usize = 8;
 /// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
 /// each entry.
 ///
+/// Whoever flushes the host's rules unlocks all flows, unless the table is an
+/// [owned one](Self::with_owned_table), which one process has for itself.
+///
 /// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
 /// that thread and the one that uses it need `CAP_NET_ADMIN`.
 ///
@@ -111,12 +114,42 @@ impl Nftables {
     ///
     /// As for [`new`](Self::new), and [`LockError::TableName`].
     pub fn with_table(name: &str) -> Result<Self, LockError> {
+        Self::open(name, false)
+    }
+
+    /// As [`with_table`](Self::with_table), with a table that only this handle can change as long as it or one of its
+    /// guards lives (flags `owner` and `persist`, Linux 6.9 and later): neither `nft flush ruleset`, as firewalls do when
+    /// they start again, nor another process can unlock its flows. It stays when its process ends, with what is in it,
+    /// and then anybody can sweep it, or own it again.
+    ///
+    /// For hosts on which one process locks: others that use the table get [`LockError::TableOwned`]. Where the kernel
+    /// cannot do it, or the table is there and not owned, the table is a plain one;
+    /// [`owns_table`](Self::owns_table) tells.
+    ///
+    /// # Errors
+    ///
+    /// As for [`with_table`](Self::with_table).
+    pub fn with_owned_table(name: &str) -> Result<Self, LockError> {
+        Self::open(name, true)
+    }
+
+    /// Whether only this handle can change its table. Sets the tables up to find out.
+    ///
+    /// # Errors
+    ///
+    /// As for [`prepare`](Self::prepare).
+    pub fn owns_table(&self) -> Result<bool, LockError> {
+        self.prepare()?;
+        Ok(self.shared.state().owned)
+    }
+
+    fn open(name: &str, owned: bool) -> Result<Self, LockError> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if name.is_empty() || name.len() > MAX_TABLE_NAME || !name.bytes().all(valid) {
             return Err(LockError::TableName(name.to_owned()));
         }
         Ok(Self {
-            shared: Arc::new(Shared::new(name)?),
+            shared: Arc::new(Shared::new(name, owned)?),
         })
     }
 

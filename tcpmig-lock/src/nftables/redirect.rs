@@ -39,11 +39,11 @@ impl Shared {
             let deadline = deadline(lease_ms);
             let removals = self.removals(state, flows, &REDIRECT)?;
             let mut set_up = true;
-            let closing_ms = state.closing_ms;
+            let (owned, closing_ms) = (state.owned, state.closing_ms);
             let redirected = self.apply(state, flows, 8, |batch, flows| {
                 if set_up {
                     // Always, because whether the chain of this device is there can only be told by looking.
-                    layout::set_up_redirects(batch, &self.table, &hop.ingress, closing_ms);
+                    layout::set_up_redirects(batch, &self.table, owned, &hop.ingress, closing_ms);
                     set_up = false;
                 }
                 self.put_removals(batch, &removals, flows);

@@ -38,6 +38,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) connection: Connection,
     pub(super) exempt: Vec<u32>,
+    /// Whether the tables are this handle's only.
+    pub(super) owned: bool,
     /// How long a redirect outlives its flow.
     pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
@@ -57,7 +59,7 @@ pub(super) struct Removal {
 }
 
 impl Shared {
-    pub(super) fn new(table: &str) -> Result<Self, LockError> {
+    pub(super) fn new(table: &str, owned: bool) -> Result<Self, LockError> {
         Ok(Self {
             table: table.to_owned(),
             routes: Routes::new()?,
@@ -66,6 +68,7 @@ impl Shared {
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
+                owned,
                 closing_ms: CLOSING_MS,
                 ready: false,
                 destroy: true,
@@ -83,26 +86,54 @@ impl Shared {
     /// Sets the tables up.
     pub(super) fn prepare(&self) -> Result<(), LockError> {
         let state = &mut *self.state();
+        self.own(state)?;
         self.set_up_maps(state);
         let mut batch = state.connection.batch(None);
-        self.put_locks(&mut batch, &state.exempt);
+        self.put_locks(&mut batch, state.owned, &state.exempt);
         self.send(state, batch)?;
         state.ready = true;
         Ok(())
+    }
+
+    /// Finds out whether the tables can be owned, if they are to be.
+    fn own(&self, state: &mut State) -> Result<(), LockError> {
+        if !state.owned {
+            return Ok(());
+        }
+        let mut batch = state.connection.batch(None);
+        layout::own(&mut batch, &self.table);
+        match state.connection.send(batch) {
+            Err(failure) if failure.call == layout::NEW_TABLE && failure.is(libc::EOPNOTSUPP) => {
+                // The kernel does not know how, or there is a table that is not owned.
+                state.owned = false;
+                Ok(())
+            }
+            Err(failure) => Err(self.explain(state, failure)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// For an error that has no meaning of its own where it happened.
+    pub(super) fn explain(&self, state: &mut State, failure: Failure) -> LockError {
+        // The kernel says the same of a table that another process owns, and to who may do nothing at all.
+        if failure.is(libc::EPERM) && state.connection.generation().is_ok() {
+            return LockError::TableOwned(self.table.clone());
+        }
+        failure.into_error(&self.table)
     }
 
     /// Sets the maps for redirects up, so that releasing flows that have none finds the table: a batch that the
     /// kernel has to take back because there is none costs it an RCU grace period, 10 ms and more.
     fn set_up_maps(&self, state: &mut State) {
         let mut batch = state.connection.batch(None);
-        layout::set_up_maps(&mut batch, &self.table);
+        layout::set_up_maps(&mut batch, &self.table, state.owned);
         // Kernels without the family netdev cannot redirect, but lock.
         let _ = self.send(state, batch);
     }
 
     /// What sets the table for locks up, and the handle's own chain in it if it captures.
-    fn put_locks(&self, batch: &mut Batch, exempt: &[u32]) {
-        layout::set_up_locks(batch, &self.table, exempt);
+    fn put_locks(&self, batch: &mut Batch, owned: bool, exempt: &[u32]) {
+        layout::set_up_locks(batch, &self.table, owned, exempt);
         if let Some(group) = self.capture.group() {
             capture::set_up(batch, &self.table, group);
         }
@@ -122,6 +153,7 @@ impl Shared {
         let lease_ms = element::lease_ms(lease)?;
         let state = &mut *self.state();
         if !state.ready {
+            self.own(state)?;
             self.set_up_maps(state);
         }
         let group = self.group();
@@ -130,12 +162,12 @@ impl Shared {
         let mut tries = 0..TRIES;
         loop {
             let deadline = deadline(lease_ms);
-            let exempt = state.exempt.clone();
+            let (exempt, owned) = (state.exempt.clone(), state.owned);
             let mut set_up = !state.ready;
             let mut check = self.capture.group().filter(|_| state.ready);
             let added = self.apply(state, flows, 1, |batch, flows| {
                 if set_up {
-                    self.put_locks(batch, &exempt);
+                    self.put_locks(batch, owned, &exempt);
                     set_up = false;
                 } else {
                     layout::add_exempt(batch, &self.table, &exempt);
@@ -166,7 +198,7 @@ impl Shared {
                     LockError::AlreadyLocked(flow)
                 });
             } else {
-                return Err(failure.into_error(&self.table));
+                return Err(self.explain(state, *failure));
             }
         }
     }
@@ -273,7 +305,7 @@ impl Shared {
                         sets.retain(|set| Some(set.table()) != failure.table);
                     }
                 }
-                Err((_, failure)) => return Err(failure.into_error(&self.table)),
+                Err((_, failure)) => return Err(self.explain(state, *failure)),
             }
         }
     }
@@ -387,10 +419,10 @@ impl Shared {
     }
 
     fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
-        state
-            .connection
-            .send(batch)
-            .map_err(|failure| failure.into_error(&self.table))
+        match state.connection.send(batch) {
+            Err(failure) => Err(self.explain(state, failure)),
+            Ok(()) => Ok(()),
+        }
     }
 }
 
