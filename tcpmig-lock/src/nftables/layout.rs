@@ -45,8 +45,9 @@ const NFTA_RULE_CHAIN: u16 = 2;
 
 /// The register behind those that an IPv6 flow fills, ten of four octets.
 const VALUE: u32 = libc::NFT_REG32_10 as u32;
-/// How many flows can be redirected. Sets that rules change have to be of a limited size.
-const MAX_REDIRECTS: u32 = 1 << 20;
+/// How many flows of each family can be redirected. Sets that rules change are of a limited size, and 65 535 if none is
+/// given; a kernel may take memory for all at once, 16 octets for each.
+const MAX_REDIRECTS: u32 = 1 << 18;
 /// Flags of a segment.
 const FIN: u8 = 1;
 const SYN: u8 = 2;

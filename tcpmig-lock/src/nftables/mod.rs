@@ -73,6 +73,7 @@ const SWEEP_TRIES: usize = 8;
 /// - This host stays silent for a flow to the end of the lease, unless the redirect's guard notices the end
 ///   ([`Redirect::closed`](crate::Redirect::closed), [`renew`](crate::Redirect::renew)) or the peer opens a new
 ///   connection here with the same ports.
+/// - No more than 262 144 flows of each family are redirected at once.
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
 ///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
