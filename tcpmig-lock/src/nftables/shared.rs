@@ -17,6 +17,8 @@ use crate::{LockError, owner};
 /// All sets of a redirect.
 pub(super) const REDIRECT: [Set; 4] = [Set::Gone, Set::Device, Set::Hop, Set::Closing];
 
+/// So many flows are looked up one by one; for more, all are read.
+const FEW: usize = 100;
 /// Longer than the rules take for a packet.
 const PACKET: Duration = Duration::from_millis(1);
 /// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
@@ -343,6 +345,14 @@ impl Shared {
         set: Set,
     ) -> Result<HashSet<FourTuple>, LockError> {
         let mut present = HashSet::new();
+        if flows.len() <= FEW {
+            for flow in flows {
+                if state.connection.has(&self.table, set, flow)? {
+                    present.insert(*flow);
+                }
+            }
+            return Ok(present);
+        }
         for v4 in [true, false] {
             if flows.iter().any(|flow| flow.is_ipv4() == v4) {
                 let elements = state.connection.elements(&self.table, set, v4)?;
