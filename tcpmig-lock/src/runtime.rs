@@ -16,14 +16,13 @@ use crate::LockError;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `/run/tcpmig`, or where that cannot be written `$XDG_RUNTIME_DIR/tcpmig`, or else `tcpmig-` and the number of the
-/// user namespace in the directory for temporary files. Made if it is not there, for this user only.
+/// user in the directory for temporary files. Made if it is not there, for this user only.
 pub(crate) fn directory() -> Result<PathBuf, LockError> {
     let mut places = vec![PathBuf::from("/run/tcpmig")];
     if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty()) {
         places.push(Path::new(&runtime).join("tcpmig"));
     }
-    let users = std::fs::metadata("/proc/self/ns/user").map_or(0, |file| file.ino());
-    let last = std::env::temp_dir().join(format!("tcpmig-{users}"));
+    let last = std::env::temp_dir().join(format!("tcpmig-{}", user()));
     for place in &places {
         if make(place).is_ok() {
             return Ok(place.clone());
@@ -31,6 +30,21 @@ pub(crate) fn directory() -> Result<PathBuf, LockError> {
     }
     make(&last).map_err(LockError::file(&last))?;
     Ok(last)
+}
+
+/// The number of this user; in a user namespace, the one that it has outside.
+fn user() -> u32 {
+    let inside = geteuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let outside = map.lines().find_map(|line| {
+        let mut numbers = line
+            .split_whitespace()
+            .map(|number| number.parse::<u32>().ok());
+        let [from, to, count] = [numbers.next()??, numbers.next()??, numbers.next()??];
+        let at = inside.checked_sub(from).filter(|at| *at < count)?;
+        to.checked_add(at)
+    });
+    outside.unwrap_or(inside)
 }
 
 /// Makes a directory that is this user's and nobody else's.

@@ -56,8 +56,8 @@ const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 /// # Many processes
 ///
 /// Processes that lock in the same network namespace keep each other away with a lock on a file, `lock` in
-/// `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and a number in the directory for temporary files, where
-/// that cannot be written). The two flavours are two sets of rules: a flow that is locked in one is silent, but
+/// `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary files,
+/// where that cannot be written). The two flavours are two sets of rules: a flow that is locked in one is silent, but
 /// handles of the other do not see that.
 ///
 /// A handle acts on the network namespace of the thread that made it. A thread in another one needs `CAP_SYS_ADMIN`

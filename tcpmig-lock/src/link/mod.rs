@@ -76,8 +76,8 @@ impl Unplug {
 /// The process that holds a lock ends it when its lease does, with a thread of its own for each lock. If the process is
 /// dead, the device stays unplugged until somebody calls [`sweep`](Locker::sweep) after the lease has ended, from
 /// whatever process: what it needs to put the device back is in a file in `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or
-/// `tcpmig-` and a number in the directory for temporary files, where that cannot be written). Leases are counted by a
-/// clock that also runs while the host sleeps, in steps of 10 milliseconds.
+/// `tcpmig-` and the user's number in the directory for temporary files, where that cannot be written). Leases are
+/// counted by a clock that also runs while the host sleeps, in steps of 10 milliseconds.
 ///
 /// # What is put back
 ///
