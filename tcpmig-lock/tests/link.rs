@@ -346,6 +346,29 @@ fn one_device_in_two_ways_is_refused_and_two_devices_are_not() {
 }
 
 #[test]
+fn a_device_that_somebody_plugged_in_is_unplugged_by_the_next_lock() {
+    const NAME: &str = "a_device_that_somebody_plugged_in_is_unplugged_by_the_next_lock";
+    isolated(NAME, || {
+        let (server, client) = (Host::new(), Host::new());
+        link(&server, &client);
+        server.settle("eth0");
+        server.ip("route add 192.0.2.0/24 via 10.0.0.9");
+        let before = all(&server);
+        let locker = server.run(|| Link::new("eth0", Unplug::Down).unwrap());
+        let one = locker.lock(&[flow()], LEASE).unwrap();
+        server.ip("link set eth0 up");
+        let other = "10.0.0.1:81,10.0.0.9:1025".parse().unwrap();
+        let two = locker.lock(&[other], LEASE).unwrap();
+        let state = || shown(&server, "link show dev eth0").join(" ");
+        assert!(state().contains("state DOWN"), "{}", state());
+        one.unlock().unwrap();
+        assert!(state().contains("state DOWN"), "{}", state());
+        two.unlock().unwrap();
+        assert_eq!(all(&server), before);
+    });
+}
+
+#[test]
 fn a_device_that_went_away_is_swept() {
     isolated("a_device_that_went_away_is_swept", || {
         let (server, client) = (Host::new(), Host::new());

@@ -304,8 +304,13 @@ impl Shared {
         });
         // Before the device is touched, so that it is put back wherever this process dies.
         state.write(&path)?;
-        if !unplugged && let Err(error) = saved::unplug(&self.routes, self.index, self.unplug) {
-            let _ = state::remove(&path);
+        // Also if it is said to be unplugged: whoever wrote that may have died before he did it.
+        if let Err(error) = saved::unplug(&self.routes, self.index, self.unplug) {
+            let _ = if unplugged {
+                end_holds(&self.routes, &self.namespace, &path, |hold| hold.id != id)
+            } else {
+                state::remove(&path)
+            };
             return Err(error);
         }
         Ok(id)

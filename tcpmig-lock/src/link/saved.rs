@@ -158,7 +158,9 @@ impl Saved {
                 })
             };
             set("0")?;
-            let result = self.apply(routes, index);
+            let result = self
+                .apply(routes, index)
+                .and_then(|()| wait_until_usable(routes, index));
             set(dad)?;
             return result;
         }
@@ -344,6 +346,28 @@ fn wait_until_ready(routes: &Routes, index: u32) -> Result<(), LockError> {
             return Ok(());
         }
         if Instant::now() >= end {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until the kernel has found out, a moment after an address was added, that it need not ask for it.
+fn wait_until_usable(routes: &Routes, index: u32) -> Result<(), LockError> {
+    let end = Instant::now() + READY;
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    loop {
+        let dump = routes
+            .rtnl
+            .dump(&request)
+            .map_err(LockError::call("RTM_GETADDR"))?;
+        let tentative = dump.iter().any(|message| match message {
+            RouteNetlinkMessage::NewAddress(AddressMessage { header, .. }) => {
+                header.index == index && header.flags.contains(AddressHeaderFlags::Tentative)
+            }
+            _ => false,
+        });
+        if !tentative || Instant::now() >= end {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(1));
