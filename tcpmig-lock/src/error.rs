@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use tcpmig_format::FourTuple;
 
@@ -77,6 +78,9 @@ pub enum LockError {
     /// `_` and `-`.
     #[error("{0:?} is not the name of a table")]
     TableName(String),
+    /// Another process has the table of this name for itself.
+    #[error("the table {0} is owned by another process")]
+    TableOwned(String),
     /// There is a table of this name that another program laid out.
     #[error("{call}: {source} (the table {table} exists and is laid out otherwise)")]
     ForeignTable {
@@ -87,6 +91,85 @@ pub enum LockError {
         /// What it said.
         source: io::Error,
     },
+    /// A program that this locker runs is not installed.
+    #[error("no program {program} in {searched} (Debian, Ubuntu: apt-get install {package})")]
+    NoProgram {
+        /// Its name.
+        program: String,
+        /// The directories where it was looked for, with colons in between.
+        searched: String,
+        /// The package of Debian that has it.
+        package: &'static str,
+    },
+    /// A program that this locker runs did not do what it was asked for.
+    #[error("{program}: {message}")]
+    Program {
+        /// The program and its arguments.
+        program: String,
+        /// What it said, or how it ended.
+        message: String,
+    },
+    /// The device cannot be unplugged in the way that was asked for.
+    #[error("{device} cannot be unplugged: {reason}")]
+    CannotUnplug {
+        /// The name of the device.
+        device: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The way to an address that has to stay reachable leads through the device that would be unplugged.
+    #[error("{address} is reached through {device}, which this lock would unplug")]
+    CutsOff {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// The device has the address that it was to get.
+    #[error("{device} has {address} already")]
+    AddressInUse {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// The device does not have the address that it was to lose.
+    #[error("{device} does not have {address}")]
+    NoAddress {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+    },
+    /// An address could not be announced.
+    #[error("announcing {address} on {device}: {source}")]
+    Announce {
+        /// The address.
+        address: IpAddr,
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file in which this locker keeps what others must know, see the crate documentation.
+    #[error("{}: {source}", path.display())]
+    StateFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The network namespace of the locker cannot be entered by this thread.
+    #[error("setns(CLONE_NEWNET): {source}")]
+    Namespace {
+        /// What the kernel said; EPERM without `CAP_SYS_ADMIN`.
+        source: io::Error,
+    },
+    /// No locker has this name.
+    #[error(
+        "no locker is called {0:?}; there are nftables, iptables, iptables-nft, iptables-legacy, link:DEVICE and none"
+    )]
+    NoLocker(String),
     /// Anything else that the kernel said.
     #[error("{call}: {source}")]
     Netlink {
@@ -101,6 +184,14 @@ pub enum LockError {
 }
 
 impl LockError {
+    /// For the error of a file.
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::StateFile {
+            path: path.into(),
+            source,
+        }
+    }
+
     /// For the error of a system call that has no cause of its own above.
     pub(crate) fn call(call: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match source.raw_os_error() {

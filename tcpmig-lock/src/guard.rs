@@ -175,12 +175,13 @@ impl Redirect {
         &self.flows
     }
 
-    /// Prolongs the redirect: it now ends `lease` from now.
+    /// Prolongs the redirect: it now ends `lease` from now. Flows that have [closed](Self::closed) are left alone, so
+    /// whoever renews as long as some are open renews as long as the flows live.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotHeld`] if the redirect of a flow has ended, or was replaced by a newer one. After any error
-    /// the leases are as they were.
+    /// [`LockError::NotHeld`] if the redirect of a flow has ended otherwise, or was replaced by a newer one. After any
+    /// error the leases are as they were.
     pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
         match &mut self.redirecting {
             Some(redirecting) => redirecting.renew(&self.flows, lease),
@@ -198,6 +199,21 @@ impl Redirect {
         match &mut self.redirecting {
             Some(redirecting) => redirecting.captured(&self.flows),
             None => Ok(Captured::new()),
+        }
+    }
+
+    /// Those of the flows whose end was seen in the packets that were sent on: the peer has sent FIN or RST. The
+    /// redirect of such a flow ends by itself some time after its last packet (see
+    /// [`Nftables::closing_time`](crate::Nftables::closing_time)), and with this call or the next
+    /// [`renew`](Self::renew) after that, so does this host's silence for it.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    pub fn closed(&mut self) -> Result<Vec<FourTuple>, LockError> {
+        match &mut self.redirecting {
+            Some(redirecting) => redirecting.closed(&self.flows),
+            None => Ok(Vec::new()),
         }
     }
 

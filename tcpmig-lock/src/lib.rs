@@ -1,11 +1,14 @@
 //! Stops and redirects the packets of single TCP connections.
 //!
 //! A [`Locker`] silences connections, named by their [`FourTuple`], in both directions and in one step, for at most a
-//! lease; a lock ends as an unlock or as a [`Redirect`], which sends what still arrives on to another host. The crate
-//! never opens, reads or closes a connection, knows nothing of what is done to a socket meanwhile, never changes a
-//! route or an address, starts no process, and touches no firewall rule outside its own tables. It needs
-//! `CAP_NET_ADMIN` in the user namespace that owns the network namespace, and for [`Nftables`] a kernel with
-//! `nf_tables`. Tested on Linux 6.18; what kernels before 6.3 lack (`DESTROYSETELEM`) is done otherwise there.
+//! lease; a lock ends as an unlock or, with [`Nftables`], as a [`Redirect`], which sends what still arrives on to
+//! another host. Beside that, the module [`address`] brings a host the addresses of connections that come to it.
+//!
+//! The crate never opens, reads or closes a connection, knows nothing of what is done to a socket meanwhile, and touches
+//! no firewall rule outside its own tables and chains. Only [`Link`] and [`address`] change links, routes and addresses,
+//! and only [`Iptables`] starts programs. It needs `CAP_NET_ADMIN` in the user namespace that owns the network
+//! namespace, and for [`Nftables`] a kernel with `nf_tables`. Tested on Linux 6.18; what kernels before 6.3 lack
+//! (`DESTROYSETELEM`) is done otherwise there.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -25,34 +28,61 @@
 //!
 //! # Lockers
 //!
-//! - [`Nftables`]: one table, no process, 10 microseconds for a flow, one atomic step for thousands.
-//! - [`NoLock`]: the caller keeps the packets away.
-//! - Others implement [`Locker`] and [`Held`].
+//! | | silences | a call takes | ends a lease whose holder is dead | captures | redirects |
+//! |---|---|---|---|---|---|
+//! | [`Nftables`] | the flows | 10 microseconds for one, one atomic step for thousands | the kernel | yes | yes |
+//! | [`Iptables`] | the flows | milliseconds, and each packet of the host is compared with each rule | the kernel, to the second | yes | no |
+//! | [`Link`] | a whole network device | below a millisecond | `sweep` | no | no |
+//! | [`NoLock`] | nothing: the caller keeps the packets away | | | no | no |
+//!
+//! [`Backend`] knows them by name. Others implement [`Locker`] and [`Held`], say in their [`Abilities`] what they
+//! cannot do, and run the suite of the module `conformance` (feature `conformance`), as those here do.
 //!
 //! # Capture
 //!
 //! A peer whose packets are dropped sends them again only when its timer runs out, 200 ms and more later. So a lock
-//! can keep what arrives ([`Nftables::capturing`], [`LockGuard::captured`]): whoever rebuilds the connection can add
+//! can keep what arrives ([`Nftables::capturing`], [`Iptables::capturing`], [`LockGuard::captured`]): whoever rebuilds the connection can add
 //! it. What this host itself would have sent meanwhile is never kept.
 //!
 //! # Leases
 //!
-//! Whoever holds a lock may die. So every lock and redirect has a lease after which the kernel ends it, and guards
-//! have [`renew`](LockGuard::renew). A lease is counted in milliseconds and rounded up, to 10 ms at least.
+//! Whoever holds a lock may die. So every lock and redirect has a lease after which it ends, and guards have
+//! [`renew`](LockGuard::renew). [`Nftables`] counts a lease in milliseconds, rounded up, 10 ms at least.
+//!
+//! # Files
+//!
+//! [`Iptables`] and [`Link`] keep other processes away with a lock on the file `lock` in `/run/tcpmig` (or where that
+//! cannot be written, `$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary
+//! files). It stays there, empty. [`Link`] has a file beside it for each device that is unplugged.
 
+mod abilities;
+pub mod address;
+mod backend;
 mod captured;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod guard;
 mod hop;
+mod iptables;
+mod link;
 mod locker;
+mod namespace;
 mod nftables;
 mod none;
+mod owner;
 pub mod route;
+mod rtnl;
+mod runtime;
 
+pub use abilities::{Abilities, LeaseEnd, Silence};
+pub use backend::Backend;
 pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use guard::{LockGuard, Redirect};
 pub use hop::NextHop;
+pub use iptables::{Flavour, Iptables};
+pub use link::{Link, Unplug};
 pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept};
 pub use nftables::Nftables;
 pub use none::NoLock;

@@ -1,11 +1,12 @@
 //! What a locker is.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Captured, LockError, LockGuard, NextHop};
+use crate::{Abilities, Captured, LockError, LockGuard, NextHop};
 
 const NO_CAPTURE: LockError = LockError::Unsupported {
     locker: "chosen",
@@ -19,6 +20,14 @@ const NO_CAPTURE: LockError = LockError::Unsupported {
 pub trait Locker: Send + Sync {
     /// The name that users choose this locker by, for example `nftables`.
     fn name(&self) -> &'static str;
+
+    /// What this handle can do and what it cannot, as it is set up now.
+    ///
+    /// The conformance suite (feature `conformance`) holds a locker to its word: what is claimed here has to work, and
+    /// what is not claimed has to be refused.
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
 
     /// Silences these flows in both directions: what arrives for them is not delivered, and what this host sends for
     /// them does not leave.
@@ -106,12 +115,24 @@ pub trait Held: Send + Sync {
 
 /// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.
 pub trait Redirecting: Send + Sync {
-    /// Prolongs the redirect: it ends `lease` from now.
+    /// Prolongs the redirect: it ends `lease` from now. Flows that have [closed](Self::closed) are left alone.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotHeld`] if the redirect of a flow has ended: then nothing is prolonged.
+    /// [`LockError::NotHeld`] if the redirect of another flow has ended: then nothing is prolonged.
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError>;
+
+    /// Those of the flows whose end was seen (both ends have closed, or one has aborted). Their redirects end by
+    /// themselves; until then late segments are sent on. None for a locker that does not look, which is what this
+    /// answers unless it is implemented.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    fn closed(&mut self, flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
+        let _ = flows;
+        Ok(Vec::new())
+    }
 
     /// Ends the redirect. A flow whose lease ran out before is not an error.
     ///
@@ -143,19 +164,28 @@ pub struct Entry {
     pub kind: EntryKind,
     /// How long the lease still runs.
     pub remaining: Duration,
+    /// How long ago it was made or last renewed, if the locker knows it.
+    pub age: Option<Duration>,
     /// The process that made or last renewed it, as numbered in its own pid namespace, if the locker knows it.
     pub owner: Option<u32>,
+    /// The name of that process (its `comm`), if the locker knows it.
+    pub owner_name: Option<String>,
+    /// Of a redirect: whether the flow's end was seen, so that the redirect ends soon after the last packet.
+    pub closing: bool,
 }
 
 impl Entry {
-    /// An entry whose owner is not known.
+    /// An entry whose age and owner are not known.
     #[must_use]
     pub fn new(flow: FourTuple, kind: EntryKind, remaining: Duration) -> Self {
         Self {
             flow,
             kind,
             remaining,
+            age: None,
             owner: None,
+            owner_name: None,
+            closing: false,
         }
     }
 }
@@ -191,5 +221,17 @@ impl Swept {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty() && self.structures.is_empty()
+    }
+}
+
+/// What is wrong with a lock whatever the locker: a flow named twice, a lease of zero.
+pub(crate) fn check(flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+    if lease.is_zero() {
+        return Err(LockError::LeaseZero);
+    }
+    let mut seen = HashSet::with_capacity(flows.len());
+    match flows.iter().find(|flow| !seen.insert(**flow)) {
+        Some(flow) => Err(LockError::Duplicate(*flow)),
+        None => Ok(()),
     }
 }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Entry, Held, LockError, LockGuard, Locker, NextHop, Redirecting, Swept};
+use crate::locker::check;
+use crate::{
+    Abilities, Entry, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop, Redirecting, Silence,
+    Swept,
+};
 
 /// The `none` locker: it does nothing, because the caller keeps the packets away by other means.
 ///
@@ -19,7 +23,22 @@ impl Locker for NoLock {
         NAME
     }
 
-    fn lock(&self, flows: &[FourTuple], _lease: Duration) -> Result<LockGuard, LockError> {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            silence: Silence::Nothing,
+            lease: LeaseEnd::Nothing,
+            remembers: false,
+            ..Abilities::default()
+        }
+    }
+
+    /// See [`Locker::lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Duplicate`], [`LockError::LeaseZero`].
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        check(flows, lease)?;
         Ok(LockGuard::new(flows.to_vec(), Box::new(Nothing)))
     }
 

@@ -3,21 +3,15 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 
+use crate::rtnl::Rtnl;
 use crate::{LockError, NextHop};
-
-/// Large enough for the attributes of one link or route.
-const REPLY: usize = 65536;
 
 /// How this host reaches an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +40,7 @@ pub fn lookup(to: IpAddr, from: Option<IpAddr>) -> Result<Route, LockError> {
 
 /// A handle for look-ups in one network namespace: the one of the thread that made it, whatever thread uses it.
 pub struct Routes {
-    socket: Mutex<Socket>,
+    pub(crate) rtnl: Rtnl,
 }
 
 impl fmt::Debug for Routes {
@@ -62,15 +56,8 @@ impl Routes {
     ///
     /// [`LockError::Netlink`] if the kernel gives no netlink socket.
     pub fn new() -> Result<Self, LockError> {
-        let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(LockError::call("socket(NETLINK_ROUTE)"))?;
         Ok(Self {
-            socket: Mutex::new(socket),
+            rtnl: Rtnl::open()?,
         })
     }
 
@@ -95,18 +82,19 @@ impl Routes {
             request.header.source_prefix_length = length;
             request.attributes.push(RouteAttribute::Source(from.into()));
         }
-        let reply =
-            self.ask(RouteNetlinkMessage::GetRoute(request))
-                .map_err(|source| match source.raw_os_error() {
-                    Some(
-                        libc::ENETUNREACH
-                        | libc::EHOSTUNREACH
-                        | libc::EACCES
-                        | libc::EINVAL
-                        | libc::ENONET,
-                    ) => LockError::NoRoute(to),
-                    _ => LockError::call(CALL)(source),
-                })?;
+        let reply = self
+            .rtnl
+            .ask(RouteNetlinkMessage::GetRoute(request))
+            .map_err(|source| match source.raw_os_error() {
+                Some(
+                    libc::ENETUNREACH
+                    | libc::EHOSTUNREACH
+                    | libc::EACCES
+                    | libc::EINVAL
+                    | libc::ENONET,
+                ) => LockError::NoRoute(to),
+                _ => LockError::call(CALL)(source),
+            })?;
         let RouteNetlinkMessage::NewRoute(reply) = reply else {
             return Err(unexpected(CALL));
         };
@@ -169,9 +157,7 @@ impl Routes {
 
     /// The name of the device with this index.
     pub(crate) fn device_name(&self, index: u32) -> Result<String, LockError> {
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        let link = self.link(request, &index.to_string())?;
+        let link = self.device(index)?;
         let name = link.attributes.into_iter().find_map(|attribute| {
             if let LinkAttribute::IfName(name) = attribute {
                 Some(name)
@@ -182,46 +168,28 @@ impl Routes {
         name.ok_or_else(|| LockError::NoDevice(index.to_string()))
     }
 
+    /// What the kernel says of the device with this index.
+    pub(crate) fn device(&self, index: u32) -> Result<LinkMessage, LockError> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        self.link(request, &index.to_string())
+    }
+
     fn link(&self, request: LinkMessage, which: &str) -> Result<LinkMessage, LockError> {
         const CALL: &str = "RTM_GETLINK";
-        let reply =
-            self.ask(RouteNetlinkMessage::GetLink(request))
-                .map_err(|source| match source.raw_os_error() {
-                    // ERANGE and EINVAL: a name that no device can have.
-                    Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => {
-                        LockError::NoDevice(which.to_owned())
-                    }
-                    _ => LockError::call(CALL)(source),
-                })?;
+        let reply = self
+            .rtnl
+            .ask(RouteNetlinkMessage::GetLink(request))
+            .map_err(|source| match source.raw_os_error() {
+                // ERANGE and EINVAL: a name that no device can have.
+                Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => {
+                    LockError::NoDevice(which.to_owned())
+                }
+                _ => LockError::call(CALL)(source),
+            })?;
         match reply {
             RouteNetlinkMessage::NewLink(link) => Ok(link),
             _ => Err(unexpected(CALL)),
-        }
-    }
-
-    fn ask(&self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-
-        // A poisoned lock is harmless: each request reads its whole answer, which is one datagram.
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.send(&bytes, 0)?;
-        let mut reply = Vec::with_capacity(REPLY);
-        while let Err(error) = socket.recv(&mut reply, 0) {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match reply.payload {
-            NetlinkPayload::InnerMessage(message) => Ok(message),
-            NetlinkPayload::Error(error) => Err(error.to_io()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }

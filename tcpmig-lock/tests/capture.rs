@@ -395,7 +395,8 @@ fn a_handle_takes_its_chain_along() {
         assert!(text().contains("chain capture-"), "{}", text());
         assert!(text().contains("goto capture-"), "{}", text());
         guard.leave();
-        assert!(!text().contains("capture-"), "{}", text());
+        assert!(!text().contains("chain capture-"), "{}", text());
+        assert!(!text().contains("goto capture-"), "{}", text());
         assert!(text().contains("10.0.0.9 . 1025"), "{}", text());
     });
 }

@@ -7,9 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use common::capture::{Capture, PSH, RST};
+use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
 use common::{eventually, isolated};
+use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -23,6 +24,8 @@ struct Net {
     at_source: Nftables,
     at_target: Nftables,
     switch: Host,
+    #[allow(dead_code)] // Held.
+    adopted: [Adopted; 2],
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -43,10 +46,7 @@ impl Net {
         let switch = switch(&[(&source, 3), (&target, 2), (&peer, 9)]);
         source.ip("address add 10.0.0.1/24 dev eth0");
         source.ip("address add 2001:db8::1/64 dev eth0 nodad");
-        target.sysctl("ipv4/conf/all/arp_ignore", "1");
-        target.sysctl("ipv4/conf/all/arp_announce", "2");
-        target.ip("address add 10.0.0.1/32 dev lo");
-        target.ip("address add 2001:db8::1/128 dev lo");
+        let adopted = families().map(|[service, ..]| target.run(|| Adopted::new(service).unwrap()));
         Self {
             at_source: source.run(|| Nftables::new().unwrap()),
             at_target: target.run(|| Nftables::new().unwrap()),
@@ -54,6 +54,7 @@ impl Net {
             target,
             peer,
             switch,
+            adopted,
         }
     }
 
@@ -78,8 +79,7 @@ impl Net {
 /// Waits until a segment with data of this flow is there.
 fn data_from(capture: &mut Capture, peer: SocketAddr) {
     eventually("data of the flow", || {
-        let data =
-            |segment: &common::capture::Segment| segment.from == peer && segment.flags & PSH != 0;
+        let data = |segment: &Segment| segment.from == peer && segment.flags & PSH != 0;
         capture.segments().iter().any(data).then_some(())
     });
 }
@@ -286,6 +286,188 @@ fn what_cannot_be_redirected_is_refused_and_stays_locked() {
                 matches!(error, LockError::Unsupported { locker: "none", .. }),
                 "{error}"
             );
+        },
+    );
+}
+
+#[test]
+fn a_flow_that_closes_takes_its_redirect_along() {
+    isolated("a_flow_that_closes_takes_its_redirect_along", || {
+        let net = Net::new();
+        let closing = Duration::from_millis(700);
+        let locker = net
+            .source
+            .run(|| Nftables::new().unwrap().closing_time(closing).unwrap());
+        for [service, target, peer] in families() {
+            for abort in [false, true] {
+                let mut open = net.connection(service);
+                let flow = net.connection(service);
+                let mut seen = Capture::new(&net.target);
+                let flows = [flow.flow(), open.flow()];
+                let _at_target = net.at_target.lock(&flows, LEASE).unwrap();
+                let hop = locker.next_hop(target, peer).unwrap();
+                let guard = locker.lock(&flows, LEASE).unwrap();
+                let mut redirect = guard.redirect(&hop, LEASE).unwrap();
+                assert_eq!(redirect.closed().unwrap(), []);
+                if abort {
+                    socket2::SockRef::from(&flow.client)
+                        .set_linger(Some(Duration::ZERO))
+                        .unwrap();
+                }
+                let ends = flow.client.local_addr().unwrap();
+                drop(flow.client);
+                eventually("its end is seen at the target", || {
+                    let end = |segment: &Segment| {
+                        segment.from == ends && segment.flags & (FIN | RST) != 0
+                    };
+                    seen.segments().iter().any(end).then_some(())
+                });
+                assert_eq!(redirect.closed().unwrap(), [flows[0]]);
+                let entries = locker.list().unwrap();
+                assert_eq!(entries.len(), 2);
+                for entry in entries {
+                    assert_eq!(entry.closing, entry.flow == flows[0], "{entry:?}");
+                    assert_eq!(entry.remaining <= closing, entry.closing, "{entry:?}");
+                }
+                // Renewing leaves it alone.
+                redirect.renew(LEASE).unwrap();
+                let entries = locker.list().unwrap();
+                let mine = entries.iter().find(|entry| entry.flow == flows[0]).unwrap();
+                assert!(mine.remaining <= closing, "{mine:?}");
+                if abort {
+                    eventually("its redirect ends", || {
+                        (locker.list().unwrap().len() == 1).then_some(())
+                    });
+                } else {
+                    // The peer asks for an answer to its FIN again and again, and each time prolongs the redirect;
+                    // its retransmissions are soon further apart than that.
+                    eventually("its redirect ends", || {
+                        (locker.list().unwrap().len() == 1).then_some(())
+                    });
+                }
+                // The other stays, and renewing goes on.
+                redirect.renew(LEASE).unwrap();
+                assert_eq!(redirect.closed().unwrap(), [flows[0]]);
+                send(&mut open.client, b'x');
+                data_from(&mut seen, open.client.local_addr().unwrap());
+                redirect.end().unwrap();
+                assert_eq!(locker.list().unwrap(), []);
+                expect(&mut open.server, b'x');
+            }
+        }
+    });
+}
+
+#[test]
+fn traffic_after_one_end_has_closed_keeps_the_redirect() {
+    isolated(
+        "traffic_after_one_end_has_closed_keeps_the_redirect",
+        || {
+            let net = Net::new();
+            let closing = Duration::from_millis(300);
+            let locker = net
+                .source
+                .run(|| Nftables::new().unwrap().closing_time(closing).unwrap());
+            let [service, target, peer] = families()[0];
+            let mut flow = net.connection(service);
+            let address = flow.client.local_addr().unwrap();
+            let _at_target = net.at_target.lock(&[flow.flow()], LEASE).unwrap();
+            let hop = locker.next_hop(target, peer).unwrap();
+            let mut seen = Capture::new(&net.target);
+            let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+            let redirect = guard.redirect(&hop, Duration::from_secs(2)).unwrap();
+            // A forged RST: the connection lives on, and its segments come more often than the redirect would end.
+            inject(&net.peer, RST, address, flow.flow().local());
+            eventually("the end is seen", || {
+                locker.list().unwrap()[0].closing.then_some(())
+            });
+            let start = std::time::Instant::now();
+            while start.elapsed() < Duration::from_secs(3) {
+                // The target does not answer here, and so the peer's kernel would soon send less.
+                inject(&net.peer, ACK, address, flow.flow().local());
+                std::thread::sleep(Duration::from_millis(50));
+                // Past the lease, too.
+                let entries = locker.list().unwrap();
+                assert_eq!(entries.len(), 1, "after {:?}", start.elapsed());
+            }
+            send(&mut flow.client, b'x');
+            data_from(&mut seen, address);
+            redirect.leave();
+        },
+    );
+}
+
+/// Sends a segment that the receiver would not take.
+fn inject(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
+        panic!("IPv4 only");
+    };
+    let mut segment = vec![0; 20];
+    segment[..2].copy_from_slice(&from.port().to_be_bytes());
+    segment[2..4].copy_from_slice(&to.port().to_be_bytes());
+    segment[12] = 5 << 4;
+    segment[13] = flags;
+    let socket = host.run(|| {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
+        socket
+            .bind(&SocketAddr::from((*from.ip(), 0)).into())
+            .unwrap();
+        socket
+    });
+    let to = SocketAddr::from((*to.ip(), 0));
+    socket.send_to(&segment, &to.into()).unwrap();
+}
+
+#[test]
+fn a_new_connection_with_the_same_ports_ends_the_silence() {
+    isolated(
+        "a_new_connection_with_the_same_ports_ends_the_silence",
+        || {
+            let net = Net::new();
+            let closing = Duration::from_millis(50);
+            let locker = net
+                .source
+                .run(|| Nftables::new().unwrap().closing_time(closing).unwrap());
+            for [service, target, peer] in families() {
+                let listener = net
+                    .source
+                    .run(|| std::net::TcpListener::bind((service, 0)).unwrap());
+                let to = listener.local_addr().unwrap();
+                let flow = Connection::to(&listener, &net.peer, to);
+                let from = flow.client.local_addr().unwrap();
+                let at_target = net.at_target.lock(&[flow.flow()], LEASE).unwrap();
+                let hop = locker.next_hop(target, peer).unwrap();
+                let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+                guard.redirect(&hop, LEASE).unwrap().leave();
+                // The connection is not here any more.
+                let Connection { server, client } = flow;
+                for socket in [&client, &server] {
+                    let socket = socket2::SockRef::from(socket);
+                    socket.set_linger(Some(Duration::ZERO)).unwrap();
+                }
+                drop(client);
+                eventually("its redirect ends", || {
+                    locker.list().unwrap().is_empty().then_some(())
+                });
+                drop(server);
+                at_target.unlock().unwrap();
+                // The holder is gone; the silence for the flow is not.
+                let again = net.peer.run(|| {
+                    use socket2::{Domain, Socket, Type};
+                    let socket =
+                        Socket::new(Domain::for_address(from), Type::STREAM, None).unwrap();
+                    socket.set_reuse_address(true).unwrap();
+                    socket.bind(&from.into()).unwrap();
+                    socket
+                        .connect_timeout(&to.into(), Duration::from_secs(10))
+                        .unwrap();
+                    socket
+                });
+                let mut accepted = listener.accept().unwrap().0;
+                again.send(b"x").unwrap();
+                expect(&mut accepted, b'x');
+            }
         },
     );
 }

@@ -119,6 +119,78 @@ fn sweep_removes_what_is_empty_and_nothing_else() {
 }
 
 #[test]
+fn an_owned_table_is_changed_by_its_owner_only() {
+    isolated("an_owned_table_is_changed_by_its_owner_only", || {
+        let (server, client, plain) = hosts();
+        let open = || server.run(|| Nftables::with_owned_table("mine").unwrap());
+        let owner = open();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let mut neighbour = Connection::new(&server, &client, addresses()[0]);
+        let other_flow = neighbour.flow();
+        let guard = owner.lock(&[flow.flow()], Duration::from_secs(3)).unwrap();
+        let second = open();
+        if !owner.owns_table().unwrap() {
+            println!("this kernel has no tables that are owned and stay: this one is a plain one");
+            drop(second.lock(&[other_flow], LEASE).unwrap());
+            return guard.unlock().unwrap();
+        }
+        let errors = [
+            second.lock(&[other_flow], LEASE).map(drop).unwrap_err(),
+            second.release(&[flow.flow()]).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(
+                matches!(&error, LockError::TableOwned(name) if name == "mine"),
+                "{error}"
+            );
+        }
+        // They see it, though.
+        assert_eq!(second.list().unwrap().len(), 1);
+        let _plain = plain.lock(&[other_flow], LEASE).unwrap();
+        nft(&server, "flush ruleset");
+        assert_eq!(plain.list().unwrap(), []);
+        send(&mut flow.client, b'x');
+        neighbour.ping();
+        expect_nothing(&flow.server);
+        // The owner goes, and its lock stays to the end of its lease.
+        guard.leave();
+        drop(owner);
+        let error = second.lock(&[flow.flow()], LEASE).map(drop).unwrap_err();
+        assert!(matches!(error, LockError::AlreadyLocked(_)), "{error}");
+        expect(&mut flow.server, b'x');
+        second
+            .lock(&[flow.flow()], LEASE)
+            .unwrap()
+            .unlock()
+            .unwrap();
+        assert!(second.owns_table().unwrap());
+        assert_eq!(
+            second.sweep().unwrap().structures,
+            ["inet mine", "netdev mine"]
+        );
+    });
+}
+
+#[test]
+fn a_dead_owner_is_swept_by_anybody() {
+    isolated("a_dead_owner_is_swept_by_anybody", || {
+        let (server, _client, _) = hosts();
+        let owner = server.run(|| Nftables::with_owned_table("mine").unwrap());
+        owner
+            .lock(&flows(1), Duration::from_millis(300))
+            .unwrap()
+            .leave();
+        drop(owner);
+        let other = server.run(|| Nftables::with_table("mine").unwrap());
+        let swept = eventually("the lease ends", || {
+            let swept = other.sweep().unwrap();
+            (swept.structures.len() == 2).then_some(swept)
+        });
+        assert_eq!(swept.structures, ["inet mine", "netdev mine"]);
+    });
+}
+
+#[test]
 fn many_handles_at_once() {
     isolated("many_handles_at_once", || {
         let host = Host::new();

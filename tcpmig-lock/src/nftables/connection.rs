@@ -204,6 +204,32 @@ impl Connection {
         self.dump(set.table(), name, |list| element::read(list).collect())
     }
 
+    /// Whether a flow is in a set; not if there is no such set.
+    pub(super) fn has(
+        &mut self,
+        table: &str,
+        set: Set,
+        flow: &FourTuple,
+    ) -> Result<bool, LockError> {
+        let found = self.ask(
+            libc::NFT_MSG_GETSETELEM as u16,
+            libc::NLM_F_ACK as u16,
+            set.table().family(),
+            |bytes| {
+                batch::put_set(bytes, table, set.name(flow.is_ipv4()));
+                let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+                element::put(bytes, flow, None);
+                wire::close(bytes, list);
+            },
+            |_| {},
+        );
+        match found {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
+        }
+    }
+
     /// All elements of the set that `name` appends the name of, or None if there is no such set.
     pub(super) fn dump<T>(
         &mut self,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use super::wire;
-use crate::LockError;
+use crate::{Entry, EntryKind, LockError};
 
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
@@ -42,21 +42,23 @@ pub(super) fn lease_ms(lease: Duration) -> Result<u64, LockError> {
         .clamp(MIN_LEASE_MS, MAX_LEASE_MS))
 }
 
-/// Says in every element which process made it.
-pub(super) fn owner_comment(pid: u32) -> Vec<u8> {
-    let text = format!("{COMMENT_START}{pid}\0");
+/// Says in every element which process made it, for people too: `pid 4242 curl`.
+pub(super) fn owner_comment(pid: u32, name: &str) -> Vec<u8> {
+    let text = format!("{COMMENT_START}{pid} {name}\0");
     let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
     let mut comment = vec![UDATA_COMMENT, length];
     comment.extend_from_slice(text.as_bytes());
     comment
 }
 
-fn owner(comment: &[u8]) -> Option<u32> {
+/// The process in a comment, and its name.
+fn owner(comment: &[u8]) -> Option<(u32, String)> {
     let [UDATA_COMMENT, _, text @ ..] = comment else {
         return None;
     };
     let text = std::str::from_utf8(text).ok()?.trim_end_matches('\0');
-    text.strip_prefix(COMMENT_START)?.parse().ok()
+    let (pid, name) = text.strip_prefix(COMMENT_START)?.split_once(' ')?;
+    Some((pid.parse().ok()?, name.to_owned()))
 }
 
 /// What an element has besides its key.
@@ -149,8 +151,24 @@ pub(super) fn per_message(length: usize) -> usize {
 pub(super) struct Element {
     pub(super) flow: FourTuple,
     pub(super) remaining: Duration,
-    pub(super) owner: Option<u32>,
+    /// How long ago it was made.
+    pub(super) age: Option<Duration>,
+    /// The process that made it, and its name.
+    pub(super) owner: Option<(u32, String)>,
     pub(super) data: Option<Vec<u8>>,
+}
+
+impl Element {
+    /// The same for those who list.
+    pub(super) fn entry(&self, kind: EntryKind) -> Entry {
+        let mut entry = Entry::new(self.flow, kind, self.remaining);
+        entry.age = self.age;
+        if let Some((pid, name)) = &self.owner {
+            entry.owner = Some(*pid);
+            entry.owner_name = Some(name.clone());
+        }
+        entry
+    }
 }
 
 fn ends(key: &[u8]) -> Option<FourTuple> {
@@ -173,12 +191,15 @@ fn ends(key: &[u8]) -> Option<FourTuple> {
 pub(super) fn read(list: &[u8]) -> impl Iterator<Item = Element> {
     wire::attributes(list).filter_map(|(_, element)| {
         let value = |kind| wire::attribute(wire::attribute(element, kind)?, NFTA_DATA_VALUE);
-        let ms = wire::attribute(element, NFTA_SET_ELEM_EXPIRATION)
-            .and_then(|ms| ms.first_chunk())
-            .map_or(0, |ms| u64::from_be_bytes(*ms));
+        let duration = |kind| {
+            let ms = wire::attribute(element, kind)?.first_chunk()?;
+            Some(Duration::from_millis(u64::from_be_bytes(*ms)))
+        };
+        let remaining = duration(NFTA_SET_ELEM_EXPIRATION).unwrap_or_default();
         Some(Element {
             flow: ends(value(NFTA_SET_ELEM_KEY)?)?,
-            remaining: Duration::from_millis(ms),
+            remaining,
+            age: duration(NFTA_SET_ELEM_TIMEOUT).map(|lease| lease.saturating_sub(remaining)),
             owner: wire::attribute(element, NFTA_SET_ELEM_USERDATA).and_then(owner),
             data: value(NFTA_SET_ELEM_DATA).map(<[u8]>::to_vec),
         })
@@ -201,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_element_reads_as_written() {
-        let comment = owner_comment(4242);
+        let comment = owner_comment(4_194_304, "fifteen-letters");
         for flow in [
             "10.0.0.1:80,10.0.0.9:51234",
             "[2001:db8::1]:443,[2001:db8::9]:1025",
@@ -219,7 +240,8 @@ mod tests {
             let read: Vec<_> = read(&bytes).collect();
             assert_eq!(read.len(), 1);
             assert_eq!(read[0].flow, flow);
-            assert_eq!(read[0].owner, Some(4242));
+            let owner = (4_194_304, "fifteen-letters".to_owned());
+            assert_eq!(read[0].owner, Some(owner));
             assert_eq!(read[0].data.as_deref(), Some(&data[..]));
         }
     }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 
 use nftnl::Rule;
-use nftnl::expr::{Cmp, CmpOp, Meta};
+use nftnl::expr::{Bitwise, Cmp, CmpOp, Meta};
 use nftnl::nftnl_sys as sys;
 
 use super::ffi::{Expr, Value};
@@ -33,6 +33,31 @@ pub(super) fn match_tcp(rule: &mut Rule<'_>, table: Table, v4: bool) {
     rule.add_expr(&Cmp::new(CmpOp::Eq, libc::IPPROTO_TCP as u8));
 }
 
+/// Goes on only with segments that have one of these flags. Uses the first registers.
+pub(super) fn match_flags(rule: &mut Rule<'_>, mask: u8, op: CmpOp, value: u8) {
+    const FLAGS: u32 = 13;
+    rule.add_expr(&payload(
+        libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32,
+        FLAGS,
+        1,
+        libc::NFT_REG32_00 as u32,
+    ));
+    rule.add_expr(&Bitwise::new(mask, 0u8));
+    rule.add_expr(&Cmp::new(op, value));
+}
+
+fn payload(base: u32, offset: u32, length: u32, register: u32) -> Expr {
+    Expr {
+        name: c"payload",
+        attributes: vec![
+            (sys::NFTNL_EXPR_PAYLOAD_DREG, Value::U32(register)),
+            (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base)),
+            (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
+            (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
+        ],
+    }
+}
+
 /// Loads the four-tuple of the packet into the registers from the first on, as elements have it: peer first.
 pub(super) fn load_flow(rule: &mut Rule<'_>, v4: bool, reverse: bool) {
     let (source, destination, length) = if v4 { (12, 16, 4) } else { (8, 24, 16) };
@@ -49,17 +74,30 @@ pub(super) fn load_flow(rule: &mut Rule<'_>, v4: bool, reverse: bool) {
     }
     let mut register = libc::NFT_REG32_00 as u32;
     for (base, offset, length) in loads {
-        rule.add_expr(&Expr {
-            name: c"payload",
-            attributes: vec![
-                (sys::NFTNL_EXPR_PAYLOAD_DREG, Value::U32(register)),
-                (sys::NFTNL_EXPR_PAYLOAD_BASE, Value::U32(base)),
-                (sys::NFTNL_EXPR_PAYLOAD_OFFSET, Value::U32(offset)),
-                (sys::NFTNL_EXPR_PAYLOAD_LEN, Value::U32(length)),
-            ],
-        });
+        rule.add_expr(&payload(base, offset, length, register));
         register += length.div_ceil(4);
     }
+}
+
+/// Loads the index of the device that the packet came by.
+pub(super) fn load_device(register: u32) -> Expr {
+    Expr {
+        name: c"meta",
+        attributes: vec![
+            (
+                sys::NFTNL_EXPR_META_KEY,
+                Value::U32(libc::NFT_META_IIF as u32),
+            ),
+            (sys::NFTNL_EXPR_META_DREG, Value::U32(register)),
+        ],
+    }
+}
+
+/// Loads the address that the packet is for.
+pub(super) fn load_local(register: u32, v4: bool) -> Expr {
+    let (offset, length) = if v4 { (16, 4) } else { (24, 16) };
+    let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+    payload(network, offset, length, register)
 }
 
 /// Looks the first registers up; in a map, the value goes to the register `to`.
@@ -77,6 +115,38 @@ pub(super) fn lookup(set: CString, to: Option<u32>) -> Expr {
     Expr {
         name: c"lookup",
         attributes,
+    }
+}
+
+/// Has the element of the first registers in a set end so many milliseconds from now, and makes it if it is not there.
+/// In a map, `data` is the register of its value.
+pub(super) fn update(set: CString, timeout_ms: u64, data: Option<u32>) -> Expr {
+    let mut expr = dynset(set, libc::NFT_DYNSET_OP_UPDATE as u32);
+    let timeout = (sys::NFTNL_EXPR_DYNSET_TIMEOUT, Value::U64(timeout_ms));
+    expr.attributes.push(timeout);
+    if let Some(data) = data {
+        let data = (sys::NFTNL_EXPR_DYNSET_SREG_DATA, Value::U32(data));
+        expr.attributes.push(data);
+    }
+    expr
+}
+
+/// Removes the element of the first registers from a set.
+pub(super) fn delete(set: CString) -> Expr {
+    /// `NFT_DYNSET_OP_DELETE`, since Linux 5.4; libc does not have it.
+    const DELETE: u32 = 2;
+    dynset(set, DELETE)
+}
+
+fn dynset(set: CString, op: u32) -> Expr {
+    let key = libc::NFT_REG32_00 as u32;
+    Expr {
+        name: c"dynset",
+        attributes: vec![
+            (sys::NFTNL_EXPR_DYNSET_OP, Value::U32(op)),
+            (sys::NFTNL_EXPR_DYNSET_SREG_KEY, Value::U32(key)),
+            (sys::NFTNL_EXPR_DYNSET_SET_NAME, Value::Str(set)),
+        ],
     }
 }
 

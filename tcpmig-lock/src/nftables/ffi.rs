@@ -15,6 +15,7 @@ use nftnl::{MsgType, NlMsg, Rule};
 pub(super) enum Value {
     U16(u16),
     U32(u32),
+    U64(u64),
     Str(CString),
 }
 
@@ -47,6 +48,10 @@ impl Expression for Expr {
                 Value::U32(value) => {
                     // SAFETY: as above.
                     unsafe { sys::nftnl_expr_set_u32(expr.as_ptr(), number(*attribute), *value) };
+                }
+                Value::U64(value) => {
+                    // SAFETY: as above.
+                    unsafe { sys::nftnl_expr_set_u64(expr.as_ptr(), number(*attribute), *value) };
                 }
                 Value::Str(value) => {
                     // SAFETY: as above; the function copies the C string.

@@ -80,6 +80,7 @@ impl Held for Lock {
         Ok(Box::new(Redirected {
             shared: Arc::clone(&self.shared),
             flows: flows.to_vec(),
+            over: Vec::new(),
             token,
             data,
             until,
@@ -90,7 +91,10 @@ impl Held for Lock {
 
 struct Redirected {
     shared: Arc<Shared>,
+    /// Those that are not over.
     flows: Vec<FourTuple>,
+    /// Those that ended with their flow.
+    over: Vec<FourTuple>,
     token: u64,
     data: HopData,
     until: Instant,
@@ -98,20 +102,37 @@ struct Redirected {
     receipt: Option<Receipt>,
 }
 
+impl Redirected {
+    fn end_closed(&mut self) -> Result<(), LockError> {
+        let over = self.shared.end_closed(&self.flows)?;
+        self.flows.retain(|flow| !over.contains(flow));
+        self.over.extend(over);
+        Ok(())
+    }
+}
+
 impl Redirecting for Redirected {
-    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+    fn renew(&mut self, _flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.end_closed()?;
         let (token, data, until) = (self.token, &self.data, self.until);
         self.until = self
             .shared
-            .renew_redirect(flows, token, data, lease, until)?;
+            .renew_redirect(&self.flows, token, data, lease, until)?;
         Ok(())
     }
 
-    fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+    fn closed(&mut self, _flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
+        self.end_closed()?;
+        let mut closed = self.over.clone();
+        closed.extend(self.shared.closing(&self.flows)?);
+        Ok(closed)
+    }
+
+    fn end(&mut self, _flows: &[FourTuple]) -> Result<(), LockError> {
         if Instant::now() >= self.until {
             return Ok(());
         }
-        self.shared.end_own_redirects(flows, self.token)
+        self.shared.end_own_redirects(&self.flows, self.token)
     }
 
     fn captured(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {

@@ -4,15 +4,17 @@
 //! `gone*` (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
 //! reversed, on the way out. A lock's value in its map says who gets copies of what arrives, see [`capture`]. The one
 //! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them: for each
-//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`.
+//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`. The rules also
+//! notice the end of a flow: its redirect then ends soon after its last packet (`closing*`).
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
-//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag would vanish with
-//! its process, and the host would then answer for connections that it no longer has.)
+//! and the leases are what ends the locks of a process that died. (A table with the `owner` flag alone would vanish with
+//! its process, and the host would then answer for connections that it no longer has; with `persist` beside it, it
+//! stays, but only one process can lock: that is what an owned table is.)
 
 use std::ffi::CString;
 
-use nftnl::expr::{Meta, Verdict};
+use nftnl::expr::{CmpOp, Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::set::SetKey;
 use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
@@ -43,6 +45,16 @@ const NFTA_RULE_CHAIN: u16 = 2;
 
 /// The register behind those that an IPv6 flow fills, ten of four octets.
 const VALUE: u32 = libc::NFT_REG32_10 as u32;
+/// How many flows of each family can be redirected. Sets that rules change are of a limited size, and 65 535 if none is
+/// given; a kernel may take memory for all at once, 16 octets for each.
+const MAX_REDIRECTS: u32 = 1 << 18;
+/// Flags of a segment.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+/// The call that refuses to make a table that is owned.
+pub(super) const NEW_TABLE: &str = "NFT_MSG_NEWTABLE";
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
 
@@ -88,13 +100,15 @@ pub(super) enum Set {
     Device,
     /// Redirected flows, and the address they are sent to.
     Hop,
+    /// Redirected flows whose end was seen.
+    Closing,
 }
 
 impl Set {
     pub(super) fn table(self) -> Table {
         match self {
             Self::Locked | Self::Gone => Table::Inet,
-            Self::Device | Self::Hop => Table::Netdev,
+            Self::Device | Self::Hop | Self::Closing => Table::Netdev,
         }
     }
 
@@ -108,6 +122,8 @@ impl Set {
             (Self::Device, false) => "device6",
             (Self::Hop, true) => "hop4",
             (Self::Hop, false) => "hop6",
+            (Self::Closing, true) => "closing4",
+            (Self::Closing, false) => "closing6",
         }
     }
 }
@@ -155,9 +171,9 @@ pub(super) fn c_string(name: &str) -> CString {
 /// Adds what makes the table for locks, or makes it right if it is there. Sets and their elements stay; rules are
 /// replaced, in the same step, because they cannot be added only if they are missing. So two processes that do this
 /// at once do not disturb each other, and a table whose rules somebody flushed works again.
-pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
+pub(super) fn set_up_locks(batch: &mut Batch, name: &str, owned: bool, exempt: &[u32]) {
     let table = Table::Inet.object(name);
-    add_table(batch, Table::Inet, &table);
+    add_table(batch, Table::Inet, name, owned);
     for (set, data) in [(Set::Locked, Some((TYPE_MARK, 4))), (Set::Gone, None)] {
         add_set::<Flow4>(batch, &table, set, true, data);
         add_set::<Flow6>(batch, &table, set, false, data);
@@ -185,6 +201,9 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
         add_rule(batch, Table::Inet, &rule);
         for v4 in [true, false] {
             for set in [Set::Locked, Set::Gone] {
+                if set == Set::Gone && !reverse {
+                    add_rule(batch, Table::Inet, &new_connection(&chain, v4));
+                }
                 let mut rule = Rule::new(&chain);
                 expression::match_tcp(&mut rule, Table::Inet, v4);
                 expression::load_flow(&mut rule, v4, reverse);
@@ -210,6 +229,19 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, exempt: &[u32]) {
     add_exempt(batch, name, exempt);
 }
 
+/// The rule that ends this host's silence for a flow when its peer opens a new connection with the same ports here:
+/// as long as the old one was redirected, its packets did not come so far.
+fn new_connection<'a>(chain: &'a Chain<'a>, v4: bool) -> Rule<'a> {
+    let mut rule = Rule::new(chain);
+    expression::match_tcp(&mut rule, Table::Inet, v4);
+    expression::match_flags(&mut rule, FIN | SYN | RST | ACK, CmpOp::Eq, SYN);
+    expression::load_flow(&mut rule, v4, false);
+    let gone = c_string(Set::Gone.name(v4));
+    rule.add_expr(&expression::lookup(gone.clone(), None));
+    rule.add_expr(&expression::delete(gone));
+    rule
+}
+
 /// Adds marks to those that pass.
 pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
     if !marks.is_empty() {
@@ -224,29 +256,47 @@ pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
 }
 
 /// Adds the table for redirects with its maps, if they are missing. It acts on no packet without a chain.
-pub(super) fn set_up_maps(batch: &mut Batch, name: &str) {
+pub(super) fn set_up_maps(batch: &mut Batch, name: &str, owned: bool) {
     let table = Table::Netdev.object(name);
-    add_table(batch, Table::Netdev, &table);
-    for set in [Set::Device, Set::Hop] {
+    add_table(batch, Table::Netdev, name, owned);
+    for set in [Set::Device, Set::Hop, Set::Closing] {
         for v4 in [true, false] {
             let data = match (set, v4) {
-                (Set::Hop, true) => (TYPE_IPV4, 4),
-                (Set::Hop, false) => (TYPE_IPV6, 16),
-                _ => (TYPE_DEVICE, 4),
+                (Set::Hop, true) => Some((TYPE_IPV4, 4)),
+                (Set::Hop, false) => Some((TYPE_IPV6, 16)),
+                (Set::Device, _) => Some((TYPE_DEVICE, 4)),
+                _ => None,
             };
             if v4 {
-                add_set::<Flow4>(batch, &table, set, v4, Some(data));
+                add_set::<Flow4>(batch, &table, set, v4, data);
             } else {
-                add_set::<Flow6>(batch, &table, set, v4, Some(data));
+                add_set::<Flow6>(batch, &table, set, v4, data);
             }
         }
     }
 }
 
-/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there.
-pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
-    set_up_maps(batch, name);
+/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there. A redirect
+/// whose flow is seen to end lasts for `closing_ms` after its last packet.
+pub(super) fn set_up_redirects(
+    batch: &mut Batch,
+    name: &str,
+    owned: bool,
+    ingress: &str,
+    closing_ms: u64,
+) {
+    set_up_maps(batch, name, owned);
     let table = Table::Netdev.object(name);
+    for v4 in [true, false] {
+        let chain_name = redirected(v4);
+        let chain = Chain::new(c_string(chain_name), &table);
+        let netdev = Table::Netdev;
+        batch.object("NFT_MSG_NEWCHAIN", netdev, &chain, MsgType::Add, CREATE);
+        flush_chain(batch, netdev, name, chain_name);
+        for rule in redirect_rules(&chain, v4, closing_ms) {
+            add_rule(batch, netdev, &rule);
+        }
+    }
     let chain_name = format!("in-{ingress}");
     let mut chain = Chain::new(c_string(&chain_name), &table);
     // The number of the hook is the only one of the family, 0, and not that of the family inet.
@@ -254,18 +304,61 @@ pub(super) fn set_up_redirects(batch: &mut Batch, name: &str, ingress: &str) {
     chain.set_device(c_string(ingress));
     add_chain(batch, Table::Netdev, name, &chain_name, &mut chain);
     for v4 in [true, false] {
-        let (device, hop) = (VALUE, VALUE + 1);
+        // The only look-up for packets of other flows.
         let mut rule = Rule::new(&chain);
         expression::match_tcp(&mut rule, Table::Netdev, v4);
         expression::load_flow(&mut rule, v4, false);
-        rule.add_expr(&expression::lookup(
-            c_string(Set::Device.name(v4)),
-            Some(device),
-        ));
-        rule.add_expr(&expression::lookup(c_string(Set::Hop.name(v4)), Some(hop)));
-        rule.add_expr(&expression::forward(device, hop, v4));
+        let device = c_string(Set::Device.name(v4));
+        rule.add_expr(&expression::lookup(device, None));
+        let chain = c_string(redirected(v4));
+        rule.add_expr(&Verdict::Goto { chain });
         add_rule(batch, Table::Netdev, &rule);
     }
+}
+
+/// The chain for packets of redirected flows.
+fn redirected(v4: bool) -> &'static str {
+    if v4 { "redirected4" } else { "redirected6" }
+}
+
+fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<'a>; 3] {
+    let (device, hop) = (VALUE, VALUE + 1);
+    let name = |set: Set| c_string(set.name(v4));
+    // Each names its protocol once more: without that, nft cannot show it.
+    let new_rule = || {
+        let mut rule = Rule::new(chain);
+        expression::match_tcp(&mut rule, Table::Netdev, v4);
+        rule
+    };
+    let mut end = new_rule();
+    expression::match_flags(&mut end, FIN | RST, CmpOp::Neq, 0);
+    expression::load_flow(&mut end, v4, false);
+    end.add_expr(&expression::update(name(Set::Closing), closing_ms, None));
+
+    // What still comes prolongs it: the other direction may stay open for long, and an RST may be forged. The values
+    // in the maps stay as they are. Those that are named here would be taken if an element were removed just now
+    // (`Shared::remove` sees to that): nft cannot show a rule that names those which it looked up.
+    let mut closing = new_rule();
+    closing.add_expr(&expression::load_device(device));
+    closing.add_expr(&expression::load_local(hop, v4));
+    expression::load_flow(&mut closing, v4, false);
+    for set in [Set::Closing, Set::Device, Set::Hop] {
+        closing.add_expr(&expression::lookup(name(set), None));
+    }
+    for (set, data) in [
+        (Set::Closing, None),
+        (Set::Device, Some(device)),
+        (Set::Hop, Some(hop)),
+    ] {
+        closing.add_expr(&expression::update(name(set), closing_ms, data));
+    }
+
+    let mut send = new_rule();
+    expression::load_flow(&mut send, v4, false);
+    send.add_expr(&expression::lookup(name(Set::Device), Some(device)));
+    send.add_expr(&expression::lookup(name(Set::Hop), Some(hop)));
+    send.add_expr(&expression::forward(device, hop, v4));
+    [end, closing, send]
 }
 
 /// Adds what removes a table with all it holds.
@@ -279,8 +372,26 @@ pub(super) fn delete_table(batch: &mut Batch, table: Table, name: &str) {
     );
 }
 
-fn add_table(batch: &mut Batch, which: Table, table: &nftnl::Table) {
-    batch.object("NFT_MSG_NEWTABLE", which, table, MsgType::Add, CREATE);
+/// Adds both tables as owned ones.
+pub(super) fn own(batch: &mut Batch, name: &str) {
+    add_table(batch, Table::Inet, name, true);
+    add_table(batch, Table::Netdev, name, true);
+}
+
+/// Adds a table if it is missing. One that is owned can be changed by this socket only, and outlives it; it has to be
+/// named so each time.
+fn add_table(batch: &mut Batch, which: Table, name: &str, owned: bool) {
+    const NFTA_TABLE_NAME: u16 = 1;
+    const NFTA_TABLE_FLAGS: u16 = 2;
+    /// `NFT_TABLE_F_OWNER`, since Linux 5.12, and `NFT_TABLE_F_PERSIST`, since 6.9; libc has neither.
+    const OWNER_PERSIST: u32 = 2 | 4;
+    let message = libc::NFT_MSG_NEWTABLE as u16;
+    batch.message(NEW_TABLE, which, message, CREATE, |bytes| {
+        wire::put_str(bytes, NFTA_TABLE_NAME, name);
+        if owned {
+            wire::put(bytes, NFTA_TABLE_FLAGS, &OWNER_PERSIST.to_be_bytes());
+        }
+    });
 }
 
 /// A number by which messages of one batch can name a set; any that differs from the others will do.
@@ -298,6 +409,11 @@ fn add_set<K: SetKey>(
     let name = c_string(which.name(v4));
     let mut set = nftnl::set::Set::<K>::new_named(&name, set_id(batch), table, table.get_family());
     let mut flags = libc::NFT_SET_TIMEOUT as u32;
+    if which != Set::Locked {
+        // Rules change it.
+        flags |= libc::NFT_SET_EVAL as u32;
+        ffi::set_u32(&mut set, sys::NFTNL_SET_DESC_SIZE, MAX_REDIRECTS);
+    }
     if let Some((kind, length)) = data {
         flags |= libc::NFT_SET_MAP as u32;
         ffi::set_u32(&mut set, sys::NFTNL_SET_DATA_TYPE, kind);

@@ -14,7 +14,7 @@ mod shared;
 mod tests;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
-use capture::Receipt;
+use crate::{Abilities, Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
+pub(crate) use capture::{Capture, Receipt};
 use layout::{Set, Table};
 use shared::{REDIRECT, Shared};
 
@@ -42,6 +42,9 @@ const SWEEP_TRIES: usize = 8;
 /// network namespace that use the same name, each of which locks and unlocks its own flows. It stays when they end;
 /// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
 /// each entry.
+///
+/// Whoever flushes the host's rules unlocks all flows, unless the table is an
+/// [owned one](Self::with_owned_table), which one process has for itself.
 ///
 /// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
 /// that thread and the one that uses it need `CAP_NET_ADMIN`.
@@ -62,6 +65,15 @@ const SWEEP_TRIES: usize = 8;
 /// - This host must have an address of its own on the way there beside the redirected one, or the target
 ///   `accept_local=1` on its device: otherwise it does not answer ARP requests from an address that is its own too,
 ///   and no packet arrives. (IPv6 asks from link-local addresses.)
+/// - The end of a flow is noticed: from the peer's FIN or RST on, the redirect ends
+///   [`closing_time`](Self::closing_time) after the flow's last packet, also if its lease is longer. Every packet
+///   prolongs it (by that time, not by the lease), because the other direction may stay open for hours, and because
+///   an RST may be forged. The target's own segments do not pass here and are not needed: the peer answers a FIN with
+///   its own, or with RST.
+/// - This host stays silent for a flow to the end of the lease, unless the redirect's guard notices the end
+///   ([`Redirect::closed`](crate::Redirect::closed), [`renew`](crate::Redirect::renew)) or the peer opens a new
+///   connection here with the same ports.
+/// - No more than 262 144 flows of each family are redirected at once.
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
 ///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
@@ -103,12 +115,42 @@ impl Nftables {
     ///
     /// As for [`new`](Self::new), and [`LockError::TableName`].
     pub fn with_table(name: &str) -> Result<Self, LockError> {
+        Self::open(name, false)
+    }
+
+    /// As [`with_table`](Self::with_table), with a table that only this handle can change as long as it or one of its
+    /// guards lives (flags `owner` and `persist`, Linux 6.9 and later): neither `nft flush ruleset`, as firewalls do when
+    /// they start again, nor another process can unlock its flows. It stays when its process ends, with what is in it,
+    /// and then anybody can sweep it, or own it again.
+    ///
+    /// For hosts on which one process locks: others that use the table get [`LockError::TableOwned`]. Where the kernel
+    /// cannot do it, or the table is there and not owned, the table is a plain one;
+    /// [`owns_table`](Self::owns_table) tells.
+    ///
+    /// # Errors
+    ///
+    /// As for [`with_table`](Self::with_table).
+    pub fn with_owned_table(name: &str) -> Result<Self, LockError> {
+        Self::open(name, true)
+    }
+
+    /// Whether only this handle can change its table. Sets the tables up to find out.
+    ///
+    /// # Errors
+    ///
+    /// As for [`prepare`](Self::prepare).
+    pub fn owns_table(&self) -> Result<bool, LockError> {
+        self.prepare()?;
+        Ok(self.shared.state().owned)
+    }
+
+    fn open(name: &str, owned: bool) -> Result<Self, LockError> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if name.is_empty() || name.len() > MAX_TABLE_NAME || !name.bytes().all(valid) {
             return Err(LockError::TableName(name.to_owned()));
         }
         Ok(Self {
-            shared: Arc::new(Shared::new(name)?),
+            shared: Arc::new(Shared::new(name, owned)?),
         })
     }
 
@@ -119,6 +161,17 @@ impl Nftables {
     pub fn exempt_mark(self, mark: u32) -> Self {
         self.shared.state().exempt.push(mark);
         self
+    }
+
+    /// How long a redirect outlives its flow; a minute unless this says otherwise. It is the same for all redirects of
+    /// the table: the last that was made decides. At least 10 milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::LeaseZero`].
+    pub fn closing_time(self, time: Duration) -> Result<Self, LockError> {
+        self.shared.state().closing_ms = element::lease_ms(time)?;
+        Ok(self)
     }
 
     /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
@@ -173,7 +226,7 @@ impl Nftables {
     /// As for [`end_redirect`](Self::end_redirect).
     pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         let mut state = self.shared.state();
-        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
+        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop, Set::Closing];
         self.shared.remove(&mut state, flows, &sets)
     }
 
@@ -253,6 +306,15 @@ impl Locker for Nftables {
         "nftables"
     }
 
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            captures: self.shared.capture.group().is_some(),
+            redirects: true,
+            exempts: true,
+            ..Abilities::default()
+        }
+    }
+
     /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
     /// stays redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
     ///
@@ -265,7 +327,7 @@ impl Locker for Nftables {
         let lock = held::Lock {
             shared: Arc::clone(&self.shared),
             until,
-            receipt: token.map(|token| Receipt::new(&self.shared, flows, token)),
+            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
         };
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
@@ -298,21 +360,24 @@ impl Locker for Nftables {
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         let mut entries = Vec::new();
         for element in self.elements(Set::Locked)? {
-            let mut entry = Entry::new(element.flow, EntryKind::Lock, element.remaining);
-            entry.owner = element.owner;
-            entries.push(entry);
+            entries.push(element.entry(EntryKind::Lock));
         }
         let devices: HashMap<_, _> = self
             .elements(Set::Device)?
             .into_iter()
             .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
             .collect();
+        let closing: HashSet<_> = self
+            .elements(Set::Closing)?
+            .into_iter()
+            .map(|element| element.flow)
+            .collect();
         let mut names = HashMap::new();
         for element in self.elements(Set::Hop)? {
-            let data = element.data.unwrap_or_default();
-            let address = if let Ok(octets) = <[u8; 4]>::try_from(data.as_slice()) {
+            let data = element.data.as_deref().unwrap_or_default();
+            let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
                 Ipv4Addr::from(octets).into()
-            } else if let Ok(octets) = <[u8; 16]>::try_from(data.as_slice()) {
+            } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
                 Ipv6Addr::from(octets).into()
             } else {
                 continue;
@@ -329,8 +394,12 @@ impl Locker for Nftables {
                 address,
                 device: device.clone(),
             };
-            let mut entry = Entry::new(element.flow, kind, element.remaining);
-            entry.owner = element.owner;
+            let mut entry = element.entry(kind);
+            entry.closing = closing.contains(&entry.flow);
+            if entry.closing {
+                // What is left is no longer the rest of what it was made with.
+                entry.age = None;
+            }
             entries.push(entry);
         }
         Ok(entries)

@@ -1,5 +1,6 @@
 //! The operations on redirects.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -38,10 +39,11 @@ impl Shared {
             let deadline = deadline(lease_ms);
             let removals = self.removals(state, flows, &REDIRECT)?;
             let mut set_up = true;
-            let redirected = self.apply(state, flows, 7, |batch, flows| {
+            let (owned, closing_ms) = (state.owned, state.closing_ms);
+            let redirected = self.apply(state, flows, 8, |batch, flows| {
                 if set_up {
                     // Always, because whether the chain of this device is there can only be told by looking.
-                    layout::set_up_redirects(batch, &self.table, &hop.ingress);
+                    layout::set_up_redirects(batch, &self.table, owned, &hop.ingress, closing_ms);
                     set_up = false;
                 }
                 self.put_removals(batch, &removals, flows);
@@ -111,9 +113,33 @@ impl Shared {
             return Err(LockError::NotHeld(*flow));
         }
         let deadline = deadline(lease_ms);
+        let closing = self.present(state, flows, Set::Closing)?;
+        let mut open = flows.to_vec();
+        open.retain(|flow| !closing.contains(flow));
         let extras = |lease_ms| self.redirect_extras(lease_ms, data);
-        self.replace(state, flows, extras, lease_ms, until)?;
+        self.replace(state, &open, extras, lease_ms, until)?;
         Ok(deadline)
+    }
+
+    /// Those of these flows whose end was seen, and whose redirect has ended for that. So does this host's silence for
+    /// them.
+    pub(super) fn end_closed(&self, flows: &[FourTuple]) -> Result<HashSet<FourTuple>, LockError> {
+        let state = &mut *self.state();
+        let redirected = self.present(state, flows, Set::Device)?;
+        if flows.iter().all(|flow| redirected.contains(flow)) {
+            return Ok(HashSet::new());
+        }
+        // The silence is left of those that were not ended by somebody or by their lease.
+        let silent = self.present(state, flows, Set::Gone)?;
+        let mut over = flows.to_vec();
+        over.retain(|flow| !redirected.contains(flow) && silent.contains(flow));
+        self.remove(state, &over, &REDIRECT)?;
+        Ok(over.into_iter().collect())
+    }
+
+    /// Those of these flows whose end was seen, and whose redirect soon ends.
+    pub(super) fn closing(&self, flows: &[FourTuple]) -> Result<HashSet<FourTuple>, LockError> {
+        self.present(&mut self.state(), flows, Set::Closing)
     }
 
     /// Ends those redirects that no newer one has replaced.

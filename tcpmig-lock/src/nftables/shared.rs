@@ -1,7 +1,7 @@
 //! What a handle and its guards share: one socket, and the operations on flows.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
@@ -11,11 +11,18 @@ use super::capture::{self, Capture};
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
 use super::layout::{self, Set};
-use crate::LockError;
 use crate::route::Routes;
+use crate::{LockError, owner};
 
 /// All sets of a redirect.
-pub(super) const REDIRECT: [Set; 3] = [Set::Gone, Set::Device, Set::Hop];
+pub(super) const REDIRECT: [Set; 4] = [Set::Gone, Set::Device, Set::Hop, Set::Closing];
+
+/// So many flows are looked up one by one; for more, all are read.
+const FEW: usize = 100;
+/// Longer than the rules take for a packet.
+const PACKET: Duration = Duration::from_millis(1);
+/// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
+const CLOSING_MS: u64 = 60_000;
 
 /// How often a step is tried again because somebody else, or the end of a lease, came in between.
 pub(super) const TRIES: usize = 4;
@@ -26,13 +33,17 @@ pub(super) struct Shared {
     pub(super) table: String,
     pub(super) routes: Routes,
     comment: Vec<u8>,
-    pub(super) capture: Capture,
+    pub(super) capture: Arc<Capture>,
     state: Mutex<State>,
 }
 
 pub(super) struct State {
     pub(super) connection: Connection,
     pub(super) exempt: Vec<u32>,
+    /// Whether the tables are this handle's only.
+    pub(super) owned: bool,
+    /// How long a redirect outlives its flow.
+    pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
     pub(super) ready: bool,
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
@@ -50,15 +61,17 @@ pub(super) struct Removal {
 }
 
 impl Shared {
-    pub(super) fn new(table: &str) -> Result<Self, LockError> {
+    pub(super) fn new(table: &str, owned: bool) -> Result<Self, LockError> {
         Ok(Self {
             table: table.to_owned(),
             routes: Routes::new()?,
-            comment: element::owner_comment(std::process::id()),
-            capture: Capture::new()?,
+            comment: element::owner_comment(std::process::id(), &owner::name()),
+            capture: Arc::new(Capture::new()?),
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
+                owned,
+                closing_ms: CLOSING_MS,
                 ready: false,
                 destroy: true,
                 redirects: HashMap::new(),
@@ -75,26 +88,54 @@ impl Shared {
     /// Sets the tables up.
     pub(super) fn prepare(&self) -> Result<(), LockError> {
         let state = &mut *self.state();
+        self.own(state)?;
         self.set_up_maps(state);
         let mut batch = state.connection.batch(None);
-        self.put_locks(&mut batch, &state.exempt);
+        self.put_locks(&mut batch, state.owned, &state.exempt);
         self.send(state, batch)?;
         state.ready = true;
         Ok(())
+    }
+
+    /// Finds out whether the tables can be owned, if they are to be.
+    fn own(&self, state: &mut State) -> Result<(), LockError> {
+        if !state.owned {
+            return Ok(());
+        }
+        let mut batch = state.connection.batch(None);
+        layout::own(&mut batch, &self.table);
+        match state.connection.send(batch) {
+            Err(failure) if failure.call == layout::NEW_TABLE && failure.is(libc::EOPNOTSUPP) => {
+                // The kernel does not know how, or there is a table that is not owned.
+                state.owned = false;
+                Ok(())
+            }
+            Err(failure) => Err(self.explain(state, failure)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// For an error that has no meaning of its own where it happened.
+    pub(super) fn explain(&self, state: &mut State, failure: Failure) -> LockError {
+        // The kernel says the same of a table that another process owns, and to who may do nothing at all.
+        if failure.is(libc::EPERM) && state.connection.generation().is_ok() {
+            return LockError::TableOwned(self.table.clone());
+        }
+        failure.into_error(&self.table)
     }
 
     /// Sets the maps for redirects up, so that releasing flows that have none finds the table: a batch that the
     /// kernel has to take back because there is none costs it an RCU grace period, 10 ms and more.
     fn set_up_maps(&self, state: &mut State) {
         let mut batch = state.connection.batch(None);
-        layout::set_up_maps(&mut batch, &self.table);
+        layout::set_up_maps(&mut batch, &self.table, state.owned);
         // Kernels without the family netdev cannot redirect, but lock.
         let _ = self.send(state, batch);
     }
 
     /// What sets the table for locks up, and the handle's own chain in it if it captures.
-    fn put_locks(&self, batch: &mut Batch, exempt: &[u32]) {
-        layout::set_up_locks(batch, &self.table, exempt);
+    fn put_locks(&self, batch: &mut Batch, owned: bool, exempt: &[u32]) {
+        layout::set_up_locks(batch, &self.table, owned, exempt);
         if let Some(group) = self.capture.group() {
             capture::set_up(batch, &self.table, group);
         }
@@ -114,6 +155,7 @@ impl Shared {
         let lease_ms = element::lease_ms(lease)?;
         let state = &mut *self.state();
         if !state.ready {
+            self.own(state)?;
             self.set_up_maps(state);
         }
         let group = self.group();
@@ -122,12 +164,12 @@ impl Shared {
         let mut tries = 0..TRIES;
         loop {
             let deadline = deadline(lease_ms);
-            let exempt = state.exempt.clone();
+            let (exempt, owned) = (state.exempt.clone(), state.owned);
             let mut set_up = !state.ready;
             let mut check = self.capture.group().filter(|_| state.ready);
             let added = self.apply(state, flows, 1, |batch, flows| {
                 if set_up {
-                    self.put_locks(batch, &exempt);
+                    self.put_locks(batch, owned, &exempt);
                     set_up = false;
                 } else {
                     layout::add_exempt(batch, &self.table, &exempt);
@@ -158,7 +200,7 @@ impl Shared {
                     LockError::AlreadyLocked(flow)
                 });
             } else {
-                return Err(failure.into_error(&self.table));
+                return Err(self.explain(state, *failure));
             }
         }
     }
@@ -220,6 +262,32 @@ impl Shared {
         sets: &[Set],
     ) -> Result<(), LockError> {
         let redirects = sets.contains(&Set::Gone);
+        // A packet that is being looked at meanwhile may put back what a rule prolongs.
+        let prolonged: Vec<FourTuple> = if sets.contains(&Set::Closing) {
+            let closing = self.present(state, flows, Set::Closing)?;
+            closing.into_iter().collect()
+        } else {
+            Vec::new()
+        };
+        self.remove_once(state, flows, sets)?;
+        if !prolonged.is_empty() {
+            std::thread::sleep(PACKET);
+            self.remove_once(state, &prolonged, sets)?;
+        }
+        if redirects {
+            for flow in flows {
+                state.redirects.remove(flow);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_once(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        sets: &[Set],
+    ) -> Result<(), LockError> {
         let mut sets = sets.to_vec();
         let mut tries = 0..TRIES;
         loop {
@@ -228,7 +296,7 @@ impl Shared {
                 self.put_removals(batch, &removals, flows);
             });
             match removed {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err((_, failure)) if failure.lacks_destroy() && state.destroy => {
                     state.destroy = false;
                 }
@@ -239,15 +307,9 @@ impl Shared {
                         sets.retain(|set| Some(set.table()) != failure.table);
                     }
                 }
-                Err((_, failure)) => return Err(failure.into_error(&self.table)),
+                Err((_, failure)) => return Err(self.explain(state, *failure)),
             }
         }
-        if redirects {
-            for flow in flows {
-                state.redirects.remove(flow);
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn extra<'a>(&'a self, lease_ms: u64, data: Option<&'a [u8]>) -> Extra<'a> {
@@ -276,13 +338,21 @@ impl Shared {
         Ok(removals)
     }
 
-    fn present(
+    pub(super) fn present(
         &self,
         state: &mut State,
         flows: &[FourTuple],
         set: Set,
     ) -> Result<HashSet<FourTuple>, LockError> {
         let mut present = HashSet::new();
+        if flows.len() <= FEW {
+            for flow in flows {
+                if state.connection.has(&self.table, set, flow)? {
+                    present.insert(*flow);
+                }
+            }
+            return Ok(present);
+        }
         for v4 in [true, false] {
             if flows.iter().any(|flow| flow.is_ipv4() == v4) {
                 let elements = state.connection.elements(&self.table, set, v4)?;
@@ -359,10 +429,10 @@ impl Shared {
     }
 
     fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
-        state
-            .connection
-            .send(batch)
-            .map_err(|failure| failure.into_error(&self.table))
+        match state.connection.send(batch) {
+            Err(failure) => Err(self.explain(state, failure)),
+            Ok(()) => Ok(()),
+        }
     }
 }
 

@@ -1,15 +1,12 @@
 //! What a kernel that this one is not would make of it.
 
-#[allow(dead_code)]
-#[path = "../../tests/common/isolate.rs"]
-mod isolate;
-
 use std::process::Command;
 use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
 use super::Nftables;
+use crate::conformance::isolate;
 use crate::{EntryKind, LockError, Locker, NextHop};
 
 const LEASE: Duration = Duration::from_secs(60);

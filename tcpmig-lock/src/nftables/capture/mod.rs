@@ -20,21 +20,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tcpmig_format::{FourTuple, Octets};
 
-use super::shared::Shared;
 use crate::{Captured, LockError, Packet};
 pub(super) use rules::{
     LOCKED, NO_GROUP, chain_name, check, groups, remove, set_up, set_up_locked,
 };
 
 /// The capture of one handle.
-pub(super) struct Capture {
+pub(crate) struct Capture {
     /// None unless the handle was told to capture.
     group: OnceLock<u16>,
     inbox: Mutex<Inbox>,
 }
 
 /// What was read from the socket and not yet handed over.
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     log: Log,
     /// The newest lock of each flow.
     locks: HashMap<FourTuple, u64>,
@@ -52,7 +51,7 @@ struct Waiting {
 
 impl Capture {
     /// For a handle in the network namespace of the calling thread.
-    pub(super) fn new() -> Result<Self, LockError> {
+    pub(crate) fn new() -> Result<Self, LockError> {
         Ok(Self {
             group: OnceLock::new(),
             inbox: Mutex::new(Inbox {
@@ -66,7 +65,7 @@ impl Capture {
     }
 
     /// From now on the handle captures.
-    pub(super) fn start(&self, buffer_octets: usize) -> Result<(), LockError> {
+    pub(crate) fn start(&self, buffer_octets: usize) -> Result<(), LockError> {
         let inbox = &mut *self.inbox();
         if self.group.get().is_none() {
             let _ = self.group.set(inbox.log.bind_free(buffer_octets)?);
@@ -76,13 +75,13 @@ impl Capture {
     }
 
     /// The group of a handle that captures.
-    pub(super) fn group(&self) -> Option<u16> {
+    pub(crate) fn group(&self) -> Option<u16> {
         self.group.get().copied()
     }
 
     /// Has `remove` done to a group if nobody has it, in which nobody can begin to have it; or else does nothing and
     /// gives none.
-    pub(super) fn if_free<T>(
+    pub(crate) fn if_free<T>(
         &self,
         group: u16,
         remove: impl FnOnce() -> T,
@@ -103,7 +102,7 @@ impl Capture {
 
     /// In a handle that captures, keeps others from reading until [`Inbox::register`] has said whose the packets of
     /// new locks are; what arrived for older locks of the same flows is not among them.
-    pub(super) fn begin(&self) -> Result<Option<MutexGuard<'_, Inbox>>, LockError> {
+    pub(crate) fn begin(&self) -> Result<Option<MutexGuard<'_, Inbox>>, LockError> {
         if self.group().is_none() {
             return Ok(None);
         }
@@ -115,7 +114,7 @@ impl Capture {
 
 impl Inbox {
     /// Notes that packets of these flows belong to one new lock, from the last read on.
-    pub(super) fn register(&mut self, flows: &[FourTuple]) -> u64 {
+    pub(crate) fn register(&mut self, flows: &[FourTuple]) -> u64 {
         self.last_token += 1;
         let token = self.last_token;
         self.locks.extend(flows.iter().map(|flow| (*flow, token)));
@@ -175,24 +174,24 @@ impl Waiting {
 }
 
 /// The right of one lock to its packets, which goes when this does.
-pub(super) struct Receipt {
-    shared: Arc<Shared>,
+pub(crate) struct Receipt {
+    capture: Arc<Capture>,
     flows: Vec<FourTuple>,
     token: u64,
 }
 
 impl Receipt {
-    pub(super) fn new(shared: &Arc<Shared>, flows: &[FourTuple], token: u64) -> Self {
+    pub(crate) fn new(capture: &Arc<Capture>, flows: &[FourTuple], token: u64) -> Self {
         Self {
-            shared: Arc::clone(shared),
+            capture: Arc::clone(capture),
             flows: flows.to_vec(),
             token,
         }
     }
 
     /// What has arrived since the last time.
-    pub(super) fn captured(&self) -> Result<Captured, LockError> {
-        let mut inbox = self.shared.capture.inbox();
+    pub(crate) fn captured(&self) -> Result<Captured, LockError> {
+        let mut inbox = self.capture.inbox();
         inbox.read()?;
         let waiting = inbox.waiting.get_mut(&self.token);
         Ok(waiting.map(mem::take).unwrap_or_default().captured)
@@ -201,7 +200,7 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        let mut inbox = self.shared.capture.inbox();
+        let mut inbox = self.capture.inbox();
         inbox.forget(&self.flows, self.token);
     }
 }

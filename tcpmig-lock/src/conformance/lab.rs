@@ -1,22 +1,31 @@
-//! Hosts, links and TCP connections.
+//! Hosts in private network namespaces, links and TCP connections.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::FourTuple;
 use nix::sched::{CloneFlags, setns, unshare};
-use tcpmig_lock::FourTuple;
 
 /// A network namespace that goes with this value (and its sockets).
-pub(crate) struct Host(File);
+pub struct Host(File);
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Host {
-    pub(crate) fn new() -> Self {
+    /// A new one, with its `lo` up.
+    pub fn new() -> Self {
         let file = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
+            // Addresses can be used at once.
+            std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("accept_dad");
             ip("link set lo up");
             File::open("/proc/thread-self/ns/net").expect("open the namespace")
         });
@@ -24,7 +33,7 @@ impl Host {
     }
 
     /// Runs something in this namespace, on a thread of its own.
-    pub(crate) fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+    pub fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(&self.0, CloneFlags::CLONE_NEWNET).expect("setns");
@@ -37,23 +46,60 @@ impl Host {
         })
     }
 
-    pub(crate) fn ip(&self, arguments: &str) {
+    /// Runs `ip` with these arguments in it.
+    pub fn ip(&self, arguments: &str) {
         self.run(|| ip(arguments));
     }
 
-    pub(crate) fn sysctl(&self, name: &str, value: &str) {
+    /// Sets `net.NAME`, with slashes in the name.
+    pub fn sysctl(&self, name: &str, value: &str) {
         let path = format!("/proc/sys/net/{name}");
         self.run(|| std::fs::write(&path, value).expect(&path));
     }
 
-    /// A path by which `ip` finds the namespace.
-    pub(crate) fn path(&self) -> String {
+    /// Waits until the kernel has given a device its link-local address, which it does a moment after it is up.
+    pub fn settle(&self, device: &str) {
+        const TENTATIVE: u32 = 0x40;
+        eventually("a link-local address", || {
+            let path = "/proc/thread-self/net/if_inet6";
+            let text = self.run(|| std::fs::read_to_string(path).expect(path));
+            text.lines().find_map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let [address, _, _, _, flags, name] = words.as_slice() else {
+                    return None;
+                };
+                let flags = u32::from_str_radix(flags, 16).ok()?;
+                let ready = address.starts_with("fe80") && flags & TENTATIVE == 0;
+                (ready && *name == device).then_some(())
+            })
+        });
+    }
+
+    /// The namespace that has this path, which [`path`](Self::path) of another process gave.
+    pub fn open(path: &str) -> Self {
+        Self(File::open(path).expect("open the namespace"))
+    }
+
+    /// A path by which `ip` and other processes find the namespace, as long as this value lives.
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }
 
+/// Waits until `condition` gives something, for at most ten seconds.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < end, "did not happen: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// `ip` in the namespace of this thread.
-pub(crate) fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()
@@ -63,7 +109,7 @@ pub(crate) fn ip(arguments: &str) {
 }
 
 /// A link between two hosts, `eth0` on both: `a` is number 1 and `b` number 9.
-pub(crate) fn link(a: &Host, b: &Host) {
+pub fn link(a: &Host, b: &Host) {
     a.ip(&format!(
         "link add eth0 type veth peer name eth0 netns {}",
         b.path()
@@ -74,14 +120,14 @@ pub(crate) fn link(a: &Host, b: &Host) {
 }
 
 /// Gives a host its addresses on `eth0`, with this number at the end.
-pub(crate) fn address(host: &Host, number: u8) {
+pub fn address(host: &Host, number: u8) {
     host.ip(&format!("address add 10.0.0.{number}/24 dev eth0"));
     host.ip(&format!("address add 2001:db8::{number}/64 dev eth0 nodad"));
     host.ip("link set eth0 up");
 }
 
 /// A switch with these hosts on it, numbered as given.
-pub(crate) fn switch(hosts: &[(&Host, u8)]) -> Host {
+pub fn switch(hosts: &[(&Host, u8)]) -> Host {
     let switch = Host::new();
     switch.ip("link add br0 type bridge");
     switch.ip("link set br0 up");
@@ -97,19 +143,23 @@ pub(crate) fn switch(hosts: &[(&Host, u8)]) -> Host {
 }
 
 /// An established connection: the end at the server, and that at the client.
-pub(crate) struct Connection {
-    pub(crate) server: TcpStream,
-    pub(crate) client: TcpStream,
+pub struct Connection {
+    /// The end at the server.
+    pub server: TcpStream,
+    /// The end at the client.
+    pub client: TcpStream,
 }
 
 impl Connection {
-    pub(crate) fn new(server: &Host, client: &Host, address: IpAddr) -> Self {
+    /// A new one to this address of the server.
+    pub fn new(server: &Host, client: &Host, address: IpAddr) -> Self {
         let listener = server.run(|| TcpListener::bind((address, 0)).expect("listen"));
         let to = listener.local_addr().expect("the listener's address");
         Self::to(&listener, client, to)
     }
 
-    pub(crate) fn to(listener: &TcpListener, client: &Host, to: SocketAddr) -> Self {
+    /// A new one to this listener.
+    pub fn to(listener: &TcpListener, client: &Host, to: SocketAddr) -> Self {
         let client = client
             .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("connect"));
         let (server, _) = listener.accept().expect("accept");
@@ -122,13 +172,13 @@ impl Connection {
     }
 
     /// The flow as the server's host sees it.
-    pub(crate) fn flow(&self) -> FourTuple {
+    pub fn flow(&self) -> FourTuple {
         let local = self.server.local_addr().expect("local address");
         FourTuple::new(local, self.server.peer_addr().expect("peer address")).expect("a flow")
     }
 
     /// One octet each way.
-    pub(crate) fn ping(&mut self) {
+    pub fn ping(&mut self) {
         send(&mut self.client, b'a');
         expect(&mut self.server, b'a');
         send(&mut self.server, b'b');
@@ -136,12 +186,13 @@ impl Connection {
     }
 }
 
-pub(crate) fn send(stream: &mut TcpStream, octet: u8) {
+/// Sends one octet.
+pub fn send(stream: &mut TcpStream, octet: u8) {
     stream.write_all(&[octet]).expect("send");
 }
 
 /// Waits for this octet to arrive.
-pub(crate) fn expect(stream: &mut TcpStream, octet: u8) {
+pub fn expect(stream: &mut TcpStream, octet: u8) {
     let mut buffer = [0];
     stream.read_exact(&mut buffer).expect("an octet");
     assert_eq!(buffer[0], octet);
@@ -149,7 +200,7 @@ pub(crate) fn expect(stream: &mut TcpStream, octet: u8) {
 
 /// That nothing has arrived. Preceded by a `ping` on another connection over the same links, it says that nothing
 /// sent before that has come through.
-pub(crate) fn expect_nothing(stream: &TcpStream) {
+pub fn expect_nothing(stream: &TcpStream) {
     stream.set_nonblocking(true).expect("nonblocking");
     let result = stream.peek(&mut [0]);
     stream.set_nonblocking(false).expect("blocking");

@@ -6,23 +6,34 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use nix::libc::ETH_P_ALL;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::net::Host;
+use super::lab::Host;
 
-pub(crate) const RST: u8 = 4;
-pub(crate) const PSH: u8 = 8;
+/// The flag of a segment that ends one direction.
+pub const FIN: u8 = 1;
+/// The flag of a segment that aborts the connection.
+pub const RST: u8 = 4;
+/// The flag of a segment that acknowledges.
+pub const ACK: u8 = 16;
+/// The flag of a segment with data that ends a write.
+pub const PSH: u8 = 8;
 
+/// A TCP segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) from: SocketAddr,
-    pub(crate) to: SocketAddr,
-    pub(crate) flags: u8,
+pub struct Segment {
+    /// Where it comes from.
+    pub from: SocketAddr,
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Its flags, as in the header.
+    pub flags: u8,
 }
 
 /// All TCP segments that a host sends or receives from now on, on any device.
-pub(crate) struct Capture(Socket);
+pub struct Capture(Socket);
 
 impl Capture {
-    pub(crate) fn new(host: &Host) -> Self {
+    /// Begins now.
+    pub fn new(host: &Host) -> Self {
         let protocol = i32::from(u16::try_from(ETH_P_ALL).expect("16 bits").to_be());
         let socket = host.run(|| {
             Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(protocol)))
@@ -33,12 +44,12 @@ impl Capture {
     }
 
     /// The segments since the last call.
-    pub(crate) fn segments(&mut self) -> Vec<Segment> {
+    pub fn segments(&mut self) -> Vec<Segment> {
         self.packets().iter().filter_map(|p| parse(p)).collect()
     }
 
     /// The packets from this end of a connection since the last call, from their IP header on.
-    pub(crate) fn packets_from(&mut self, from: SocketAddr) -> Vec<Vec<u8>> {
+    pub fn packets_from(&mut self, from: SocketAddr) -> Vec<Vec<u8>> {
         let mut packets = self.packets();
         packets.retain(|packet| parse(packet).is_some_and(|segment| segment.from == from));
         packets

@@ -10,7 +10,7 @@ const INNER: &str = "TCPMIG_LOCK_TEST_INNER";
 
 /// Runs a test in a network namespace of its own. Without privileges it runs this one test (`name` is that of the
 /// test function) again in a user namespace where it has them. Fails, and never skips, if there can be no namespace.
-pub(crate) fn isolated(name: &str, test: impl FnOnce()) {
+pub fn isolated(name: &str, test: impl FnOnce()) {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {
             test();
@@ -21,7 +21,7 @@ pub(crate) fn isolated(name: &str, test: impl FnOnce()) {
 }
 
 /// Runs this one test again under `unshare` with these flags; [`is_again`] tells the two apart.
-pub(crate) fn again(name: &str, flags: &[&str]) {
+pub fn again(name: &str, flags: &[&str]) {
     let output = Command::new("unshare")
         .args(flags)
         .arg(env::current_exe().expect("the path of the test"))
@@ -38,6 +38,7 @@ pub(crate) fn again(name: &str, flags: &[&str]) {
     );
 }
 
-pub(crate) fn is_again() -> bool {
+/// Whether this process is such a run.
+pub fn is_again() -> bool {
     env::var_os(INNER).is_some()
 }

@@ -1,0 +1,60 @@
+//! What a locker can do.
+
+/// What a locker can do, and what not.
+///
+/// The default is a locker that silences single flows, remembers them, and leaves the end of a lease to the kernel,
+/// but neither captures nor redirects nor exempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Abilities {
+    /// What falls silent with a lock.
+    pub silence: Silence,
+    /// What ends a lease whose holder is dead.
+    pub lease: LeaseEnd,
+    /// Whether a flow that is locked is refused to others, listed, and no longer held once its lease has ended.
+    pub remembers: bool,
+    /// Whether this handle's guards hand over what arrives.
+    pub captures: bool,
+    /// Whether a lock can end as a redirect.
+    pub redirects: bool,
+    /// Whether packets with a mark can be exempted.
+    pub exempts: bool,
+}
+
+impl Default for Abilities {
+    fn default() -> Self {
+        Self {
+            silence: Silence::Flows,
+            lease: LeaseEnd::Kernel,
+            remembers: true,
+            captures: false,
+            redirects: false,
+            exempts: false,
+        }
+    }
+}
+
+/// What falls silent with a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Silence {
+    /// The locked flows and nothing else.
+    Flows,
+    /// Everything on the network device that the flows use, as long as one of them is locked.
+    Device,
+    /// Nothing: somebody else keeps the packets away.
+    Nothing,
+}
+
+/// What ends a lease whose holder is dead. A living holder's always ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeaseEnd {
+    /// The kernel.
+    Kernel,
+    /// [`Locker::sweep`](crate::Locker::sweep), when somebody calls it after the lease has ended. Until then the
+    /// flows stay silent.
+    Sweep,
+    /// Nothing is held that could end.
+    Nothing,
+}

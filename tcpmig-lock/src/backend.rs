@@ -1,0 +1,145 @@
+//! Lockers by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Flavour, Iptables, Link, LockError, Locker, Nftables, NoLock};
+
+/// A locker by the name that users choose it by, for command lines and configurations.
+///
+/// ```no_run
+/// # fn main() -> Result<(), tcpmig_lock::LockError> {
+/// let locker = "link:eth1".parse::<tcpmig_lock::Backend>()?.open()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// `nftables`: [`Nftables`].
+    Nftables,
+    /// `iptables`, `iptables-nft`, `iptables-legacy`: [`Iptables`].
+    Iptables(Flavour),
+    /// `link:DEVICE`: [`Link::of`] the device.
+    Link(String),
+    /// `none`: [`NoLock`].
+    None,
+}
+
+/// What the lockers are called, and what each is, in a few words.
+const HELP: [(&str, &str); 6] = [
+    (
+        "nftables",
+        "the kernel's packet filter; the only one that can redirect",
+    ),
+    ("iptables", "rules of the host's iptables and ip6tables"),
+    ("iptables-nft", "the same, of its newer implementation"),
+    ("iptables-legacy", "the same, of its older implementation"),
+    (
+        "link:DEVICE",
+        "unplugs a network device: all that uses it falls silent",
+    ),
+    ("none", "nothing: you keep the packets away yourself"),
+];
+
+impl Backend {
+    /// What the lockers are called, and what each is, in a few words.
+    #[must_use]
+    pub fn help() -> &'static [(&'static str, &'static str)] {
+        &HELP
+    }
+
+    /// A handle in the network namespace of the calling thread, which neither captures nor exempts.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Nftables::new`], [`Iptables::with_flavour`], [`Link::of`].
+    pub fn open(&self) -> Result<Box<dyn Locker>, LockError> {
+        Ok(match self {
+            Self::Nftables => Box::new(Nftables::new()?),
+            Self::Iptables(flavour) => Box::new(Iptables::with_flavour(*flavour)?),
+            Self::Link(device) => Box::new(Link::of(device)?),
+            Self::None => Box::new(NoLock),
+        })
+    }
+
+    /// As [`open`](Self::open), for moving connections: it captures what arrives for locked flows, up to
+    /// `buffer_octets`, and lets packets with the mark pass, if it can. Its [`Abilities`](crate::Abilities) tell.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_capturing(
+        &self,
+        mark: u32,
+        buffer_octets: usize,
+    ) -> Result<Box<dyn Locker>, LockError> {
+        // A kernel without nfnetlink_log can still lock.
+        match self {
+            Self::Nftables => {
+                let open = || Ok::<_, LockError>(Nftables::new()?.exempt_mark(mark));
+                match open()?.capturing(buffer_octets) {
+                    Err(LockError::NoNftables { .. }) => Ok(Box::new(open()?)),
+                    other => Ok(Box::new(other?)),
+                }
+            }
+            Self::Iptables(flavour) => {
+                let open =
+                    || Ok::<_, LockError>(Iptables::with_flavour(*flavour)?.exempt_mark(mark));
+                match open()?.capturing(buffer_octets) {
+                    Err(LockError::NoNftables { .. }) => Ok(Box::new(open()?)),
+                    other => Ok(Box::new(other?)),
+                }
+            }
+            Self::Link(_) | Self::None => self.open(),
+        }
+    }
+}
+
+impl FromStr for Backend {
+    type Err = LockError;
+
+    fn from_str(name: &str) -> Result<Self, LockError> {
+        Ok(match name {
+            "nftables" => Self::Nftables,
+            "iptables" => Self::Iptables(Flavour::Default),
+            "iptables-nft" => Self::Iptables(Flavour::Nft),
+            "iptables-legacy" => Self::Iptables(Flavour::Legacy),
+            "none" => Self::None,
+            _ => match name.strip_prefix("link:") {
+                Some(device) if !device.is_empty() => Self::Link(device.to_owned()),
+                _ => return Err(LockError::NoLocker(name.to_owned())),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nftables => f.write_str("nftables"),
+            Self::Iptables(Flavour::Default) => f.write_str("iptables"),
+            Self::Iptables(Flavour::Nft) => f.write_str("iptables-nft"),
+            Self::Iptables(Flavour::Legacy) => f.write_str("iptables-legacy"),
+            Self::Link(device) => write!(f, "link:{device}"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_shown() {
+        for (name, _) in Backend::help() {
+            assert_eq!(name.parse::<Backend>().unwrap().to_string(), *name);
+        }
+        for name in ["", "link", "link:", "Nftables", "iptables-x"] {
+            let error = name.parse::<Backend>().unwrap_err();
+            assert!(matches!(&error, LockError::NoLocker(wrong) if wrong == name));
+            assert!(error.to_string().contains("link:DEVICE"));
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! The cases.
+
+use std::time::{Duration, Instant};
+
+use super::lab::{Connection, eventually, expect, expect_nothing, send};
+use super::{Case, Ground, LEASE, Setup, faults};
+use crate::{EntryKind, FourTuple, LeaseEnd, LockError, Locker, NextHop, Silence};
+
+macro_rules! cases {
+    ($($name:ident: $run:path,)*) => {
+        /// All cases.
+        pub const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $run }),*];
+    };
+}
+
+cases! {
+    a_locked_flow_is_silent_both_ways_until_unlocked: silent_until_unlocked,
+    others_are_as_silent_as_promised: others,
+    flows_of_both_families_are_locked_in_one_call: both_families,
+    a_second_lock_is_refused_and_nothing_of_it_holds: second_lock,
+    what_makes_no_sense_is_refused_and_locks_nothing: nonsense,
+    a_lease_ends_by_itself: lease_ends,
+    a_renewed_lease_lasts: renewed,
+    unlocking_what_is_over_is_no_error: unlock_twice,
+    dropping_unlocks_and_leaving_does_not: drop_and_leave,
+    the_list_names_flow_lease_age_and_owner: list,
+    sweep_leaves_what_holds_and_nothing_else: sweep,
+    packets_with_an_exempt_mark_pass: exempt,
+    what_arrives_is_captured: capture,
+    what_cannot_be_redirected_stays_locked: redirect,
+    a_locker_keeps_its_namespace: namespace,
+    many_flows_in_one_call: many,
+    a_killed_holder_leaves_its_lock_to_the_lease: faults::killed_holder,
+    holders_killed_at_random_leave_nothing_behind: faults::killed_at_random,
+}
+
+/// Flows of no connection, all of the first family.
+fn flows(count: u16) -> Vec<FourTuple> {
+    let flow = |number: u16| format!("10.0.0.1:80,10.9.{}.{}:1025", number >> 8, number & 255);
+    (0..count)
+        .map(|number| flow(number).parse().expect("a flow"))
+        .collect()
+}
+
+fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
+    let entries = locker.list().expect("list");
+    let mut flows: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.kind == EntryKind::Lock)
+        .map(|entry| entry.flow)
+        .collect();
+    flows.sort_by_key(ToString::to_string);
+    flows
+}
+
+/// Asserts what is locked, as far as the locker remembers.
+fn assert_locked(locker: &dyn Locker, expected: &[FourTuple]) {
+    let mut expected = expected.to_vec();
+    expected.sort_by_key(ToString::to_string);
+    if !locker.abilities().remembers {
+        expected.clear();
+    }
+    assert_eq!(locked(locker), expected);
+}
+
+fn silent_until_unlocked(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let silence = locker.abilities().silence;
+    for address in Ground::addresses() {
+        let mut flow = ground.connection(address);
+        flow.ping();
+        let guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+        assert_eq!(guard.flows(), [flow.flow()]);
+        ground.expect_locked(silence, &mut flow);
+        guard.unlock().expect("unlock");
+        Ground::expect_unlocked(silence, &mut flow);
+    }
+    assert_locked(&*locker, &[]);
+}
+
+fn others(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let silence = locker.abilities().silence;
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let mut beside = Ground::addresses().map(|address| ground.connection(address));
+    let mut elsewhere = Ground::other_addresses().map(|address| ground.connection(address));
+    let guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+    for connection in &mut elsewhere {
+        connection.ping();
+    }
+    for connection in &mut beside {
+        match silence {
+            Silence::Flows | Silence::Nothing => connection.ping(),
+            Silence::Device => ground.expect_silence(connection),
+        }
+    }
+    // New ones too.
+    if silence != Silence::Device {
+        ground.connection(Ground::addresses()[0]).ping();
+    }
+    ground.connection(Ground::other_addresses()[0]).ping();
+    drop(guard);
+    flow.ping();
+    for connection in &mut beside {
+        match silence {
+            Silence::Flows | Silence::Nothing => connection.ping(),
+            Silence::Device => Ground::expect_sound(connection),
+        }
+    }
+}
+
+fn both_families(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let silence = locker.abilities().silence;
+    let mut connections = Ground::addresses().map(|address| ground.connection(address));
+    let flows = connections.each_ref().map(Connection::flow);
+    let guard = locker.lock(&flows, LEASE).expect("lock");
+    assert_locked(&*locker, &flows);
+    for connection in &mut connections {
+        ground.expect_locked(silence, connection);
+    }
+    guard.unlock().expect("unlock");
+    for connection in &mut connections {
+        Ground::expect_unlocked(silence, connection);
+    }
+}
+
+fn second_lock(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let (first, second) = (setup.locker(&ground), setup.locker(&ground));
+    let abilities = first.abilities();
+    let mut held = ground.connection(Ground::addresses()[0]);
+    let mut free = ground.connection(Ground::addresses()[1]);
+    let guard = first.lock(&[held.flow()], LEASE).expect("lock");
+    // The flow that is held last, so that the other would be locked by the time it is found.
+    for locker in [&first, &second] {
+        let again = locker.lock(&[free.flow(), held.flow()], LEASE);
+        if abilities.remembers {
+            let error = again.map(drop).expect_err("a second lock");
+            assert!(
+                matches!(error, LockError::AlreadyLocked(flow) if flow == held.flow()),
+                "{error}"
+            );
+            assert_locked(&**locker, &[held.flow()]);
+        } else {
+            drop(again.expect("a second lock of one that does not remember"));
+        }
+    }
+    if abilities.silence == Silence::Flows {
+        free.ping();
+    }
+    // The first lock is as it was.
+    ground.expect_locked(abilities.silence, &mut held);
+    // Two holders at once, of different flows: each ends its own.
+    let other = second.lock(&[free.flow()], LEASE).expect("lock");
+    guard.unlock().expect("unlock");
+    assert_locked(&*first, &[free.flow()]);
+    ground.expect_locked(abilities.silence, &mut free);
+    other.unlock().expect("unlock");
+    Ground::expect_unlocked(abilities.silence, &mut held);
+    Ground::expect_unlocked(abilities.silence, &mut free);
+    // What was unlocked can be locked, also by the other.
+    drop(
+        second
+            .lock(&[held.flow(), free.flow()], LEASE)
+            .expect("lock"),
+    );
+}
+
+fn nonsense(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let before = setup.traces(&ground);
+    let mut twice = flows(10);
+    twice.push(twice[4]);
+    let error = locker.lock(&twice, LEASE).map(drop).expect_err("a double");
+    assert!(
+        matches!(error, LockError::Duplicate(flow) if flow == twice[4]),
+        "{error}"
+    );
+    let error = locker.lock(&flows(1), Duration::ZERO).map(drop);
+    assert!(matches!(error, Err(LockError::LeaseZero)), "{error:?}");
+    assert_locked(&*locker, &[]);
+    locker
+        .lock(&[], LEASE)
+        .expect("nothing")
+        .unlock()
+        .expect("nothing");
+    locker.sweep().expect("sweep");
+    super::expect_traces(setup, &ground, &before);
+    ground.connection(Ground::addresses()[0]).ping();
+}
+
+fn lease_ends(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let lease = Duration::from_millis(1500);
+    let start = Instant::now();
+    let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
+    if !abilities.remembers {
+        flow.ping();
+        guard.renew(LEASE).expect("renew");
+        return guard.unlock().expect("unlock");
+    }
+    send(&mut flow.client, b'x');
+    expect(&mut flow.server, b'x');
+    // The kernel counts in jiffies.
+    assert!(
+        start.elapsed() + Duration::from_millis(30) >= lease,
+        "the lease ended after {:?}",
+        start.elapsed()
+    );
+    flow.ping();
+    eventually("the entry goes", || {
+        locked(&*locker).is_empty().then_some(())
+    });
+    // An ended lease is told to who would prolong it.
+    let error = guard.renew(LEASE).expect_err("a lease that ended");
+    assert!(
+        matches!(error, LockError::NotHeld(ended) if ended == flow.flow()),
+        "{error}"
+    );
+    // Somebody else's lock of the flow is not touched by the guard whose lease ended.
+    let other = setup.locker(&ground);
+    let newer = other.lock(&[flow.flow()], LEASE).expect("lock");
+    guard.unlock().expect("unlock");
+    assert_locked(&*locker, &[flow.flow()]);
+    newer.unlock().expect("unlock");
+    assert_locked(&*locker, &[]);
+    flow.ping();
+}
+
+fn renewed(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let lease = Duration::from_secs(2);
+    let start = Instant::now();
+    let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
+    guard.renew(LEASE).expect("renew");
+    ground.expect_locked(abilities.silence, &mut flow);
+    // Past the first lease, and past what a lease may take to end.
+    while abilities.remembers && start.elapsed() < lease * 2 {
+        assert_locked(&*locker, &[flow.flow()]);
+        expect_nothing(&flow.server);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for entry in locker.list().expect("list") {
+        assert!(entry.remaining > Duration::from_secs(40), "{entry:?}");
+        assert!(entry.remaining <= LEASE, "{entry:?}");
+    }
+    guard.unlock().expect("unlock");
+    Ground::expect_unlocked(abilities.silence, &mut flow);
+    assert_locked(&*locker, &[]);
+}
+
+fn unlock_twice(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    for end in [crate::LockGuard::unlock, crate::LockGuard::release] {
+        let guard = locker.lock(&[flow.flow()], Duration::from_millis(300));
+        let guard = guard.expect("lock");
+        if locker.abilities().remembers {
+            eventually("the lease ends", || {
+                let _ = locker.sweep().expect("sweep");
+                locked(&*locker).is_empty().then_some(())
+            });
+        }
+        // Another handle sweeps what is over before the guard ends it.
+        let _ = setup.locker(&ground).sweep().expect("sweep");
+        end(guard).expect("what is over");
+        flow.ping();
+    }
+    drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
+    flow.ping();
+}
+
+fn drop_and_leave(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let silence = locker.abilities().silence;
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
+    assert_locked(&*locker, &[]);
+    flow.ping();
+    locker
+        .lock(&[flow.flow()], Duration::from_secs(4))
+        .expect("lock")
+        .leave();
+    assert_locked(&*locker, &[flow.flow()]);
+    ground.expect_locked(silence, &mut flow);
+    // Nobody ends it, and so the lease does.
+    Ground::expect_unlocked(silence, &mut flow);
+    eventually("the entry goes", || {
+        locked(&*locker).is_empty().then_some(())
+    });
+}
+
+fn list(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let flows = flows(3);
+    let guard = locker.lock(&flows, LEASE).expect("lock");
+    // As another process would see it.
+    let other = setup.locker(&ground);
+    assert_locked(&*other, &flows);
+    let expected = if locker.abilities().remembers { 3 } else { 0 };
+    let entries = other.list().expect("list");
+    assert_eq!(entries.len(), expected);
+    for entry in entries {
+        assert_eq!(entry.kind, EntryKind::Lock);
+        assert!(
+            entry.remaining > LEASE / 2 && entry.remaining <= LEASE,
+            "{entry:?}"
+        );
+        assert!(entry.age.is_some_and(|age| age < LEASE / 2), "{entry:?}");
+        assert_eq!(entry.owner, Some(std::process::id()));
+        assert!(entry.owner_name.is_some_and(|name| !name.is_empty()));
+    }
+    guard.unlock().expect("unlock");
+}
+
+fn sweep(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let before = setup.traces(&ground);
+    let (locker, other) = (setup.locker(&ground), setup.locker(&ground));
+    let silence = locker.abilities().silence;
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    assert!(locker.sweep().expect("sweep").flows.is_empty());
+    let guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+    let swept = other.sweep().expect("sweep");
+    assert_eq!(swept.flows, []);
+    assert_locked(&*locker, &[flow.flow()]);
+    ground.expect_locked(silence, &mut flow);
+    guard.unlock().expect("unlock");
+    Ground::expect_unlocked(silence, &mut flow);
+    other.sweep().expect("sweep");
+    assert!(other.sweep().expect("sweep").is_empty());
+    super::expect_traces(setup, &ground, &before);
+    // It can be used again after that.
+    drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
+}
+
+fn exempt(_test: &str, setup: &dyn Setup) {
+    const MARK: u32 = 7;
+    let ground = Ground::new();
+    let plain = setup.locker(&ground);
+    let Some(locker) = setup.exempting(&ground, MARK) else {
+        assert!(!plain.abilities().exempts, "it says that it can exempt");
+        return;
+    };
+    assert!(locker.abilities().exempts, "it says that it cannot");
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let mut neighbour = ground.connection(Ground::addresses()[0]);
+    // The first lock may set things up, the second finds them; both know the mark.
+    drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
+    let _guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+    send(&mut flow.server, b'x');
+    neighbour.ping();
+    expect_nothing(&flow.client);
+    let socket = socket2::SockRef::from(&flow.server);
+    socket.set_mark(MARK).expect("SO_MARK");
+    // The retransmission carries the mark.
+    expect(&mut flow.client, b'x');
+}
+
+fn capture(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let plain = setup.locker(&ground);
+    let flow = ground.connection(Ground::addresses()[0]);
+    let mut guard = plain.lock(&[flow.flow()], LEASE).expect("lock");
+    if !plain.abilities().captures {
+        let error = guard.captured().expect_err("what it cannot do");
+        assert!(matches!(error, LockError::Unsupported { .. }), "{error}");
+    }
+    drop(guard);
+    let Some(locker) = setup.capturing(&ground) else {
+        assert!(!plain.abilities().captures, "it says that it captures");
+        return;
+    };
+    assert!(locker.abilities().captures, "it says that it does not");
+    for address in Ground::addresses() {
+        let mut flow = ground.connection(address);
+        let mut neighbour = ground.connection(address);
+        let mut guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+        assert_eq!(guard.captured().expect("capture").packets, []);
+        send(&mut neighbour.client, b'n');
+        send(&mut flow.server, b's');
+        send(&mut flow.client, b'c');
+        let captured = eventually("the packet", || {
+            let captured = guard.captured().expect("capture");
+            (!captured.packets.is_empty()).then_some(captured)
+        });
+        assert!(!captured.overflowed);
+        let packet = &captured.packets[0];
+        assert_eq!(packet.flow, flow.flow());
+        assert_eq!(packet.octets.last(), Some(&b'c'));
+        // Nor did it get through.
+        expect_nothing(&flow.server);
+        guard.unlock().expect("unlock");
+        expect(&mut flow.server, b'c');
+        expect(&mut flow.client, b's');
+    }
+}
+
+fn redirect(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let mut guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+    let hop = NextHop {
+        device: "none0".to_owned(),
+        address: "10.0.0.7".parse().expect("an address"),
+        ingress: "eth0".to_owned(),
+    };
+    let error = guard.try_redirect(&hop, LEASE).expect_err("no such device");
+    if abilities.redirects {
+        assert!(matches!(error, LockError::NoDevice(_)), "{error}");
+    } else {
+        assert!(matches!(error, LockError::Unsupported { .. }), "{error}");
+    }
+    assert_locked(&*locker, &[flow.flow()]);
+    ground.expect_locked(abilities.silence, &mut flow);
+    guard.unlock().expect("unlock");
+    Ground::expect_unlocked(abilities.silence, &mut flow);
+}
+
+fn namespace(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let silence = locker.abilities().silence;
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let at_client = |call: &(dyn Fn() + Sync)| ground.client.run(call);
+    let guard = ground.client.run(|| locker.lock(&[flow.flow()], LEASE));
+    let mut guard = guard.expect("lock");
+    ground.client.run(|| guard.renew(LEASE)).expect("renew");
+    at_client(&|| assert_locked(&*locker, &[flow.flow()]));
+    ground.expect_locked(silence, &mut flow);
+    at_client(&|| drop(locker.sweep().expect("sweep")));
+    ground.client.run(|| guard.unlock()).expect("unlock");
+    Ground::expect_unlocked(silence, &mut flow);
+    assert_locked(&*locker, &[]);
+}
+
+fn many(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let mut neighbour = ground.connection(Ground::addresses()[0]);
+    let mut flows = flows(1000);
+    flows.push(flow.flow());
+    let guard = locker.lock(&flows, LEASE).expect("lock");
+    assert_locked(&*locker, &flows);
+    if abilities.silence == Silence::Flows {
+        neighbour.ping();
+    }
+    ground.expect_locked(abilities.silence, &mut flow);
+    if abilities.remembers {
+        // None of those before the one that is held.
+        let last = locker.lock(&flows[1000..], LEASE).map(drop);
+        assert!(matches!(last, Err(LockError::AlreadyLocked(_))), "{last:?}");
+    }
+    guard.unlock().expect("unlock");
+    assert_locked(&*locker, &[]);
+    Ground::expect_unlocked(abilities.silence, &mut flow);
+    neighbour.ping();
+}
+
+/// What a lease needs to end when nobody lives who holds it.
+pub(super) fn end_of_lease(locker: &dyn Locker, flow: FourTuple) {
+    match locker.abilities().lease {
+        LeaseEnd::Nothing => assert_eq!(locked(locker), []),
+        LeaseEnd::Kernel => eventually("the kernel ends the lease", || {
+            (!locked(locker).contains(&flow)).then_some(())
+        }),
+        LeaseEnd::Sweep => eventually("the lease is swept", || {
+            let swept = locker.sweep().expect("sweep");
+            swept.flows.contains(&flow).then_some(())
+        }),
+    }
+}

@@ -1,0 +1,573 @@
+//! The `iptables` locker.
+
+mod program;
+mod rules;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::Flock;
+use tcpmig_format::FourTuple;
+
+pub use program::Flavour;
+
+use crate::locker::check;
+use crate::namespace::Namespace;
+use crate::nftables::{Capture, Receipt};
+use crate::{
+    Abilities, Captured, Entry, EntryKind, Held, LockError, LockGuard, Locker, NextHop,
+    Redirecting, Swept, owner, runtime,
+};
+use rules::{Rule, Rules};
+
+const NAME: &str = "iptables";
+/// How many rules are removed one by one, each of which is looked for from the first on; more are removed by writing
+/// all others again.
+const FEW: usize = 16;
+/// How many flows are changed at once where more are refused, and how the programs say that they are.
+const PART: usize = 50;
+const TOO_LONG: &str = "Message too long";
+/// Ten years: the match `time` ends in 2038.
+const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
+
+/// The `iptables` locker, for hosts whose packet filter is iptables: each flow is two rules in the table `raw`.
+///
+/// It runs `iptables-restore --noflush` (`ip6tables-restore` for IPv6) once for a call, however many flows that is
+/// about, and `iptables-save` before it to see what is there. The rules are in chains of its own, `tcpmig-in` and
+/// `tcpmig-out`, to which `PREROUTING` and `OUTPUT` jump first; no other rule is touched, and
+/// [`sweep`](Locker::sweep) removes the chains when nothing is in them. Only TCP is looked at.
+///
+/// Prefer [`Nftables`](crate::Nftables) where the kernel has it, whatever the host's own rules are made with. Here
+/// each packet of the host is compared with one rule after the other, so that what a lock costs other connections
+/// grows with the number of locked flows; a call takes milliseconds, because it starts processes; flows of both
+/// families in one call fall silent one family after the other; and a flow cannot be redirected.
+///
+/// # Leases
+///
+/// A rule matches until the end of the second in which its lease ends (the match `time`), so the kernel ends it even
+/// if nobody lives who could, up to a second later than asked for; the rule itself stays until somebody locks, unlocks
+/// or sweeps. Both go by the wall clock: a clock that is set back prolongs a lease by as much. No lease ends after
+/// January 19, 2038, and none lasts longer than ten years.
+///
+/// # Many processes
+///
+/// Processes that lock in the same network namespace keep each other away with a lock on a file, `lock` in
+/// `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary files,
+/// where that cannot be written). The two flavours are two sets of rules: a flow that is locked in one is silent, but
+/// handles of the other do not see that.
+///
+/// A handle acts on the network namespace of the thread that made it. A thread in another one needs `CAP_SYS_ADMIN`
+/// to use it.
+pub struct Iptables {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    flavour: Flavour,
+    namespace: Namespace,
+    marks: Mutex<Vec<u32>>,
+    capture: Arc<Capture>,
+    name: String,
+}
+
+impl Iptables {
+    /// A handle for the network namespace of the calling thread, with the flavour that the host uses. Changes nothing
+    /// yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoProgram`].
+    pub fn new() -> Result<Self, LockError> {
+        Self::with_flavour(Flavour::Default)
+    }
+
+    /// As [`new`](Self::new), with this flavour.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn with_flavour(flavour: Flavour) -> Result<Self, LockError> {
+        flavour.check()?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                flavour,
+                namespace: Namespace::current()?,
+                marks: Mutex::default(),
+                capture: Arc::new(Capture::new()?),
+                name: owner::name(),
+            }),
+        })
+    }
+
+    /// Lets packets with this mark pass all locks, in both directions: also those of others. They keep passing until
+    /// the chains are removed.
+    #[must_use]
+    pub fn exempt_mark(self, mark: u32) -> Self {
+        let mut marks = self
+            .shared
+            .marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        marks.push(mark);
+        drop(marks);
+        self
+    }
+
+    /// Makes locks of this handle capture what arrives for them (NFLOG); as
+    /// [`Nftables::capturing`](crate::Nftables::capturing).
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`], or [`LockError::NoNftables`] if the kernel lacks `nfnetlink_log`.
+    pub fn capturing(self, buffer_octets: usize) -> Result<Self, LockError> {
+        self.shared.capture.start(buffer_octets)?;
+        Ok(self)
+    }
+
+    /// Ends every lock of these flows, whoever made it: for an operator who knows that the holder is gone. Flows
+    /// without one are no error.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`] or what else the programs say.
+    pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        self.shared.remove(flows, |_| true)
+    }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// When a lease ends that begins at `now`.
+fn end(now: u64, lease: Duration) -> u64 {
+    let ms = lease.min(MAX_LEASE).as_nanos().div_ceil(1_000_000);
+    now.saturating_add(u64::try_from(ms).unwrap_or(u64::MAX))
+}
+
+/// What no other lock on this host is called.
+fn new_id(now: u64) -> String {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{now:x}-{number:x}", std::process::id())
+}
+
+fn of_family(flows: &[FourTuple], v4: bool) -> Vec<FourTuple> {
+    let mine = |flow: &&FourTuple| flow.is_ipv4() == v4;
+    flows.iter().filter(mine).copied().collect()
+}
+
+impl Shared {
+    /// Does something with the rules of the families that these flows are of, with nobody else in between.
+    fn exclusive<T: Send>(
+        &self,
+        call: impl FnOnce(&Turn<'_>) -> Result<T, LockError> + Send,
+    ) -> Result<T, LockError> {
+        let (_, others_wait) = runtime::exclusive()?;
+        let turn = Turn {
+            shared: self,
+            others_wait,
+        };
+        self.namespace.run(|| call(&turn))
+    }
+
+    fn marks(&self) -> Vec<u32> {
+        self.marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Locks flows. Gives what the lock is called, and in a handle that captures whose their packets are.
+    fn lock(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+    ) -> Result<(String, Option<u64>), LockError> {
+        check(flows, lease)?;
+        self.exclusive(|turn| {
+            // Only now, because a sweep by this handle wants both in the same order.
+            let mut inbox = self.capture.begin()?;
+            let made = now();
+            let id = new_id(made);
+            let rule = |flow: &FourTuple| Rule {
+                flow: *flow,
+                id: id.clone(),
+                made,
+                until: end(made, lease),
+                pid: std::process::id(),
+                name: self.name.clone(),
+                group: self.capture.group(),
+            };
+            let mut done = Vec::new();
+            for v4 in [true, false] {
+                let mine = of_family(flows, v4);
+                if mine.is_empty() {
+                    continue;
+                }
+                let rules: Vec<Rule> = mine.iter().map(rule).collect();
+                match turn.add(v4, rules) {
+                    Ok(()) => done.extend(mine),
+                    Err(error) => {
+                        // What cannot be taken back ends with its lease; the first error is the one to tell.
+                        let _ = turn.remove_family(&done, true, &|rule| rule.id == id);
+                        return Err(error);
+                    }
+                }
+            }
+            let token = inbox.as_mut().map(|inbox| inbox.register(flows));
+            Ok((id, token))
+        })
+    }
+
+    fn renew(&self, flows: &[FourTuple], id: &str, lease: Duration) -> Result<(), LockError> {
+        check(&[], lease)?;
+        self.exclusive(|turn| {
+            let now = now();
+            let mut found = Vec::new();
+            for v4 in [true, false] {
+                let mine = of_family(flows, v4);
+                if mine.is_empty() {
+                    continue;
+                }
+                let rules = turn.read(v4)?;
+                let held = rules.by_flow(now);
+                let own = |flow: &FourTuple| held.get(flow).is_some_and(|rule| rule.id == id);
+                if let Some(flow) = mine.iter().find(|flow| !own(flow)) {
+                    return Err(LockError::NotHeld(*flow));
+                }
+                found.push((v4, rules));
+            }
+            let mut before: Vec<(bool, Rules, Rules)> = Vec::new();
+            for (v4, rules) in found {
+                let mut renewed = rules.clone();
+                for rule in renewed.rules.iter_mut().filter(|rule| rule.id == id) {
+                    rule.made = now;
+                    rule.until = end(now, lease);
+                    rule.pid = std::process::id();
+                    rule.name.clone_from(&self.name);
+                }
+                if let Err(error) = turn.change(v4, &rules, &renewed) {
+                    for (v4, rules, renewed) in before {
+                        let _ = turn.change(v4, &renewed, &rules);
+                    }
+                    return Err(error);
+                }
+                before.push((v4, rules, renewed));
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes the rules of these flows that `which` takes.
+    fn remove(
+        &self,
+        flows: &[FourTuple],
+        which: impl Fn(&Rule) -> bool + Send + Sync,
+    ) -> Result<(), LockError> {
+        self.exclusive(|turn| {
+            for v4 in [true, false] {
+                turn.remove_family(flows, v4, &which)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The rules, as long as nobody else who locks in this way touches them.
+struct Turn<'a> {
+    shared: &'a Shared,
+    others_wait: Flock<File>,
+}
+
+impl Turn<'_> {
+    fn read(&self, v4: bool) -> Result<Rules, LockError> {
+        Ok(Rules::read(&self.shared.flavour.save(v4)?))
+    }
+
+    fn restore(&self, v4: bool, batch: &str) -> Result<(), LockError> {
+        self.shared.flavour.restore(v4, batch, &self.others_wait)
+    }
+
+    /// Makes the table hold `after`, where it holds `before`.
+    fn change(&self, v4: bool, before: &Rules, after: &Rules) -> Result<(), LockError> {
+        let (add, remove) = before.difference(after);
+        let small = before.holds_frame_of(after) && remove.len() <= FEW;
+        let batch = if small {
+            Rules::delta(&add, &remove)
+        } else {
+            after.write()
+        };
+        match self.restore(v4, &batch) {
+            // Without privileges iptables-nft can send so much at once and no more.
+            Err(LockError::Program { message, .. }) if message.contains(TOO_LONG) => {
+                self.change_in_parts(v4, before, after, &add, &remove)
+            }
+            other => other,
+        }
+    }
+
+    fn change_in_parts(
+        &self,
+        v4: bool,
+        before: &Rules,
+        after: &Rules,
+        add: &[Rule],
+        remove: &[Rule],
+    ) -> Result<(), LockError> {
+        if !before.holds_frame_of(after) {
+            if !before.rules.is_empty() {
+                return Err(LockError::Program {
+                    program: "iptables-nft-restore".to_owned(),
+                    message: format!("{TOO_LONG}: set marks and capture before the first lock"),
+                });
+            }
+            self.restore(v4, &after.write_frame())?;
+        }
+        let mut done: Vec<String> = Vec::new();
+        // What is added first, so that no flow that is prolonged is unlocked in between.
+        let adding = add.chunks(PART).map(|part| (part, true));
+        for (part, is_new) in adding.chain(remove.chunks(PART).map(|part| (part, false))) {
+            let delta = |is_new| match is_new {
+                true => Rules::delta(part, &[]),
+                false => Rules::delta(&[], part),
+            };
+            if let Err(error) = self.restore(v4, &delta(is_new)) {
+                for undo in done.iter().rev() {
+                    let _ = self.restore(v4, undo);
+                }
+                return Err(error);
+            }
+            done.push(delta(!is_new));
+        }
+        Ok(())
+    }
+
+    fn add(&self, v4: bool, new: Vec<Rule>) -> Result<(), LockError> {
+        let mut rules = self.read(v4)?;
+        let now = now();
+        let held = rules.by_flow(now);
+        if let Some(rule) = new.iter().find(|rule| held.contains_key(&rule.flow)) {
+            return Err(LockError::AlreadyLocked(rule.flow));
+        }
+        let marks = self.shared.marks();
+        let group = self.shared.capture.group();
+        let before = rules.clone();
+        rules.rules.retain(|rule| rule.until > now);
+        rules.rules.extend(new);
+        rules.marks.extend(marks);
+        rules.marks.sort_unstable();
+        rules.marks.dedup();
+        rules.groups.extend(group);
+        rules.groups.sort_unstable();
+        rules.groups.dedup();
+        self.change(v4, &before, &rules)
+    }
+
+    fn remove_family(
+        &self,
+        flows: &[FourTuple],
+        v4: bool,
+        which: &dyn Fn(&Rule) -> bool,
+    ) -> Result<(), LockError> {
+        let flows: HashSet<FourTuple> = of_family(flows, v4).into_iter().collect();
+        if flows.is_empty() {
+            return Ok(());
+        }
+        let mut rules = self.read(v4)?;
+        let before = rules.clone();
+        rules
+            .rules
+            .retain(|rule| !(flows.contains(&rule.flow) && which(rule)));
+        if rules == before {
+            return Ok(());
+        }
+        self.change(v4, &before, &rules)
+    }
+
+    /// Removes what one family's table holds for nobody.
+    fn sweep(&self, v4: bool, swept: &mut Swept) -> Result<(), LockError> {
+        let mut rules = match self.read(v4) {
+            // What cannot be there need not be removed.
+            Err(LockError::NoProgram { .. }) if !v4 => return Ok(()),
+            other => other?,
+        };
+        if !rules.any {
+            return Ok(());
+        }
+        let now = now();
+        let name = if v4 { "ip" } else { "ip6" };
+        let over = rules.rules.iter().filter(|rule| rule.until <= now);
+        let over: Vec<FourTuple> = over.map(|rule| rule.flow).collect();
+        if !over.is_empty() {
+            let before = rules.clone();
+            rules.rules.retain(|rule| rule.until > now);
+            self.change(v4, &before, &rules)?;
+            swept.flows.extend(over);
+        }
+        for group in rules.groups.clone() {
+            if rules.rules.iter().any(|rule| rule.group == Some(group)) {
+                continue;
+            }
+            let remove = || self.restore(v4, &Rules::remove_group(group));
+            if let Some(removed) = self.shared.capture.if_free(group, remove)? {
+                removed?;
+                rules.groups.retain(|other| *other != group);
+                swept
+                    .structures
+                    .push(format!("{name} raw tcpmig-log{group}"));
+            }
+        }
+        if rules.rules.is_empty() && rules.groups.is_empty() {
+            self.restore(v4, &rules.remove_all())?;
+            swept.structures.push(format!("{name} raw tcpmig-in"));
+            swept.structures.push(format!("{name} raw tcpmig-out"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(group) = self.capture.group() else {
+            return;
+        };
+        // Its chain goes with the handle, if no lock that was left to its lease needs it. What cannot be removed here
+        // is swept.
+        let _ = self.exclusive(|turn| {
+            for v4 in [true, false] {
+                let rules = turn.read(v4)?;
+                let used = rules.rules.iter().any(|rule| rule.group == Some(group));
+                if rules.groups.contains(&group) && !used {
+                    turn.restore(v4, &Rules::remove_group(group))?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Locker for Iptables {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            captures: self.shared.capture.group().is_some(),
+            exempts: true,
+            ..Abilities::default()
+        }
+    }
+
+    /// See [`Locker::lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::AlreadyLocked`], [`LockError::Duplicate`], [`LockError::LeaseZero`], [`LockError::NoPermission`],
+    /// [`LockError::NoProgram`] (for IPv6, if only the programs for IPv4 are there), [`LockError::Program`] if the
+    /// kernel lacks what the rules need, [`LockError::StateFile`] if others keep it waiting for 20 seconds.
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let until = Instant::now() + lease.min(MAX_LEASE);
+        let (id, token) = self.shared.lock(flows, lease)?;
+        let lock = Lock {
+            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
+            shared: Arc::clone(&self.shared),
+            id,
+            until,
+        };
+        Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        self.shared.exclusive(|turn| {
+            let mut swept = Swept::default();
+            for v4 in [true, false] {
+                turn.sweep(v4, &mut swept)?;
+            }
+            Ok(swept)
+        })
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        self.shared.exclusive(|turn| {
+            let now = now();
+            let mut entries = Vec::new();
+            for v4 in [true, false] {
+                let rules = match turn.read(v4) {
+                    Err(LockError::NoProgram { .. }) if !v4 => continue,
+                    other => other?,
+                };
+                entries.extend(rules.held(now).map(|rule| {
+                    let ms = Duration::from_millis;
+                    let mut entry = Entry::new(rule.flow, EntryKind::Lock, ms(rule.until - now));
+                    entry.age = Some(ms(now.saturating_sub(rule.made)));
+                    entry.owner = Some(rule.pid);
+                    entry.owner_name = Some(rule.name.clone());
+                    entry
+                }));
+            }
+            Ok(entries)
+        })
+    }
+}
+
+struct Lock {
+    /// Of a handle that captures.
+    receipt: Option<Receipt>,
+    shared: Arc<Shared>,
+    id: String,
+    until: Instant,
+}
+
+impl Held for Lock {
+    fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        let until = Instant::now() + lease.min(MAX_LEASE);
+        self.shared.renew(flows, &self.id, lease)?;
+        self.until = until;
+        Ok(())
+    }
+
+    fn unlock(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        self.shared.remove(flows, |rule| rule.id == self.id)
+    }
+
+    fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let receipt = self.receipt.as_ref().ok_or(LockError::Unsupported {
+            locker: NAME,
+            operation: "capture without Iptables::capturing",
+        })?;
+        match flows.first() {
+            Some(flow) if Instant::now() >= self.until => Err(LockError::NotHeld(*flow)),
+            _ => receipt.captured(),
+        }
+    }
+
+    fn redirect(
+        &mut self,
+        _flows: &[FourTuple],
+        _hop: &NextHop,
+        _lease: Duration,
+    ) -> Result<Box<dyn Redirecting>, LockError> {
+        Err(LockError::Unsupported {
+            locker: NAME,
+            operation: "redirect",
+        })
+    }
+}
+
+impl fmt::Debug for Iptables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iptables")
+            .field("flavour", &self.shared.flavour)
+            .finish_non_exhaustive()
+    }
+}

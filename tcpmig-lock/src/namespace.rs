@@ -1,0 +1,58 @@
+//! The network namespace that a locker was made in.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::LockError;
+
+const PATH: &str = "/proc/thread-self/ns/net";
+
+/// A network namespace, for lockers that have no socket in it.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    file: File,
+    inode: u64,
+}
+
+impl Namespace {
+    /// That of the calling thread.
+    pub(crate) fn current() -> Result<Self, LockError> {
+        let open = || {
+            let file = File::open(PATH)?;
+            let inode = file.metadata()?.ino();
+            Ok(Self { file, inode })
+        };
+        open().map_err(LockError::file(PATH))
+    }
+
+    /// A number that no other namespace has while this one exists.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Runs something in this namespace: on the calling thread if it is there, or else on one of its own.
+    pub(crate) fn run<T: Send>(
+        &self,
+        call: impl FnOnce() -> Result<T, LockError> + Send,
+    ) -> Result<T, LockError> {
+        if std::fs::metadata(PATH).is_ok_and(|here| here.ino() == self.inode) {
+            return call();
+        }
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+                    LockError::Namespace {
+                        source: errno.into(),
+                    }
+                })?;
+                call()
+            });
+            match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+}
