@@ -1,6 +1,6 @@
-//! The locker that moves work best with.
+//! Lockers as moves work best with them.
 
-use tcpmig_lock::{LockError, Nftables};
+use tcpmig_lock::{Backend, LockError, Locker, Nftables};
 
 use crate::restore::INJECT_MARK;
 
@@ -24,4 +24,24 @@ pub fn nftables() -> Result<Nftables, LockError> {
     };
     locker.prepare()?;
     Ok(locker)
+}
+
+/// Any locker by its name, in the network namespace of the calling thread: it captures, and lets a restore's packets
+/// pass, as far as it can ([`Locker::abilities`] tells).
+///
+/// ```no_run
+/// # fn main() -> Result<(), tcpmig_lock::LockError> {
+/// let locker = tcpmig::locker::open(&"iptables".parse()?)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// As for [`nftables`] and [`Backend::open_capturing`].
+pub fn open(backend: &Backend) -> Result<Box<dyn Locker>, LockError> {
+    match backend {
+        Backend::Nftables => Ok(Box::new(nftables()?)),
+        other => other.open_capturing(INJECT_MARK, CAPTURED),
+    }
 }

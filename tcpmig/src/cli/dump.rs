@@ -12,12 +12,13 @@ use serde_json::json;
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::steer::{Elsewhere, Redirected, Steer};
 use tcpmig_format::{FourTuple, Image};
+use tcpmig_lock::Backend;
 use tcpmig_sys::netns::Namespace;
 use tcpmig_sys::take::Process;
 use tcpmig_sys::{owners, signals};
 
 use super::files::NewFile;
-use super::lockers::{LockerName, seconds};
+use super::lockers::{self, seconds};
 use super::{NOTHING, Output, enter};
 
 /// Write a live connection into a file, and take it off this host.
@@ -42,8 +43,8 @@ pub(crate) struct DumpArgs {
     output: PathBuf,
 
     /// How the packets are kept away
-    #[arg(long, value_name = "LOCKER", default_value_t = LockerName::Nftables)]
-    lock: LockerName,
+    #[arg(long, value_name = "LOCKER", default_value = "nftables", long_help = lockers::help())]
+    lock: Backend,
 
     /// How long the lock, or the redirect, stays after the dump [seconds]
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
@@ -115,7 +116,7 @@ struct Dumped {
 fn dump(args: &DumpArgs, process: &Process, socket: OwnedFd) -> anyhow::Result<Dumped> {
     let plan = Plan::of(socket.as_fd())?;
     let flow = plan.flow();
-    let locker = args.lock.open().context("lock")?;
+    let locker = tcpmig::locker::open(&args.lock).context("lock")?;
     let steering = match args.redirect {
         Some(target) => Redirected::new(target, args.lease)?.plan(flow)?,
         None => Elsewhere.plan(flow)?,
@@ -165,7 +166,7 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
             "send_queue_octets": send.sent.len() + send.unsent.len(),
             "receive_queue_octets": receive.queue.len(),
             "kept": args.keep,
-            "lease_seconds": (!args.keep && args.lock != LockerName::None).then_some(args.lease.as_secs()),
+            "lease_seconds": (!args.keep && args.lock != Backend::None).then_some(args.lease.as_secs()),
         });
         println!("{value}");
         return Ok(());
@@ -176,15 +177,15 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
         receive.queue.len()
     );
     let lease = args.lease.as_secs();
-    match (args.keep, args.lock, args.redirect) {
+    match (args.keep, &args.lock, args.redirect) {
         (true, ..) => println!("The connection goes on here; do not restore this image."),
         (false, _, Some(target)) => {
             println!("Its packets are forwarded to {target} for {lease} s.");
         }
-        (false, LockerName::None, _) => {
+        (false, Backend::None, _) => {
             println!("Keep its packets away from this host, or it answers them with a reset.");
         }
-        (false, LockerName::Nftables, _) => {
+        (false, _, _) => {
             println!("Its packets are locked here for {lease} s: restore it elsewhere by then.");
         }
     }

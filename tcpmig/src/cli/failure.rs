@@ -79,7 +79,7 @@ fn of_lock(error: &LockError) -> Option<&'static str> {
             "load nf_tables (modprobe nf_tables), or lock the packets yourself and use --lock none",
         ),
         LockError::AlreadyLocked(_) => Some(
-            "another move of this connection is under way, or one was cut off: its lock ends with its lease",
+            "another move of this connection is under way, or one was cut off: its lock ends with its lease (`tcpmig locks` shows it)",
         ),
         _ => None,
     }

@@ -1,38 +1,18 @@
-//! Lockers by name.
+//! Lockers on the command line.
 
-use std::fmt;
+use std::fmt::Write;
 use std::time::Duration;
 
-use clap::ValueEnum;
-use tcpmig::locker;
-use tcpmig_lock::{LockError, Locker, NoLock};
+use tcpmig_lock::Backend;
 
-/// How packets are kept away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LockerName {
-    /// The kernel's packet filter
-    Nftables,
-    /// Not at all: you keep them away yourself
-    None,
-}
-
-impl LockerName {
-    /// The locker, in the network namespace of the calling thread.
-    pub(crate) fn open(self) -> Result<Box<dyn Locker>, LockError> {
-        Ok(match self {
-            Self::Nftables => Box::new(locker::nftables()?),
-            Self::None => Box::new(NoLock),
-        })
+/// The names that `--lock` takes, for its help.
+pub(crate) fn help() -> String {
+    let mut text = "How the packets are kept away:\n".to_owned();
+    for (name, what) in Backend::help() {
+        // A string takes everything.
+        let _ = write!(text, "\n{name:<16} {what}");
     }
-}
-
-impl fmt::Display for LockerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nftables => "nftables",
-            Self::None => "none",
-        })
-    }
+    text
 }
 
 /// Seconds on the command line.

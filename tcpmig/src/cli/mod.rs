@@ -8,6 +8,7 @@ mod files;
 mod inspect;
 mod keys;
 mod lockers;
+mod locks;
 mod restore;
 
 use std::io::IsTerminal;
@@ -47,6 +48,7 @@ enum Verb {
     Dump(dump::DumpArgs),
     Inspect(inspect::InspectArgs),
     Restore(restore::RestoreArgs),
+    Locks(locks::LocksArgs),
     Keys(keys::KeysArgs),
     /// Print completions for a shell
     Completions {
@@ -75,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Dump(args) => dump::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
         Verb::Restore(args) => restore::main(&args),
+        Verb::Locks(args) => locks::main(&args, output),
         Verb::Keys(args) => keys::main(&args, output),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tcpmig", &mut std::io::stdout());

@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use tcpmig::restore::Prepared;
+use tcpmig_lock::Backend;
 use tcpmig_sys::exec::become_with_connection;
 
-use super::lockers::LockerName;
-use super::{enter, files};
+use super::{enter, files, lockers};
 
 /// Let a connection from a file live here, under a command.
 ///
@@ -30,8 +30,8 @@ pub(crate) struct RestoreArgs {
     file: PathBuf,
 
     /// How the packets are kept away meanwhile
-    #[arg(long, value_name = "LOCKER", default_value_t = LockerName::Nftables)]
-    lock: LockerName,
+    #[arg(long, value_name = "LOCKER", default_value = "nftables", long_help = lockers::help())]
+    lock: Backend,
 
     /// Restore in this network namespace (a name of `ip netns`, or a path)
     #[arg(long, value_name = "NAME|PATH")]
@@ -52,7 +52,7 @@ pub(crate) fn main(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let (program, arguments) = args.command.split_first().context("no command")?;
     let program = find(program)?;
     enter(args.netns.as_deref())?;
-    let locker = args.lock.open().context("lock")?;
+    let locker = tcpmig::locker::open(&args.lock).context("lock")?;
     let prepared = Prepared::build(image, &*locker, LEASE)?;
     let mut restored = prepared.activate()?;
     restored.write();

@@ -3,5 +3,6 @@
 
 mod demo;
 mod dump_restore;
+mod locks;
 mod support;
 mod wrong_input;
