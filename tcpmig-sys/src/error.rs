@@ -96,11 +96,25 @@ pub enum NotMigratable {
     /// A listener carries no connection.
     #[error("the socket is listening, not connected")]
     Listening,
-    /// There is no connection yet or any more.
+    /// There is no connection: none was ever opened, or none is left that has a socket (`TIME_WAIT`), or the
+    /// handshake is half-done at this end (`SYN_RECEIVED`).
     #[error(
-        "its state is {0}: only ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK and CLOSING can be moved"
+        "its state is {0}: only ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING and a connection that has ended in CLOSE can be moved"
     )]
     State(crate::info::State),
+    /// The connection is being opened with data in its SYN (TCP Fast Open), of which nobody can tell whether the
+    /// peer took them.
+    #[error("it is being opened with data in its SYN (TCP Fast Open)")]
+    FastOpen,
+    /// Somebody else has put the socket under repair.
+    #[error("somebody else has put the socket under repair (TCP_REPAIR)")]
+    UnderRepair,
+    /// Segments are signed with MD5 keys (RFC 2385), which the kernel does not hand out.
+    #[error("its segments are signed with MD5 keys (TCP_MD5SIG)")]
+    Md5,
+    /// Segments are signed with TCP-AO keys (RFC 5925), which the kernel does not hand out.
+    #[error("its segments are signed with keys of the TCP authentication option (TCP-AO)")]
+    Ao,
     /// Urgent data waits to be read: its mark would be lost.
     #[error("urgent data waits to be read")]
     Urgent,

@@ -108,6 +108,14 @@ impl ClosedSocket {
 }
 
 impl BoundSocket {
+    pub(crate) fn from_socket(socket: Socket) -> Self {
+        Self(socket)
+    }
+
+    pub(crate) fn into_socket(self) -> Socket {
+        self.0
+    }
+
     /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED.
     ///
     /// `mss_clamp` makes the first segments as large as the connection allows.
@@ -135,15 +143,19 @@ impl BoundSocket {
             .connect(&SockAddr::from(remote))
             .map_err(|e| Error::new("connect", e))?;
         sockopt::set_max_segment(fd, 0)?;
-        Ok(RestoringSocket {
-            socket: Some(self.0),
-            injector: None,
-            oldest: Vec::new(),
-        })
+        Ok(RestoringSocket::from_socket(self.0))
     }
 }
 
 impl RestoringSocket {
+    pub(crate) fn from_socket(socket: Socket) -> Self {
+        Self {
+            socket: Some(socket),
+            injector: None,
+            oldest: Vec::new(),
+        }
+    }
+
     /// What the handshake negotiated, and the timestamp clock as in
     /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp). Without a window scale
     /// [`ClosedSocket::unscaled`] has to come first.
@@ -271,6 +283,11 @@ impl RestoringSocket {
             ));
         }
         Ok(())
+    }
+
+    /// Leaves the connection to the other descriptors of its socket, under repair still.
+    pub(crate) fn release(mut self) {
+        self.socket = None;
     }
 
     /// Ends repair: the connection lives here.

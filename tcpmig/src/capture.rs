@@ -78,6 +78,7 @@ impl Plan {
     /// a TCP connection in a state that can be moved, or with the call that failed.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         frozen::check(fd)?;
+        frozen::check_keys(fd)?;
         Ok(Self {
             ip: ip(fd)?,
             socket: options(fd)?,
@@ -126,7 +127,7 @@ fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     Ok(ip)
 }
 
-fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
+pub(crate) fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
     let linger = sockopt::linger(fd)?;
     Ok(SocketOptions {
         reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
@@ -251,6 +252,7 @@ impl Frozen {
             ip: Some(self.plan.ip.clone()),
             tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
             app,
+            listen: None,
         })
     }
 

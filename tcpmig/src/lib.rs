@@ -10,6 +10,7 @@
 //! - [`handover`]: the protocol behind it, as state machines without input and output.
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
+//! - [`listener`]: a listener, made again on another host.
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
@@ -74,6 +75,7 @@ pub mod driver;
 pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod listener;
 pub mod locker;
 pub mod restore;
 pub mod segments;

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,9 +11,11 @@ use std::time::Duration;
 use tcpmig::driver::{Arrived, Ending, Options};
 use tcpmig_format::{AppImage, FourTuple, Octets};
 use tcpmig_lock::{Entry, EntryKind};
+use tcpmig_sys::info::{State, info};
+use tcpmig_sys::sockopt;
 
 use crate::support::{
-    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, numbered,
+    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, numbered, until,
 };
 
 /// How far a server has come, which is its session: octets read and octets written.
@@ -195,3 +197,30 @@ kernel_test!(many_connections_move_at_once_over_one_link, || {
     }
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
 });
+
+kernel_test!(
+    a_connection_that_the_peer_has_reset_moves_with_its_error,
+    || {
+        let net = Net::new();
+        let (a, b) = Site::pair(&net, &Options::default());
+        b.serve();
+        let (mut peer, server) = net.connect(Family::V4);
+        peer.write_all(b"last words").unwrap();
+        until("the octets arrive", || {
+            sockopt::receive_queue_len(server.as_fd()).unwrap() == 10
+        });
+        let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
+        linger.unwrap();
+        drop(peer);
+        until("the RST arrives", || {
+            info(server.as_fd()).unwrap().state == State::Close
+        });
+        let outcome = a.move_out(server, None).wait();
+        assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+        let mut server = TcpStream::from(b.arrival().socket);
+        let mut got = Vec::new();
+        let error = server.read_to_end(&mut got).unwrap_err();
+        assert_eq!(got, b"last words");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+);

@@ -14,6 +14,7 @@ macro_rules! kernel_test {
     };
 }
 
+mod ended;
 mod net;
 mod obstacles;
 mod scene;
