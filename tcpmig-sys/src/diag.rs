@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -13,7 +14,6 @@ use crate::{frozen, netns, raw, sockopt};
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 
 /// `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
@@ -22,6 +22,11 @@ const REQUEST: usize = 56;
 const ANSWER: usize = 72;
 /// In `struct inet_diag_sockid`, which the answer has after four octets.
 const COOKIE: usize = HEADER + 4 + 40;
+
+/// In the answer: which timer runs, and its milliseconds.
+const TIMER: usize = HEADER + 2;
+const EXPIRES: usize = HEADER + 4 + 48;
+const RETRANSMISSION: u8 = 1;
 
 /// `linux/tcp.h`.
 const TCP_AO_INFO: i32 = 40;
@@ -47,6 +52,22 @@ pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
 
 /// Whether the socket has MD5 keys. False if the kernel cannot tell.
 pub(crate) fn has_md5(fd: BorrowedFd<'_>) -> Result<bool> {
+    let (answer, cookie) = ask(fd)?;
+    Ok(about(&answer, cookie).is_some_and(names_keys))
+}
+
+/// How long it takes until the socket sends again what it sent last, to a tick of the kernel. `None` if its timer does not
+/// run, or the kernel cannot tell.
+pub(crate) fn until_retransmission(fd: BorrowedFd<'_>) -> Result<Option<Duration>> {
+    let (answer, cookie) = ask(fd)?;
+    Ok(about(&answer, cookie).and_then(|answer| {
+        let millis = u64::from(word(answer, EXPIRES)?);
+        (answer.get(TIMER) == Some(&RETRANSMISSION)).then(|| Duration::from_millis(millis))
+    }))
+}
+
+/// What the kernel says about the socket, and the cookie that is in it if that is so.
+fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
     const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
     let failed = |source| Error::new(CALL, source);
     let (local, remote) = frozen::addresses(fd)?;
@@ -72,7 +93,8 @@ pub(crate) fn has_md5(fd: BorrowedFd<'_>) -> Result<bool> {
         .map_err(failed)?;
     let mut answer = vec![0; 1 << 15];
     let len = netlink.read(&mut answer).map_err(failed)?;
-    Ok(names_keys(&answer[..len], cookie))
+    answer.truncate(len);
+    Ok((answer, cookie))
 }
 
 fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
@@ -107,25 +129,29 @@ fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
     request
 }
 
-/// Whether an answer is about the socket with this cookie and lists keys.
-fn names_keys(answer: &[u8], cookie: u64) -> bool {
-    let half = |at: usize| {
-        let octets = answer.get(at..at + 2)?.try_into().ok()?;
-        Some(u16::from_ne_bytes(octets))
-    };
-    if half(4).is_none_or(|kind| kind == NLMSG_ERROR) {
-        return false;
-    }
+fn half(octets: &[u8], at: usize) -> Option<u16> {
+    let octets = octets.get(at..at + 2)?.try_into().ok()?;
+    Some(u16::from_ne_bytes(octets))
+}
+
+fn word(octets: &[u8], at: usize) -> Option<u32> {
+    let octets = octets.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_ne_bytes(octets))
+}
+
+/// The answer, if it is one about the socket with this cookie.
+fn about(answer: &[u8], cookie: u64) -> Option<&[u8]> {
+    let kind = half(answer, 4)?;
     // Two words, the low one first.
-    let word = |at: usize| {
-        let octets = answer.get(at..at + 4)?.try_into().ok()?;
-        Some(u64::from(u32::from_ne_bytes(octets)))
-    };
-    if word(COOKIE).zip(word(COOKIE + 4)) != Some((cookie & 0xffff_ffff, cookie >> 32)) {
-        return false;
-    }
+    let low = u64::from(word(answer, COOKIE)?);
+    let high = u64::from(word(answer, COOKIE + 4)?);
+    (kind == SOCK_DIAG_BY_FAMILY && high << 32 | low == cookie).then_some(answer)
+}
+
+/// Whether an answer lists keys.
+fn names_keys(answer: &[u8]) -> bool {
     let mut at = HEADER + ANSWER;
-    while let Some((len, kind)) = half(at).zip(half(at + 2)) {
+    while let Some((len, kind)) = half(answer, at).zip(half(answer, at + 2)) {
         if kind == INET_DIAG_MD5SIG {
             return true;
         }
@@ -153,6 +179,8 @@ mod tests {
         let mut answer = vec![0; HEADER + ANSWER];
         answer[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         answer[COOKIE] = 7;
+        let names_keys =
+            |answer: &[u8], cookie| about(answer, cookie).is_some_and(super::names_keys);
         for (len, kind) in [(5_u16, 1_u16), (0, 2), (12, INET_DIAG_MD5SIG)] {
             assert!(!names_keys(&answer, 7));
             answer.extend(len.to_ne_bytes());

@@ -5,15 +5,23 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::SockAddr;
 
+use crate::diag;
 use crate::error::{Error, NotMigratable, Result};
 use crate::frozen::{self, Marks, Snapshot};
 use crate::info::{State, counters, info};
 use crate::rebuild::{BoundSocket, RestoringSocket};
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
+
+/// More than the kernel's timers (`CONFIG_HZ`) err about when something was sent.
+const EARLIER: Duration = Duration::from_millis(12);
+
+/// Until then a clock that was set that much earlier, and an error in the other direction, are past.
+const PAST: Duration = Duration::from_millis(30);
 
 /// Refuses a connection that has data in its SYN.
 pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
@@ -27,7 +35,20 @@ pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
 /// What there is in `SYN_SENT`: a sequence number and a clock.
 pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
     let (negotiated, _) = frozen::negotiated(fd)?;
-    let microseconds = info(fd)?.timestamps_in_microseconds;
+    let info = info(fd)?;
+    let microseconds = info.timestamps_in_microseconds;
+    let rto = Duration::from_micros(info.rto.into());
+    let ago = match diag::until_retransmission(fd)? {
+        Some(left) => rto.saturating_sub(left) + EARLIER,
+        None => Duration::ZERO,
+    };
+    let ticks = if microseconds {
+        ago.as_micros()
+    } else {
+        ago.as_millis()
+    };
+    // The clock wraps.
+    let clock = sockopt::timestamp(fd)?.wrapping_sub(ticks as u32);
     Ok(Snapshot {
         marks,
         send_queue: Vec::new(),
@@ -36,7 +57,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
         window: RepairWindow::default(),
         negotiated,
         // Nothing is agreed on, but the SYN that was sent may have carried it.
-        timestamp: Some((sockopt::timestamp(fd)? & !1, microseconds)),
+        timestamp: Some((clock & !1, microseconds)),
         ended: None,
     })
 }
@@ -46,10 +67,15 @@ impl BoundSocket {
     /// that this host sends for the connection. The socket is then in `SYN_SENT` and under repair. After
     /// [`RestoringSocket::activate`] and within a second of this call the kernel sends the SYN again.
     ///
-    /// `timestamp` is the clock of the timestamp option as in [`Snapshot::timestamp`]. It has to go on: a peer
-    /// that has had a SYN drops one with an older stamp. `connect` takes a clock of its own, with which it
-    /// judges the peer's echo of the first SYN: that this clock seems to lie 2^31 ticks or less before the echo has
-    /// nothing to do with the order of time, so it takes the echo of any clock that is behind this one.
+    /// `timestamp` is the clock of the timestamp option as in [`Snapshot::timestamp`]: what it showed shortly before the old
+    /// SYN left. If the peer has answered that, it answers again and echoes its stamp, and an echo from before this
+    /// call, or from a time that the clock has not reached, makes the kernel reset the peer's half of the handshake
+    /// (`tcp_rcv_synsent_state_process`) and then open anew. So this waits until the clock is past it. The new SYN,
+    /// a second later, has a later stamp, without which the peer would drop it. If the old SYN was sent several times, the
+    /// clock is that of the last, and a reset can happen; no application sees it.
+    ///
+    /// The scale of the windows, which the peer may know from the old SYN, is what this host chooses. Where
+    /// `net.ipv4.tcp_rmem` differs, the peer counts with another: windows are too small, or it sends too much and again.
     ///
     /// # Errors
     ///
@@ -97,6 +123,7 @@ impl BoundSocket {
         }
         if let Some((value, microseconds)) = timestamp {
             sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
+            std::thread::sleep(PAST);
         }
         Ok(restoring)
     }

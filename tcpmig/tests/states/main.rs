@@ -17,6 +17,7 @@ macro_rules! kernel_test {
 mod ended;
 mod net;
 mod obstacles;
+mod opening;
 mod scene;
 
 use std::io::Read;
