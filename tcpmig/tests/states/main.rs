@@ -15,6 +15,7 @@ macro_rules! kernel_test {
 }
 
 mod ended;
+mod listeners;
 mod net;
 mod obstacles;
 mod opening;
