@@ -14,6 +14,7 @@ use crate::{frozen, netns, raw, sockopt};
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
+const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 
 /// `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
@@ -82,12 +83,19 @@ fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
         (None, SocketAddr::V6(v6)) => v6.scope_id(),
         (None, SocketAddr::V4(_)) => 0,
     };
-    let mut netlink = Socket::new(
+    let netlink = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW,
         Some(Protocol::from(NETLINK_SOCK_DIAG)),
-    )
-    .map_err(failed)?;
+    );
+    let mut netlink = match netlink {
+        Ok(netlink) => netlink,
+        // A kernel without CONFIG_INET_DIAG.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+            return Ok((Vec::new(), cookie));
+        }
+        Err(error) => return Err(failed(error)),
+    };
     netlink
         .write_all(&request(local, remote, device))
         .map_err(failed)?;
@@ -109,8 +117,9 @@ fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
     } else {
         libc::AF_INET6
     };
-    // No extensions; padding; every state.
-    request.extend([family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    // The extension without which keys are not listed; padding; every state.
+    let extensions = 1 << (INET_DIAG_INFO - 1);
+    request.extend([family as u8, libc::IPPROTO_TCP as u8, extensions, 0]);
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(local.port().to_be_bytes());
     request.extend(remote.port().to_be_bytes());

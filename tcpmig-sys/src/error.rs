@@ -96,15 +96,16 @@ pub enum NotMigratable {
     /// A listener carries no connection.
     #[error("the socket is listening, not connected")]
     Listening,
-    /// There is no connection: none was ever opened, or none is left that has a socket (`TIME_WAIT`), or the
-    /// handshake is half-done at this end (`SYN_RECEIVED`).
+    /// There is no connection: none was ever opened, or the one that was opened was refused. `TIME_WAIT` and a connection
+    /// that a listener has not handed out have no socket at all.
     #[error(
         "its state is {0}: only ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING and a connection that has ended in CLOSE can be moved"
     )]
     State(crate::info::State),
-    /// The connection is being opened with data in its SYN (TCP Fast Open), of which nobody can tell whether the
-    /// peer took them.
-    #[error("it is being opened with data in its SYN (TCP Fast Open)")]
+    /// The handshake is under way and carries data (TCP Fast Open): of an opening end nobody can tell whether the peer
+    /// took them, an accepted one in `SYN_RECEIVED` cannot be made by repair. Two ends whose SYNs cross are in
+    /// `SYN_RECEIVED` too.
+    #[error("its handshake is under way with data in it (TCP Fast Open)")]
     FastOpen,
     /// Somebody else has put the socket under repair.
     #[error("somebody else has put the socket under repair (TCP_REPAIR)")]

@@ -123,6 +123,7 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
         State::SynSent => opening::check(fd)?,
         State::Close => ended::check(fd)?,
         State::Listen => return Err(NotMigratable::Listening.into()),
+        State::SynReceived => return Err(NotMigratable::FastOpen.into()),
         state => return Err(NotMigratable::State(state).into()),
     }
     if sockopt::repair(fd)? {

@@ -16,9 +16,11 @@ macro_rules! kernel_test {
 
 mod ended;
 mod listeners;
+mod losses;
 mod net;
 mod obstacles;
 mod opening;
+mod refused;
 mod scene;
 
 use std::io::Read;
