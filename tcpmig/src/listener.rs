@@ -1,11 +1,11 @@
 //! Listeners: made again on another host, not moved.
 //!
-//! [`capture`] reads a listener into an image of its own kind ([`Image::listen`]) and [`restore`] makes one like it.
+//! [`capture()`] reads a listener into an image of its own kind ([`Image::listen`]) and [`restore()`] makes one like it.
 //! Nothing of it is locked or frozen, and the one that was read goes on until its owner closes it. The connections that
 //! wait in it are a matter of [`Waiting`].
 //!
-//! To take a service away from a host without losing a connection: [`capture`] with [`Waiting::Leave`], [`restore`] on the
-//! target, steer what is new there, then [`capture`] with [`Waiting::Accept`], move what was accepted, and close the
+//! To take a service away from a host without losing a connection: [`capture()`] with [`Waiting::Leave`], [`restore()`] on the
+//! target, steer what is new there, then [`capture()`] with [`Waiting::Accept`], move what was accepted, and close the
 //! listener. Closing it resets what still waits in it, and a handshake that was under way.
 //!
 //! Not carried: the key of Fast Open's cookies (clients fall back to an ordinary handshake), BPF programs that spread
