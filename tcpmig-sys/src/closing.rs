@@ -36,8 +36,9 @@ pub(crate) struct Tries {
     pub(crate) quiet_first: bool,
 }
 
-impl From<u32> for Tries {
-    fn from(mark: u32) -> Self {
+impl Tries {
+    /// With the packets of the connection locked, but for this mark.
+    pub(crate) fn locked(mark: u32) -> Self {
         Self {
             mark,
             quiet_first: false,
@@ -98,7 +99,7 @@ impl RestoringSocket {
             self.injector = Injector::open(self.as_fd()).ok();
             return Ok(());
         }
-        self.injector = Some(self.walk(steps, unsent, Tries::from(mark))?);
+        self.injector = Some(self.walk(steps, unsent, Tries::locked(mark))?);
         Ok(())
     }
 

@@ -47,8 +47,9 @@ impl State {
         })
     }
 
-    /// Whether a connection in this state can be read and rebuilt: both ends know each other, and a
-    /// socket is left.
+    /// Whether a connection in this state can be rebuilt by
+    /// [`RestoringSocket::reach`](crate::rebuild::RestoringSocket::reach): both ends know each other, and it has not ended.
+    /// What is being opened (`SYN_SENT`) and what has ended (CLOSE) is rebuilt in other ways.
     #[must_use]
     pub fn is_movable(self) -> bool {
         use State::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};

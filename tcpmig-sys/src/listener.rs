@@ -11,9 +11,9 @@ use crate::{raw, sockopt};
 
 /// Connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
+pub struct AcceptQueue {
     /// How many wait. The handshake of others may be under way.
-    pub now: u32,
+    pub waiting: u32,
     /// How many may wait: what `listen` was called with, or `net.core.somaxconn` if that was less.
     pub backlog: u32,
 }
@@ -46,10 +46,10 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
 ///
 /// [`Error`] of the call.
 #[doc(alias = "TCP_INFO")]
-pub fn waiting(fd: BorrowedFd<'_>) -> Result<Waiting> {
+pub fn accept_queue(fd: BorrowedFd<'_>) -> Result<AcceptQueue> {
     let counters = counters(fd)?;
-    Ok(Waiting {
-        now: counters.unacked,
+    Ok(AcceptQueue {
+        waiting: counters.unacked,
         backlog: counters.sacked,
     })
 }
@@ -173,7 +173,7 @@ impl NewListener {
         self.0
             .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
             .map_err(|e| Error::new("listen", e))?;
-        let got = waiting(self.as_fd())?.backlog;
+        let got = accept_queue(self.as_fd())?.backlog;
         if got != backlog {
             return Err(Error::NotAsAsked {
                 what: "the backlog (raise net.core.somaxconn)",

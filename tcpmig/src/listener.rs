@@ -86,7 +86,7 @@ pub fn capture(fd: BorrowedFd<'_>, waiting: Waiting) -> Result<Captured, Listene
     let mut accepted = Vec::new();
     match waiting {
         Waiting::Refuse => {
-            let now = listener::waiting(fd)?.now;
+            let now = listener::accept_queue(fd)?.waiting;
             if now > 0 {
                 return Err(ListenerError::Waits(now));
             }
@@ -113,7 +113,7 @@ pub fn capture(fd: BorrowedFd<'_>, waiting: Waiting) -> Result<Captured, Listene
 fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
     let bound = listener::local(fd)?;
     let local = SocketAddr::new(bound.ip(), bound.port());
-    let mut listen = ListenImage::new(local, listener::waiting(fd)?.backlog);
+    let mut listen = ListenImage::new(local, listener::accept_queue(fd)?.backlog);
     if let SocketAddr::V6(v6) = bound {
         listen.v6_only = Some(sockopt::v6_only(fd)?);
         listen.transparent = sockopt::transparent_v6(fd)?;

@@ -5,13 +5,15 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use socket2::SockRef;
+use tcpmig::capture::{CaptureError, Frozen, Plan};
 use tcpmig_format::{Image, Limits, PendingError};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
 
 use crate::net::{Family, Net, cut, mend, nft, nft_counted, pattern, until};
-use crate::scene::{activate, build, capture, locker, without_clock};
+use crate::scene::{LEASE, activate, build, capture, locker, without_clock};
 
 /// How the connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,4 +180,53 @@ kernel_test!(what_has_ended_and_is_kept_tells_its_error, || {
         assert_eq!(learn(twin, &octets), expected, "{end:?}");
         assert_eq!(nft_counted(&net.peer, "heard"), 0);
     }
+});
+
+kernel_test!(an_error_that_could_not_be_put_back_is_not_taken, || {
+    let net = Net::new();
+    let octets = pattern(6, 1000);
+    let expected = learn(ended(&net, Family::V4, End::Reset, &octets), &octets);
+    let server = ended(&net, Family::V4, End::Reset, &octets);
+    let twin = server.try_clone().unwrap();
+    let locker = net.a.run(locker).unwrap();
+    net.a.ip("addr del 10.77.0.1/24 dev eth0\n").unwrap();
+    let refused = net
+        .a
+        .run(|| {
+            let plan = Plan::of(server.as_fd()).unwrap();
+            let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
+            frozen.capture(None).unwrap_err()
+        })
+        .unwrap();
+    assert!(
+        matches!(
+            refused,
+            CaptureError::Socket(tcpmig_sys::Error::NotLocal { .. })
+        ),
+        "{refused}"
+    );
+    assert_eq!(learn(twin, &octets), expected);
+});
+
+kernel_test!(an_error_that_no_segment_makes_becomes_a_reset, || {
+    let net = Net::new();
+    let (mut peer, mut server) = net.connect(Family::V4);
+    peer.write_all(b"unread").unwrap();
+    until("the octets arrive", || {
+        sockopt::receive_queue_len(server.as_fd()).unwrap() == 6
+    });
+    // The peer does not answer any more, and the server loses patience.
+    cut(&net.peer, &["prerouting"]);
+    sockopt::set_user_timeout(server.as_fd(), 50).unwrap();
+    server.write_all(b"answer").unwrap();
+    reaches(&server, State::Close);
+    let locker_a = net.a.run(locker).unwrap();
+    let (frozen, image) = net.a.run(|| capture(server.into(), &locker_a)).unwrap();
+    frozen.discard().unwrap();
+    let pending = image.tcp.as_ref().unwrap().pending_error().unwrap();
+    assert_eq!(i32::from(pending.errno), Errno::ETIMEDOUT as i32);
+    let locker_b = net.b.run(locker).unwrap();
+    let socket = activate(build(&net.b, &locker_b, image).unwrap());
+    let learnt = learn(socket.into(), b"unread");
+    assert_eq!(learnt.reading, Some(Errno::ECONNRESET as i32));
 });

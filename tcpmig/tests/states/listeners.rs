@@ -9,7 +9,9 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::listener::{self, Captured, ListenerError, Waiting};
 use tcpmig::restore::{Prepared, RestoreError};
 use tcpmig_format::{Image, Limits};
-use tcpmig_sys::listener::{defer_accept, fast_open, set_defer_accept, set_fast_open, waiting};
+use tcpmig_sys::listener::{
+    accept_queue, defer_accept, fast_open, set_defer_accept, set_fast_open,
+};
 use tcpmig_sys::{Error, NotMigratable, sockopt};
 
 use crate::net::{Net, pattern, until};
@@ -66,7 +68,7 @@ fn wait_in(net: &Net, listener: &impl AsFd, to: SocketAddr, count: u32) -> Vec<T
     };
     let peers = (0..count).map(connect).collect();
     until("the connections wait", || {
-        waiting(listener.as_fd()).unwrap().now == count
+        accept_queue(listener.as_fd()).unwrap().waiting == count
     });
     peers
 }
@@ -92,7 +94,7 @@ kernel_test!(a_listener_is_made_again_as_it_was, || {
         );
         let new = net.b.run(|| listener::restore(&image)).unwrap().unwrap();
         let fd = new.as_fd();
-        assert_eq!(waiting(fd).unwrap().backlog, 37);
+        assert_eq!(accept_queue(fd).unwrap().backlog, 37);
         assert_eq!(defer_accept(fd).unwrap(), 7);
         assert_eq!(fast_open(fd).unwrap(), 5);
         assert!(sockopt::reuse_port(fd).unwrap());
@@ -135,7 +137,7 @@ kernel_test!(what_waits_is_refused_unless_told_otherwise, || {
     // Left, they are there for whoever goes on with the listener.
     let Captured { accepted, .. } = listener::capture(listener.as_fd(), Waiting::Leave).unwrap();
     assert!(accepted.is_empty());
-    assert_eq!(waiting(listener.as_fd()).unwrap().now, 3);
+    assert_eq!(accept_queue(listener.as_fd()).unwrap().waiting, 3);
     let (mut server, _) = listener.accept().unwrap();
     server.write_all(b"here").unwrap();
     let mut got = [0; 4];
@@ -152,7 +154,7 @@ kernel_test!(what_waits_is_accepted_and_moves, || {
     let Captured { image, accepted } =
         listener::capture(listener.as_fd(), Waiting::Accept).unwrap();
     assert_eq!(accepted.len(), COUNT as usize);
-    assert_eq!(waiting(listener.as_fd()).unwrap().now, 0);
+    assert_eq!(accept_queue(listener.as_fd()).unwrap().waiting, 0);
     assert!(!tcpmig_sys::flags::non_blocking(listener.as_fd()).unwrap());
     let new = net.b.run(|| listener::restore(&image)).unwrap().unwrap();
 

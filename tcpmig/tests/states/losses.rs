@@ -66,7 +66,7 @@ kernel_test!(octets_behind_a_gap_are_sent_again, || {
 
 /// Segments that the other end has acknowledged behind a gap (`tcpi_sacked`).
 fn sacked(stream: &TcpStream) -> u32 {
-    tcpmig_sys::listener::waiting(stream.as_fd())
+    tcpmig_sys::listener::accept_queue(stream.as_fd())
         .unwrap()
         .backlog
 }
