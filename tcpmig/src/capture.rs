@@ -321,7 +321,8 @@ impl Frozen {
         }
     }
 
-    /// The connection goes on here.
+    /// The connection goes on here. One in CLOSE ends here again as it had, see
+    /// [`FrozenSocket::read`](tcpmig_sys::frozen::FrozenSocket::read).
     ///
     /// # Errors
     ///

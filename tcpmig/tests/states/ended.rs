@@ -161,6 +161,7 @@ kernel_test!(what_has_ended_moves, || {
             moves(family, end, &pattern(9, 3000));
         }
         moves(Family::V4, end, b"");
+        moves(Family::V6, end, &pattern(3, 200_000));
     }
 });
 
