@@ -73,9 +73,6 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
         } => Some(
             "this system forbids user namespaces to ordinary users: run as root, or see kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns",
         ),
-        tcpmig_sys::Error::NotMigratable(NotMigratable::Listening) => Some(
-            "a listener is not moved but made again: let the program on the target listen itself, or use tcpmig::listener; give the descriptor of a connection that it has accepted",
-        ),
         tcpmig_sys::Error::NotMigratable(NotMigratable::FastOpen) => {
             Some("try again when the handshake is done")
         }

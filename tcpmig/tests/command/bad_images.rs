@@ -9,9 +9,8 @@ use tcpmig_format::{
     Window, WindowScale,
 };
 use tcpmig_sys::lab::isolated;
-use tcpmig_sys::owners;
 
-use crate::support::{Net, Program, TCPMIG, fails, succeeds, tcpmig, text, until};
+use crate::support::{Net, TCPMIG, fails, succeeds, tcpmig, text};
 
 fn connection() -> Image {
     let parts = TcpParts {
@@ -157,18 +156,10 @@ fn images_of_no_connection_are_refused_with_the_reason() {
                 image
             };
             let app = AppImage::default();
-            let listen = ListenImage::new("10.66.0.80:7000".parse().unwrap(), 37);
             for (image, reason) in [
                 (in_state(TcpState::Listen), "LISTEN"),
                 (in_state(TcpState::SynRecv), "SYN-RECEIVED"),
                 (in_state(TcpState::TimeWait), "TIME-WAIT"),
-                (
-                    Image {
-                        listen: Some(listen),
-                        ..Image::default()
-                    },
-                    "a listener, not of a connection",
-                ),
                 (
                     Image {
                         app: Some(app),
@@ -222,43 +213,4 @@ fn images_of_what_ended_or_listens_are_shown() {
     image.tcp = Some(TcpImage::new(parts).unwrap());
     let shown = show(&image);
     assert!(shown.contains("Connection reset by peer"), "{shown}");
-}
-
-#[test]
-fn a_listener_is_not_dumped_and_goes_on() {
-    isolated("bad_images::a_listener_is_not_dumped_and_goes_on", || {
-        let net = Net::new();
-        let server = Program::start(
-            &net.a,
-            "socat",
-            &["TCP-LISTEN:7000,bind=10.66.0.80,fork", "PIPE"],
-        );
-        let sockets = || {
-            let table = net
-                .a
-                .run(|| fs::read_to_string("/proc/thread-self/net/tcp"));
-            table.unwrap().unwrap()
-        };
-        until("socat listens", || sockets().contains(":1B58 "));
-        let pid = server.child.id().to_string();
-        let image = net.file("image");
-        let path = image.to_str().unwrap();
-        let find = || {
-            let (local, remote) = ("10.66.0.80:7000", "0.0.0.0:0");
-            owners::find(local.parse().unwrap(), remote.parse().unwrap())
-        };
-        let owners = net.a.run(find).unwrap().unwrap();
-        let fd = owners.first().expect("socat has its listener").fd;
-        let fd = fd.to_string();
-        let dump = ["dump", "--pid", &pid, "--fd", &fd, "-o", path];
-        fails(
-            &tcpmig(&net.a, &dump),
-            1,
-            &["is listening", "hint:", "made again"],
-        );
-        assert!(!image.exists());
-        let mut client = Program::start(&net.peer, "nc", &["-N", "10.66.0.80", "7000"]);
-        client.say("one");
-        assert_eq!(client.hear(), "one");
-    });
 }

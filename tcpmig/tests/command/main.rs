@@ -4,5 +4,6 @@
 mod bad_images;
 mod demo;
 mod dump_restore;
+mod listeners;
 mod support;
 mod wrong_input;
