@@ -38,6 +38,8 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
     let info = info(fd)?;
     let microseconds = info.timestamps_in_microseconds;
     let rto = Duration::from_micros(info.rto.into());
+    // First: what it takes to ask for the timer makes the result earlier, not later.
+    let clock = sockopt::timestamp(fd)?;
     let ago = match diag::until_retransmission(fd)? {
         Some(left) => rto.saturating_sub(left) + EARLIER,
         None => Duration::ZERO,
@@ -48,7 +50,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
         ago.as_millis()
     };
     // The clock wraps.
-    let clock = sockopt::timestamp(fd)?.wrapping_sub(ticks as u32);
+    let clock = clock.wrapping_sub(ticks as u32);
     Ok(Snapshot {
         marks,
         send_queue: Vec::new(),

@@ -111,6 +111,9 @@ impl Prepared {
     /// transparent; in any state but ESTABLISHED and FIN-WAIT-1 also then. For those states the locker has to
     /// let [`INJECT_MARK`] pass, and the thread needs `CAP_NET_RAW`, as it does for FIN-WAIT-1.
     ///
+    /// A connection in SYN-SENT needs none of that, but a locker that stops what this host sends
+    /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 30 ms.
+    ///
     /// # Errors
     ///
     /// [`RestoreError`]; nothing is left behind.
