@@ -67,7 +67,7 @@ pub struct Snapshot {
     /// What the handshake negotiated.
     pub negotiated: Negotiated,
     /// The timestamp clock, if the option is in use: its value with bit 0 cleared, and whether
-    /// it counts microseconds (else milliseconds). In `SYN_SENT` what it showed shortly before the SYN was last sent.
+    /// it counts microseconds (else milliseconds). In `SYN_SENT` what it showed shortly before the SYN was sent.
     pub timestamp: Option<(u32, bool)>,
     /// In CLOSE: how the connection ended.
     pub ended: Option<Ended>,

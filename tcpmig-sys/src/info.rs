@@ -125,14 +125,19 @@ pub(crate) struct Counters {
     pub(crate) data_segs_out: u32,
     /// Segments that the peer has acknowledged, its handshake included.
     pub(crate) delivered: u32,
+    /// Milliseconds since the retransmission timer ran out first and nothing was acknowledged. 0 if it has not, or
+    /// before Linux 6.7.
+    pub(crate) total_rto_time: u32,
 }
 
 /// `getsockopt(fd, TCP_INFO)`, the fields that Linux 4.18 has all of.
 pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
     const CALL: &str = "getsockopt(TCP_INFO)";
     const FILLED: usize = 196;
+    const WITH_RTO_TIME: usize = 248;
     const AGREED: u8 = uapi::TCPI_OPT_TIMESTAMPS | uapi::TCPI_OPT_SACK | uapi::TCPI_OPT_WSCALE;
-    let mut octets = [0_u8; FILLED];
+    // What the kernel does not have stays 0.
+    let mut octets = [0_u8; WITH_RTO_TIME];
     let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
     if len < FILLED {
         return Err(Error::Length {
@@ -156,6 +161,7 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
         segs_in: word(140),
         data_segs_out: word(156),
         delivered: word(192),
+        total_rto_time: word(244),
     })
 }
 

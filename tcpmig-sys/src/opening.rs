@@ -17,11 +17,17 @@ use crate::rebuild::{BoundSocket, RestoringSocket};
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
 
-/// More than the kernel's timers (`CONFIG_HZ`) err about when something was sent.
+/// What the kernel waits before it sends a SYN again first (`TCP_TIMEOUT_INIT`).
+const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// More than the kernel errs about when its timer was set (`CONFIG_HZ`).
 const EARLIER: Duration = Duration::from_millis(12);
 
-/// Until then a clock that was set that much earlier, and an error in the other direction, are past.
-const PAST: Duration = Duration::from_millis(30);
+/// More than a timer of a second comes late.
+const LATE: Duration = Duration::from_millis(60);
+
+/// Until then a clock that was set that much earlier is past the time that it stands for.
+const PAST: Duration = Duration::from_millis(100);
 
 /// Refuses a connection that has data in its SYN.
 pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
@@ -40,9 +46,13 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
     let rto = Duration::from_micros(info.rto.into());
     // First: what it takes to ask for the timer makes the result earlier, not later.
     let clock = sockopt::timestamp(fd)?;
-    let ago = match diag::until_retransmission(fd)? {
-        Some(left) => rto.saturating_sub(left) + EARLIER,
-        None => Duration::ZERO,
+    let ago = match (
+        counters(fd)?.total_rto_time,
+        diag::until_retransmission(fd)?,
+    ) {
+        (0, Some(left)) => rto.saturating_sub(left) + EARLIER,
+        (0, None) => Duration::ZERO,
+        (since, _) => FIRST_TIMEOUT + Duration::from_millis(since.into()) + LATE,
     };
     let ticks = if microseconds {
         ago.as_micros()
@@ -74,7 +84,8 @@ impl BoundSocket {
     /// call, or from a time that the clock has not reached, makes the kernel reset the peer's half of the handshake
     /// (`tcp_rcv_synsent_state_process`) and then open anew. So this waits until the clock is past it. The new SYN,
     /// a second later, has a later stamp, without which the peer would drop it. If the old SYN was sent several times, the
-    /// clock is that of the last, and a reset can happen; no application sees it.
+    /// clock is that of the first (before Linux 6.7 of the last), and a peer that got another one is reset; no application
+    /// sees it.
     ///
     /// The scale of the windows, which the peer may know from the old SYN, is what this host chooses. Where
     /// `net.ipv4.tcp_rmem` differs, the peer counts with another: windows are too small, or it sends too much and again.

@@ -112,7 +112,7 @@ impl Prepared {
     /// let [`INJECT_MARK`] pass, and the thread needs `CAP_NET_RAW`, as it does for FIN-WAIT-1.
     ///
     /// A connection in SYN-SENT needs none of that, but a locker that stops what this host sends
-    /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 30 ms.
+    /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 100 ms.
     ///
     /// # Errors
     ///
