@@ -84,7 +84,7 @@ impl BoundSocket {
     /// call, or from a time that the clock has not reached, makes the kernel reset the peer's half of the handshake
     /// (`tcp_rcv_synsent_state_process`) and then open anew. So this waits until the clock is past it. The new SYN,
     /// a second later, has a later stamp, without which the peer would drop it. If the old SYN was sent several times, the
-    /// clock is that of the first (before Linux 6.7 of the last), and a peer that got another one is reset; no application
+    /// clock is that of the first (before Linux 6.7 of the last), and a peer that has answered can be reset; no application
     /// sees it.
     ///
     /// The scale of the windows, which the peer may know from the old SYN, is what this host chooses. Where

@@ -165,7 +165,7 @@ kernel_test!(
     a_syn_that_was_sent_twice_is_sent_again_from_the_target,
     || {
         moves_after(1, Family::V4, Lost::Syn, |_| {}).assert_no_reset();
-        // The peer echoes the first, which is before the clock: its half of the handshake is reset and done anew.
+        // The peer has answered both: its half of the handshake may be reset, and is done anew then.
         moves_after(1, Family::V6, Lost::SynAck, |_| {});
     }
 );
