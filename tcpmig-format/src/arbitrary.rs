@@ -5,18 +5,40 @@ use std::net::{IpAddr, SocketAddr};
 use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
 use crate::{
-    AppImage, FourTuple, Image, IpImage, KeepAlive, Linger, Negotiated, Octets, ReceiveSpace,
-    SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState, TimestampUnit,
-    Timestamps, Window, WindowScale,
+    AppImage, FourTuple, Image, IpImage, KeepAlive, Linger, ListenImage, Negotiated, Octets,
+    PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts,
+    TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 
 impl<'a> Arbitrary<'a> for Image {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let listen: Option<ListenImage> = u.arbitrary()?;
+        let connection = listen.is_none();
         Ok(Self {
-            ip: u.arbitrary()?,
-            tcp: u.arbitrary()?,
+            ip: if connection { u.arbitrary()? } else { None },
+            tcp: if connection { u.arbitrary()? } else { None },
             app: u.arbitrary()?,
+            listen,
         })
+    }
+}
+
+impl<'a> Arbitrary<'a> for ListenImage {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let ip: IpAddr = u.arbitrary()?;
+        let mut listen = Self::new(SocketAddr::new(ip, u.arbitrary()?), u.arbitrary()?);
+        listen.v6_only = if ip.is_ipv6() { u.arbitrary()? } else { None };
+        listen.scope = name(u)?;
+        listen.bound_device = name(u)?;
+        listen.transparent = u.arbitrary()?;
+        listen.freebind = u.arbitrary()?;
+        listen.mark = u.arbitrary()?;
+        listen.priority = u.arbitrary()?;
+        listen.defer_accept = u.arbitrary()?;
+        listen.fast_open = u.arbitrary()?;
+        listen.socket = socket(u)?;
+        listen.check().map_err(|_| Error::IncorrectFormat)?;
+        Ok(listen)
     }
 }
 
@@ -84,8 +106,19 @@ impl<'a> Arbitrary<'a> for TcpImage {
             rcv_nxt: Seq::new(u.arbitrary()?),
             queue: u.arbitrary()?,
         };
+        let state = *u.choose(&TcpState::ALL)?;
+        let pending_error = if state == TcpState::Close && u.arbitrary()? {
+            let errno = u.int_in_range(1..=4095)?;
+            Some(PendingError {
+                errno,
+                after_fin: errno == PendingError::BROKEN_PIPE || u.arbitrary()?,
+            })
+        } else {
+            None
+        };
         let parts = TcpParts {
-            state: *u.choose(&TcpState::ALL)?,
+            state,
+            pending_error,
             send: SendSpace {
                 snd_una: Seq::new(u.arbitrary()?),
                 sent: u.arbitrary()?,

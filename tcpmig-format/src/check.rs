@@ -1,6 +1,6 @@
 //! What parts of a transport layer can go together.
 
-use crate::{MAX_OCTETS, Negotiated, Seq, SocketOptions, TcpParts, TcpState, Window};
+use crate::{MAX_OCTETS, Negotiated, PendingError, Seq, SocketOptions, TcpParts, TcpState, Window};
 
 /// Why [`TcpParts`] contradict themselves.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,15 @@ pub enum InvalidTcp {
         /// `rcv_nxt + rcv_wnd`.
         limit: Seq,
     },
+    /// An error waits for the application in a state in which the connection has not ended.
+    #[error("a pending error, which cannot be in state {0}")]
+    PendingErrorInState(TcpState),
+    /// The number is that of no error.
+    #[error("{0} is not the number of an error")]
+    PendingErrno(u16),
+    /// EPIPE is what a reset after the peer's FIN makes.
+    #[error("pending EPIPE without a FIN of the peer")]
+    PendingPipe,
     /// `buffer_lock` has bits other than 1 and 2.
     #[error("buffer_lock {0:#x} has unknown bits")]
     BufferLock(u8),
@@ -88,7 +97,26 @@ pub(crate) fn check(parts: &TcpParts) -> Result<(), InvalidTcp> {
     if parts.state.is_synchronized() {
         check_window(&parts.window, &parts.negotiated, parts.receive.rcv_nxt)?;
     }
+    check_pending(parts.state, parts.pending_error)?;
     check_socket(&parts.socket)
+}
+
+fn check_pending(state: TcpState, pending: Option<PendingError>) -> Result<(), InvalidTcp> {
+    /// `MAX_ERRNO` in the kernel.
+    const LARGEST: u16 = 4095;
+    let Some(PendingError { errno, after_fin }) = pending else {
+        return Ok(());
+    };
+    if state != TcpState::Close {
+        return Err(InvalidTcp::PendingErrorInState(state));
+    }
+    if !(1..=LARGEST).contains(&errno) {
+        return Err(InvalidTcp::PendingErrno(errno));
+    }
+    if errno == PendingError::BROKEN_PIPE && !after_fin {
+        return Err(InvalidTcp::PendingPipe);
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, Default)]
@@ -99,7 +127,7 @@ struct Lengths {
 }
 
 fn check_queues(state: TcpState, lengths: Lengths) -> Result<(), InvalidTcp> {
-    use TcpState::{FinWait2, Listen, SynRecv, SynSent, TimeWait};
+    use TcpState::{Close, FinWait2, Listen, SynRecv, SynSent, TimeWait};
 
     let Lengths {
         sent,
@@ -113,10 +141,12 @@ fn check_queues(state: TcpState, lengths: Lengths) -> Result<(), InvalidTcp> {
     }
     let opening = matches!(state, Listen | SynSent | SynRecv);
     // In FIN-WAIT-2 and TIME-WAIT the peer has acknowledged the FIN and so all before it.
-    let all_acknowledged = matches!(state, FinWait2 | TimeWait);
+    // In CLOSED nothing is sent any more.
+    let done = matches!(state, FinWait2 | TimeWait | Close);
     for (queue, len, empty) in [
-        ("sent", sent, opening || all_acknowledged),
-        ("unsent", unsent, state == Listen || all_acknowledged),
+        ("sent", sent, opening || done),
+        // Only a fast open has octets before the handshake, and it is not carried.
+        ("unsent", unsent, matches!(state, Listen | SynSent) || done),
         ("receive", receive, opening),
     ] {
         if empty && len > 0 {
@@ -175,7 +205,7 @@ fn check_window(window: &Window, negotiated: &Negotiated, rcv_nxt: Seq) -> Resul
     Ok(())
 }
 
-fn check_socket(socket: &SocketOptions) -> Result<(), InvalidTcp> {
+pub(crate) fn check_socket(socket: &SocketOptions) -> Result<(), InvalidTcp> {
     if let Some(bits) = socket.buffer_lock.filter(|bits| bits & !3 != 0) {
         return Err(InvalidTcp::BufferLock(bits));
     }

@@ -1,6 +1,6 @@
 //! Why an image cannot be encoded or decoded.
 
-use crate::{FORMAT_VERSION, FlowError, InvalidIp, InvalidTcp};
+use crate::{FORMAT_VERSION, FlowError, InvalidIp, InvalidListen, InvalidTcp};
 
 /// Why an [`Image`](crate::Image) cannot be encoded: it is the caller's doing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -9,6 +9,9 @@ pub enum EncodeError {
     /// The network layer contradicts itself.
     #[error("ip: {0}")]
     InvalidIp(#[from] InvalidIp),
+    /// The listener contradicts itself, or a connection beside it.
+    #[error("listen: {0}")]
+    InvalidListen(#[from] InvalidListen),
     /// A part is longer than the format allows.
     #[error("{what}: {len} octets, the format allows {limit}")]
     TooLong {
@@ -123,6 +126,9 @@ pub enum DecodeError {
     /// The network layer contradicts itself.
     #[error("ip: {0}")]
     InvalidIp(#[from] InvalidIp),
+    /// The listener contradicts itself, or a connection beside it.
+    #[error("listen: {0}")]
+    InvalidListen(#[from] InvalidListen),
     /// The transport layer contradicts itself.
     #[error("tcp: {0}")]
     InvalidTcp(#[from] InvalidTcp),

@@ -1,7 +1,10 @@
 //! The image of a connection.
 
 use crate::schema::v1;
-use crate::{DecodeError, EncodeError, Envelope, IpImage, Limits, Octets, TcpImage, envelope};
+use crate::{
+    DecodeError, EncodeError, Envelope, InvalidListen, IpImage, Limits, ListenImage, Octets,
+    TcpImage, envelope,
+};
 
 /// The version of the format that this crate writes.
 pub const FORMAT_VERSION: u16 = 1;
@@ -13,7 +16,7 @@ pub const MAX_OCTETS: usize = 1 << 30;
 /// The longest text that the format allows, in octets.
 const MAX_TEXT: usize = 255;
 
-/// A connection, in up to three layers, each of use on its own.
+/// A connection, in up to three layers, each of use on its own, or a listener.
 ///
 /// ```
 /// use tcpmig_format::{AppImage, Image, Limits, Octets};
@@ -38,6 +41,8 @@ pub struct Image {
     pub tcp: Option<TcpImage>,
     /// The session that runs on it.
     pub app: Option<AppImage>,
+    /// A listener, which has neither `ip` nor `tcp` beside it.
+    pub listen: Option<ListenImage>,
 }
 
 /// The session of an application, opaque to this crate.
@@ -64,6 +69,7 @@ impl Image {
         if let Some(ip) = &self.ip {
             ip.check()?;
         }
+        self.check_listen()?;
         if let Some(app) = &self.app {
             for (what, len, limit) in [
                 ("app.kind", app.kind.len(), MAX_TEXT),
@@ -91,6 +97,17 @@ impl Image {
     pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, DecodeError> {
         let payload = envelope::open(bytes, limits.max_image)?;
         v1::read(payload, limits)
+    }
+
+    /// Whether the listener, if there is one, agrees with itself and with what is beside it.
+    pub(crate) fn check_listen(&self) -> Result<(), InvalidListen> {
+        let Some(listen) = &self.listen else {
+            return Ok(());
+        };
+        if self.ip.is_some() || self.tcp.is_some() {
+            return Err(InvalidListen::Connection);
+        }
+        listen.check()
     }
 
     /// At least the length of the encoded image: the names and numbers of all

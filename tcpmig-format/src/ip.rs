@@ -91,7 +91,7 @@ pub enum InvalidIp {
     Ttl,
 }
 
-fn is_device_name(name: &str) -> bool {
+pub(crate) fn is_device_name(name: &str) -> bool {
     // IFNAMSIZ counts the terminating zero.
     (1..16).contains(&name.len())
         && name != "."

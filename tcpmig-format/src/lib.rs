@@ -42,6 +42,7 @@ mod flow;
 mod image;
 mod ip;
 mod limits;
+mod listen;
 mod octets;
 mod options;
 mod schema;
@@ -66,11 +67,12 @@ pub use flow::{FlowError, FourTuple};
 pub use image::{AppImage, FORMAT_VERSION, Image, MAX_OCTETS};
 pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use limits::Limits;
+pub use listen::{InvalidListen, ListenImage};
 pub use octets::Octets;
 pub use options::{KeepAlive, Linger, SocketOptions};
 pub use seq::Seq;
 pub use state::TcpState;
 pub use tcp::{
-    Negotiated, ReceiveSpace, SendSpace, TcpImage, TcpParts, TimestampUnit, Timestamps, Window,
-    WindowScale,
+    Negotiated, PendingError, ReceiveSpace, SendSpace, TcpImage, TcpParts, TimestampUnit,
+    Timestamps, Window, WindowScale,
 };

@@ -27,6 +27,7 @@ use crate::{InvalidTcp, Octets, Seq, SocketOptions, TcpState};
 ///         rcv_wup: Seq::new(77),
 ///     },
 ///     socket: SocketOptions::default(),
+///     pending_error: None,
 /// };
 /// let tcp = TcpImage::new(parts)?;
 /// assert_eq!(tcp.send().snd_nxt(), Seq::new(1_010));
@@ -51,6 +52,25 @@ pub struct TcpParts {
     pub window: Window,
     /// The socket options.
     pub socket: SocketOptions,
+    /// In CLOSED alone: how the connection broke, if the application has not been told yet. Without it the
+    /// connection ended in order.
+    pub pending_error: Option<PendingError>,
+}
+
+/// The error that the application gets at one of its next calls (`SO_ERROR`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PendingError {
+    /// The error, with its number in Linux's `asm-generic/errno.h`: 104 is ECONNRESET, 32 EPIPE, 110 ETIMEDOUT.
+    pub errno: u16,
+    /// Whether the peer's FIN came before it: then reading ends in order and writing tells the error.
+    pub after_fin: bool,
+}
+
+impl PendingError {
+    /// The peer reset the connection (ECONNRESET).
+    pub const CONNECTION_RESET: u16 = 104;
+    /// The peer closed, and then reset the connection (EPIPE).
+    pub const BROKEN_PIPE: u16 = 32;
 }
 
 /// Send sequence space: octets from `snd_una` on that the peer has not
@@ -240,5 +260,11 @@ impl TcpImage {
     #[must_use]
     pub fn socket(&self) -> &SocketOptions {
         &self.0.socket
+    }
+
+    /// How a connection in CLOSED broke.
+    #[must_use]
+    pub fn pending_error(&self) -> Option<PendingError> {
+        self.0.pending_error
     }
 }

@@ -7,6 +7,8 @@ mod common;
 use tcpmig_format::{Image, Limits};
 
 const FULL: &[u8] = include_bytes!("golden/v1-full.tcpmig");
+const BROKEN: &[u8] = include_bytes!("golden/v1-broken.tcpmig");
+const LISTENER: &[u8] = include_bytes!("golden/v1-listener.tcpmig");
 const SMALLEST_TCP: &[u8] = include_bytes!("golden/v1-smallest-tcp.tcpmig");
 
 #[track_caller]
@@ -18,6 +20,16 @@ fn check(file: &[u8], image: &Image) {
 #[test]
 fn version_1_full() {
     check(FULL, &common::full());
+}
+
+#[test]
+fn version_1_broken() {
+    check(BROKEN, &common::broken());
+}
+
+#[test]
+fn version_1_listener() {
+    check(LISTENER, &common::listener());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::wire::{decode, ip, layer, map, number, octets, tcp, text, with};
-use tcpmig_format::{DecodeError, Image, InvalidTcp, Limits};
+use tcpmig_format::{DecodeError, EncodeError, Image, InvalidListen, InvalidTcp, Limits};
 
 #[test]
 fn limits_hold() {
@@ -101,5 +101,70 @@ fn values_must_agree() {
     assert!(matches!(
         decode(&layer("ip", &ipv6)),
         Err(DecodeError::InvalidIp(_))
+    ));
+}
+
+#[test]
+fn a_listener_stands_alone() {
+    use common::wire::critical;
+    let local = |address: &[u8]| map(&[("address", octets(address)), ("port", number(80))]);
+    let listen = |address: &[u8]| map(&[("local", local(address)), ("backlog", number(37))]);
+    let one = |address: &[u8]| decode(&map(&[critical(&["listen"]), ("listen", listen(address))]));
+    let image = one(&[0; 4]).unwrap();
+    assert_eq!(image.listen.unwrap().local, "0.0.0.0:80".parse().unwrap());
+    assert!(one(&[0; 16]).unwrap().listen.unwrap().local.is_ipv6());
+    assert!(matches!(
+        one(&[0; 5]),
+        Err(DecodeError::AddressLength {
+            place: "listen.local.address",
+            ..
+        })
+    ));
+    for (name, layer) in [("ip", map(&ip())), ("tcp", map(&tcp()))] {
+        let both = [critical(&[]), (name, layer), ("listen", listen(&[0; 4]))];
+        assert!(matches!(
+            decode(&map(&both)),
+            Err(DecodeError::InvalidListen(InvalidListen::Connection))
+        ));
+    }
+    let image = Image {
+        ip: common::full().ip,
+        ..common::listener()
+    };
+    assert!(matches!(
+        image.encode(),
+        Err(EncodeError::InvalidListen(InvalidListen::Connection))
+    ));
+}
+
+#[test]
+fn a_reader_cannot_miss_what_must_not_be_skipped() {
+    // Their names are in the list of critical parts, at its beginning.
+    for (image, name) in [
+        (common::listener(), "listen"),
+        (common::broken(), "tcp.pending_error"),
+    ] {
+        let payload = &image.encode().unwrap()[tcpmig_format::Envelope::LEN..];
+        let head = String::from_utf8_lossy(&payload[..64]);
+        assert!(head.contains("critical") && head.contains(name), "{head}");
+    }
+    let missing = map(&[
+        common::wire::critical(&["tcp.pending_error"]),
+        ("tcp", map(&tcp())),
+    ]);
+    assert_eq!(
+        decode(&missing),
+        Err(DecodeError::MissingCritical("tcp.pending_error"))
+    );
+}
+
+#[test]
+fn an_error_waits_only_in_closed() {
+    let mut fields = tcp();
+    let pending = map(&[("errno", number(104)), ("after_fin", common::wire::yes())]);
+    fields.push(("pending_error", pending));
+    assert!(matches!(
+        decode(&layer("tcp", &fields)),
+        Err(DecodeError::InvalidTcp(InvalidTcp::PendingErrorInState(_)))
     ));
 }

@@ -5,6 +5,7 @@
 //! injected as packets. Everything happens under repair, so that the connection can be read back
 //! before anything of it can be seen from outside.
 
+use std::cell::Cell;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -26,15 +27,36 @@ const ARRIVAL: Duration = Duration::from_millis(20);
 /// How often a segment is injected that does not arrive.
 const TRIES: u32 = 10;
 
+/// How segments of the peer are injected.
+#[derive(Clone, Copy)]
+pub(crate) struct Tries {
+    /// Their firewall mark.
+    pub(crate) mark: u32,
+    /// No lock stops what the socket sends: nothing is done at first that it answers.
+    pub(crate) quiet_first: bool,
+}
+
+impl Tries {
+    /// With the packets of the connection locked, but for this mark.
+    pub(crate) fn locked(mark: u32) -> Self {
+        Self {
+            mark,
+            quiet_first: false,
+        }
+    }
+}
+
 /// What leads from one state to the next.
 #[derive(Clone, Copy)]
-enum Step {
+pub(crate) enum Step {
     /// This end's FIN.
     Fin,
     /// The peer's FIN arrives.
     PeerFin(State),
     /// The peer's acknowledgement of this end's FIN arrives.
     PeerAck(State),
+    /// The peer's RST arrives.
+    PeerReset,
 }
 
 fn steps(state: State) -> Result<&'static [Step]> {
@@ -79,18 +101,25 @@ impl RestoringSocket {
             }
             return Ok(());
         }
+        self.injector = Some(self.walk(steps, unsent, Tries::locked(mark))?);
+        Ok(())
+    }
+
+    /// Goes from ESTABLISHED from one state to the next.
+    pub(crate) fn walk(&self, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<Injector> {
+        let mark = tries.mark;
         let injector = Injector::open(self.as_fd())?;
         self.room()?;
         for step in steps {
             match *step {
                 Step::Fin if unsent.is_empty() => self.fin_as_sent()?,
                 Step::Fin => self.fin_behind(unsent)?,
-                Step::PeerFin(next) => self.peer_fin(&injector, next, mark)?,
+                Step::PeerFin(next) => self.peer_fin(&injector, next, tries)?,
                 Step::PeerAck(next) => self.peer_ack(&injector, next, mark)?,
+                Step::PeerReset => self.peer_reset(&injector, mark)?,
             }
         }
-        self.injector = Some(injector);
-        Ok(())
+        Ok(injector)
     }
 
     /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
@@ -135,7 +164,9 @@ impl RestoringSocket {
             .map_err(|e| Error::new("shutdown(SHUT_WR)", e))
     }
 
-    fn peer_fin(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
+    fn peer_fin(&self, injector: &Injector, next: State, tries: Tries) -> Result<()> {
+        let mark = tries.mark;
+        let quiet = Cell::new(tries.quiet_first);
         let marks = self.marks()?;
         let fin = Segment {
             fin: true,
@@ -143,14 +174,16 @@ impl RestoringSocket {
             ..self.of_peer(&marks, marks.snd_una)?
         };
         // A stateful firewall that has not seen the connection takes it up at an ACK, and calls a FIN
-        // invalid. This one is older than the window: the socket does nothing with it.
+        // invalid. This one is older than the window: the socket does nothing but acknowledge again.
         let before = Segment {
             seq: fin.seq.wrapping_sub(1),
             fin: false,
             ..fin
         };
         self.delivered(next, "FIN", mark, || {
-            injector.inject(&before, &[], mark)?;
+            if !quiet.replace(false) {
+                injector.inject(&before, &[], mark)?;
+            }
             injector.inject(&fin, &[], mark)
         })
     }
@@ -166,6 +199,17 @@ impl RestoringSocket {
     fn of_peer(&self, marks: &Marks, ack: u32) -> Result<Segment> {
         let timestamps = info(self.as_fd())?.timestamps;
         Ok(Segment::of_peer(marks, ack, timestamps))
+    }
+
+    fn peer_reset(&self, injector: &Injector, mark: u32) -> Result<()> {
+        let marks = self.marks()?;
+        let reset = Segment {
+            rst: true,
+            ..self.of_peer(&marks, marks.snd_una)?
+        };
+        self.delivered(State::Close, "RST", mark, || {
+            injector.inject(&reset, &[], mark)
+        })
     }
 
     /// Injects until the state is the next one.
@@ -231,6 +275,7 @@ impl RestoringSocket {
             seq,
             ack: marks.rcv_nxt,
             fin,
+            rst: false,
             // Of the FIN the peer takes the window: the one that it knows.
             window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
             timestamp: info

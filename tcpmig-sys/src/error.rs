@@ -96,11 +96,26 @@ pub enum NotMigratable {
     /// A listener carries no connection.
     #[error("the socket is listening, not connected")]
     Listening,
-    /// There is no connection yet or any more.
+    /// There is no connection: none was ever opened, or the one that was opened was refused. `TIME_WAIT` and a connection
+    /// that a listener has not handed out have no socket at all.
     #[error(
-        "its state is {0}: only ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK and CLOSING can be moved"
+        "its state is {0}: only ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING and a connection that has ended in CLOSE can be moved"
     )]
     State(crate::info::State),
+    /// The handshake is under way and carries data (TCP Fast Open): of an opening end nobody can tell whether the peer
+    /// took them, an accepted one in `SYN_RECEIVED` cannot be made by repair. Two ends whose SYNs cross are in
+    /// `SYN_RECEIVED` too.
+    #[error("its handshake is under way with data in it (TCP Fast Open)")]
+    FastOpen,
+    /// Somebody else has put the socket under repair.
+    #[error("somebody else has put the socket under repair (TCP_REPAIR)")]
+    UnderRepair,
+    /// Segments are signed with MD5 keys (RFC 2385), which the kernel does not hand out.
+    #[error("its segments are signed with MD5 keys (TCP_MD5SIG)")]
+    Md5,
+    /// Segments are signed with TCP-AO keys (RFC 5925), which the kernel does not hand out.
+    #[error("its segments are signed with keys of the TCP authentication option (TCP-AO)")]
+    Ao,
     /// Urgent data waits to be read: its mark would be lost.
     #[error("urgent data waits to be read")]
     Urgent,

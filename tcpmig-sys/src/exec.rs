@@ -21,13 +21,24 @@ pub fn become_with_connection(command: &mut Command, connection: OwnedFd) -> io:
         (Err(error), _) | (_, Err(error)) => return error,
     };
     command.stdin(input).stdout(output);
+    become_with(command, connection)
+}
+
+/// `execve`: this process becomes the command, with the listener as its descriptor 3.
+///
+/// Returns only if that fails. The listener is closed then.
+pub fn become_with_listener(command: &mut Command, listener: OwnedFd) -> io::Error {
+    become_with(command, listener)
+}
+
+fn become_with(command: &mut Command, socket: OwnedFd) -> io::Error {
     let pass = move || {
-        if connection.as_raw_fd() == FIRST_PASSED {
-            fcntl(&connection, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        if socket.as_raw_fd() == FIRST_PASSED {
+            fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
             return Ok(());
         }
         // SAFETY: what this process has as descriptor 3 is not used any more: its next step is exec.
-        let status = unsafe { libc::dup2(connection.as_raw_fd(), FIRST_PASSED) };
+        let status = unsafe { libc::dup2(socket.as_raw_fd(), FIRST_PASSED) };
         if status < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::SockRef;
 
+use std::sync::OnceLock;
+
+use crate::ended::{self, Ended};
 use crate::error::{Error, NotMigratable, Result};
 use crate::info::{State, info};
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
-use crate::{queue, raw};
+use crate::{diag, opening, queue, raw};
 
 /// A connection under repair that lives on here when this is dropped.
 ///
@@ -29,6 +32,8 @@ pub struct FrozenSocket {
     // `None` only inside `thaw` and `discard`, which take it out.
     fd: Option<OwnedFd>,
     reuse_addr: i32,
+    /// What was taken from a connection in CLOSE to be read.
+    pub(crate) ended: OnceLock<Ended>,
 }
 
 /// The numbers that show whether a frozen connection moved on, as the kernel has them: a FIN counts one
@@ -62,8 +67,10 @@ pub struct Snapshot {
     /// What the handshake negotiated.
     pub negotiated: Negotiated,
     /// The timestamp clock, if the option is in use: its value with bit 0 cleared, and whether
-    /// it counts microseconds (else milliseconds).
+    /// it counts microseconds (else milliseconds). In `SYN_SENT` what it showed shortly before the SYN was sent.
     pub timestamp: Option<(u32, bool)>,
+    /// In CLOSE: how the connection ended.
+    pub ended: Option<Ended>,
 }
 
 impl fmt::Debug for Snapshot {
@@ -77,6 +84,7 @@ impl fmt::Debug for Snapshot {
             .field("window", &self.window)
             .field("negotiated", &self.negotiated)
             .field("timestamp", &self.timestamp)
+            .field("ended", &self.ended)
             .finish()
     }
 }
@@ -92,8 +100,10 @@ pub struct FreezeError {
     pub error: Error,
 }
 
-/// Refuses what is no plain TCP connection, or is in a state that cannot be moved
-/// ([`State::is_movable`]), without touching it.
+/// Refuses what is no plain TCP connection, or is in a state that cannot be moved, without touching it.
+///
+/// States that can be: those of [`State::is_movable`], `SYN_SENT`, and CLOSE if there was a connection. What this does not
+/// see: MD5 keys ([`check_keys`]), and a BPF program that has the socket in a sockmap.
 ///
 /// # Errors
 ///
@@ -110,13 +120,38 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
     }
     match info(fd)?.state {
         state if state.is_movable() => {}
+        State::SynSent => opening::check(fd)?,
+        State::Close => ended::check(fd)?,
         State::Listen => return Err(NotMigratable::Listening.into()),
+        State::SynReceived => return Err(NotMigratable::FastOpen.into()),
         state => return Err(NotMigratable::State(state).into()),
+    }
+    if sockopt::repair(fd)? {
+        return Err(NotMigratable::UnderRepair.into());
     }
     if sockopt::upper_layer(fd)?.is_some() {
         return Err(NotMigratable::UpperLayer.into());
     }
+    if diag::has_ao(fd)? {
+        return Err(NotMigratable::Ao.into());
+    }
     refuse_urgent(fd)
+}
+
+/// Refuses a connection with MD5 keys, without touching it.
+///
+/// Only `sock_diag` tells of them, in about 9 µs, so this is apart from [`check`], which is run again when a connection
+/// is frozen. The thread has to be in the network namespace of the socket. A kernel without `CONFIG_INET_TCP_DIAG` tells
+/// nothing, and nothing is refused then.
+///
+/// # Errors
+///
+/// [`Error::NotMigratable`] with [`NotMigratable::Md5`]; [`Error::Call`].
+pub fn check_keys(fd: BorrowedFd<'_>) -> Result<()> {
+    if diag::has_md5(fd)? {
+        return Err(NotMigratable::Md5.into());
+    }
+    Ok(())
 }
 
 fn refuse_urgent(fd: BorrowedFd<'_>) -> Result<()> {
@@ -129,11 +164,12 @@ fn refuse_urgent(fd: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// The local and the remote address of a connected TCP socket.
+/// The local and the remote address of a TCP socket that is connected, that is being connected, or whose connection
+/// has ended.
 ///
 /// # Errors
 ///
-/// [`Error::Call`] of `getsockname` or `getpeername`.
+/// [`Error::Call`] of `getsockname` or `getpeername`; ENOTCONN if there never was a connection.
 pub fn addresses(fd: BorrowedFd<'_>) -> Result<(SocketAddr, SocketAddr)> {
     let socket = SockRef::from(&fd);
     let not_ip = || io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
@@ -141,10 +177,13 @@ pub fn addresses(fd: BorrowedFd<'_>) -> Result<(SocketAddr, SocketAddr)> {
         .local_addr()
         .and_then(|a| a.as_socket().ok_or_else(not_ip))
         .map_err(|e| Error::new("getsockname", e))?;
-    let remote = socket
-        .peer_addr()
-        .and_then(|a| a.as_socket().ok_or_else(not_ip))
-        .map_err(|e| Error::new("getpeername", e))?;
+    let remote = match socket.peer_addr() {
+        // It tells no address in SYN_SENT and CLOSE.
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => ended::peer_name(fd)?,
+        other => other
+            .and_then(|a| a.as_socket().ok_or_else(not_ip))
+            .map_err(|e| Error::new("getpeername", e))?,
+    };
     Ok((local, remote))
 }
 
@@ -168,6 +207,7 @@ impl FrozenSocket {
             Ok(reuse_addr) => Ok(Self {
                 fd: Some(fd),
                 reuse_addr,
+                ended: OnceLock::new(),
             }),
             Err(error) => Err(FreezeError { fd, error }),
         }
@@ -192,16 +232,26 @@ impl FrozenSocket {
     ///
     /// Takes as long as copying the queues (about 25 µs for 64 KiB) and 6 µs besides.
     ///
+    /// In CLOSE the pending error can be read only by taking it: it is put back when the connection is thawed, by
+    /// making it again on the same socket with an RST that is sent from this host to itself. That needs
+    /// `CAP_NET_RAW` and the thread in the network namespace of the socket, and makes ECONNRESET of any error but
+    /// ECONNRESET and EPIPE. If it fails in spite of that, for instance because the packet filter of this host drops
+    /// the RST, the application gets ECONNABORTED in place of the unread octets.
+    ///
     /// # Errors
     ///
     /// [`Error::NotMigratable`] if urgent data waits or the state has become one that cannot be moved,
+    /// [`Error::NotLocal`] in CLOSE if a pending error could not be put back,
     /// [`Error::Call`] otherwise; the connection stays frozen.
     pub fn read(&self) -> Result<Snapshot> {
         let fd = self.as_fd();
         loop {
             let before = marks(fd)?;
-            if !before.state.is_movable() {
-                return Err(NotMigratable::State(before.state).into());
+            match before.state {
+                state if state.is_movable() => {}
+                State::SynSent => return opening::read(fd, before),
+                State::Close => return self.read_ended(before),
+                state => return Err(NotMigratable::State(state).into()),
             }
             refuse_urgent(fd)?;
             sockopt::set_peek_offset(fd, -1)?;
@@ -217,14 +267,7 @@ impl FrozenSocket {
             let unsent = sockopt::unsent_len(fd)?.saturating_sub(fin) as usize;
             sockopt::set_repair_queue(fd, Queue::None)?;
             let window = sockopt::repair_window(fd)?;
-            let info = info(fd)?;
-            let timestamp = if info.timestamps {
-                let value = sockopt::timestamp(fd)?;
-                Some((value & !1, info.timestamps_in_microseconds))
-            } else {
-                None
-            };
-            let mss_clamp = sockopt::max_segment(fd)?;
+            let (negotiated, timestamp) = negotiated(fd)?;
             // A packet that passed the lock just before it closed can still have been
             // on its way through this host: then the parts do not belong together.
             if marks(fd)? != before {
@@ -236,13 +279,9 @@ impl FrozenSocket {
                 send_queue,
                 receive_queue,
                 window,
-                negotiated: Negotiated {
-                    mss_clamp: u16::try_from(mss_clamp).unwrap_or(u16::MAX),
-                    window_scale: info.window_scale,
-                    sack: info.sack,
-                    timestamps: info.timestamps,
-                },
+                negotiated,
                 timestamp,
+                ended: None,
             });
         }
     }
@@ -256,9 +295,9 @@ impl FrozenSocket {
     ///
     /// [`FreezeError`] with the descriptor, which may still be under repair.
     pub fn thaw(mut self) -> Result<OwnedFd, FreezeError> {
-        let reuse_addr = self.reuse_addr;
+        let (reuse_addr, ended) = (self.reuse_addr, self.ended.get().copied());
         let fd = self.take();
-        match thaw(fd.as_fd(), reuse_addr) {
+        match thaw(fd.as_fd(), reuse_addr, ended) {
             Ok(()) => Ok(fd),
             Err(error) => Err(FreezeError { fd, error }),
         }
@@ -309,6 +348,10 @@ pub(crate) fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
 /// The kernel counts the window in it as advertised, which the peer does not take: were that so, a peer that waits
 /// for a closed window to open would not be told. So it is forgotten again.
 pub(crate) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
+    if info(fd)?.state != State::Established {
+        // No probe leaves.
+        return sockopt::set_repair(fd, Repair::Off);
+    }
     let window = sockopt::repair_window(fd)?;
     sockopt::set_repair(fd, Repair::Off)?;
     // The connection lives: without this the peer may have to wait for its timer, no more.
@@ -319,9 +362,29 @@ pub(crate) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-fn thaw(fd: BorrowedFd<'_>, reuse_addr: i32) -> Result<()> {
+/// What the handshake negotiated, and the timestamp clock.
+pub(crate) fn negotiated(fd: BorrowedFd<'_>) -> Result<(Negotiated, Option<(u32, bool)>)> {
+    let info = info(fd)?;
+    let timestamp = if info.timestamps {
+        let value = sockopt::timestamp(fd)?;
+        Some((value & !1, info.timestamps_in_microseconds))
+    } else {
+        None
+    };
+    let negotiated = Negotiated {
+        mss_clamp: u16::try_from(sockopt::max_segment(fd)?).unwrap_or(u16::MAX),
+        window_scale: info.window_scale,
+        sack: info.sack,
+        timestamps: info.timestamps,
+    };
+    Ok((negotiated, timestamp))
+}
+
+fn thaw(fd: BorrowedFd<'_>, reuse_addr: i32, ended: Option<Ended>) -> Result<()> {
+    let put_back = ended.map_or(Ok(()), |ended| ended::put_back(fd, ended));
     end_repair(fd)?;
-    sockopt::set_reuse_addr(fd, reuse_addr)
+    sockopt::set_reuse_addr(fd, reuse_addr)?;
+    put_back
 }
 
 impl AsFd for FrozenSocket {
@@ -346,7 +409,7 @@ impl Drop for FrozenSocket {
     fn drop(&mut self) {
         if let Some(fd) = &self.fd {
             // Nothing is left to try: the descriptor closes silently if this failed.
-            let _ = thaw(fd.as_fd(), self.reuse_addr);
+            let _ = thaw(fd.as_fd(), self.reuse_addr, self.ended.get().copied());
         }
     }
 }

@@ -47,8 +47,9 @@ impl State {
         })
     }
 
-    /// Whether a connection in this state can be read and rebuilt: both ends know each other, and a
-    /// socket is left.
+    /// Whether a connection in this state can be rebuilt by
+    /// [`RestoringSocket::reach`](crate::rebuild::RestoringSocket::reach): both ends know each other, and it has not ended.
+    /// What is being opened (`SYN_SENT`) and what has ended (CLOSE) is rebuilt in other ways.
     #[must_use]
     pub fn is_movable(self) -> bool {
         use State::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
@@ -109,6 +110,61 @@ pub struct Info {
     pub snd_cwnd: u32,
     /// Segments retransmitted since the connection began.
     pub total_retrans: u32,
+}
+
+/// Counters in `struct tcp_info`, which tell what the state does not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counters {
+    /// Both ends have agreed on timestamps, SACK or window scaling.
+    pub(crate) options_agreed: bool,
+    /// Segments sent and not acknowledged; of a listener, connections that wait to be accepted.
+    pub(crate) unacked: u32,
+    /// Of a listener, how many may wait.
+    pub(crate) sacked: u32,
+    /// Segments received.
+    pub(crate) segs_in: u32,
+    /// Segments with data that were sent.
+    pub(crate) data_segs_out: u32,
+    /// Segments that the peer has acknowledged, its handshake included.
+    pub(crate) delivered: u32,
+    /// Milliseconds since the retransmission timer ran out first and nothing was acknowledged. 0 if it has not, or
+    /// before Linux 6.7.
+    pub(crate) total_rto_time: u32,
+}
+
+/// `getsockopt(fd, TCP_INFO)`, the fields that Linux 4.18 has all of.
+pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
+    const CALL: &str = "getsockopt(TCP_INFO)";
+    const FILLED: usize = 196;
+    const WITH_RTO_TIME: usize = 248;
+    const AGREED: u8 = uapi::TCPI_OPT_TIMESTAMPS | uapi::TCPI_OPT_SACK | uapi::TCPI_OPT_WSCALE;
+    // What the kernel does not have stays 0.
+    let mut octets = [0_u8; WITH_RTO_TIME];
+    let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
+    if len < FILLED {
+        return Err(Error::Length {
+            call: CALL,
+            got: len,
+            expected: FILLED,
+        });
+    }
+    let word = |offset: usize| {
+        u32::from_ne_bytes([
+            octets[offset],
+            octets[offset + 1],
+            octets[offset + 2],
+            octets[offset + 3],
+        ])
+    };
+    Ok(Counters {
+        options_agreed: octets[5] & AGREED != 0,
+        unacked: word(24),
+        sacked: word(28),
+        segs_in: word(140),
+        data_segs_out: word(156),
+        delivered: word(192),
+        total_rto_time: word(244),
+    })
 }
 
 /// `getsockopt(fd, TCP_INFO)`

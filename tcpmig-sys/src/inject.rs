@@ -4,8 +4,9 @@
 //! `PREROUTING` and `INPUT` on the loopback device with the peer's address as its source. Its route is the
 //! one it left by, so reverse-path filters do not look at it; packet filters do.
 
+use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -15,14 +16,16 @@ use crate::frozen::Marks;
 use crate::{frozen, sockopt};
 
 const FIN: u8 = 0x01;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// What varies of a segment: ACK, and FIN if asked for.
+/// What varies of a segment: ACK, and FIN or RST if asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) fin: bool,
+    pub(crate) rst: bool,
     /// As in the header: scaled.
     pub(crate) window: u16,
     /// `TSval` and `TSecr`, where the option is in use.
@@ -38,6 +41,7 @@ impl Segment {
             seq: marks.rcv_nxt,
             ack,
             fin: false,
+            rst: false,
             // Nothing may be sent in answer.
             window: 0,
             // Zero passes a rebuilt socket, which remembers no timestamp yet, and leaves it so: any other value
@@ -105,16 +109,24 @@ impl Injector {
 
     fn deliver(&self, tcp: &[u8], hops: u8, mark: u32) -> Result<()> {
         // Else it would leave for the host that has the address.
-        if !self.local_is_here(mark)? {
-            return Err(Error::NotLocal {
-                address: self.local.ip(),
-            });
-        }
+        self.check_local(mark)?;
         match self.transmit(self.remote, self.local, tcp, hops, mark) {
             // What a packet filter drops on its way out.
             Err(error) if error.errno() == Some(libc::EPERM) => Ok(()),
             other => other,
         }
+    }
+
+    /// Whether a segment with this firewall mark could be injected.
+    ///
+    /// [`Error::NotLocal`] if not.
+    pub(crate) fn check_local(&self, mark: u32) -> Result<()> {
+        if self.local_is_here(mark)? {
+            return Ok(());
+        }
+        Err(Error::NotLocal {
+            address: self.local.ip(),
+        })
     }
 
     /// Sends a segment from this host to the peer, with the connection's own mark.
@@ -142,8 +154,10 @@ impl Injector {
         Ok(())
     }
 
-    /// Whether packets to the local address are delivered on this host: it is an address of an interface, or one
-    /// of those that routing chooses as the source on the way to themselves.
+    /// Whether packets to the local address are delivered on this host.
+    ///
+    /// Then routing chooses the address itself as the source on the way to it, unless it is a secondary one (the
+    /// kernel's `fib_add_ifaddr`). That can be bound, as can any address where `ip_nonlocal_bind` is set.
     fn local_is_here(&self, mark: u32) -> Result<bool> {
         let socket = Socket::new(
             Domain::for_address(self.local),
@@ -161,23 +175,17 @@ impl Injector {
         let source = socket
             .local_addr()
             .map_err(|e| Error::new("getsockname", e))?;
-        let chosen = source.as_socket().map(|source| source.ip());
-        // On the way to a secondary address it is the primary one.
-        Ok(chosen == Some(self.local.ip()) || on_an_interface(self.local.ip())?)
+        if source
+            .as_socket()
+            .is_some_and(|source| source.ip() == self.local.ip())
+        {
+            return Ok(true);
+        }
+        let version = if self.local.is_ipv4() { "ipv4" } else { "ipv6" };
+        let any = fs::read_to_string(format!("/proc/sys/net/{version}/ip_nonlocal_bind"));
+        let only_local = any.is_ok_and(|value| value.trim() == "0");
+        Ok(only_local && UdpSocket::bind((self.local.ip(), 0)).is_ok())
     }
-}
-
-/// Whether an interface of this host has the address.
-fn on_an_interface(address: IpAddr) -> Result<bool> {
-    let mut interfaces =
-        nix::ifaddrs::getifaddrs().map_err(|e| Error::new("getifaddrs", e.into()))?;
-    Ok(interfaces.any(|interface| {
-        interface.address.is_some_and(|found| {
-            let v4 = found.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-            let v6 = found.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip()));
-            v4.or(v6) == Some(address)
-        })
-    }))
 }
 
 /// A missing capability, which is not the one that [`Error::new`] names.
@@ -234,7 +242,9 @@ fn tcp(from: SocketAddr, to: SocketAddr, segment: &Segment, payload: &[u8]) -> V
     header.extend_from_slice(&segment.seq.to_be_bytes());
     header.extend_from_slice(&segment.ack.to_be_bytes());
     let words = if segment.timestamp.is_some() { 8 } else { 5 };
-    let flags = if segment.fin { FIN | ACK } else { ACK };
+    let fin = if segment.fin { FIN } else { 0 };
+    let rst = if segment.rst { RST } else { 0 };
+    let flags = ACK | fin | rst;
     header.extend_from_slice(&[words << 4, flags]);
     header.extend_from_slice(&segment.window.to_be_bytes());
     header.extend_from_slice(&[0; 4]);
@@ -288,6 +298,7 @@ mod tests {
         seq: 0x0102_0304,
         ack: 0xfffe_fdfc,
         fin: true,
+        rst: false,
         window: 0x1234,
         timestamp: Some((7, 9)),
         hops: 64,

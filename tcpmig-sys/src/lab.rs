@@ -8,10 +8,12 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
+use crate::raw;
 
 /// Why a network could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +189,15 @@ impl Host {
             .die_with_parent();
         Ok(command)
     }
+}
+
+/// `setsockopt` of octets, for what only tests set.
+///
+/// # Errors
+///
+/// [`Error`] of the call.
+pub fn set_option(fd: BorrowedFd<'_>, level: i32, option: i32, octets: &[u8]) -> crate::Result<()> {
+    raw::set_slice(fd, level, option, "setsockopt", octets)
 }
 
 /// Runs a test that makes networks.

@@ -11,6 +11,7 @@
 //! - [`frozen::FrozenSocket`]: a connection under repair that goes on here when dropped.
 //! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes
 //!   without a packet.
+//! - [`listener`]: a listener made again, and what waits in it.
 //! - [`sockopt`], [`info`]: one function per socket option.
 //! - [`owners`], [`take`]: which processes have a connection, and their descriptors. [`netns`]: network namespaces.
 //!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`signals`]: held back while
@@ -34,6 +35,8 @@ mod arrive;
 mod closing;
 pub mod deliver;
 pub mod descriptors;
+mod diag;
+mod ended;
 mod error;
 pub mod exec;
 pub mod flags;
@@ -42,7 +45,9 @@ pub mod info;
 mod inject;
 #[cfg(feature = "lab")]
 pub mod lab;
+pub mod listener;
 pub mod netns;
+mod opening;
 pub mod owners;
 pub mod probe;
 mod queue;
@@ -53,5 +58,6 @@ pub mod sockopt;
 pub mod take;
 mod uapi;
 
+pub use ended::Ended;
 pub use error::{Error, NotMigratable, Result};
 pub use uapi::RepairWindow;

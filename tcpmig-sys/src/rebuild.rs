@@ -123,6 +123,14 @@ impl ClosedSocket {
 }
 
 impl BoundSocket {
+    pub(crate) fn from_socket(socket: Socket) -> Self {
+        Self(socket)
+    }
+
+    pub(crate) fn into_socket(self) -> Socket {
+        self.0
+    }
+
     /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED.
     ///
     /// `mss_clamp` makes the first segments as large as the connection allows.
@@ -150,15 +158,19 @@ impl BoundSocket {
             .connect(&SockAddr::from(remote))
             .map_err(|e| Error::new("connect", e))?;
         sockopt::set_max_segment(fd, 0)?;
-        Ok(RestoringSocket {
-            socket: Some(self.0),
-            injector: None,
-            again: Vec::new(),
-        })
+        Ok(RestoringSocket::from_socket(self.0))
     }
 }
 
 impl RestoringSocket {
+    pub(crate) fn from_socket(socket: Socket) -> Self {
+        Self {
+            socket: Some(socket),
+            injector: None,
+            again: Vec::new(),
+        }
+    }
+
     /// What the handshake negotiated, and the timestamp clock as in
     /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp). Without a window scale
     /// [`ClosedSocket::unscaled`] has to come first.
@@ -285,6 +297,11 @@ impl RestoringSocket {
             ));
         }
         Ok(())
+    }
+
+    /// Leaves the connection to the other descriptors of its socket, under repair still.
+    pub(crate) fn release(mut self) {
+        self.socket = None;
     }
 
     /// Ends repair: the connection lives here.

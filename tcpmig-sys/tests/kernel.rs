@@ -247,17 +247,29 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"ab");
 
-    // Reset: no connection is left.
-    let (peer, server) = net.connect(false);
-    socket2::SockRef::from(&peer)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(peer);
-    support::until("the RST arrives", || {
-        info(server.as_fd()).unwrap().state == State::Close
-    });
-    let (_, reason) = refusal(server.into());
+    // No connection was ever opened, or it was refused.
+    let tcp = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let fresh = net.peer.run(tcp).unwrap();
+    let (_, reason) = refusal(fresh.into());
     assert_eq!(reason, NotMigratable::State(State::Close));
+    let refused = net.peer.run(tcp).unwrap();
+    refused.set_nonblocking(true).unwrap();
+    let nobody: std::net::SocketAddr = "10.77.0.1:9".parse().unwrap();
+    refused.connect(&nobody.into()).unwrap_err();
+    support::until("the connection is refused", || {
+        info(refused.as_fd()).unwrap().state == State::Close
+    });
+    let (fd, reason) = refusal(refused.into());
+    assert_eq!(reason, NotMigratable::State(State::Close));
+    let error = sockopt::take_error(fd.as_fd()).unwrap().unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+
+    // Somebody else's repair is left on.
+    let (_peer, server) = net.connect(false);
+    sockopt::set_repair(server.as_fd(), sockopt::Repair::On).unwrap();
+    let (fd, reason) = refusal(server.into());
+    assert_eq!(reason, NotMigratable::UnderRepair);
+    assert!(sockopt::repair(fd.as_fd()).unwrap());
 });
 
 kernel_test!(the_same_connection_cannot_live_here_twice, || {

@@ -5,13 +5,14 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use support::{Net, kernel_test, nft, nft_output, pattern, until};
 use tcpmig_sys::frozen::{FrozenSocket, Marks, Snapshot};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::sockopt::Queue;
 use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
 
 const MARK: u32 = 0x77;
@@ -138,12 +139,19 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
 }
 
 fn marks(socket: &RestoringSocket) -> Marks {
-    // A twin that is frozen reads it; leaving it out of `drop` leaves repair on.
-    let twin: OwnedFd = socket.as_fd().try_clone_to_owned().unwrap();
-    let frozen = FrozenSocket::freeze(twin).unwrap();
-    let marks = frozen.marks().unwrap();
-    std::mem::forget(frozen);
-    marks
+    let fd = socket.as_fd();
+    let end = |queue| {
+        sockopt::set_repair_queue(fd, queue).unwrap();
+        sockopt::queue_sequence(fd).unwrap()
+    };
+    let (rcv_nxt, write_seq) = (end(Queue::Receive), end(Queue::Send));
+    sockopt::set_repair_queue(fd, Queue::None).unwrap();
+    Marks {
+        state: info(fd).unwrap().state,
+        snd_una: write_seq.wrapping_sub(sockopt::send_queue_len(fd).unwrap()),
+        write_seq,
+        rcv_nxt,
+    }
 }
 
 kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {

@@ -80,6 +80,7 @@ impl Plan {
     /// a TCP connection in a state that can be moved, or with the call that failed.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         frozen::check(fd)?;
+        frozen::check_keys(fd)?;
         Ok(Self {
             ip: ip(fd)?,
             socket: options(fd)?,
@@ -128,7 +129,7 @@ fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     Ok(ip)
 }
 
-fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
+pub(crate) fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
     let linger = sockopt::linger(fd)?;
     Ok(SocketOptions {
         reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
@@ -256,6 +257,7 @@ impl Frozen {
             ip: Some(self.plan.ip.clone()),
             tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
             app,
+            listen: None,
         })
     }
 
@@ -329,7 +331,8 @@ impl Frozen {
 
     /// The connection goes on here, and gets what was captured for it, on the calling thread's host. What
     /// arrived in the moment between the last look and the end of the lock is lost, as are captured packets without
-    /// `CAP_NET_RAW`: the peer sends them again.
+    /// `CAP_NET_RAW`: the peer sends them again. One in CLOSE ends here
+    /// again as it had, see [`FrozenSocket::read`](tcpmig_sys::frozen::FrozenSocket::read).
     ///
     /// # Errors
     ///

@@ -5,13 +5,13 @@
 //! +1 and -1 is in [`to_image`], [`marks`] and [`window`].
 
 use tcpmig_format::{
-    InvalidTcp, Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketOptions, TcpImage,
-    TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
+    InvalidTcp, Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketOptions,
+    TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
-use tcpmig_sys::RepairWindow;
 use tcpmig_sys::frozen::{Marks, Snapshot};
 use tcpmig_sys::info::State;
 use tcpmig_sys::sockopt;
+use tcpmig_sys::{Ended, RepairWindow};
 
 /// The image of what was read from a frozen connection.
 pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpImage, InvalidTcp> {
@@ -19,11 +19,12 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
     let unsent = sent.split_off(sent.len() - snapshot.unsent);
     let negotiated = snapshot.negotiated;
     let state = state(snapshot.marks.state);
+    let fins = Fins::of(state, snapshot.ended);
     // Past this end's FIN where the peer has acknowledged it.
-    let snd_una = Seq::new(snapshot.marks.snd_una) - u32::from(fin_acknowledged(state));
+    let snd_una = Seq::new(snapshot.marks.snd_una) - u32::from(fins.acknowledged);
     // Past the peer's FIN, as may be what was advertised or received with it or after it.
     let end = Seq::new(snapshot.marks.rcv_nxt);
-    let octets_end = end - u32::from(state.fin_received());
+    let octets_end = end - u32::from(fins.received);
     let without_fin = |seq: u32| {
         let seq = Seq::new(seq);
         if seq == end { octets_end } else { seq }
@@ -40,7 +41,8 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             queue: Octets::from(snapshot.receive_queue),
         },
         negotiated: Negotiated {
-            mss_clamp: negotiated.mss_clamp,
+            // In CLOSE the kernel may have forgotten it.
+            mss_clamp: negotiated.mss_clamp.max(1),
             window_scale: negotiated
                 .window_scale
                 .map(|(snd, rcv)| WindowScale { snd, rcv }),
@@ -62,12 +64,39 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             rcv_wup: without_fin(snapshot.window.rcv_wup),
         },
         socket,
+        pending_error: snapshot.ended.and_then(pending_error),
     })
 }
 
-/// Whether the peer has acknowledged the FIN of this end.
-fn fin_acknowledged(state: TcpState) -> bool {
-    matches!(state, TcpState::FinWait2 | TcpState::TimeWait)
+/// Which FINs the kernel's sequence numbers count.
+#[derive(Clone, Copy)]
+struct Fins {
+    /// This end's, in `write_seq`.
+    sent: bool,
+    /// This end's, in `snd_una`.
+    acknowledged: bool,
+    /// The peer's, in `rcv_nxt`.
+    received: bool,
+}
+
+impl Fins {
+    fn of(state: TcpState, ended: Option<Ended>) -> Self {
+        let Some(ended) = ended else {
+            return Self {
+                sent: state.fin_sent(),
+                acknowledged: matches!(state, TcpState::FinWait2 | TcpState::TimeWait),
+                received: state.fin_received(),
+            };
+        };
+        // As `RestoringSocket::end` leads there. Of a connection that ended in another way the numbers may be one less,
+        // which nobody looks at any more.
+        let in_order = ended.error.is_none();
+        Self {
+            sent: in_order || ended.after_fin && ended.error != Some(Ended::BROKEN_PIPE),
+            acknowledged: in_order,
+            received: in_order || ended.after_fin,
+        }
+    }
 }
 
 fn state(kernel: State) -> TcpState {
@@ -95,6 +124,8 @@ pub(crate) fn movable(state: TcpState) -> Option<State> {
         TcpState::CloseWait => State::CloseWait,
         TcpState::LastAck => State::LastAck,
         TcpState::Closing => State::Closing,
+        TcpState::SynSent => State::SynSent,
+        TcpState::Close => State::Close,
         _ => return None,
     })
 }
@@ -111,14 +142,14 @@ pub(crate) fn closed_behind(tcp: &TcpParts) -> &[u8] {
 
 /// What the kernel reads of the connection once it is rebuilt.
 pub(crate) fn marks(tcp: &TcpParts, state: State) -> Marks {
-    let fin_sent = u32::from(tcp.state.fin_sent());
+    let fins = Fins::of(tcp.state, ended(tcp));
     let in_socket = tcp.send.sent.len() + closed_behind(tcp).len();
     Marks {
         state,
-        snd_una: (tcp.send.snd_una + u32::from(fin_acknowledged(tcp.state))).get(),
+        snd_una: (tcp.send.snd_una + u32::from(fins.acknowledged)).get(),
         // At most 1 GiB, as the image was checked.
-        write_seq: (tcp.send.snd_una + in_socket as u32 + fin_sent).get(),
-        rcv_nxt: (tcp.receive.rcv_nxt + u32::from(tcp.state.fin_received())).get(),
+        write_seq: (tcp.send.snd_una + in_socket as u32 + u32::from(fins.sent)).get(),
+        rcv_nxt: (tcp.receive.rcv_nxt + u32::from(fins.received)).get(),
     }
 }
 
@@ -152,4 +183,32 @@ pub(crate) fn window(tcp: &TcpParts) -> RepairWindow {
         rcv_wnd: image.rcv_wnd,
         rcv_wup: (image.rcv_wup + u32::from(fin_advertised)).get(),
     }
+}
+
+/// Errors by their numbers on this machine, which on some are not those of an image.
+const NUMBERS: [(i32, u16); 2] = [
+    (Ended::BROKEN_PIPE, PendingError::BROKEN_PIPE),
+    (Ended::CONNECTION_RESET, PendingError::CONNECTION_RESET),
+];
+
+fn pending_error(ended: Ended) -> Option<PendingError> {
+    let error = ended.error?;
+    let known = NUMBERS.iter().find(|(here, _)| *here == error);
+    let errno = known.map_or_else(|| u16::try_from(error).ok(), |(_, number)| Some(*number))?;
+    Some(PendingError {
+        errno,
+        after_fin: ended.after_fin,
+    })
+}
+
+/// How a connection in CLOSED ended, as the kernel has it.
+pub(crate) fn ended(tcp: &TcpParts) -> Option<Ended> {
+    let error = |pending: PendingError| {
+        let known = NUMBERS.iter().find(|(_, number)| *number == pending.errno);
+        known.map_or(i32::from(pending.errno), |(here, _)| *here)
+    };
+    (tcp.state == TcpState::Close).then(|| Ended {
+        error: tcp.pending_error.map(error),
+        after_fin: tcp.pending_error.is_none_or(|pending| pending.after_fin),
+    })
 }

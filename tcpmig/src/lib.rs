@@ -10,6 +10,7 @@
 //! - [`handover`]: the protocol behind it, as state machines without input and output.
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
+//! - [`listener`]: a listener, made again on another host.
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
@@ -55,17 +56,32 @@
 //!
 //! # What does not move
 //!
-//! LISTEN and connections that are still being opened, or that a reset has ended, are refused. So is one
-//! with urgent data waiting, a multipath one and one with kernel TLS. The kernel offers no way to set
-//! these; they start anew on the target:
+//! Every state that has a socket moves: a connection that is being opened (`SYN_SENT`: the target sends the SYN
+//! again, within a second), one that is open, one that an end or both have closed, and one that has ended (CLOSE), with
+//! what nobody has read and the error that nobody has been told.
 //!
-//! | State | What the peer sees |
+//! Refused before anything is done, each with its own [`NotMigratable`](tcpmig_sys::NotMigratable):
+//!
+//! - a listener, which [`listener`] makes again; a socket that never had a connection, or was refused one;
+//! - a handshake that carries data (TCP Fast Open), until it is done. `TIME_WAIT`, and `SYN_RECEIVED` without Fast
+//!   Open, have no socket; a target that takes over an address gets the peer's late FIN, and answers it with a reset;
+//! - urgent data that waits to be read; a multipath connection, as those of other protocols (SMC); kernel TLS and other
+//!   upper layers; MD5 keys, if the kernel has `CONFIG_INET_TCP_DIAG`, and TCP-AO keys; a socket that somebody
+//!   else has put under repair.
+//!
+//! The kernel tells nobody that a BPF program has a socket in a sockmap: take it out before. It offers no way to set these;
+//! they start anew on the target, or are lost:
+//!
+//! | State | What an end sees |
 //! |---|---|
 //! | Round-trip time, congestion window, slow-start threshold | sending starts as on a new connection |
-//! | Out-of-order data that was received | it sends them again |
+//! | Out-of-order data that was received | the peer sends them again, after its retransmission timer |
 //! | Negotiated ECN | packets without it |
-//! | Its last timestamp (`ts_recent`) | nothing: the next packet brings it |
+//! | The peer's last timestamp (`ts_recent`) | nothing: the next packet brings it |
 //! | Urgent pointer of data under way | ordinary data |
+//! | A pending error that is neither ECONNRESET nor EPIPE (ETIMEDOUT, EHOSTUNREACH) | the application gets ECONNRESET |
+//! | What waits in the error queue (`MSG_ERRQUEUE`: completions of `MSG_ZEROCOPY`, timestamps) | the application waits for it in vain |
+//! | Window scale that a lone SYN offered | windows are too small or too large where `net.ipv4.tcp_rmem` differs |
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -74,6 +90,7 @@ pub mod driver;
 pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod listener;
 pub mod locker;
 pub mod restore;
 pub mod segments;

@@ -34,6 +34,9 @@ pub enum RestoreError {
     /// The image lacks a layer that a connection needs.
     #[error("the image has no {0} layer: it is not the image of a connection")]
     Layer(&'static str),
+    /// The image is that of a listener, which [`listener::restore`](crate::listener::restore) makes.
+    #[error("the image is that of a listener, not of a connection")]
+    Listener,
     /// A state that cannot be restored.
     #[error("the image's state is {0}: there is no connection in it that can be restored")]
     State(TcpState),
@@ -108,10 +111,16 @@ impl Prepared {
     /// transparent; in any state but ESTABLISHED and FIN-WAIT-1 also then. For those states the locker has to
     /// let [`INJECT_MARK`] pass, and the thread needs `CAP_NET_RAW`, as it does for FIN-WAIT-1.
     ///
+    /// A connection in SYN-SENT needs none of that, but a locker that stops what this host sends
+    /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 100 ms.
+    ///
     /// # Errors
     ///
     /// [`RestoreError`]; nothing is left behind.
     pub fn build(image: Image, locker: &dyn Locker, lease: Duration) -> Result<Self, RestoreError> {
+        if image.listen.is_some() {
+            return Err(RestoreError::Listener);
+        }
         let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
         let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
         convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
@@ -281,15 +290,22 @@ fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError
         closed.unscaled()?;
     }
     let bound = closed.bind(endpoint(ip.flow.local(), ip, scope))?;
+    let remote = endpoint(ip.flow.remote(), ip, scope);
+    if tcp.state == TcpState::SynSent {
+        let initial = (tcp.send.snd_una - 1).get();
+        return Ok(bound.open_again(remote, initial, convert::timestamp(&tcp.negotiated))?);
+    }
     let start = QueueStart {
         snd_una: tcp.send.snd_una.get(),
         copied_seq: tcp.receive.copied_seq().get(),
     };
-    let remote = endpoint(ip.flow.remote(), ip, scope);
     Ok(bound.connect(remote, start, tcp.negotiated.mss_clamp)?)
 }
 
 fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<(), RestoreError> {
+    if state == State::SynSent {
+        return Ok(());
+    }
     let negotiated = convert::negotiated(&tcp.negotiated);
     socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
     let queue = &tcp.receive.queue;
@@ -300,6 +316,11 @@ fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<()
         }
         _ => socket.fill_receive_queue(queue)?,
     }
+    if let Some(ended) = convert::ended(tcp) {
+        socket.end(ended, INJECT_MARK)?;
+        socket.verify(&convert::marks(tcp, state), &negotiated)?;
+        return Ok(());
+    }
     socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
     socket.reach(state, convert::closed_behind(tcp), INJECT_MARK)?;
     socket.window(convert::window(tcp))?;
@@ -308,7 +329,7 @@ fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<()
 }
 
 /// Everything that does not decide binding or routing, that repair mode keeps and that does not act on the queues.
-fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), RestoreError> {
+pub(crate) fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), RestoreError> {
     macro_rules! set {
         ($($value:expr => $set:ident;)*) => {
             $(if let Some(value) = $value {
@@ -349,7 +370,10 @@ fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), Restor
 const RECEIVE_BUFFER_LOCKED: u8 = 2;
 
 /// Buffers as large as they were. One that tuned itself goes on doing so.
-fn set_buffers(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), tcpmig_sys::Error> {
+pub(crate) fn set_buffers(
+    fd: BorrowedFd<'_>,
+    options: &SocketOptions,
+) -> Result<(), tcpmig_sys::Error> {
     // The kernel doubles what it is given.
     if let Some(octets) = options.send_buffer {
         sockopt::set_send_buffer(fd, octets / 2)?;

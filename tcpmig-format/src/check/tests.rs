@@ -26,7 +26,18 @@ fn parts() -> TcpParts {
             rcv_wup: Seq::new(u32::MAX),
         },
         socket: SocketOptions::default(),
+        pending_error: None,
     }
+}
+
+/// A connection that a reset has ended.
+fn ended(errno: u16, after_fin: bool) -> TcpParts {
+    let mut parts = parts();
+    parts.state = TcpState::Close;
+    parts.send.sent = Octets::default();
+    parts.send.unsent = Octets::default();
+    parts.pending_error = Some(PendingError { errno, after_fin });
+    parts
 }
 
 fn with(change: impl FnOnce(&mut TcpParts)) -> Result<(), InvalidTcp> {
@@ -119,12 +130,38 @@ fn windows_follow_the_kernel() {
 
 #[test]
 fn windows_outside_a_connection_are_left_alone() {
-    with(|p| {
-        p.state = TcpState::Close;
-        p.window.max_window = 0;
-        p.window.rcv_wup = p.receive.rcv_nxt + 1;
-    })
-    .unwrap();
+    let mut parts = ended(PendingError::CONNECTION_RESET, false);
+    parts.window.max_window = 0;
+    parts.window.rcv_wup = parts.receive.rcv_nxt + 1;
+    TcpImage::new(parts).unwrap();
+}
+
+#[test]
+fn an_error_waits_where_a_connection_has_ended() {
+    let check = |parts| TcpImage::new(parts).map(drop);
+    for (errno, after_fin) in [(104, false), (104, true), (32, true), (110, false)] {
+        check(ended(errno, after_fin)).unwrap();
+    }
+    for state in TcpState::ALL {
+        let mut parts = ended(PendingError::CONNECTION_RESET, false);
+        parts.state = state;
+        parts.receive.queue = Octets::default();
+        let expected = match state {
+            TcpState::Close => Ok(()),
+            other => Err(InvalidTcp::PendingErrorInState(other)),
+        };
+        assert_eq!(check(parts), expected);
+    }
+    for errno in [0, 4096, u16::MAX] {
+        assert_eq!(
+            check(ended(errno, false)),
+            Err(InvalidTcp::PendingErrno(errno))
+        );
+    }
+    assert_eq!(
+        check(ended(PendingError::BROKEN_PIPE, false)),
+        Err(InvalidTcp::PendingPipe)
+    );
 }
 
 #[test]
@@ -159,8 +196,9 @@ fn queues_agree_with_the_state() {
         let receive = check_queues(state, lengths(0, 0, 1)).is_ok();
         let expected = match state {
             Listen => (false, false, false),
-            SynSent | SynRecv => (false, true, false),
-            FinWait2 | TimeWait => (false, false, true),
+            SynSent => (false, false, false),
+            SynRecv => (false, true, false),
+            FinWait2 | TimeWait | Close => (false, false, true),
             _ => (true, true, true),
         };
         assert_eq!((sent, unsent, receive), expected, "{state}");

@@ -22,6 +22,33 @@ struct Image<'a> {
     tcp: Option<Tcp<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     app: Option<App<'a>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    listen: Option<Listen<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Listen<'a> {
+    #[serde(borrow)]
+    local: End<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    v6_only: Option<bool>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    bound_device: Option<&'a str>,
+    transparent: Option<bool>,
+    freebind: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u32>,
+    backlog: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    defer_accept: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fast_open: Option<u32>,
+    #[serde(borrow)]
+    socket: Option<Socket<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +101,14 @@ struct Tcp<'a> {
     window: Window,
     #[serde(borrow)]
     socket: Option<Socket<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending_error: Option<PendingError>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PendingError {
+    errno: u16,
+    after_fin: bool,
 }
 
 #[derive(Serialize, Deserialize)]

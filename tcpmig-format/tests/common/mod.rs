@@ -33,6 +33,44 @@ pub(crate) fn full() -> Image {
             version: 3,
             payload: Octets::from(&b"{\"room\":7}"[..]),
         }),
+        listen: None,
+    }
+}
+
+/// A listener in which every field is there, each with its own value.
+pub(crate) fn listener() -> Image {
+    Image {
+        listen: Some(ListenImage {
+            local: "[2001:db8::1]:443".parse().unwrap(),
+            v6_only: Some(true),
+            scope: Some("eth0".into()),
+            bound_device: Some("vrf-blue".into()),
+            transparent: true,
+            freebind: true,
+            mark: Some(0xdead_beef),
+            priority: Some(6),
+            backlog: 37,
+            defer_accept: 7,
+            fast_open: 5,
+            socket: socket(),
+        }),
+        ..Image::default()
+    }
+}
+
+/// A connection that the peer closed and then reset.
+pub(crate) fn broken() -> Image {
+    let mut parts = parts();
+    parts.state = TcpState::Close;
+    parts.send.sent = Octets::default();
+    parts.send.unsent = Octets::default();
+    parts.pending_error = Some(PendingError {
+        errno: PendingError::BROKEN_PIPE,
+        after_fin: true,
+    });
+    Image {
+        tcp: Some(TcpImage::new(parts).unwrap()),
+        ..full()
     }
 }
 
@@ -65,6 +103,7 @@ fn parts() -> TcpParts {
             rcv_wup: Seq::new(0x8000_000f),
         },
         socket: socket(),
+        pending_error: None,
     }
 }
 
@@ -111,6 +150,7 @@ pub(crate) fn smallest_tcp() -> Image {
         negotiated: Negotiated::default(),
         window: Window::default(),
         socket: SocketOptions::default(),
+        pending_error: None,
     };
     Image {
         tcp: Some(TcpImage::new(parts).unwrap()),

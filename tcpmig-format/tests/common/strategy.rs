@@ -8,7 +8,50 @@ use proptest::prelude::*;
 use tcpmig_format::*;
 
 pub(crate) fn image() -> impl Strategy<Value = Image> {
-    (of(ip()), of(tcp()), of(app())).prop_map(|(ip, tcp, app)| Image { ip, tcp, app })
+    let connection =
+        (of(ip().boxed()), of(tcp().boxed()), of(app())).prop_map(|(ip, tcp, app)| Image {
+            ip,
+            tcp,
+            app,
+            listen: None,
+        });
+    let listener = (listen(), of(app())).prop_map(|(listen, app)| Image {
+        app,
+        listen: Some(listen),
+        ..Image::default()
+    });
+    // Boxed: together they are too large for a test's stack.
+    prop_oneof![3 => connection.boxed(), 1 => listener.boxed()]
+}
+
+fn listen() -> impl Strategy<Value = ListenImage> {
+    let name = || of("[a-z][a-z0-9.@-]{0,14}");
+    let ip = prop_oneof![
+        any::<u32>().prop_map(|bits| IpAddr::from(Ipv4Addr::from_bits(bits))),
+        any::<u128>().prop_map(|bits| IpAddr::from(Ipv6Addr::from_bits(bits))),
+    ];
+    let numbers = (any::<[Option<u32>; 2]>(), any::<[u32; 3]>());
+    let flags = (any::<Option<bool>>(), any::<[bool; 2]>());
+    (ip, 1..=u16::MAX, (name(), name()), numbers, flags, socket()).prop_filter_map(
+        "not where one can listen",
+        |(ip, port, names, (optional, numbers), flags, socket)| {
+            let listen = ListenImage {
+                local: SocketAddr::new(ip, port),
+                v6_only: flags.0.filter(|_| ip.is_ipv6()),
+                scope: names.0,
+                bound_device: names.1,
+                transparent: flags.1[0],
+                freebind: flags.1[1],
+                mark: optional[0],
+                priority: optional[1],
+                backlog: numbers[0],
+                defer_accept: numbers[1],
+                fast_open: numbers[2],
+                socket,
+            };
+            listen.check().is_ok().then_some(listen)
+        },
+    )
 }
 
 fn octets() -> impl Strategy<Value = Octets> {
@@ -129,6 +172,7 @@ fn socket() -> impl Strategy<Value = SocketOptions> {
 
 fn tcp() -> impl Strategy<Value = TcpImage> {
     let state = proptest::sample::select(&TcpState::ALL[..]);
+    let state = (state, of((1..=4095u16, any::<bool>())));
     let queues = (octets(), octets(), octets());
     let numbers = (seq(), seq());
     let window = (
@@ -137,7 +181,14 @@ fn tcp() -> impl Strategy<Value = TcpImage> {
         [0..1u32 << 31, 0..1u32 << 31],
     );
     (state, queues, numbers, negotiated(), window, socket()).prop_map(
-        |(state, (sent, unsent, queue), (snd_una, rcv_nxt), negotiated, window, socket)| {
+        |(
+            (state, pending),
+            (sent, unsent, queue),
+            (snd_una, rcv_nxt),
+            negotiated,
+            window,
+            socket,
+        )| {
             let (sizes, rcv_wnd, back) = window;
             let limit = 0xffff << negotiated.window_scale.unwrap_or_default().snd;
             let max_window = sizes[0] % (limit + 1);
@@ -148,8 +199,15 @@ fn tcp() -> impl Strategy<Value = TcpImage> {
                 rcv_wnd,
                 rcv_wup: rcv_nxt - back[1],
             };
+            let pending_error = pending
+                .filter(|_| state == TcpState::Close)
+                .map(|(errno, fin)| PendingError {
+                    errno,
+                    after_fin: fin || errno == PendingError::BROKEN_PIPE,
+                });
             let parts = |sent, unsent, queue| TcpParts {
                 state,
+                pending_error,
                 send: SendSpace {
                     snd_una,
                     sent,

@@ -10,9 +10,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 use tcpmig::capture::{Frozen, Plan};
+use tcpmig::listener::{self, Waiting};
 use tcpmig::steer::{Elsewhere, Redirected, Steer};
 use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::Backend;
+use tcpmig_sys::listener::{accept_queue, check};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_sys::take::Process;
 use tcpmig_sys::{owners, signals};
@@ -27,6 +29,8 @@ use super::{NOTHING, Output, enter};
 /// connection's packets, reads it and writes the image. Without --keep the connection then ends on this host without a packet:
 /// the process finds its descriptor closed, the peer notices nothing, and the lock (or the redirect) stays until its
 /// lease ends, so that no late packet of the peer is answered with a reset. Restore the image elsewhere before the peer loses patience.
+///
+/// A listener (by --pid and --fd) is read only, and goes on with what waits in it: `tcpmig restore` makes one like it elsewhere.
 ///
 /// If anything fails, the connection goes on as before and no file is left.
 #[derive(Debug, Args)]
@@ -101,10 +105,46 @@ pub(crate) fn main(args: &DumpArgs, output: Output) -> anyhow::Result<ExitCode> 
     {
         namespace.enter_for_good()?;
     }
+    if check(socket.as_fd()).is_ok() {
+        dump_listener(args, &socket, output)
+            .with_context(|| format!("descriptor {fd} of process {pid}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let dumped = dump(args, &process, socket)
         .with_context(|| format!("descriptor {fd} of process {pid}"))?;
     report(args, &dumped, output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn dump_listener(args: &DumpArgs, socket: &OwnedFd, output: Output) -> anyhow::Result<()> {
+    if args.redirect.is_some() {
+        bail!("a listener has no packets that could be redirected: its connections have");
+    }
+    let waiting = accept_queue(socket.as_fd())?.waiting;
+    let image = listener::capture(socket.as_fd(), Waiting::Leave)?.image;
+    let listen = image.listen.as_ref().context("the image has no listener")?;
+    let octets = image.encode()?;
+    let mut file = NewFile::create(&args.output)?;
+    file.write(&octets)?;
+    file.keep();
+    if output == Output::Json {
+        let value = json!({
+            "listener": listen.local.to_string(),
+            "file": args.output,
+            "octets": octets.len(),
+            "backlog": listen.backlog,
+            "waiting": waiting,
+        });
+        println!("{value}");
+        return Ok(());
+    }
+    println!(
+        "listener {}: {} octets in {}\nIt goes on here; {waiting} connections wait in it to be accepted.",
+        listen.local,
+        octets.len(),
+        args.output.display()
+    );
+    Ok(())
 }
 
 struct Dumped {

@@ -4,7 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::json;
+use tcpmig::capture::CaptureError;
+use tcpmig::restore::RestoreError;
 use tcpmig_lock::LockError;
+use tcpmig_sys::NotMigratable;
 use tcpmig_sys::lab::LabError;
 
 use super::{FAILED, Output};
@@ -43,6 +46,13 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(cause) = cause.downcast_ref::<tcpmig_sys::Error>() {
             return of_socket(cause);
         }
+        // These show what is in them as themselves.
+        if let Some(CaptureError::Socket(cause)) = cause.downcast_ref() {
+            return of_socket(cause);
+        }
+        if let Some(RestoreError::Socket(cause)) = cause.downcast_ref() {
+            return of_socket(cause);
+        }
         if let Some(cause) = cause.downcast_ref::<LockError>() {
             return of_lock(cause);
         }
@@ -62,6 +72,12 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
             ..
         } => Some(
             "this system forbids user namespaces to ordinary users: run as root, or see kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns",
+        ),
+        tcpmig_sys::Error::NotMigratable(NotMigratable::FastOpen) => {
+            Some("try again when the handshake is done")
+        }
+        tcpmig_sys::Error::NotMigratable(NotMigratable::UnderRepair) => Some(
+            "another move of it is under way, or one was cut off: its process can switch TCP_REPAIR off",
         ),
         tcpmig_sys::Error::NoPermission { .. } => {
             Some("run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing")

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use tcpmig_format::{AppImage, Image, IpImage, Octets, SocketOptions, TcpImage, TimestampUnit};
+use tcpmig_format::{
+    AppImage, Image, IpImage, ListenImage, Octets, SocketOptions, TcpImage, TimestampUnit,
+};
 
 use super::{Output, files};
 
@@ -57,6 +59,10 @@ fn describe(image: &Image, octets: usize, payload: bool) -> Value {
     if let Some(layer) = &image.tcp {
         all.insert("tcp".to_owned(), tcp(layer, &queue));
         all.insert("options".to_owned(), options(layer.socket()));
+    }
+    if let Some(listener) = &image.listen {
+        all.insert("listener".to_owned(), listen(listener));
+        all.insert("options".to_owned(), options(&listener.socket));
     }
     if let Some(AppImage {
         kind,
@@ -113,11 +119,32 @@ fn ip(ip: &IpImage) -> Value {
     }))
 }
 
+fn listen(listen: &ListenImage) -> Value {
+    present(json!({
+        "local": listen.local.to_string(),
+        "v6_only": listen.v6_only,
+        "scope": listen.scope,
+        "bound_device": listen.bound_device,
+        "transparent": listen.transparent,
+        "freebind": listen.freebind,
+        "mark": listen.mark,
+        "priority": listen.priority,
+        "backlog": listen.backlog,
+        "defer_accept_seconds": listen.defer_accept,
+        "fast_open": listen.fast_open,
+    }))
+}
+
 fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
     let (send, receive, window) = (tcp.send(), tcp.receive(), tcp.window());
     let negotiated = tcp.negotiated();
-    json!({
+    present(json!({
         "state": format!("{:?}", tcp.state()),
+        "pending_error": tcp.pending_error().map(|pending| json!({
+            "error": std::io::Error::from_raw_os_error(pending.errno.into()).to_string(),
+            "errno": pending.errno,
+            "after_fin": pending.after_fin,
+        })),
         "send": {
             "snd_una": send.snd_una.get(),
             "snd_nxt": send.snd_nxt().get(),
@@ -148,7 +175,7 @@ fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
                 TimestampUnit::Microseconds => "microseconds",
             }),
         })),
-    })
+    }))
 }
 
 fn options(options: &SocketOptions) -> Value {

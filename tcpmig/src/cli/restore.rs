@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use tcpmig::listener;
 use tcpmig::restore::Prepared;
 use tcpmig_lock::Backend;
-use tcpmig_sys::exec::become_with_connection;
+use tcpmig_sys::exec::{become_with_connection, become_with_listener};
 
 use super::{enter, files, lockers};
 
@@ -21,6 +22,8 @@ use super::{enter, files, lockers};
 /// Locks the connection's packets, rebuilds it, unlocks, and becomes COMMAND, which gets the connection as standard input and standard output and,
 /// in the manner of socket activation, as descriptor 3 with `LISTEN_FDS=1`. The variable `TCPMIG_IMAGE` names the image, for commands that want
 /// the application's state. The connection's local address must be on this host and its packets must come here.
+///
+/// The image of a listener makes one like it: COMMAND gets it as descriptor 3, and its standard input and output are those of this command.
 ///
 /// If anything fails before the connection lives, nothing of it is left here and the image can be tried again.
 #[derive(Debug, Args)]
@@ -52,18 +55,24 @@ pub(crate) fn main(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let (program, arguments) = args.command.split_first().context("no command")?;
     let program = find(program)?;
     enter(args.netns.as_deref())?;
-    let locker = tcpmig::locker::open(&args.lock).context("lock")?;
-    let prepared = Prepared::build(image, &*locker, LEASE)?;
-    let mut restored = prepared.activate()?;
-    restored.write();
-    let socket = blocking(restored.socket, &restored.unwritten)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", std::process::id().to_string())
-        .env("LISTEN_FDNAMES", "connection")
         .env("TCPMIG_IMAGE", file);
+    if image.listen.is_some() {
+        let listener = listener::restore(&image)?;
+        command.env("LISTEN_FDNAMES", "listener");
+        let error = become_with_listener(&mut command, listener);
+        return Err(error).context("start the command");
+    }
+    let locker = tcpmig::locker::open(&args.lock).context("lock")?;
+    let prepared = Prepared::build(image, &*locker, LEASE)?;
+    let mut restored = prepared.activate()?;
+    restored.write();
+    let socket = blocking(restored.socket, &restored.unwritten)?;
+    command.env("LISTEN_FDNAMES", "connection");
     let error = become_with_connection(&mut command, socket);
     Err(error).context("start the command")
 }

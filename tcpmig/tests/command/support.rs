@@ -47,6 +47,19 @@ impl Net {
         self.folder.path().join(name)
     }
 
+    /// Makes the peer send what it sends to the service to host B.
+    pub(crate) fn point_peer_at_b(&self) {
+        let mut command = self.b.command("ip").unwrap();
+        let output = command.args(["-o", "link", "show", "eth0"]).output();
+        let text = text(&output.unwrap().stdout);
+        let mut words = text
+            .split_whitespace()
+            .skip_while(|word| *word != "link/ether");
+        let mac = words.nth(1).expect("eth0 has a hardware address");
+        let line = format!("neigh replace 10.66.0.80 lladdr {mac} dev eth0\n");
+        self.peer.ip(&line).unwrap();
+    }
+
     /// An echo server on A that knows nothing of tcpmig, and a client at the peer.
     pub(crate) fn echo(&self) -> Echo {
         let server = Program::start(

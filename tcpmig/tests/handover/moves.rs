@@ -1,8 +1,8 @@
 //! A connection moves while its peer sends and receives.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,9 +11,11 @@ use std::time::Duration;
 use tcpmig::driver::{Arrived, Ending, Options};
 use tcpmig_format::{AppImage, FourTuple, Octets};
 use tcpmig_lock::{Entry, EntryKind};
+use tcpmig_sys::info::{State, info};
+use tcpmig_sys::sockopt;
 
 use crate::support::{
-    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, numbered,
+    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, nft, numbered, until,
 };
 
 /// How far a server has come, which is its session: octets read and octets written.
@@ -194,4 +196,68 @@ kernel_test!(many_connections_move_at_once_over_one_link, || {
         both_ways(peer, server);
     }
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+});
+
+kernel_test!(
+    a_connection_that_the_peer_has_reset_moves_with_its_error,
+    || {
+        let net = Net::new();
+        let (a, b) = Site::pair(&net, &Options::default());
+        b.serve();
+        let (mut peer, server) = net.connect(Family::V4);
+        peer.write_all(b"last words").unwrap();
+        until("the octets arrive", || {
+            sockopt::receive_queue_len(server.as_fd()).unwrap() == 10
+        });
+        let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
+        linger.unwrap();
+        drop(peer);
+        until("the RST arrives", || {
+            info(server.as_fd()).unwrap().state == State::Close
+        });
+        let outcome = a.move_out(server, None).wait();
+        assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+        let mut server = TcpStream::from(b.arrival().socket);
+        let mut got = Vec::new();
+        let error = server.read_to_end(&mut got).unwrap_err();
+        assert_eq!(got, b"last words");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+);
+
+kernel_test!(a_connection_that_is_being_opened_moves, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve();
+    let bind = || TcpListener::bind("198.18.0.9:0").unwrap();
+    let listener = net.peer.run(bind).unwrap();
+    let to = listener.local_addr().unwrap();
+    nft(
+        &net.peer,
+        "table inet deaf { chain c { type filter hook prerouting priority -310; meta l4proto tcp drop; }; }",
+    );
+    let connect = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        let from: std::net::SocketAddr = "198.18.0.80:0".parse().unwrap();
+        socket.bind(&from.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&to.into()).unwrap_err();
+        socket
+    };
+    let opening = net.a.run(connect).unwrap();
+    assert_eq!(info(opening.as_fd()).unwrap().state, State::SynSent);
+    let outcome = a.move_out(opening, None).wait();
+    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+    let arrived = b.arrival();
+    nft(&net.peer, "delete table inet deaf");
+    // The peer's answer goes to the source, and from there to the target.
+    let server = TcpStream::from(arrived.socket);
+    until("the connection is open", || {
+        info(server.as_fd()).unwrap().state == State::Established
+    });
+    server.set_nonblocking(false).unwrap();
+    let (peer, from) = listener.accept().unwrap();
+    assert_eq!(from, arrived.flow.local());
+    both_ways(&peer, &server);
 });

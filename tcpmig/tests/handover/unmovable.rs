@@ -97,19 +97,3 @@ kernel_test!(a_connection_with_urgent_data, || {
     assert_eq!(&got, b"ab");
     both_ways(&peer, &server);
 });
-
-kernel_test!(a_connection_that_the_peer_has_reset, || {
-    let net = Net::new();
-    let ears = Ears::new(&net);
-    let (peer, server) = net.connect(Family::V4);
-    socket2::SockRef::from(&peer)
-        .set_linger(Some(std::time::Duration::ZERO))
-        .unwrap();
-    drop(peer);
-    let state = tcpmig_sys::info::State::Close;
-    until("the RST arrives", || frozen::check(server.as_fd()).is_err());
-    let mut server = TcpStream::from(ears.keeps(server, NotMigratable::State(state)));
-    // The application still learns of it.
-    let error = server.write_all(b"answer").unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-});

@@ -14,8 +14,13 @@ macro_rules! kernel_test {
     };
 }
 
+mod ended;
+mod listeners;
+mod losses;
 mod net;
 mod obstacles;
+mod opening;
+mod refused;
 mod scene;
 
 use std::io::Read;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use tcpmig::restore::{Prepared, RestoreError};
-use tcpmig_format::{Image, TcpState};
-use tcpmig_lock::{Locker, Nftables};
+use tcpmig_format::{FourTuple, Image, TcpState};
+use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tcpmig_sys::Error;
 use tcpmig_sys::info::State;
 use tcpmig_sys::lab::Host;
@@ -186,23 +186,38 @@ kernel_test!(an_address_that_is_not_here_yet, || {
     );
 });
 
+/// A locker that is not to be asked, which comes before a socket is made.
+struct Unasked;
+
+impl Locker for Unasked {
+    fn name(&self) -> &'static str {
+        "unasked"
+    }
+
+    fn lock(&self, flows: &[FourTuple], _: Duration) -> Result<LockGuard, LockError> {
+        panic!("a lock of {flows:?} was asked for")
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        Ok(Swept::default())
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        Ok(Vec::new())
+    }
+}
+
 kernel_test!(images_without_a_connection, || {
     let net = Net::new();
     let scene = Scene::new(&net, Family::V4, State::CloseWait, 0, Loss::Answers);
     let (image, ends) = scene.leave_a(&net);
-    let locker = net.b.run(locker).unwrap();
-    for state in [
-        TcpState::Listen,
-        TcpState::SynSent,
-        TcpState::SynRecv,
-        TcpState::Close,
-        TcpState::TimeWait,
-    ] {
+    for state in [TcpState::Listen, TcpState::SynRecv, TcpState::TimeWait] {
         let mut image = image.clone();
         let mut parts = image.tcp.take().unwrap().into_parts();
         parts.state = state;
         image.tcp = Some(tcpmig_format::TcpImage::new(parts).unwrap());
-        let error = build(&net.b, &locker, image).unwrap_err();
+        let build = || Prepared::build(image, &Unasked, Duration::from_secs(1));
+        let error = net.b.run(build).unwrap().unwrap_err();
         let RestoreError::State(refused) = error else {
             panic!("{error}");
         };

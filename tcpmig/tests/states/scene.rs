@@ -15,7 +15,7 @@ use tcpmig_sys::sockopt;
 
 use crate::net::{Family, Net, cut, lives, mend, pattern, until};
 
-const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
 /// What becomes of the packets that host A sends last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

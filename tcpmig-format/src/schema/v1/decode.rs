@@ -31,11 +31,17 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
     }
     let reader = Reader(limits);
     reader.critical(&wire)?;
-    Ok(crate::Image {
+    let image = crate::Image {
         ip: wire.ip.map(|ip| reader.ip(&ip)).transpose()?,
         tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
         app: wire.app.map(|app| reader.app(&app)).transpose()?,
-    })
+        listen: wire
+            .listen
+            .map(|listen| reader.listen(&listen))
+            .transpose()?,
+    };
+    image.check_listen()?;
+    Ok(image)
 }
 
 struct Reader<'a>(&'a Limits);
@@ -73,7 +79,14 @@ impl Reader<'_> {
         let known = [
             ("ip", wire.ip.is_some()),
             ("tcp", wire.tcp.is_some()),
+            (
+                "tcp.pending_error",
+                wire.tcp
+                    .as_ref()
+                    .is_some_and(|tcp| tcp.pending_error.is_some()),
+            ),
             ("app", wire.app.is_some()),
+            ("listen", wire.listen.is_some()),
         ];
         for name in &wire.critical.0 {
             match known.iter().find(|(known, _)| known == name) {
@@ -149,8 +162,54 @@ impl Reader<'_> {
                 Some(socket) => self.socket(socket)?,
                 None => crate::SocketOptions::default(),
             },
+            pending_error: tcp
+                .pending_error
+                .as_ref()
+                .map(|pending| crate::PendingError {
+                    errno: pending.errno,
+                    after_fin: pending.after_fin,
+                }),
         };
         Ok(TcpImage::new(parts)?)
+    }
+
+    fn listen(&self, listen: &super::Listen<'_>) -> Result<crate::ListenImage, DecodeError> {
+        // The length alone tells the family: a mapped address is that of an IPv6 socket.
+        let address = listen.local.address;
+        let ip = match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
+            (Ok(v4), _) => IpAddr::from(v4),
+            (_, Ok(v6)) => IpAddr::from(v6),
+            _ => {
+                return Err(DecodeError::AddressLength {
+                    place: "listen.local.address",
+                    len: address.len(),
+                    expected: 16,
+                });
+            }
+        };
+        Ok(crate::ListenImage {
+            local: SocketAddr::new(ip, listen.local.port),
+            v6_only: listen.v6_only,
+            scope: listen
+                .scope
+                .map(|name| self.text("listen.scope", name))
+                .transpose()?,
+            bound_device: listen
+                .bound_device
+                .map(|name| self.text("listen.bound_device", name))
+                .transpose()?,
+            transparent: listen.transparent.unwrap_or_default(),
+            freebind: listen.freebind.unwrap_or_default(),
+            mark: listen.mark,
+            priority: listen.priority,
+            backlog: listen.backlog,
+            defer_accept: listen.defer_accept.unwrap_or_default(),
+            fast_open: listen.fast_open.unwrap_or_default(),
+            socket: match &listen.socket {
+                Some(socket) => self.socket(socket)?,
+                None => crate::SocketOptions::default(),
+            },
+        })
     }
 
     fn negotiated(&self, wire: &super::Negotiated<'_>) -> Result<crate::Negotiated, DecodeError> {

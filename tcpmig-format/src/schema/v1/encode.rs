@@ -35,6 +35,7 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
         let (local, remote) = (ip.flow.local(), ip.flow.remote());
         (AddressOctets::new(local), AddressOctets::new(remote))
     });
+    let listening = image.listen.as_ref().map(|l| AddressOctets::new(l.local));
     let wire = super::Image {
         critical: critical(image),
         ip: image
@@ -44,6 +45,11 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
             .map(|(ip, (local, remote))| ip_layer(ip, local.get(), remote.get())),
         tcp: image.tcp.as_ref().map(|tcp| tcp_layer(tcp.parts())),
         app: image.app.as_ref().map(app_layer),
+        listen: image
+            .listen
+            .as_ref()
+            .zip(listening.as_ref())
+            .map(|(listen, local)| listen_part(listen, local.get())),
     };
     let mut serializer = rmp_serde::Serializer::new(bytes).with_struct_map();
     wire.serialize(&mut serializer)
@@ -51,12 +57,20 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
 }
 
 /// Every layer that is there must be understood: a connection restored without
-/// one of them would not be the same connection.
+/// one of them would not be the same connection, and one without its error would seem to have ended in order.
 fn critical(image: &crate::Image) -> Critical<'static> {
     let layers = [
         ("ip", image.ip.is_some()),
         ("tcp", image.tcp.is_some()),
+        (
+            "tcp.pending_error",
+            image
+                .tcp
+                .as_ref()
+                .is_some_and(|tcp| tcp.pending_error().is_some()),
+        ),
         ("app", image.app.is_some()),
+        ("listen", image.listen.is_some()),
     ];
     let present = layers.into_iter().filter(|(_, present)| *present);
     Critical(present.map(|(name, _)| name).collect())
@@ -113,6 +127,31 @@ fn tcp_layer(tcp: &crate::TcpParts) -> super::Tcp<'_> {
             rcv_wup: tcp.window.rcv_wup.get(),
         },
         socket: Some(socket(&tcp.socket)),
+        pending_error: tcp.pending_error.map(|pending| super::PendingError {
+            errno: pending.errno,
+            after_fin: pending.after_fin,
+        }),
+    }
+}
+
+fn listen_part<'a>(listen: &'a crate::ListenImage, local: &'a [u8]) -> super::Listen<'a> {
+    let unless_zero = |number: u32| (number != 0).then_some(number);
+    super::Listen {
+        local: super::End {
+            address: local,
+            port: listen.local.port(),
+        },
+        v6_only: listen.v6_only,
+        scope: listen.scope.as_deref(),
+        bound_device: listen.bound_device.as_deref(),
+        transparent: Some(listen.transparent),
+        freebind: Some(listen.freebind),
+        mark: listen.mark,
+        priority: listen.priority,
+        backlog: listen.backlog,
+        defer_accept: unless_zero(listen.defer_accept),
+        fast_open: unless_zero(listen.fast_open),
+        socket: Some(socket(&listen.socket)),
     }
 }
 

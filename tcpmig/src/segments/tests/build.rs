@@ -50,6 +50,7 @@ pub(super) fn parts() -> TcpParts {
             rcv_wup: RCV,
         },
         socket: SocketOptions::default(),
+        pending_error: None,
     }
 }
 

@@ -1,0 +1,206 @@
+//! What only `sock_diag` tells of a socket, and what no option of it does.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::error::{Error, Result};
+use crate::{frozen, netns, raw, sockopt};
+
+/// `linux/netlink.h`, `linux/sock_diag.h` and `linux/inet_diag.h`.
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const INET_DIAG_INFO: u8 = 2;
+const INET_DIAG_MD5SIG: u16 = 18;
+
+/// `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
+const HEADER: usize = 16;
+const REQUEST: usize = 56;
+const ANSWER: usize = 72;
+/// In `struct inet_diag_sockid`, which the answer has after four octets.
+const COOKIE: usize = HEADER + 4 + 40;
+
+/// In the answer: which timer runs, and its milliseconds.
+const TIMER: usize = HEADER + 2;
+const EXPIRES: usize = HEADER + 4 + 48;
+const RETRANSMISSION: u8 = 1;
+
+/// `linux/tcp.h`.
+const TCP_AO_INFO: i32 = 40;
+
+/// Whether the socket signs with keys of TCP-AO (Linux 6.7).
+pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
+    // Long enough for `struct tcp_ao_info_opt`, which has to be zero where nothing is asked for.
+    let mut octets = [0; 56];
+    match raw::get_octets(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_AO_INFO,
+        "getsockopt(TCP_AO_INFO)",
+        &mut octets,
+    ) {
+        Ok(_) => Ok(true),
+        // A kernel that does not have it, or a socket that does not use it.
+        Err(Error::Unsupported { .. }) => Ok(false),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the socket has MD5 keys. False if the kernel cannot tell.
+pub(crate) fn has_md5(fd: BorrowedFd<'_>) -> Result<bool> {
+    let (answer, cookie) = ask(fd)?;
+    Ok(about(&answer, cookie).is_some_and(names_keys))
+}
+
+/// How long it takes until the socket sends again what it sent last, to a tick of the kernel. `None` if its timer does not
+/// run, or the kernel cannot tell.
+pub(crate) fn until_retransmission(fd: BorrowedFd<'_>) -> Result<Option<Duration>> {
+    let (answer, cookie) = ask(fd)?;
+    Ok(about(&answer, cookie).and_then(|answer| {
+        let millis = u64::from(word(answer, EXPIRES)?);
+        (answer.get(TIMER) == Some(&RETRANSMISSION)).then(|| Duration::from_millis(millis))
+    }))
+}
+
+/// What the kernel says about the socket, and the cookie that is in it if that is so.
+fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
+    const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
+    let failed = |source| Error::new(CALL, source);
+    let (local, remote) = frozen::addresses(fd)?;
+    let cookie: u64 = raw::get(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_COOKIE,
+        "getsockopt(SO_COOKIE)",
+    )?;
+    let device = match (sockopt::bound_device(fd)?, local) {
+        (Some(name), _) => netns::device_index(&name)?,
+        (None, SocketAddr::V6(v6)) => v6.scope_id(),
+        (None, SocketAddr::V4(_)) => 0,
+    };
+    let netlink = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW,
+        Some(Protocol::from(NETLINK_SOCK_DIAG)),
+    );
+    let mut netlink = match netlink {
+        Ok(netlink) => netlink,
+        // A kernel without CONFIG_INET_DIAG.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+            return Ok((Vec::new(), cookie));
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    netlink
+        .write_all(&request(local, remote, device))
+        .map_err(failed)?;
+    let mut answer = vec![0; 1 << 15];
+    let len = netlink.read(&mut answer).map_err(failed)?;
+    answer.truncate(len);
+    Ok((answer, cookie))
+}
+
+fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
+    let mut request = Vec::with_capacity(HEADER + REQUEST);
+    request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    // Sequence number and port.
+    request.extend([0; 8]);
+    let family = if local.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    // The extension without which keys are not listed; padding; every state.
+    let extensions = 1 << (INET_DIAG_INFO - 1);
+    request.extend([family as u8, libc::IPPROTO_TCP as u8, extensions, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(local.port().to_be_bytes());
+    request.extend(remote.port().to_be_bytes());
+    for address in [local.ip(), remote.ip()] {
+        match address {
+            IpAddr::V4(v4) => {
+                request.extend(v4.octets());
+                request.extend([0; 12]);
+            }
+            IpAddr::V6(v6) => request.extend(v6.octets()),
+        }
+    }
+    request.extend(device.to_ne_bytes());
+    // Any cookie: the answer's is compared.
+    request.extend([0xff; 8]);
+    request
+}
+
+fn half(octets: &[u8], at: usize) -> Option<u16> {
+    let octets = octets.get(at..at + 2)?.try_into().ok()?;
+    Some(u16::from_ne_bytes(octets))
+}
+
+fn word(octets: &[u8], at: usize) -> Option<u32> {
+    let octets = octets.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_ne_bytes(octets))
+}
+
+/// The answer, if it is one about the socket with this cookie.
+fn about(answer: &[u8], cookie: u64) -> Option<&[u8]> {
+    let kind = half(answer, 4)?;
+    // Two words, the low one first.
+    let low = u64::from(word(answer, COOKIE)?);
+    let high = u64::from(word(answer, COOKIE + 4)?);
+    (kind == SOCK_DIAG_BY_FAMILY && high << 32 | low == cookie).then_some(answer)
+}
+
+/// Whether an answer lists keys.
+fn names_keys(answer: &[u8]) -> bool {
+    let mut at = HEADER + ANSWER;
+    while let Some((len, kind)) = half(answer, at).zip(half(answer, at + 2)) {
+        if kind == INET_DIAG_MD5SIG {
+            return true;
+        }
+        // An attribute has its header at least, and begins at a multiple of four.
+        at += usize::from(len).max(4).next_multiple_of(4);
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_the_length_that_it_names() {
+        for (local, remote) in [("10.0.0.1:1", "10.0.0.2:2"), ("[::1]:1", "[::2]:2")] {
+            let request = request(local.parse().unwrap(), remote.parse().unwrap(), 0);
+            assert_eq!(request.len(), HEADER + REQUEST);
+            assert_eq!(request[..4], (request.len() as u32).to_ne_bytes());
+        }
+    }
+
+    #[test]
+    fn answers_are_not_trusted_to_be_whole() {
+        let mut answer = vec![0; HEADER + ANSWER];
+        answer[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        answer[COOKIE] = 7;
+        let names_keys =
+            |answer: &[u8], cookie| about(answer, cookie).is_some_and(super::names_keys);
+        for (len, kind) in [(5_u16, 1_u16), (0, 2), (12, INET_DIAG_MD5SIG)] {
+            assert!(!names_keys(&answer, 7));
+            answer.extend(len.to_ne_bytes());
+            answer.extend(kind.to_ne_bytes());
+            let content = usize::from(len).saturating_sub(4).next_multiple_of(4);
+            answer.extend(vec![0; content]);
+        }
+        assert!(names_keys(&answer, 7));
+        assert!(!names_keys(&answer, 8));
+        for len in 0..HEADER + ANSWER + 16 {
+            assert!(!names_keys(&answer[..len], 7), "{len}");
+        }
+    }
+}
