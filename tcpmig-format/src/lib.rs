@@ -67,7 +67,7 @@ pub use image::{AppImage, FORMAT_VERSION, Image, MAX_OCTETS};
 pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use limits::Limits;
 pub use octets::Octets;
-pub use options::{KeepAlive, Linger, SocketOptions};
+pub use options::{FilterInstruction, KeepAlive, Linger, SocketOptions};
 pub use seq::Seq;
 pub use state::TcpState;
 pub use tcp::{

@@ -7,6 +7,7 @@ mod common;
 use tcpmig_format::{Image, Limits};
 
 const FULL: &[u8] = include_bytes!("golden/v1-full.tcpmig");
+const OPTIONS: &[u8] = include_bytes!("golden/v1-options.tcpmig");
 const SMALLEST_TCP: &[u8] = include_bytes!("golden/v1-smallest-tcp.tcpmig");
 
 #[track_caller]
@@ -18,6 +19,11 @@ fn check(file: &[u8], image: &Image) {
 #[test]
 fn version_1_full() {
     check(FULL, &common::full());
+}
+
+#[test]
+fn version_1_options() {
+    check(OPTIONS, &common::options());
 }
 
 #[test]
