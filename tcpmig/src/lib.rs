@@ -11,6 +11,7 @@
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
+//! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
 //!
@@ -75,6 +76,7 @@ pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod locker;
+pub mod options;
 pub mod restore;
 pub mod segments;
 pub mod steer;

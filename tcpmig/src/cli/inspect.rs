@@ -52,11 +52,13 @@ fn describe(image: &Image, octets: usize, payload: bool) -> Value {
         json!({ "format_version": tcpmig_format::FORMAT_VERSION, "octets": octets }),
     );
     if let Some(layer) = &image.ip {
-        all.insert("ip".to_owned(), ip(layer));
+        all.insert("ip".to_owned(), both(ip(layer), ip_options(layer)));
     }
     if let Some(layer) = &image.tcp {
         all.insert("tcp".to_owned(), tcp(layer, &queue));
-        all.insert("options".to_owned(), options(layer.socket()));
+        let socket = layer.socket();
+        let socket = both(options(socket), rarer_options(socket));
+        all.insert("options".to_owned(), socket);
     }
     if let Some(AppImage {
         kind,
@@ -85,6 +87,14 @@ fn octets_value(octets: &Octets, payload: bool) -> Value {
     json!({ "octets": octets.len(), "hex": hex })
 }
 
+/// The fields of two objects.
+fn both(mut first: Value, second: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut first, second) {
+        fields.extend(more);
+    }
+    first
+}
+
 /// Leaves out what an image does not carry.
 fn present(mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
@@ -110,6 +120,11 @@ fn ip(ip: &IpImage) -> Value {
         "freebind": ip.freebind,
         "mark": ip.mark,
         "priority": ip.priority,
+    }))
+}
+
+fn ip_options(ip: &IpImage) -> Value {
+    present(json!({
         "flow_label_share": ip.flow_label_share,
         "flow_info_send": ip.flow_info_send,
         "flow_label_reflect": ip.flow_label_reflect,
@@ -205,6 +220,11 @@ fn options(options: &SocketOptions) -> Value {
         "window_clamp": options.window_clamp,
         "max_pacing_rate": options.max_pacing_rate,
         "shut_read": options.shut_read,
+    }))
+}
+
+fn rarer_options(options: &SocketOptions) -> Value {
+    present(json!({
         "close_on_exec": options.close_on_exec,
         "receive_timeout_us": options.receive_timeout,
         "send_timeout_us": options.send_timeout,
