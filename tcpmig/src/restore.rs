@@ -281,7 +281,7 @@ fn connect(
         None => 0,
     };
     let mut set = Setter::new(closed.as_fd(), unsupported, not_set);
-    let flow_label = options::before_bind(&mut set, ip)?;
+    let flow_label = options::before_bind(&mut set, ip, &tcp.socket)?;
     if tcp.negotiated.window_scale.is_none() {
         closed.unscaled()?;
     }

@@ -91,9 +91,14 @@ impl<'a> Setter<'a> {
 }
 
 /// What decides binding and routing: on a new socket. The flow label with which to connect, if there is one.
-pub(crate) fn before_bind(set: &mut Setter<'_>, ip: &IpImage) -> Result<Option<u32>, NotSet> {
+pub(crate) fn before_bind(
+    set: &mut Setter<'_>,
+    ip: &IpImage,
+    options: &SocketOptions,
+) -> Result<Option<u32>, NotSet> {
     set.set(ip.bound_device.as_deref(), sockopt::set_bound_device)?;
     set.set(ip.mark, sockopt::set_mark)?;
+    set.set_unless_off(options.dont_route, sockopt::set_dont_route)?;
     if ip.flow.is_ipv4() {
         set.set(ip.ttl.map(i32::from), sockopt::set_ttl)?;
         set.set_unless_off(ip.tos.map(i32::from), sockopt::set_tos)?;
@@ -216,7 +221,6 @@ fn received_beside(set: &mut Setter<'_>, ip: &IpImage) -> Result<(), NotSet> {
 fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     set.set_unless_off(options.receive_timeout, sockopt::set_receive_timeout)?;
     set.set_unless_off(options.send_timeout, sockopt::set_send_timeout)?;
-    set.set_unless_off(options.dont_route, sockopt::set_dont_route)?;
     set.set_unless_off(options.busy_poll, sockopt::set_busy_poll)?;
     set.set_unless_off(options.prefer_busy_poll, sockopt::set_prefer_busy_poll)?;
     set.set_unless_off(options.zero_copy, sockopt::set_zero_copy)?;
