@@ -21,8 +21,11 @@ pub enum FlowLabel {
         /// `flr_share`, who may lease it as well: 1 nobody, 2 this process, 3 this user, 255 anybody.
         share: u8,
     },
-    /// `IPV6_FL_F_REFLECT`: the label that the peer sends.
-    Reflected,
+    /// `IPV6_FL_F_REFLECT`: the label that the peer sent when the connection was opened.
+    Reflected {
+        /// The label, 20 bits, host byte order; setting does not look at it.
+        label: u32,
+    },
 }
 
 // `struct in6_flowlabel_req` of `linux/in6.h`: 16 octets flr_dst, 4 flr_label (network byte order),
@@ -65,7 +68,9 @@ fn label_of(request: &[u8; REQUEST]) -> u32 {
 pub fn flow_label(fd: BorrowedFd<'_>) -> Result<Option<FlowLabel>> {
     let leased = get(fd, 0)?.map(|request| match request[SHARE] {
         // A lease is shared in some way.
-        0 => FlowLabel::Reflected,
+        0 => FlowLabel::Reflected {
+            label: label_of(&request),
+        },
         share => FlowLabel::Leased {
             label: label_of(&request),
             share,
@@ -104,7 +109,7 @@ pub fn set_flow_label(fd: BorrowedFd<'_>, label: FlowLabel, to: Ipv6Addr) -> Res
             request[SHARE] = share;
             IPV6_FL_F_CREATE
         }
-        FlowLabel::Reflected => IPV6_FL_F_REFLECT,
+        FlowLabel::Reflected { .. } => IPV6_FL_F_REFLECT,
     };
     request[FLAGS].copy_from_slice(&flags.to_ne_bytes());
     raw::set_slice(fd, IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, CALL, &request)

@@ -113,14 +113,16 @@ pub(crate) fn before_bind(
     set.set(ip.priority, sockopt::set_priority)?;
     set.set_unless_off(ip.bind_address_no_port, sockopt::set_bind_address_no_port)?;
     if ip.family == SocketFamily::Ipv4 {
-        set.set_unless_off(Some(ip.transparent), sockopt::set_transparent)?;
+        let transparent = ip.transparent || is_lent_transparent(ip);
+        set.set_unless_off(Some(transparent), sockopt::set_transparent)?;
         set.set_unless_off(Some(ip.freebind), sockopt::set_freebind)?;
         return Ok(None);
     }
     set.set(ip.v6_only, sockopt::set_v6_only)?;
     set.set(ip.hop_limit.map(i32::from), sockopt::set_hop_limit)?;
     set.set_unless_off(ip.traffic_class.map(i32::from), sockopt::set_traffic_class)?;
-    set.set_unless_off(Some(ip.transparent), sockopt::set_transparent_v6)?;
+    let transparent = ip.transparent || is_lent_transparent(ip);
+    set.set_unless_off(Some(transparent), sockopt::set_transparent_v6)?;
     set.set_unless_off(Some(ip.freebind), sockopt::set_freebind_v6)?;
     set.set(
         ip.mtu_discover_v6.map(i32::from),
@@ -131,23 +133,46 @@ pub(crate) fn before_bind(
     flow_label(set, ip)
 }
 
+/// With `IP_FREEBIND` alone an address that is not there can be bound, but IPv4 finds no route from it:
+/// until `connect` the socket is transparent as well.
+fn is_lent_transparent(ip: &IpImage) -> bool {
+    ip.freebind && !ip.transparent && ip.flow.is_ipv4()
+}
+
+/// `IPV6_FL_S_ANY`: anybody may lease the label as well.
+const SHARED: u8 = 255;
+
 fn flow_label(set: &mut Setter<'_>, ip: &IpImage) -> Result<Option<u32>, NotSet> {
-    set.set_unless_off(ip.flow_info_send, sockopt::set_flow_info_send)?;
-    let SocketAddr::V6(remote) = ip.flow.remote() else {
-        return Ok(None);
-    };
-    if ip.flow_label_reflect == Some(true) {
-        let result = sockopt::set_flow_label(set.fd, FlowLabel::Reflected, *remote.ip());
-        set.done(result, || "IPV6_FL_F_REFLECT".to_owned())?;
-    }
-    let (Some(label), Some(share)) = (ip.flow_label, ip.flow_label_share) else {
+    let reflect = ip.flow_label_reflect == Some(true);
+    let label = ip.flow_label.filter(|&label| label != 0);
+    // A label that is reflected was taken from the peer's SYN: here `connect` has to bring it.
+    let share = ip.flow_label_share.or(reflect.then_some(SHARED));
+    let send = ip.flow_info_send == Some(true) || reflect && label.is_some();
+    set.set_unless_off(Some(send), sockopt::set_flow_info_send)?;
+    let (SocketAddr::V6(remote), Some(label), Some(share)) = (ip.flow.remote(), label, share)
+    else {
         return Ok(None);
     };
     let lease = FlowLabel::Leased { label, share };
     let result = sockopt::set_flow_label(set.fd, lease, *remote.ip());
     let leased = set.done(result, || format!("{label:#07x}"))?;
     // Without this option `connect` does not look at the label.
-    Ok((leased && ip.flow_info_send == Some(true)).then_some(label))
+    Ok((leased && send).then_some(label))
+}
+
+/// What of a flow label comes after `connect`.
+fn reflect(set: &mut Setter<'_>, ip: &IpImage) -> Result<(), NotSet> {
+    let (SocketAddr::V6(remote), Some(true)) = (ip.flow.remote(), ip.flow_label_reflect) else {
+        return Ok(());
+    };
+    let label = ip.flow_label.unwrap_or(0);
+    let reflected = FlowLabel::Reflected { label };
+    let result = sockopt::set_flow_label(set.fd, reflected, *remote.ip());
+    set.done(result, || "reflect".to_owned())?;
+    if label != 0 && ip.flow_info_send != Some(true) {
+        set.set(Some(false), sockopt::set_flow_info_send)?;
+    }
+    Ok(())
 }
 
 /// Everything else that repair mode keeps and that does not act on the queues: on a connected socket.
@@ -156,6 +181,14 @@ pub(crate) fn connected(
     ip: &IpImage,
     options: &SocketOptions,
 ) -> Result<(), NotSet> {
+    if is_lent_transparent(ip) {
+        let back = match ip.family {
+            SocketFamily::Ipv4 => sockopt::set_transparent,
+            _ => sockopt::set_transparent_v6,
+        };
+        set.set(Some(false), back)?;
+    }
+    reflect(set, ip)?;
     received_beside(set, ip)?;
     set.set_unless_off(options.reuse_port, sockopt::set_reuse_port)?;
     set.set_unless_off(options.oob_inline, sockopt::set_oob_inline)?;

@@ -20,7 +20,7 @@
 //! | `IP_BIND_ADDRESS_NO_PORT`, `IP_LOCAL_PORT_RANGE` | |
 //! | `IP_OPTIONS` | what the socket sends |
 //! | `IPV6_FLOWLABEL_MGR`, `IPV6_FLOWINFO_SEND`, `IPV6_AUTOFLOWLABEL` | a label that the socket leased is leased on the target; one that `connect` took while another socket's lease allowed it is not seen |
-//! | `IPV6_FL_F_REFLECT` | the label is that of the peer's next packet |
+//! | `IPV6_FL_F_REFLECT` | with the label, which the peer sent in its SYN |
 //! | `IP_RECVERR`, `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVTOS` | of IPv4 packets |
 //! | `IPV6_RECVERR`, `IPV6_RECVPKTINFO`, `IPV6_RECVHOPLIMIT`, `IPV6_RECVTCLASS`, `IPV6_FLOWINFO`, `IPV6_RECVHOPOPTS`, `IPV6_RECVRTHDR`, `IPV6_RECVDSTOPTS` | of IPv6 sockets |
 //! | `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT` | the time that has passed starts anew |

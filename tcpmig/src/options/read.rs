@@ -91,7 +91,10 @@ fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
             ip.flow_label = Some(label);
             ip.flow_label_share = Some(share);
         }
-        Some(FlowLabel::Reflected) => ip.flow_label_reflect = Some(true),
+        Some(FlowLabel::Reflected { label }) => {
+            ip.flow_label = Some(label);
+            ip.flow_label_reflect = Some(true);
+        }
         None => {}
     }
     ip.receive_errors_v6 = unless_off(sockopt::receive_errors_v6(fd))?;
