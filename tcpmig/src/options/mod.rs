@@ -103,7 +103,8 @@ impl NotSet {
         };
         let inner = call.split_once('(').map_or(call, |(_, inner)| inner);
         Self {
-            option: inner.trim_end_matches(')'),
+            // Tried after the plain one, which lowers a size without a word.
+            option: inner.trim_end_matches(')').trim_end_matches("FORCE"),
             value,
             error,
         }
@@ -114,8 +115,8 @@ impl NotSet {
         Some(match (self.option, self.error.errno()?) {
             ("TCP_CONGESTION", ERRNO_NOENT) => "this host does not have it (ENOENT)",
             (_, ERRNO_NODEV) => "this host has no such device (ENODEV)",
-            ("SO_RCVBUFFORCE", ERRNO_PERM) => "above net.core.rmem_max of this host (EPERM)",
-            ("SO_SNDBUFFORCE", ERRNO_PERM) => "above net.core.wmem_max of this host (EPERM)",
+            ("SO_RCVBUF", ERRNO_PERM) => "above net.core.rmem_max of this host (EPERM)",
+            ("SO_SNDBUF", ERRNO_PERM) => "above net.core.wmem_max of this host (EPERM)",
             (_, ERRNO_PERM) => "this process may not set it (EPERM)",
             (_, ERRNO_INVAL) => "this host does not take the value (EINVAL)",
             (_, ERRNO_NOPROTOOPT) => "this kernel does not know it (ENOPROTOOPT)",

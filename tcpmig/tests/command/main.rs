@@ -3,5 +3,6 @@
 
 mod demo;
 mod dump_restore;
+mod options;
 mod support;
 mod wrong_input;
