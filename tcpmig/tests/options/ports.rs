@@ -31,6 +31,12 @@ fn listen(host: &Host, at: SocketAddr, reuse: Reuse) -> std::io::Result<TcpListe
     .unwrap()
 }
 
+/// Ends a listener at once, also if a child that another test starts has its descriptor for a moment.
+fn close(listener: TcpListener) {
+    let socket = Socket::from(listener);
+    socket.shutdown(std::net::Shutdown::Read).unwrap();
+}
+
 fn accept(net: &Net, listener: &TcpListener, count: usize) -> Vec<(TcpStream, TcpStream)> {
     let at = listener.local_addr().unwrap();
     let one = |_| {
@@ -77,14 +83,16 @@ fn moves_beside_listeners(family: Family, reuse: Reuse, listening_on_b: bool) {
         both_ways(peer, server);
     }
 
-    drop(on_b);
+    if let Some(on_b) = on_b {
+        close(on_b);
+    }
     let again = listen(&net.b, at, reuse).unwrap_or_else(|error| panic!("{what} on B: {error}"));
     let new = accept(&net, &again, 2);
     for (peer, server) in &new {
         assert_eq!(flags(server), were, "{what}");
         both_ways(peer, server);
     }
-    drop(listener);
+    close(listener);
     let again = listen(&net.a, at, reuse);
     again.unwrap_or_else(|error| panic!("{what} on A: {error}"));
     for (peer, server) in peers.iter().zip(&moved) {
