@@ -58,7 +58,7 @@ fn index(net: &tcpmig_sys::lab::Host) -> u32 {
     net.run(|| netns::device_index("eth0")).unwrap().unwrap()
 }
 
-/// A connection to fe80::80 on host A.
+/// A connection to a link-local address of host A.
 pub(crate) fn link_local(net: &Net) -> (TcpStream, TcpStream) {
     let service: Ipv6Addr = "fe80::80".parse().unwrap();
     net.a.ip("addr add fe80::80/64 dev eth0 nodad").unwrap();
