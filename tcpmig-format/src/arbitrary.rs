@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
 use crate::{
-    AppImage, FourTuple, Image, IpImage, KeepAlive, Linger, ListenImage, Negotiated, Octets,
-    PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts,
-    TcpState, TimestampUnit, Timestamps, Window, WindowScale,
+    AppImage, FilterInstruction, FourTuple, Image, IpImage, KeepAlive, Linger, ListenImage,
+    Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions,
+    TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 
 impl<'a> Arbitrary<'a> for Image {
@@ -71,6 +71,33 @@ fn name(u: &mut Unstructured<'_>) -> Result<Option<String>> {
     (0..len).map(letter).collect::<Result<_>>().map(Some)
 }
 
+fn share(u: &mut Unstructured<'_>) -> Result<Option<u8>> {
+    Ok(*u.choose(&[None, Some(1), Some(2), Some(3), Some(255)])?)
+}
+
+fn ip_options(u: &mut Unstructured<'_>) -> Result<Option<Octets>> {
+    if !u.arbitrary()? {
+        return Ok(None);
+    }
+    let len = u.int_in_range(1..=40)?;
+    Ok(Some(u.bytes(len)?.into()))
+}
+
+fn filter(u: &mut Unstructured<'_>) -> Result<Option<Vec<FilterInstruction>>> {
+    if !u.arbitrary()? {
+        return Ok(None);
+    }
+    let instruction = |_| {
+        Ok(FilterInstruction {
+            code: u.arbitrary()?,
+            jt: u.arbitrary()?,
+            jf: u.arbitrary()?,
+            k: u.arbitrary()?,
+        })
+    };
+    (0..3).map(instruction).collect::<Result<_>>().map(Some)
+}
+
 impl<'a> Arbitrary<'a> for IpImage {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let flow: FourTuple = u.arbitrary()?;
@@ -95,6 +122,29 @@ impl<'a> Arbitrary<'a> for IpImage {
             freebind: u.arbitrary()?,
             mark: u.arbitrary()?,
             priority: u.arbitrary()?,
+            flow_label_share: share(u)?,
+            flow_info_send: u.arbitrary()?,
+            flow_label_reflect: u.arbitrary()?,
+            auto_flow_label: u.arbitrary()?,
+            mtu_discover: u.arbitrary::<Option<u8>>()?.map(|mode| mode % 6),
+            mtu_discover_v6: u.arbitrary::<Option<u8>>()?.map(|mode| mode % 6),
+            min_ttl: u.arbitrary()?,
+            min_hop_limit: u.arbitrary()?,
+            ip_options: ip_options(u)?,
+            bind_address_no_port: u.arbitrary()?,
+            local_port_range: u.arbitrary()?,
+            receive_errors: u.arbitrary()?,
+            receive_packet_info: u.arbitrary()?,
+            receive_ttl: u.arbitrary()?,
+            receive_tos: u.arbitrary()?,
+            receive_errors_v6: u.arbitrary()?,
+            receive_packet_info_v6: u.arbitrary()?,
+            receive_hop_limit: u.arbitrary()?,
+            receive_traffic_class: u.arbitrary()?,
+            receive_flow_info: u.arbitrary()?,
+            receive_hop_options: u.arbitrary()?,
+            receive_routing_header: u.arbitrary()?,
+            receive_destination_options: u.arbitrary()?,
         })
     }
 }
@@ -215,6 +265,29 @@ fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
         window_clamp: u.arbitrary()?,
         max_pacing_rate: u.arbitrary()?,
         shut_read: u.arbitrary()?,
+        close_on_exec: u.arbitrary()?,
+        receive_timeout: u.arbitrary()?,
+        send_timeout: u.arbitrary()?,
+        filter: filter(u)?,
+        lock_filter: u.arbitrary()?,
+        peek_offset: u.arbitrary()?,
+        dont_route: u.arbitrary()?,
+        busy_poll: u.arbitrary()?,
+        prefer_busy_poll: u.arbitrary()?,
+        zero_copy: u.arbitrary()?,
+        select_error_queue: u.arbitrary()?,
+        timestamp: u.arbitrary()?,
+        timestamp_ns: u.arbitrary()?,
+        timestamping: u.arbitrary()?,
+        timestamp_new: u.arbitrary()?,
+        tx_rehash: u.arbitrary()?,
+        defer_accept: u.arbitrary()?,
+        thin_linear_timeouts: u.arbitrary()?,
+        tx_delay: u.arbitrary()?,
+        inq: u.arbitrary()?,
+        rto_max: u.arbitrary()?,
+        rto_min: u.arbitrary()?,
+        delayed_ack_max: u.arbitrary()?,
     })
 }
 

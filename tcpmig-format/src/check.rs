@@ -79,6 +79,9 @@ pub enum InvalidTcp {
     /// `buffer_lock` has bits other than 1 and 2.
     #[error("buffer_lock {0:#x} has unknown bits")]
     BufferLock(u8),
+    /// A classic filter is empty or has more instructions than the kernel takes.
+    #[error("the filter has {0} instructions, not 1 to 4096")]
+    Filter(usize),
     /// The name of the congestion control is empty, longer than 15 octets or
     /// not printable ASCII without spaces.
     #[error("{0:?} cannot be the name of a congestion control")]
@@ -208,6 +211,12 @@ fn check_window(window: &Window, negotiated: &Negotiated, rcv_nxt: Seq) -> Resul
 pub(crate) fn check_socket(socket: &SocketOptions) -> Result<(), InvalidTcp> {
     if let Some(bits) = socket.buffer_lock.filter(|bits| bits & !3 != 0) {
         return Err(InvalidTcp::BufferLock(bits));
+    }
+    // BPF_MAXINSNS in linux/bpf_common.h.
+    if let Some(filter) = &socket.filter
+        && !(1..=4096).contains(&filter.len())
+    {
+        return Err(InvalidTcp::Filter(filter.len()));
     }
     // TCP_CA_NAME_MAX is 16 with the terminating zero.
     let valid =

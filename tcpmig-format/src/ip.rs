@@ -1,6 +1,6 @@
 //! Addresses and the options that decide binding and routing.
 
-use crate::FourTuple;
+use crate::{FourTuple, Octets};
 
 /// Address family of a socket, which is not always that of its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -57,6 +57,52 @@ pub struct IpImage {
     pub mark: Option<u32>,
     /// `SO_PRIORITY`.
     pub priority: Option<u32>,
+    /// How a leased flow label is shared (`flr_share`): 1 exclusive, 2 process, 3 user, 255 any.
+    pub flow_label_share: Option<u8>,
+    /// `IPV6_FLOWINFO_SEND`.
+    pub flow_info_send: Option<bool>,
+    /// `IPV6_FL_F_REFLECT`: the socket sends the flow label that it receives.
+    pub flow_label_reflect: Option<bool>,
+    /// `IPV6_AUTOFLOWLABEL`.
+    pub auto_flow_label: Option<bool>,
+    /// `IP_MTU_DISCOVER`, 0 to 5.
+    pub mtu_discover: Option<u8>,
+    /// `IPV6_MTU_DISCOVER`, 0 to 5.
+    pub mtu_discover_v6: Option<u8>,
+    /// `IP_MINTTL`.
+    pub min_ttl: Option<u8>,
+    /// `IPV6_MINHOPCOUNT`.
+    pub min_hop_limit: Option<u8>,
+    /// `IP_OPTIONS` that the socket sends, 1 to 40 octets as in the IPv4 header.
+    pub ip_options: Option<Octets>,
+    /// `IP_BIND_ADDRESS_NO_PORT`.
+    pub bind_address_no_port: Option<bool>,
+    /// `IP_LOCAL_PORT_RANGE`: the lowest port in the low 16 bits, the highest in the high ones; 0 is no bound.
+    pub local_port_range: Option<u32>,
+    /// `IP_RECVERR`.
+    pub receive_errors: Option<bool>,
+    /// `IP_PKTINFO`.
+    pub receive_packet_info: Option<bool>,
+    /// `IP_RECVTTL`.
+    pub receive_ttl: Option<bool>,
+    /// `IP_RECVTOS`.
+    pub receive_tos: Option<bool>,
+    /// `IPV6_RECVERR`.
+    pub receive_errors_v6: Option<bool>,
+    /// `IPV6_RECVPKTINFO`.
+    pub receive_packet_info_v6: Option<bool>,
+    /// `IPV6_RECVHOPLIMIT`.
+    pub receive_hop_limit: Option<bool>,
+    /// `IPV6_RECVTCLASS`.
+    pub receive_traffic_class: Option<bool>,
+    /// `IPV6_FLOWINFO`.
+    pub receive_flow_info: Option<bool>,
+    /// `IPV6_RECVHOPOPTS`.
+    pub receive_hop_options: Option<bool>,
+    /// `IPV6_RECVRTHDR`.
+    pub receive_routing_header: Option<bool>,
+    /// `IPV6_RECVDSTOPTS`.
+    pub receive_destination_options: Option<bool>,
 }
 
 /// Why an [`IpImage`] contradicts itself.
@@ -86,6 +132,20 @@ pub enum InvalidIp {
     /// A flow label has more than 20 bits.
     #[error("flow label {0:#x} has more than 20 bits")]
     FlowLabel(u32),
+    /// `flr_share` is not 1, 2, 3 or 255.
+    #[error("flow label share {0} has no meaning")]
+    FlowLabelShare(u8),
+    /// A mode of path MTU discovery that there is not.
+    #[error("{what} {mode} is above 5")]
+    MtuDiscover {
+        /// Which option.
+        what: &'static str,
+        /// Its value.
+        mode: u8,
+    },
+    /// `IP_OPTIONS` is empty or longer than an IPv4 header takes.
+    #[error("IP_OPTIONS has {0} octets, not 1 to 40")]
+    Options(usize),
     /// The time to live is 0.
     #[error("time to live is 0")]
     Ttl,
@@ -118,6 +178,29 @@ impl IpImage {
             freebind: false,
             mark: None,
             priority: None,
+            flow_label_share: None,
+            flow_info_send: None,
+            flow_label_reflect: None,
+            auto_flow_label: None,
+            mtu_discover: None,
+            mtu_discover_v6: None,
+            min_ttl: None,
+            min_hop_limit: None,
+            ip_options: None,
+            bind_address_no_port: None,
+            local_port_range: None,
+            receive_errors: None,
+            receive_packet_info: None,
+            receive_ttl: None,
+            receive_tos: None,
+            receive_errors_v6: None,
+            receive_packet_info_v6: None,
+            receive_hop_limit: None,
+            receive_traffic_class: None,
+            receive_flow_info: None,
+            receive_hop_options: None,
+            receive_routing_header: None,
+            receive_destination_options: None,
         }
     }
 
@@ -146,6 +229,25 @@ impl IpImage {
         }
         if let Some(label) = self.flow_label.filter(|label| label >> 20 != 0) {
             return Err(InvalidIp::FlowLabel(label));
+        }
+        // IPV6_FL_S_EXCL, _PROCESS, _USER and _ANY (linux/in6.h).
+        if let Some(share) = self.flow_label_share
+            && !matches!(share, 1 | 2 | 3 | 255)
+        {
+            return Err(InvalidIp::FlowLabelShare(share));
+        }
+        for (what, mode) in [
+            ("IP_MTU_DISCOVER", self.mtu_discover),
+            ("IPV6_MTU_DISCOVER", self.mtu_discover_v6),
+        ] {
+            if let Some(mode) = mode.filter(|&mode| mode > 5) {
+                return Err(InvalidIp::MtuDiscover { what, mode });
+            }
+        }
+        if let Some(options) = &self.ip_options
+            && !(1..=40).contains(&options.len())
+        {
+            return Err(InvalidIp::Options(options.len()));
         }
         if self.ttl == Some(0) {
             return Err(InvalidIp::Ttl);
@@ -187,6 +289,29 @@ mod tests {
             Err(InvalidIp::FlowLabel(_))
         ));
         assert_eq!(check(|ip| ip.ttl = Some(0)), Err(InvalidIp::Ttl));
+        assert_eq!(
+            check(|ip| ip.flow_label_share = Some(4)),
+            Err(InvalidIp::FlowLabelShare(4))
+        );
+        assert!(matches!(
+            check(|ip| ip.mtu_discover = Some(6)),
+            Err(InvalidIp::MtuDiscover {
+                what: "IP_MTU_DISCOVER",
+                mode: 6
+            })
+        ));
+        assert!(matches!(
+            check(|ip| ip.mtu_discover_v6 = Some(6)),
+            Err(InvalidIp::MtuDiscover {
+                what: "IPV6_MTU_DISCOVER",
+                ..
+            })
+        ));
+        for len in [0, 41] {
+            let mut ip = v4();
+            ip.ip_options = Some(vec![1; len].into());
+            assert_eq!(ip.check(), Err(InvalidIp::Options(len)));
+        }
     }
 
     #[test]

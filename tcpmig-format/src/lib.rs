@@ -69,7 +69,7 @@ pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use limits::Limits;
 pub use listen::{InvalidListen, ListenImage};
 pub use octets::Octets;
-pub use options::{KeepAlive, Linger, SocketOptions};
+pub use options::{FilterInstruction, KeepAlive, Linger, SocketOptions};
 pub use seq::Seq;
 pub use state::TcpState;
 pub use tcp::{

@@ -50,6 +50,65 @@ pub struct SocketOptions {
     pub max_pacing_rate: Option<u64>,
     /// `shutdown(SHUT_RD)`: the application has shut the receiving direction, which the peer does not see.
     pub shut_read: Option<bool>,
+    /// `FD_CLOEXEC` of the descriptor.
+    pub close_on_exec: Option<bool>,
+    /// `SO_RCVTIMEO`, in microseconds; 0 is none.
+    pub receive_timeout: Option<u64>,
+    /// `SO_SNDTIMEO`, in microseconds; 0 is none.
+    pub send_timeout: Option<u64>,
+    /// The classic filter of `SO_ATTACH_FILTER`, at most 4096 instructions.
+    pub filter: Option<Vec<FilterInstruction>>,
+    /// `SO_LOCK_FILTER`: the filter, or that there is none, cannot be changed.
+    pub lock_filter: Option<bool>,
+    /// `SO_PEEK_OFF`, in octets, if it is on.
+    pub peek_offset: Option<u32>,
+    /// `SO_DONTROUTE`.
+    pub dont_route: Option<bool>,
+    /// `SO_BUSY_POLL`, in microseconds.
+    pub busy_poll: Option<u32>,
+    /// `SO_PREFER_BUSY_POLL`.
+    pub prefer_busy_poll: Option<bool>,
+    /// `SO_ZEROCOPY`.
+    pub zero_copy: Option<bool>,
+    /// `SO_SELECT_ERR_QUEUE`.
+    pub select_error_queue: Option<bool>,
+    /// `SO_TIMESTAMP`.
+    pub timestamp: Option<bool>,
+    /// `SO_TIMESTAMPNS`.
+    pub timestamp_ns: Option<bool>,
+    /// The flags of `SO_TIMESTAMPING`, with the numbers of Linux.
+    pub timestamping: Option<u32>,
+    /// Whether these three were set by their `_NEW` variants, whose seconds have 64 bits everywhere.
+    pub timestamp_new: Option<bool>,
+    /// `SO_TXREHASH`.
+    pub tx_rehash: Option<bool>,
+    /// `TCP_DEFER_ACCEPT`, in seconds.
+    pub defer_accept: Option<u32>,
+    /// `TCP_THIN_LINEAR_TIMEOUTS`.
+    pub thin_linear_timeouts: Option<bool>,
+    /// `TCP_TX_DELAY`, in microseconds.
+    pub tx_delay: Option<u32>,
+    /// `TCP_INQ`.
+    pub inq: Option<bool>,
+    /// `TCP_RTO_MAX_MS`, in milliseconds.
+    pub rto_max: Option<u32>,
+    /// `TCP_RTO_MIN_US`, in microseconds.
+    pub rto_min: Option<u32>,
+    /// `TCP_DELACK_MAX_US`, in microseconds.
+    pub delayed_ack_max: Option<u32>,
+}
+
+/// An instruction of a classic filter: `struct sock_filter`, numbers in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FilterInstruction {
+    /// The operation.
+    pub code: u16,
+    /// How many instructions to skip if a comparison holds.
+    pub jt: u8,
+    /// How many to skip if it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
 }
 
 /// `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT`.

@@ -9,6 +9,7 @@ use tcpmig_format::{Image, Limits};
 const FULL: &[u8] = include_bytes!("golden/v1-full.tcpmig");
 const BROKEN: &[u8] = include_bytes!("golden/v1-broken.tcpmig");
 const LISTENER: &[u8] = include_bytes!("golden/v1-listener.tcpmig");
+const OPTIONS: &[u8] = include_bytes!("golden/v1-options.tcpmig");
 const SMALLEST_TCP: &[u8] = include_bytes!("golden/v1-smallest-tcp.tcpmig");
 
 #[track_caller]
@@ -30,6 +31,11 @@ fn version_1_broken() {
 #[test]
 fn version_1_listener() {
     check(LISTENER, &common::listener());
+}
+
+#[test]
+fn version_1_options() {
+    check(OPTIONS, &common::options());
 }
 
 #[test]

@@ -4,7 +4,9 @@
 mod common;
 
 use common::wire::{decode, ip, layer, map, number, octets, tcp, text, with};
-use tcpmig_format::{DecodeError, EncodeError, Image, InvalidListen, InvalidTcp, Limits};
+use tcpmig_format::{
+    DecodeError, EncodeError, FilterInstruction, Image, InvalidListen, InvalidTcp, Limits,
+};
 
 #[test]
 fn limits_hold() {
@@ -167,4 +169,27 @@ fn an_error_waits_only_in_closed() {
         decode(&layer("tcp", &fields)),
         Err(DecodeError::InvalidTcp(InvalidTcp::PendingErrorInState(_)))
     ));
+}
+
+#[test]
+fn a_filter_has_whole_instructions() {
+    let decoded = |filter: &[u8]| {
+        let mut fields = tcp();
+        fields.push(("socket", map(&[("filter", octets(filter))])));
+        decode(&layer("tcp", &fields))
+    };
+    let image = decoded(&[0, 6, 1, 2, 0xff, 0, 0, 3]).unwrap();
+    let instruction = FilterInstruction {
+        code: 6,
+        jt: 1,
+        jf: 2,
+        k: 0xff00_0003,
+    };
+    assert_eq!(image.tcp.unwrap().socket().filter, Some(vec![instruction]));
+    for len in [1, 7, 9] {
+        match decoded(&vec![0; len]) {
+            Err(DecodeError::Malformed { place, .. }) => assert_eq!(place, "tcp.socket.filter"),
+            other => panic!("{other:?}"),
+        }
+    }
 }

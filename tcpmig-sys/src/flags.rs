@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 
@@ -32,6 +32,34 @@ pub fn set_non_blocking(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
     let mut flags = OFlag::from_bits_truncate(flags);
     flags.set(OFlag::O_NONBLOCK, on);
     fcntl(fd, FcntlArg::F_SETFL(flags)).map_err(|e| Error::new("fcntl(F_SETFL)", e.into()))?;
+    Ok(())
+}
+
+/// `fcntl(F_GETFD)`: whether the descriptor is closed when its process becomes another program
+/// (`FD_CLOEXEC`, which each duplicate of a descriptor has for itself).
+///
+/// # Errors
+///
+/// [`Error::Call`].
+#[doc(alias = "FD_CLOEXEC")]
+pub fn close_on_exec(fd: BorrowedFd<'_>) -> Result<bool> {
+    let flags = fcntl(fd, FcntlArg::F_GETFD).map_err(|e| Error::new("fcntl(F_GETFD)", e.into()))?;
+    Ok(FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC))
+}
+
+/// `fcntl(F_SETFD)`: as [`close_on_exec`].
+///
+/// # Errors
+///
+/// [`Error::Call`].
+#[doc(alias = "FD_CLOEXEC")]
+pub fn set_close_on_exec(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
+    let flags = if on {
+        FdFlag::FD_CLOEXEC
+    } else {
+        FdFlag::empty()
+    };
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map_err(|e| Error::new("fcntl(F_SETFD)", e.into()))?;
     Ok(())
 }
 

@@ -24,6 +24,8 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: three and two integers of 32 bits, no padding.
 unsafe impl Plain for libc::linger {}
+// SAFETY: two integers of the same size, no padding.
+unsafe impl Plain for libc::timeval {}
 // SAFETY: integers only, no padding (asserted where it is declared).
 unsafe impl Plain for crate::uapi::RepairOption {}
 // SAFETY: integers only, no padding (asserted where it is declared).
@@ -120,6 +122,52 @@ pub(crate) fn set<T: Plain>(
     value: T,
 ) -> Result<()> {
     set_slice(fd, level, name, call, &[value])
+}
+
+/// `getsockopt(SO_GET_FILTER)`, whose length counts instructions; how many there are.
+pub(crate) fn get_filter(fd: BorrowedFd<'_>, buffer: &mut [libc::sock_filter]) -> Result<usize> {
+    let mut count = buffer.len() as libc::socklen_t;
+    // SAFETY: the pointer and the count describe `buffer`, of which the kernel writes at most that
+    // many instructions (sk_get_filter), and it outlives the call.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_GET_FILTER,
+            buffer.as_mut_ptr().cast(),
+            &raw mut count,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last("getsockopt(SO_GET_FILTER)"));
+    }
+    Ok(count as usize)
+}
+
+/// `setsockopt(SO_ATTACH_FILTER)`. At most 65535 instructions are passed on, of which the kernel takes 4096.
+pub(crate) fn attach_filter(
+    fd: BorrowedFd<'_>,
+    instructions: &mut [libc::sock_filter],
+) -> Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).unwrap_or(u16::MAX),
+        filter: instructions.as_mut_ptr(),
+    };
+    // SAFETY: the program describes `instructions`, or the first part of them; the kernel copies
+    // both during the call.
+    let status = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last("setsockopt(SO_ATTACH_FILTER)"));
+    }
+    Ok(())
 }
 
 /// `ioctl` that answers with one integer.

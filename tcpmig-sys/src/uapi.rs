@@ -1,4 +1,4 @@
-//! Constants and structs of `linux/tcp.h` and `asm-generic/socket.h` that
+//! Constants and structs of `linux/tcp.h`, `linux/in.h` and `asm-generic/socket.h` that
 //! `libc` does not have.
 
 use std::mem::size_of;
@@ -21,7 +21,21 @@ pub(crate) const TCPI_OPT_SACK: u8 = 2;
 pub(crate) const TCPI_OPT_WSCALE: u8 = 4;
 pub(crate) const TCPI_OPT_USEC_TS: u8 = 64;
 
+pub(crate) const SO_LOCK_FILTER: i32 = 44;
+pub(crate) const SO_SELECT_ERR_QUEUE: i32 = 45;
+pub(crate) const SO_MAX_PACING_RATE: i32 = 47;
+pub(crate) const SO_INCOMING_CPU: i32 = 49;
+pub(crate) const SO_ZEROCOPY: i32 = 60;
+pub(crate) const SO_PREFER_BUSY_POLL: i32 = 69;
 pub(crate) const SO_BUF_LOCK: i32 = 72;
+pub(crate) const SO_TXREHASH: i32 = 74;
+
+pub(crate) const IP_LOCAL_PORT_RANGE: i32 = 51;
+
+pub(crate) const TCP_TX_DELAY: i32 = 37;
+pub(crate) const TCP_RTO_MAX_MS: i32 = 44;
+pub(crate) const TCP_RTO_MIN_US: i32 = 45;
+pub(crate) const TCP_DELACK_MAX_US: i32 = 46;
 
 /// `struct tcp_repair_opt`.
 #[repr(C)]

@@ -4,22 +4,19 @@
 //! the socket under repair, [`Frozen::capture`] reads the rest. Then the connection is kept
 //! ([`Frozen::keep`]) or given up ([`Frozen::discard`]).
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
-    AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, KeepAlive, Linger, SocketFamily,
-    SocketOptions, TcpImage,
+    AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, SocketOptions, TcpImage,
 };
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
 use tcpmig_sys::deliver::Delivery;
 use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
-use tcpmig_sys::{flags, netns, sockopt};
 
-use crate::convert;
 use crate::restore::INJECT_MARK;
 use crate::segments::{self, Taken};
+use crate::{convert, options};
 
 /// Why a connection was not captured. It goes on where it is.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +34,9 @@ pub enum CaptureError {
     /// The kernel's numbers contradict each other.
     #[error("the connection's numbers: {0}")]
     Invalid(#[from] InvalidTcp),
+    /// The socket has an eBPF filter, which no call reads back.
+    #[error("the socket has an eBPF filter (SO_ATTACH_BPF), which cannot be read back")]
+    ExtendedFilter,
     /// The peer reset the connection while its packets were locked.
     #[error("the peer reset the connection while its packets were locked")]
     Reset,
@@ -49,7 +49,10 @@ impl CaptureError {
     /// Whether the reason is in the connection itself, so that others can still be moved.
     #[must_use]
     pub fn is_not_migratable(&self) -> bool {
-        matches!(self, Self::Socket(tcpmig_sys::Error::NotMigratable(_)))
+        matches!(
+            self,
+            Self::Socket(tcpmig_sys::Error::NotMigratable(_)) | Self::ExtendedFilter
+        )
     }
 }
 
@@ -60,15 +63,6 @@ impl CaptureError {
 pub struct Plan {
     ip: IpImage,
     socket: SocketOptions,
-}
-
-/// An option of newer kernels: `None` where it does not exist.
-fn known<T>(value: Result<T, tcpmig_sys::Error>) -> Result<Option<T>, tcpmig_sys::Error> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(tcpmig_sys::Error::Unsupported { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 impl Plan {
@@ -82,8 +76,8 @@ impl Plan {
         frozen::check(fd)?;
         frozen::check_keys(fd)?;
         Ok(Self {
-            ip: ip(fd)?,
-            socket: options(fd)?,
+            ip: options::ip(fd)?,
+            socket: options::socket(fd)?,
         })
     }
 
@@ -92,73 +86,6 @@ impl Plan {
     pub fn flow(&self) -> FourTuple {
         self.ip.flow
     }
-}
-
-fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
-    let (local, remote) = frozen::addresses(fd)?;
-    let flow = FourTuple::new(local, remote)?;
-    let family = match (local.is_ipv4(), flow.is_ipv4()) {
-        (true, _) => SocketFamily::Ipv4,
-        (false, true) => SocketFamily::Ipv4Mapped,
-        (false, false) => SocketFamily::Ipv6,
-    };
-    let mut ip = IpImage::new(flow, family);
-    let octet = |value: i32| u8::try_from(value).ok();
-    if flow.is_ipv4() {
-        ip.ttl = octet(sockopt::ttl(fd)?);
-        ip.tos = octet(sockopt::tos(fd)?);
-    }
-    if family == SocketFamily::Ipv4 {
-        ip.transparent = sockopt::transparent(fd)?;
-        ip.freebind = sockopt::freebind(fd)?;
-    } else {
-        ip.v6_only = Some(sockopt::v6_only(fd)?);
-        ip.hop_limit = octet(sockopt::hop_limit(fd)?);
-        ip.traffic_class = octet(sockopt::traffic_class(fd)?);
-        ip.transparent = sockopt::transparent_v6(fd)?;
-        ip.freebind = sockopt::freebind_v6(fd)?;
-    }
-    if let SocketAddr::V6(address) = local
-        && address.scope_id() != 0
-    {
-        ip.scope = Some(netns::device_name(address.scope_id())?);
-    }
-    ip.bound_device = sockopt::bound_device(fd)?;
-    ip.mark = Some(sockopt::mark(fd)?).filter(|&mark| mark != 0);
-    ip.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0);
-    Ok(ip)
-}
-
-pub(crate) fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
-    let linger = sockopt::linger(fd)?;
-    Ok(SocketOptions {
-        reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
-        reuse_port: Some(sockopt::reuse_port(fd)?),
-        no_delay: Some(sockopt::no_delay(fd)?),
-        cork: Some(sockopt::cork(fd)?),
-        oob_inline: Some(sockopt::oob_inline(fd)?),
-        non_blocking: Some(flags::non_blocking(fd)?),
-        keep_alive: Some(KeepAlive {
-            on: sockopt::keep_alive(fd)?,
-            idle: sockopt::keep_idle(fd)?,
-            interval: sockopt::keep_interval(fd)?,
-            count: sockopt::keep_count(fd)?,
-        }),
-        linger: Some(Linger {
-            on: linger.is_some(),
-            seconds: linger.unwrap_or(0),
-        }),
-        receive_buffer: Some(sockopt::receive_buffer(fd)?),
-        send_buffer: Some(sockopt::send_buffer(fd)?),
-        buffer_lock: known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok()),
-        receive_low_water: Some(sockopt::receive_low_water(fd)?),
-        congestion: Some(sockopt::congestion(fd)?),
-        user_timeout: Some(sockopt::user_timeout(fd)?),
-        not_sent_low_water: Some(sockopt::not_sent_low_water(fd)?),
-        linger2: Some(sockopt::linger2(fd)?),
-        shut_read: Some(flags::read_shut(fd)?),
-        ..SocketOptions::default()
-    })
 }
 
 /// A connection that stands still: its packets are locked and its socket is under repair.
@@ -345,6 +272,7 @@ impl Frozen {
         let Self {
             hold,
             socket,
+            plan,
             captured,
             ..
         } = self;
@@ -359,6 +287,12 @@ impl Frozen {
                 error: error.into(),
             })?;
         deliver(fd.as_fd(), &flow, &captured);
+        if let Err(error) = options::kept(fd.as_fd(), &plan.socket) {
+            return Err(NotFrozen {
+                fd,
+                error: error.into(),
+            });
+        }
         match unlocked {
             Ok(()) => Ok(fd),
             Err(error) => Err(NotFrozen {

@@ -12,6 +12,7 @@
 //!   travels in another way (a file, your own protocol).
 //! - [`listener`]: a listener, made again on another host.
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
+//! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
 //!
@@ -92,6 +93,7 @@ pub mod handover;
 pub mod http;
 pub mod listener;
 pub mod locker;
+pub mod options;
 pub mod restore;
 pub mod segments;
 pub mod steer;

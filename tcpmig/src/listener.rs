@@ -17,10 +17,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tcpmig_format::{Image, InvalidListen, ListenImage};
 use tcpmig_sys::listener::{self, NewListener};
-use tcpmig_sys::{flags, netns, sockopt};
+use tcpmig_sys::{netns, sockopt};
 
-use crate::capture::{self, CaptureError};
-use crate::restore::{self, RestoreError};
+use crate::capture::CaptureError;
+use crate::options::{self, Setter, Unsupported};
+use crate::restore::RestoreError;
 
 /// What is done about connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -130,7 +131,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
     listen.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0);
     listen.defer_accept = listener::defer_accept(fd)?;
     listen.fast_open = listener::fast_open(fd)?;
-    listen.socket = capture::options(fd)?;
+    listen.socket = options::socket(fd)?;
     Ok(listen)
 }
 
@@ -138,7 +139,8 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
 ///
 /// # Errors
 ///
-/// [`RestoreError::Layer`] if the image has no listener, [`RestoreError::Socket`] with the call that failed: EADDRINUSE of
+/// [`RestoreError::Layer`] if the image has no listener, [`RestoreError::Option`] for an option that this host cannot
+/// honour, [`RestoreError::Socket`] with the call that failed: EADDRINUSE of
 /// `bind` or `listen` if the port is taken; [`NotAsAsked`](tcpmig_sys::Error::NotAsAsked) if the host allows fewer
 /// connections to wait. Nothing is left behind.
 pub fn restore(image: &Image) -> Result<OwnedFd, RestoreError> {
@@ -175,19 +177,14 @@ pub fn restore(image: &Image) -> Result<OwnedFd, RestoreError> {
     if let Some(reuse) = listen.socket.reuse_addr {
         sockopt::set_reuse_addr(fd, i32::from(reuse))?;
     }
-    restore::set_options(fd, &listen.socket)?;
-    restore::set_buffers(fd, &listen.socket)?;
-    if let Some(on) = listen.socket.cork {
-        sockopt::set_cork(fd, on)?;
-    }
+    let mut refused = Vec::new();
+    let mut set = Setter::new(fd, Unsupported::Refuse, &mut refused);
+    options::listener(&mut set, &listen.socket)?;
     if listen.defer_accept != 0 {
         listener::set_defer_accept(fd, listen.defer_accept)?;
     }
     if listen.fast_open != 0 {
         listener::set_fast_open(fd, listen.fast_open)?;
-    }
-    if let Some(on) = listen.socket.non_blocking {
-        flags::set_non_blocking(fd, on)?;
     }
     Ok(new.listen(local, listen.backlog)?)
 }

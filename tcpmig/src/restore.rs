@@ -5,7 +5,7 @@
 //! [`Prepared`] takes it all back without a packet.
 
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
@@ -13,10 +13,11 @@ use tcpmig_format::{
 };
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet};
 use tcpmig_sys::info::State;
+use tcpmig_sys::netns;
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsent};
-use tcpmig_sys::{flags, netns, sockopt};
 
 use crate::convert;
+use crate::options::{self, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
 
 /// The firewall mark of packets that a restore sends to this host in the peer's name.
@@ -46,6 +47,9 @@ pub enum RestoreError {
     /// The packets could not be locked, or not unlocked.
     #[error("lock: {0}")]
     Lock(#[from] LockError),
+    /// This host cannot honour an option of the connection, and [`Unsupported::Refuse`] holds.
+    #[error("{0}")]
+    Option(#[from] NotSet),
     /// A call on the new socket failed.
     #[error(transparent)]
     Socket(#[from] tcpmig_sys::Error),
@@ -62,6 +66,8 @@ pub struct Prepared {
     ip: IpImage,
     tcp: TcpParts,
     app: Option<AppImage>,
+    unsupported: Unsupported,
+    not_set: Vec<NotSet>,
 }
 
 /// How often what arrives is merged before the connection lives. Each time takes as long as
@@ -80,26 +86,25 @@ pub struct Restored {
     pub unwritten: Octets,
     /// The application's state.
     pub app: Option<AppImage>,
+    /// Options that the connection had and does not have here: with [`Unsupported::Warn`] any, and in any
+    /// case those that [`Restored::write`] could not set.
+    pub not_set: Vec<NotSet>,
     options: SocketOptions,
 }
 
 impl Restored {
     /// Writes what of [`Restored::unwritten`] the send buffer takes without waiting, and sets
-    /// what has to wait until then: the size of the buffer, `TCP_CORK` and `O_NONBLOCK`.
+    /// what has to wait until then: the sizes of the buffers, `TCP_WINDOW_CLAMP`, `TCP_CORK`, `TCP_QUICKACK`,
+    /// `SO_PEEK_OFF`, `O_NONBLOCK` and `FD_CLOEXEC`.
     ///
-    /// An error of the connection shows itself to the application, at its next call.
+    /// The connection lives: what cannot be set is added to [`Restored::not_set`], whatever the policy. An
+    /// error of the connection shows itself to the application, at its next call.
     pub fn write(&mut self) {
         let fd = self.socket.as_fd();
         let written = write_unsent(fd, &self.unwritten).unwrap_or(0);
         drop(self.unwritten.split_to(written));
-        // The buffer grew for the queue. Options that cannot be set do not end the connection.
-        let _ = set_buffers(fd, &self.options);
-        if self.options.cork == Some(true) {
-            let _ = sockopt::set_cork(fd, true);
-        }
-        if self.options.non_blocking == Some(false) {
-            let _ = flags::set_non_blocking(fd, false);
-        }
+        // The buffer grew for the queue.
+        options::alive(fd, &self.options, &mut self.not_set);
     }
 }
 
@@ -118,6 +123,21 @@ impl Prepared {
     ///
     /// [`RestoreError`]; nothing is left behind.
     pub fn build(image: Image, locker: &dyn Locker, lease: Duration) -> Result<Self, RestoreError> {
+        Self::build_with(image, locker, lease, Unsupported::Refuse)
+    }
+
+    /// As [`Prepared::build`], with a choice of what happens to options that this host cannot
+    /// honour ([`crate::options`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::build`].
+    pub fn build_with(
+        image: Image,
+        locker: &dyn Locker,
+        lease: Duration,
+        unsupported: Unsupported,
+    ) -> Result<Self, RestoreError> {
         if image.listen.is_some() {
             return Err(RestoreError::Listener);
         }
@@ -125,12 +145,15 @@ impl Prepared {
         let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
         convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
         let lock = locker.lock(&[ip.flow], lease)?;
+        let mut not_set = Vec::new();
         Ok(Self {
-            socket: Some(rebuild(&ip, &tcp)?),
+            socket: Some(rebuild(&ip, &tcp, unsupported, &mut not_set)?),
             lock,
             ip,
             tcp,
             app: image.app,
+            unsupported,
+            not_set,
         })
     }
 
@@ -179,7 +202,9 @@ impl Prepared {
             }
             // The same four-tuple cannot be there twice.
             self.socket = None;
-            self.socket = Some(rebuild(&self.ip, &self.tcp)?);
+            self.not_set.clear();
+            let (policy, not_set) = (self.unsupported, &mut self.not_set);
+            self.socket = Some(rebuild(&self.ip, &self.tcp, policy, not_set)?);
         }
         // INVARIANT: it was built before and each time that it was taken down.
         let socket = self
@@ -198,6 +223,7 @@ impl Prepared {
                 self.tcp.send.unsent
             },
             app: self.app,
+            not_set: self.not_set,
             options,
         })
     }
@@ -224,11 +250,17 @@ impl Prepared {
 }
 
 /// A socket under repair with all that the image holds.
-fn rebuild(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError> {
+fn rebuild(
+    ip: &IpImage,
+    tcp: &TcpParts,
+    unsupported: Unsupported,
+    not_set: &mut Vec<NotSet>,
+) -> Result<RestoringSocket, RestoreError> {
     let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
-    let mut socket = connect(ip, tcp)?;
+    let mut socket = connect(ip, tcp, unsupported, not_set)?;
     fill(&mut socket, tcp, state)?;
-    set_options(socket.as_fd(), &tcp.socket)?;
+    let mut set = Setter::new(socket.as_fd(), unsupported, not_set);
+    options::connected(&mut set, ip, &tcp.socket)?;
     Ok(socket)
 }
 
@@ -246,46 +278,19 @@ fn endpoint(address: SocketAddr, ip: &IpImage, scope: u32) -> SocketAddr {
     }
 }
 
-fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError> {
-    let v6 = ip.family != SocketFamily::Ipv4;
-    let closed = ClosedSocket::open(v6)?;
-    let fd = closed.as_fd();
+fn connect(
+    ip: &IpImage,
+    tcp: &TcpParts,
+    unsupported: Unsupported,
+    not_set: &mut Vec<NotSet>,
+) -> Result<RestoringSocket, RestoreError> {
+    let closed = ClosedSocket::open(ip.family != SocketFamily::Ipv4)?;
     let scope = match &ip.scope {
         Some(name) => netns::device_index(name)?,
         None => 0,
     };
-    if let Some(device) = &ip.bound_device {
-        sockopt::set_bound_device(fd, device)?;
-    }
-    if let Some(mark) = ip.mark {
-        sockopt::set_mark(fd, mark)?;
-    }
-    if let Some(ttl) = ip.ttl {
-        sockopt::set_ttl(fd, i32::from(ttl))?;
-    }
-    if let Some(tos) = ip.tos {
-        sockopt::set_tos(fd, i32::from(tos))?;
-    }
-    // After TOS, which changes the priority too.
-    if let Some(priority) = ip.priority {
-        sockopt::set_priority(fd, priority)?;
-    }
-    if v6 {
-        if let Some(v6_only) = ip.v6_only {
-            sockopt::set_v6_only(fd, v6_only)?;
-        }
-        if let Some(hop_limit) = ip.hop_limit {
-            sockopt::set_hop_limit(fd, i32::from(hop_limit))?;
-        }
-        if let Some(traffic_class) = ip.traffic_class {
-            sockopt::set_traffic_class(fd, i32::from(traffic_class))?;
-        }
-        sockopt::set_transparent_v6(fd, ip.transparent)?;
-        sockopt::set_freebind_v6(fd, ip.freebind)?;
-    } else {
-        sockopt::set_transparent(fd, ip.transparent)?;
-        sockopt::set_freebind(fd, ip.freebind)?;
-    }
+    let mut set = Setter::new(closed.as_fd(), unsupported, not_set);
+    let flow_label = options::before_bind(&mut set, ip, &tcp.socket)?;
     if tcp.negotiated.window_scale.is_none() {
         closed.unscaled()?;
     }
@@ -299,6 +304,11 @@ fn connect(ip: &IpImage, tcp: &TcpParts) -> Result<RestoringSocket, RestoreError
         snd_una: tcp.send.snd_una.get(),
         copied_seq: tcp.receive.copied_seq().get(),
     };
+    let mut remote = endpoint(ip.flow.remote(), ip, scope);
+    if let (SocketAddr::V6(remote), Some(label)) = (&mut remote, flow_label) {
+        // The kernel's `sin6_flowinfo` is in network byte order.
+        remote.set_flowinfo(label.to_be());
+    }
     Ok(bound.connect(remote, start, tcp.negotiated.mss_clamp)?)
 }
 
@@ -328,61 +338,5 @@ fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<()
     Ok(())
 }
 
-/// Everything that does not decide binding or routing, that repair mode keeps and that does not act on the queues.
-pub(crate) fn set_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), RestoreError> {
-    macro_rules! set {
-        ($($value:expr => $set:ident;)*) => {
-            $(if let Some(value) = $value {
-                sockopt::$set(fd, value)?;
-            })*
-        };
-    }
-    set! {
-        options.reuse_port => set_reuse_port;
-        options.oob_inline => set_oob_inline;
-        options.no_delay => set_no_delay;
-        options.receive_low_water.filter(|&octets| octets != 1) => set_receive_low_water;
-        options.user_timeout => set_user_timeout;
-        options.not_sent_low_water => set_not_sent_low_water;
-        options.linger2 => set_linger2;
-        options.syn_count => set_syn_count;
-        options.window_clamp => set_window_clamp;
-    }
-    if options.shut_read == Some(true) {
-        flags::shut_read(fd)?;
-    }
-    if let Some(name) = &options.congestion {
-        sockopt::set_congestion(fd, name)?;
-    }
-    if let Some(linger) = options.linger {
-        sockopt::set_linger(fd, linger.on.then_some(linger.seconds))?;
-    }
-    if let Some(keep) = options.keep_alive {
-        sockopt::set_keep_idle(fd, keep.idle)?;
-        sockopt::set_keep_interval(fd, keep.interval)?;
-        sockopt::set_keep_count(fd, keep.count)?;
-        sockopt::set_keep_alive(fd, keep.on)?;
-    }
-    Ok(())
-}
-
 /// In `SO_BUF_LOCK`: the application set the size of the receive buffer.
 const RECEIVE_BUFFER_LOCKED: u8 = 2;
-
-/// Buffers as large as they were. One that tuned itself goes on doing so.
-pub(crate) fn set_buffers(
-    fd: BorrowedFd<'_>,
-    options: &SocketOptions,
-) -> Result<(), tcpmig_sys::Error> {
-    // The kernel doubles what it is given.
-    if let Some(octets) = options.send_buffer {
-        sockopt::set_send_buffer(fd, octets / 2)?;
-    }
-    if let Some(octets) = options.receive_buffer {
-        sockopt::set_receive_buffer(fd, octets / 2)?;
-    }
-    match sockopt::set_buffer_lock(fd, u32::from(options.buffer_lock.unwrap_or(0))) {
-        Err(tcpmig_sys::Error::Unsupported { .. }) => Ok(()),
-        other => other,
-    }
-}

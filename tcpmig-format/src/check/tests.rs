@@ -232,6 +232,19 @@ fn options_have_limits() {
         Err(InvalidTcp::BufferLock(4))
     );
     with(|p| p.socket.buffer_lock = Some(3)).unwrap();
+    let instruction = crate::FilterInstruction {
+        code: 6,
+        jt: 0,
+        jf: 0,
+        k: 1,
+    };
+    with(|p| p.socket.filter = Some(vec![instruction; 4096])).unwrap();
+    for len in [0, 4097] {
+        assert_eq!(
+            with(|p| p.socket.filter = Some(vec![instruction; len])),
+            Err(InvalidTcp::Filter(len))
+        );
+    }
     with(|p| p.socket.congestion = Some("cubic".into())).unwrap();
     for name in ["", "a b", "bbr\0", "abcdefghijklmnop"] {
         assert_eq!(

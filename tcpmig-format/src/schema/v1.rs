@@ -80,6 +80,57 @@ struct Ip<'a> {
     mark: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_label_share: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_info_send: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_label_reflect: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auto_flow_label: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu_discover: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu_discover_v6: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_ttl: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_hop_limit: Option<u8>,
+    #[serde(
+        borrow,
+        with = "serde_bytes",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    ip_options: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bind_address_no_port: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_port_range: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_errors: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_packet_info: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_ttl: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_tos: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_errors_v6: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_packet_info_v6: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_hop_limit: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_traffic_class: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_flow_info: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_hop_options: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_routing_header: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_destination_options: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -202,6 +253,57 @@ struct Socket<'a> {
     max_pacing_rate: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     shut_read: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_on_exec: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receive_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    send_timeout: Option<u64>,
+    #[serde(
+        borrow,
+        with = "serde_bytes",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    filter: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lock_filter: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peek_offset: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dont_route: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    busy_poll: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefer_busy_poll: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zero_copy: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    select_error_queue: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_ns: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamping: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_new: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_rehash: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    defer_accept: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thin_linear_timeouts: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_delay: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inq: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rto_max: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rto_min: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delayed_ack_max: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]

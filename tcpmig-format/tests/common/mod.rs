@@ -138,6 +138,7 @@ fn socket() -> SocketOptions {
         window_clamp: Some(4_194_304),
         max_pacing_rate: Some(u64::MAX),
         shut_read: Some(true),
+        ..SocketOptions::default()
     }
 }
 
@@ -156,4 +157,75 @@ pub(crate) fn smallest_tcp() -> Image {
         tcp: Some(TcpImage::new(parts).unwrap()),
         ..Image::default()
     }
+}
+
+/// As [`full`], with every option of the socket and of IP that it does not have.
+pub(crate) fn options() -> Image {
+    let mut image = full();
+    let ip = image.ip.as_mut().unwrap();
+    ip.flow_label_share = Some(255);
+    ip.flow_info_send = Some(true);
+    ip.flow_label_reflect = Some(true);
+    ip.auto_flow_label = Some(true);
+    ip.mtu_discover = Some(5);
+    ip.mtu_discover_v6 = Some(1);
+    ip.min_ttl = Some(2);
+    ip.min_hop_limit = Some(3);
+    ip.ip_options = Some(Octets::from(&[7, 7, 4, 0, 0, 0, 0, 1][..]));
+    ip.bind_address_no_port = Some(true);
+    ip.local_port_range = Some(1010);
+    ip.receive_errors = Some(true);
+    ip.receive_packet_info = Some(true);
+    ip.receive_ttl = Some(true);
+    ip.receive_tos = Some(true);
+    ip.receive_errors_v6 = Some(true);
+    ip.receive_packet_info_v6 = Some(true);
+    ip.receive_hop_limit = Some(true);
+    ip.receive_traffic_class = Some(true);
+    ip.receive_flow_info = Some(true);
+    ip.receive_hop_options = Some(true);
+    ip.receive_routing_header = Some(true);
+    ip.receive_destination_options = Some(true);
+    let mut tcp = image.tcp.take().unwrap().into_parts();
+    tcp.socket = SocketOptions {
+        close_on_exec: Some(true),
+        receive_timeout: Some(5000000001),
+        send_timeout: Some(5000000002),
+        filter: Some(vec![
+            FilterInstruction {
+                code: 0x30,
+                jt: 0,
+                jf: 0,
+                k: 13,
+            },
+            FilterInstruction {
+                code: 0x06,
+                jt: 1,
+                jf: 2,
+                k: 0xffff_ffff,
+            },
+        ]),
+        lock_filter: Some(true),
+        peek_offset: Some(1005),
+        dont_route: Some(true),
+        busy_poll: Some(1007),
+        prefer_busy_poll: Some(true),
+        zero_copy: Some(true),
+        select_error_queue: Some(true),
+        timestamp: Some(true),
+        timestamp_ns: Some(true),
+        timestamping: Some(1013),
+        timestamp_new: Some(true),
+        tx_rehash: Some(true),
+        defer_accept: Some(1016),
+        thin_linear_timeouts: Some(true),
+        tx_delay: Some(1018),
+        inq: Some(true),
+        rto_max: Some(1020),
+        rto_min: Some(1021),
+        delayed_ack_max: Some(1022),
+        ..tcp.socket
+    };
+    image.tcp = Some(TcpImage::new(tcp).unwrap());
+    image
 }

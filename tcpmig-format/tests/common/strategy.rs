@@ -88,8 +88,9 @@ fn ip() -> impl Strategy<Value = IpImage> {
             any::<[Option<u32>; 2]>(),
             any::<[bool; 2]>(),
         ),
+        more_ip(),
     )
-        .prop_map(|(flow, mapped, names, small, large)| IpImage {
+        .prop_map(|(flow, mapped, names, small, large, more)| IpImage {
             flow,
             family: match (flow.is_ipv4(), mapped) {
                 (true, true) => SocketFamily::Ipv4Mapped,
@@ -108,7 +109,88 @@ fn ip() -> impl Strategy<Value = IpImage> {
             freebind: large.2[1],
             mark: large.1[0],
             priority: large.1[1],
+            ..more
         })
+}
+
+/// The options of which there are many more than a tuple takes.
+fn more_socket() -> BoxedStrategy<SocketOptions> {
+    let instruction = any::<(u16, u8, u8, u32)>();
+    let instruction =
+        instruction.prop_map(|(code, jt, jf, k)| FilterInstruction { code, jt, jf, k });
+    (
+        any::<[Option<bool>; 12]>(),
+        any::<[Option<u32>; 8]>(),
+        any::<[Option<u64>; 2]>(),
+        of(vec(instruction, 1..9)),
+    )
+        .prop_map(|(flags, numbers, times, filter)| SocketOptions {
+            filter,
+            close_on_exec: flags[0],
+            lock_filter: flags[1],
+            dont_route: flags[2],
+            prefer_busy_poll: flags[3],
+            zero_copy: flags[4],
+            select_error_queue: flags[5],
+            timestamp: flags[6],
+            timestamp_ns: flags[7],
+            timestamp_new: flags[8],
+            tx_rehash: flags[9],
+            thin_linear_timeouts: flags[10],
+            inq: flags[11],
+            peek_offset: numbers[0],
+            busy_poll: numbers[1],
+            timestamping: numbers[2],
+            defer_accept: numbers[3],
+            tx_delay: numbers[4],
+            rto_max: numbers[5],
+            rto_min: numbers[6],
+            delayed_ack_max: numbers[7],
+            receive_timeout: times[0],
+            send_timeout: times[1],
+            ..SocketOptions::default()
+        })
+        .boxed()
+}
+
+/// Sets the options of an IP layer of which there are many more than a tuple takes.
+fn more_ip() -> BoxedStrategy<IpImage> {
+    let share = proptest::sample::select(&[1_u8, 2, 3, 255][..]);
+    let flow = "10.0.0.1:80,10.0.0.2:9".parse().unwrap();
+    (
+        any::<[Option<bool>; 16]>(),
+        (of(0..=5_u8), of(0..=5_u8), any::<[Option<u8>; 2]>()),
+        of(share),
+        of(vec(any::<u8>(), 1..=40)),
+        any::<Option<u32>>(),
+    )
+        .prop_map(move |(flags, small, share, options, range)| IpImage {
+            flow_label_share: share,
+            mtu_discover: small.0,
+            mtu_discover_v6: small.1,
+            min_ttl: small.2[0],
+            min_hop_limit: small.2[1],
+            ip_options: options.map(Octets::from),
+            local_port_range: range,
+            flow_info_send: flags[0],
+            flow_label_reflect: flags[1],
+            auto_flow_label: flags[2],
+            bind_address_no_port: flags[3],
+            receive_errors: flags[4],
+            receive_packet_info: flags[5],
+            receive_ttl: flags[6],
+            receive_tos: flags[7],
+            receive_errors_v6: flags[8],
+            receive_packet_info_v6: flags[9],
+            receive_hop_limit: flags[10],
+            receive_traffic_class: flags[11],
+            receive_flow_info: flags[12],
+            receive_hop_options: flags[13],
+            receive_routing_header: flags[14],
+            receive_destination_options: flags[15],
+            ..IpImage::new(flow, SocketFamily::Ipv4)
+        })
+        .boxed()
 }
 
 fn negotiated() -> impl Strategy<Value = Negotiated> {
@@ -137,35 +219,39 @@ fn socket() -> impl Strategy<Value = SocketOptions> {
         of("[a-z]{1,15}"),
         of(any::<(bool, [u32; 3])>()),
         of(any::<(bool, u32)>()),
+        more_socket(),
     )
         .prop_map(
-            |(flags, numbers, (linger2, rate), lock, congestion, keep, linger)| SocketOptions {
-                reuse_addr: flags[0],
-                reuse_port: flags[1],
-                no_delay: flags[2],
-                cork: flags[3],
-                oob_inline: flags[4],
-                non_blocking: flags[5],
-                quick_ack: flags[6],
-                shut_read: flags[7],
-                keep_alive: keep.map(|(on, [idle, interval, count])| KeepAlive {
-                    on,
-                    idle,
-                    interval,
-                    count,
-                }),
-                linger: linger.map(|(on, seconds)| Linger { on, seconds }),
-                receive_buffer: numbers[0],
-                send_buffer: numbers[1],
-                receive_low_water: numbers[2],
-                user_timeout: numbers[3],
-                not_sent_low_water: numbers[4],
-                syn_count: numbers[5],
-                window_clamp: numbers[6],
-                buffer_lock: lock,
-                congestion,
-                linger2,
-                max_pacing_rate: rate,
+            |(flags, numbers, (linger2, rate), lock, congestion, keep, linger, more)| {
+                SocketOptions {
+                    reuse_addr: flags[0],
+                    reuse_port: flags[1],
+                    no_delay: flags[2],
+                    cork: flags[3],
+                    oob_inline: flags[4],
+                    non_blocking: flags[5],
+                    quick_ack: flags[6],
+                    shut_read: flags[7],
+                    keep_alive: keep.map(|(on, [idle, interval, count])| KeepAlive {
+                        on,
+                        idle,
+                        interval,
+                        count,
+                    }),
+                    linger: linger.map(|(on, seconds)| Linger { on, seconds }),
+                    receive_buffer: numbers[0],
+                    send_buffer: numbers[1],
+                    receive_low_water: numbers[2],
+                    user_timeout: numbers[3],
+                    not_sent_low_water: numbers[4],
+                    syn_count: numbers[5],
+                    window_clamp: numbers[6],
+                    buffer_lock: lock,
+                    congestion,
+                    linger2,
+                    max_pacing_rate: rate,
+                    ..more
+                }
             },
         )
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tcpmig::capture::CaptureError;
+use tcpmig::options::NotSet;
 use tcpmig::restore::RestoreError;
 use tcpmig_lock::LockError;
 use tcpmig_sys::NotMigratable;
@@ -55,6 +56,11 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         }
         if let Some(cause) = cause.downcast_ref::<LockError>() {
             return of_lock(cause);
+        }
+        if cause.is::<NotSet>() {
+            return Some(
+                "make this host have it (for TCP_CONGESTION: modprobe tcp_NAME), or leave it out with --options warn",
+            );
         }
         match cause.downcast_ref::<LabError>() {
             Some(LabError::Start { program: "ip", .. }) => {

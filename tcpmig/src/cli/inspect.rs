@@ -54,11 +54,13 @@ fn describe(image: &Image, octets: usize, payload: bool) -> Value {
         json!({ "format_version": tcpmig_format::FORMAT_VERSION, "octets": octets }),
     );
     if let Some(layer) = &image.ip {
-        all.insert("ip".to_owned(), ip(layer));
+        all.insert("ip".to_owned(), both(ip(layer), ip_options(layer)));
     }
     if let Some(layer) = &image.tcp {
         all.insert("tcp".to_owned(), tcp(layer, &queue));
-        all.insert("options".to_owned(), options(layer.socket()));
+        let socket = layer.socket();
+        let socket = both(options(socket), rarer_options(socket));
+        all.insert("options".to_owned(), socket);
     }
     if let Some(listener) = &image.listen {
         all.insert("listener".to_owned(), listen(listener));
@@ -89,6 +91,14 @@ fn octets_value(octets: &Octets, payload: bool) -> Value {
         let _ = write!(hex, "{octet:02x}");
     }
     json!({ "octets": octets.len(), "hex": hex })
+}
+
+/// The fields of two objects.
+fn both(mut first: Value, second: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut first, second) {
+        fields.extend(more);
+    }
+    first
 }
 
 /// Leaves out what an image does not carry.
@@ -132,6 +142,34 @@ fn listen(listen: &ListenImage) -> Value {
         "backlog": listen.backlog,
         "defer_accept_seconds": listen.defer_accept,
         "fast_open": listen.fast_open,
+    }))
+}
+
+fn ip_options(ip: &IpImage) -> Value {
+    present(json!({
+        "flow_label_share": ip.flow_label_share,
+        "flow_info_send": ip.flow_info_send,
+        "flow_label_reflect": ip.flow_label_reflect,
+        "auto_flow_label": ip.auto_flow_label,
+        "mtu_discover": ip.mtu_discover,
+        "mtu_discover_v6": ip.mtu_discover_v6,
+        "min_ttl": ip.min_ttl,
+        "min_hop_limit": ip.min_hop_limit,
+        "ip_options": ip.ip_options.as_ref().map(|octets| octets_value(octets, true)),
+        "bind_address_no_port": ip.bind_address_no_port,
+        "local_port_range": ip.local_port_range,
+        "receive_errors": ip.receive_errors,
+        "receive_packet_info": ip.receive_packet_info,
+        "receive_ttl": ip.receive_ttl,
+        "receive_tos": ip.receive_tos,
+        "receive_errors_v6": ip.receive_errors_v6,
+        "receive_packet_info_v6": ip.receive_packet_info_v6,
+        "receive_hop_limit": ip.receive_hop_limit,
+        "receive_traffic_class": ip.receive_traffic_class,
+        "receive_flow_info": ip.receive_flow_info,
+        "receive_hop_options": ip.receive_hop_options,
+        "receive_routing_header": ip.receive_routing_header,
+        "receive_destination_options": ip.receive_destination_options,
     }))
 }
 
@@ -209,6 +247,34 @@ fn options(options: &SocketOptions) -> Value {
         "window_clamp": options.window_clamp,
         "max_pacing_rate": options.max_pacing_rate,
         "shut_read": options.shut_read,
+    }))
+}
+
+fn rarer_options(options: &SocketOptions) -> Value {
+    present(json!({
+        "close_on_exec": options.close_on_exec,
+        "receive_timeout_us": options.receive_timeout,
+        "send_timeout_us": options.send_timeout,
+        "filter_instructions": options.filter.as_ref().map(Vec::len),
+        "lock_filter": options.lock_filter,
+        "peek_offset": options.peek_offset,
+        "dont_route": options.dont_route,
+        "busy_poll_us": options.busy_poll,
+        "prefer_busy_poll": options.prefer_busy_poll,
+        "zero_copy": options.zero_copy,
+        "select_error_queue": options.select_error_queue,
+        "timestamp": options.timestamp,
+        "timestamp_ns": options.timestamp_ns,
+        "timestamping": options.timestamping,
+        "timestamp_new": options.timestamp_new,
+        "tx_rehash": options.tx_rehash,
+        "defer_accept_seconds": options.defer_accept,
+        "thin_linear_timeouts": options.thin_linear_timeouts,
+        "tx_delay_us": options.tx_delay,
+        "inq": options.inq,
+        "rto_max_ms": options.rto_max,
+        "rto_min_us": options.rto_min,
+        "delayed_ack_max_us": options.delayed_ack_max,
     }))
 }
 

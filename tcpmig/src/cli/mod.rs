@@ -76,7 +76,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
-        Verb::Restore(args) => restore::main(&args),
+        Verb::Restore(args) => restore::main(&args, output),
         Verb::Locks(args) => locks::main(&args, output),
         Verb::Keys(args) => keys::main(&args, output),
         Verb::Completions { shell } => {

@@ -9,13 +9,15 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde_json::json;
 use tcpmig::listener;
+use tcpmig::options::{NotSet, Unsupported};
 use tcpmig::restore::Prepared;
 use tcpmig_lock::Backend;
 use tcpmig_sys::exec::{become_with_connection, become_with_listener};
 
-use super::{enter, files, lockers};
+use super::{Output, enter, files, lockers};
 
 /// Let a connection from a file live here, under a command.
 ///
@@ -36,6 +38,10 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "LOCKER", default_value = "nftables", long_help = lockers::help())]
     lock: Backend,
 
+    /// What happens if this host cannot honour an option of the connection: nothing is restored, or it is restored without it
+    #[arg(long, value_name = "POLICY", default_value = "error")]
+    options: Policy,
+
     /// Restore in this network namespace (a name of `ip netns`, or a path)
     #[arg(long, value_name = "NAME|PATH")]
     netns: Option<String>,
@@ -45,10 +51,27 @@ pub(crate) struct RestoreArgs {
     command: Vec<OsString>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    /// Restore nothing and name the option
+    Error,
+    /// Restore the connection and name the option on standard error
+    Warn,
+}
+
+impl From<Policy> for Unsupported {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Error => Self::Refuse,
+            Policy::Warn => Self::Warn,
+        }
+    }
+}
+
 /// How long the packets stay locked if this process dies in between.
 const LEASE: Duration = Duration::from_secs(10);
 
-pub(crate) fn main(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCode> {
     let (image, _) = files::read(&args.file)?;
     let file = args.file.canonicalize().context("find the image")?;
     // A command that cannot be started would end the connection.
@@ -68,13 +91,30 @@ pub(crate) fn main(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         return Err(error).context("start the command");
     }
     let locker = tcpmig::locker::open(&args.lock).context("lock")?;
-    let prepared = Prepared::build(image, &*locker, LEASE)?;
+    let prepared = Prepared::build_with(image, &*locker, LEASE, args.options.into())?;
     let mut restored = prepared.activate()?;
     restored.write();
+    warn(&restored.not_set, output);
     let socket = blocking(restored.socket, &restored.unwritten)?;
     command.env("LISTEN_FDNAMES", "connection");
     let error = become_with_connection(&mut command, socket);
     Err(error).context("start the command")
+}
+
+/// Names the options that the connection no longer has. Standard output is the command's.
+fn warn(not_set: &[NotSet], output: Output) {
+    let mut err = std::io::stderr().lock();
+    for option in not_set {
+        // Nobody reads it if this fails.
+        let _ = match output {
+            Output::Text => writeln!(err, "warning: {option}"),
+            Output::Json => writeln!(
+                err,
+                "{}",
+                json!({ "warning": option.to_string(), "option": option.option, "value": option.value })
+            ),
+        };
+    }
 }
 
 /// A blocking socket, as commands expect it, with what was left to write written.

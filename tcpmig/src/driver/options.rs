@@ -1,8 +1,10 @@
-//! How long things may take.
+//! How long things may take, and what the target insists on.
 
 use std::time::Duration;
 
-/// Time limits of a handover.
+use crate::options::Unsupported;
+
+/// Time limits of a handover, and the target's conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// How long a lock holds if nobody ends it (a process that died locks nobody out
@@ -32,6 +34,9 @@ pub struct Options {
     /// Target: how long an ended handover is remembered, so that a COMMIT that comes again is
     /// answered; default 10 min.
     pub remember: Duration,
+    /// Target: what to do with a connection that has an option which this host cannot honour; default
+    /// [`Unsupported::Refuse`]. The source then keeps it, with the option's name in the reason.
+    pub unsupported: Unsupported,
 }
 
 impl Default for Options {
@@ -46,6 +51,7 @@ impl Default for Options {
             ask_for: Duration::from_secs(20),
             commit_within: Duration::from_secs(10),
             remember: Duration::from_secs(600),
+            unsupported: Unsupported::Refuse,
         }
     }
 }

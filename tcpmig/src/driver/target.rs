@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::Options;
 use crate::handover::{Decoder, HandoverId, Message, Target, TargetAction, TargetEvent};
+use crate::options::NotSet;
 use crate::restore::{Prepared, Restored};
 
 /// A connection that moved to this host.
@@ -30,6 +31,8 @@ pub struct Arrived {
     pub unwritten: Octets,
     /// The application's state.
     pub app: Option<AppImage>,
+    /// As [`Restored::not_set`].
+    pub not_set: Vec<NotSet>,
     /// The name of the host that it comes from.
     pub from: String,
 }
@@ -214,7 +217,10 @@ impl Host {
         let built = Image::decode(&image, &Limits::default())
             .map_err(|error| format!("image: {error}"))
             .and_then(|image| {
-                Prepared::build(image, &*self.locker, self.options.lease)
+                let Options {
+                    lease, unsupported, ..
+                } = self.options;
+                Prepared::build_with(image, &*self.locker, lease, unsupported)
                     .map_err(|error| error.to_string())
             });
         drop(image);
@@ -347,11 +353,15 @@ impl Host {
     /// Hands a connection to the application.
     fn deliver(&self, mut restored: Restored, from: &str) {
         restored.write();
+        for option in &restored.not_set {
+            warn!(flow = %restored.flow, %option, "a connection arrived without an option");
+        }
         let arrived = Arrived {
             socket: restored.socket,
             flow: restored.flow,
             unwritten: restored.unwritten,
             app: restored.app,
+            not_set: restored.not_set,
             from: from.to_owned(),
         };
         if self.arrived.send(arrived).is_err() {

@@ -6,5 +6,6 @@ mod demo;
 mod dump_restore;
 mod listeners;
 mod locks;
+mod options;
 mod support;
 mod wrong_input;

@@ -132,6 +132,29 @@ impl Reader<'_> {
             freebind: ip.freebind.unwrap_or_default(),
             mark: ip.mark,
             priority: ip.priority,
+            flow_label_share: ip.flow_label_share,
+            flow_info_send: ip.flow_info_send,
+            flow_label_reflect: ip.flow_label_reflect,
+            auto_flow_label: ip.auto_flow_label,
+            mtu_discover: ip.mtu_discover,
+            mtu_discover_v6: ip.mtu_discover_v6,
+            min_ttl: ip.min_ttl,
+            min_hop_limit: ip.min_hop_limit,
+            ip_options: ip.ip_options.map(Octets::from),
+            bind_address_no_port: ip.bind_address_no_port,
+            local_port_range: ip.local_port_range,
+            receive_errors: ip.receive_errors,
+            receive_packet_info: ip.receive_packet_info,
+            receive_ttl: ip.receive_ttl,
+            receive_tos: ip.receive_tos,
+            receive_errors_v6: ip.receive_errors_v6,
+            receive_packet_info_v6: ip.receive_packet_info_v6,
+            receive_hop_limit: ip.receive_hop_limit,
+            receive_traffic_class: ip.receive_traffic_class,
+            receive_flow_info: ip.receive_flow_info,
+            receive_hop_options: ip.receive_hop_options,
+            receive_routing_header: ip.receive_routing_header,
+            receive_destination_options: ip.receive_destination_options,
         };
         image.check()?;
         Ok(image)
@@ -269,6 +292,29 @@ impl Reader<'_> {
             window_clamp: wire.window_clamp,
             max_pacing_rate: wire.max_pacing_rate,
             shut_read: wire.shut_read,
+            close_on_exec: wire.close_on_exec,
+            receive_timeout: wire.receive_timeout,
+            send_timeout: wire.send_timeout,
+            filter: wire.filter.map(filter).transpose()?,
+            lock_filter: wire.lock_filter,
+            peek_offset: wire.peek_offset,
+            dont_route: wire.dont_route,
+            busy_poll: wire.busy_poll,
+            prefer_busy_poll: wire.prefer_busy_poll,
+            zero_copy: wire.zero_copy,
+            select_error_queue: wire.select_error_queue,
+            timestamp: wire.timestamp,
+            timestamp_ns: wire.timestamp_ns,
+            timestamping: wire.timestamping,
+            timestamp_new: wire.timestamp_new,
+            tx_rehash: wire.tx_rehash,
+            defer_accept: wire.defer_accept,
+            thin_linear_timeouts: wire.thin_linear_timeouts,
+            tx_delay: wire.tx_delay,
+            inq: wire.inq,
+            rto_max: wire.rto_max,
+            rto_min: wire.rto_min,
+            delayed_ack_max: wire.delayed_ack_max,
         })
     }
 
@@ -281,6 +327,24 @@ impl Reader<'_> {
             payload: app.payload.into(),
         })
     }
+}
+
+/// The instructions of a filter, of eight octets each.
+fn filter(octets: &[u8]) -> Result<Vec<crate::FilterInstruction>, DecodeError> {
+    let (instructions, rest) = octets.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(DecodeError::Malformed {
+            place: "tcp.socket.filter".to_owned(),
+            reason: format!("{} octets are no whole instructions", octets.len()),
+        });
+    }
+    let instruction = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; 8]| crate::FilterInstruction {
+        code: u16::from_be_bytes([c0, c1]),
+        jt,
+        jf,
+        k: u32::from_be_bytes([k0, k1, k2, k3]),
+    };
+    Ok(instructions.iter().map(instruction).collect())
 }
 
 fn end(

@@ -36,6 +36,8 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
         (AddressOctets::new(local), AddressOctets::new(remote))
     });
     let listening = image.listen.as_ref().map(|l| AddressOctets::new(l.local));
+    let listen_filter = image.listen.as_ref().and_then(|l| filter(&l.socket));
+    let filter = image.tcp.as_ref().and_then(|tcp| filter(tcp.socket()));
     let wire = super::Image {
         critical: critical(image),
         ip: image
@@ -43,13 +45,16 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
             .as_ref()
             .zip(addresses.as_ref())
             .map(|(ip, (local, remote))| ip_layer(ip, local.get(), remote.get())),
-        tcp: image.tcp.as_ref().map(|tcp| tcp_layer(tcp.parts())),
+        tcp: image
+            .tcp
+            .as_ref()
+            .map(|tcp| tcp_layer(tcp.parts(), filter.as_deref())),
         app: image.app.as_ref().map(app_layer),
         listen: image
             .listen
             .as_ref()
             .zip(listening.as_ref())
-            .map(|(listen, local)| listen_part(listen, local.get())),
+            .map(|(listen, local)| listen_part(listen, local.get(), listen_filter.as_deref())),
     };
     let mut serializer = rmp_serde::Serializer::new(bytes).with_struct_map();
     wire.serialize(&mut serializer)
@@ -103,10 +108,33 @@ fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> su
         freebind: Some(ip.freebind),
         mark: ip.mark,
         priority: ip.priority,
+        flow_label_share: ip.flow_label_share,
+        flow_info_send: ip.flow_info_send,
+        flow_label_reflect: ip.flow_label_reflect,
+        auto_flow_label: ip.auto_flow_label,
+        mtu_discover: ip.mtu_discover,
+        mtu_discover_v6: ip.mtu_discover_v6,
+        min_ttl: ip.min_ttl,
+        min_hop_limit: ip.min_hop_limit,
+        ip_options: ip.ip_options.as_deref(),
+        bind_address_no_port: ip.bind_address_no_port,
+        local_port_range: ip.local_port_range,
+        receive_errors: ip.receive_errors,
+        receive_packet_info: ip.receive_packet_info,
+        receive_ttl: ip.receive_ttl,
+        receive_tos: ip.receive_tos,
+        receive_errors_v6: ip.receive_errors_v6,
+        receive_packet_info_v6: ip.receive_packet_info_v6,
+        receive_hop_limit: ip.receive_hop_limit,
+        receive_traffic_class: ip.receive_traffic_class,
+        receive_flow_info: ip.receive_flow_info,
+        receive_hop_options: ip.receive_hop_options,
+        receive_routing_header: ip.receive_routing_header,
+        receive_destination_options: ip.receive_destination_options,
     }
 }
 
-fn tcp_layer(tcp: &crate::TcpParts) -> super::Tcp<'_> {
+fn tcp_layer<'a>(tcp: &'a crate::TcpParts, filter: Option<&'a [u8]>) -> super::Tcp<'a> {
     super::Tcp {
         state: tcp.state.number(),
         send: super::Send {
@@ -126,7 +154,7 @@ fn tcp_layer(tcp: &crate::TcpParts) -> super::Tcp<'_> {
             rcv_wnd: tcp.window.rcv_wnd,
             rcv_wup: tcp.window.rcv_wup.get(),
         },
-        socket: Some(socket(&tcp.socket)),
+        socket: Some(socket(&tcp.socket, filter)),
         pending_error: tcp.pending_error.map(|pending| super::PendingError {
             errno: pending.errno,
             after_fin: pending.after_fin,
@@ -134,7 +162,11 @@ fn tcp_layer(tcp: &crate::TcpParts) -> super::Tcp<'_> {
     }
 }
 
-fn listen_part<'a>(listen: &'a crate::ListenImage, local: &'a [u8]) -> super::Listen<'a> {
+fn listen_part<'a>(
+    listen: &'a crate::ListenImage,
+    local: &'a [u8],
+    filter: Option<&'a [u8]>,
+) -> super::Listen<'a> {
     let unless_zero = |number: u32| (number != 0).then_some(number);
     super::Listen {
         local: super::End {
@@ -151,7 +183,7 @@ fn listen_part<'a>(listen: &'a crate::ListenImage, local: &'a [u8]) -> super::Li
         backlog: listen.backlog,
         defer_accept: unless_zero(listen.defer_accept),
         fast_open: unless_zero(listen.fast_open),
-        socket: Some(socket(&listen.socket)),
+        socket: Some(socket(&listen.socket, filter)),
     }
 }
 
@@ -173,7 +205,17 @@ fn negotiated(negotiated: &crate::Negotiated) -> super::Negotiated<'static> {
     }
 }
 
-fn socket(socket: &crate::SocketOptions) -> super::Socket<'_> {
+/// The instructions as the wire has them.
+fn filter(socket: &crate::SocketOptions) -> Option<Vec<u8>> {
+    let octets = |i: &crate::FilterInstruction| {
+        let [code, k] = [u32::from(i.code), i.k].map(u32::to_be_bytes);
+        [code[2], code[3], i.jt, i.jf, k[0], k[1], k[2], k[3]]
+    };
+    let filter = socket.filter.as_ref()?;
+    Some(filter.iter().flat_map(octets).collect())
+}
+
+fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> super::Socket<'a> {
     super::Socket {
         reuse_addr: socket.reuse_addr,
         reuse_port: socket.reuse_port,
@@ -204,6 +246,29 @@ fn socket(socket: &crate::SocketOptions) -> super::Socket<'_> {
         window_clamp: socket.window_clamp,
         max_pacing_rate: socket.max_pacing_rate,
         shut_read: socket.shut_read,
+        close_on_exec: socket.close_on_exec,
+        receive_timeout: socket.receive_timeout,
+        send_timeout: socket.send_timeout,
+        filter,
+        lock_filter: socket.lock_filter,
+        peek_offset: socket.peek_offset,
+        dont_route: socket.dont_route,
+        busy_poll: socket.busy_poll,
+        prefer_busy_poll: socket.prefer_busy_poll,
+        zero_copy: socket.zero_copy,
+        select_error_queue: socket.select_error_queue,
+        timestamp: socket.timestamp,
+        timestamp_ns: socket.timestamp_ns,
+        timestamping: socket.timestamping,
+        timestamp_new: socket.timestamp_new,
+        tx_rehash: socket.tx_rehash,
+        defer_accept: socket.defer_accept,
+        thin_linear_timeouts: socket.thin_linear_timeouts,
+        tx_delay: socket.tx_delay,
+        inq: socket.inq,
+        rto_max: socket.rto_max,
+        rto_min: socket.rto_min,
+        delayed_ack_max: socket.delayed_ack_max,
     }
 }
 

@@ -1,0 +1,103 @@
+//! What the tests do with a connection.
+
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use tcpmig::capture::{Frozen, Plan};
+use tcpmig::restore::{Prepared, RestoreError, Restored};
+use tcpmig_format::{Image, Limits, SocketOptions, TcpImage};
+use tcpmig_lock::Nftables;
+use tcpmig_sys::lab::Host;
+
+use crate::support::{Net, nft};
+
+/// Longer than a test.
+const LEASE: Duration = Duration::from_secs(120);
+
+pub(crate) fn locker(host: &Host) -> Nftables {
+    host.run(tcpmig::locker::nftables).unwrap().unwrap()
+}
+
+/// No packet of TCP passes the host from now on.
+pub(crate) fn cut(host: &Host) {
+    let chain = |hook| {
+        format!("chain {hook} {{ type filter hook {hook} priority raw; meta l4proto tcp drop; }};")
+    };
+    let chains = chain("prerouting") + &chain("output");
+    nft(host, &format!("table inet cut {{ {chains} }}"));
+}
+
+pub(crate) fn mend(host: &Host) {
+    nft(host, "delete table inet cut");
+}
+
+/// Reads a connection of a host, which is left standing still.
+pub(crate) fn freeze(host: &Host, socket: impl Into<OwnedFd>) -> (Frozen, Image) {
+    let locker = locker(host);
+    let socket = socket.into();
+    host.run(|| {
+        let plan = Plan::of(socket.as_fd()).unwrap();
+        let mut frozen = Frozen::freeze(socket, plan, &locker, LEASE).unwrap();
+        let image = frozen.capture(None).unwrap();
+        (frozen, image)
+    })
+    .unwrap()
+}
+
+/// Takes a connection away from a host, as its image, which has been through octets.
+pub(crate) fn leave(host: &Host, socket: impl Into<OwnedFd>) -> Image {
+    let (frozen, image) = freeze(host, socket);
+    frozen.confirm().unwrap();
+    frozen.discard().unwrap();
+    let octets = image.encode().unwrap();
+    assert_eq!(Image::decode(&octets, &Limits::default()).unwrap(), image);
+    image
+}
+
+pub(crate) fn build(host: &Host, image: Image) -> Result<Prepared, RestoreError> {
+    let locker = locker(host);
+    host.run(|| Prepared::build(image, &locker, LEASE)).unwrap()
+}
+
+pub(crate) fn activate(prepared: Prepared) -> Restored {
+    let mut restored = prepared.activate().unwrap();
+    restored.write();
+    restored
+}
+
+/// Lets a connection live on a host as it was, with all of its options.
+pub(crate) fn arrive(host: &Host, image: Image) -> TcpStream {
+    let restored = activate(build(host, image).unwrap());
+    assert!(restored.not_set.is_empty(), "{:?}", restored.not_set);
+    TcpStream::from(restored.socket)
+}
+
+/// Moves a connection from host A to host B, where its peer finds it.
+pub(crate) fn moves(net: &Net, server: TcpStream) -> TcpStream {
+    let image = leave(&net.a, server);
+    net.point_peer_at_b();
+    arrive(&net.b, image)
+}
+
+/// The image with another set of socket options.
+pub(crate) fn with_options(mut image: Image, change: impl FnOnce(&mut SocketOptions)) -> Image {
+    let mut tcp = image.tcp.take().unwrap().into_parts();
+    change(&mut tcp.socket);
+    image.tcp = Some(TcpImage::new(tcp).unwrap());
+    image
+}
+
+/// Fails unless two images are of the same connection. The clock of the timestamps goes on, and the
+/// segment that a restore sends advertises the window anew.
+pub(crate) fn assert_same(first: &Image, mut second: Image) {
+    let mut tcp = second.tcp.take().unwrap().into_parts();
+    let old = first.tcp.as_ref().unwrap();
+    let (was, is) = (old.negotiated().timestamps, tcp.negotiated.timestamps);
+    let passed = is.unwrap().value.wrapping_sub(was.unwrap().value);
+    assert!(passed < 1 << 31, "the clock runs backwards");
+    tcp.negotiated.timestamps = was;
+    tcp.window = *old.window();
+    second.tcp = Some(TcpImage::new(tcp).unwrap());
+    assert_eq!(second, *first);
+}
