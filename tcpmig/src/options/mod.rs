@@ -27,7 +27,7 @@
 //! | `SO_LINGER`, `SO_OOBINLINE`, `SO_RCVLOWAT`, `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_PEEK_OFF`, `SO_DONTROUTE` | |
 //! | `SO_RCVBUF`, `SO_SNDBUF`, `SO_BUF_LOCK` | a size above `net.core.rmem_max` or `wmem_max` of the target only with `CAP_NET_ADMIN` in the initial user namespace, if the application asked for it; one that tuned itself as far as the limit |
 //! | `SO_ATTACH_FILTER`, `SO_LOCK_FILTER` | the classic filter |
-//! | `SO_BUSY_POLL`, `SO_PREFER_BUSY_POLL` | with `CAP_NET_ADMIN` in the initial user namespace |
+//! | `SO_BUSY_POLL`, `SO_PREFER_BUSY_POLL` | a longer time than the host has by default, and the second, with `CAP_NET_ADMIN` in the initial user namespace |
 //! | `SO_ZEROCOPY`, `SO_SELECT_ERR_QUEUE`, `SO_TIMESTAMP`, `SO_TIMESTAMPNS`, `SO_TIMESTAMPING` | not the numbers that `SOF_TIMESTAMPING_OPT_ID` counts, which start anew, nor notifications that were not read |
 //! | `SO_MAX_PACING_RATE`, `SO_TXREHASH` | |
 //! | `TCP_NODELAY`, `TCP_CORK`, `TCP_QUICKACK` | the last is as the kernel left it |
