@@ -15,7 +15,7 @@ use socket2::SockRef;
 use crate::error::{Error, NotMigratable, Result};
 use crate::frozen::{self, Marks};
 use crate::info::{State, info};
-use crate::inject::{Injector, Segment};
+use crate::inject::{Injector, Ip, Segment};
 use crate::queue;
 use crate::rebuild::{RestoringSocket, all};
 use crate::sockopt::{self, Queue, Repair};
@@ -267,9 +267,16 @@ impl RestoringSocket {
             // Older than what the peer expects: it answers, and acts on nothing in it.
             marks.snd_una.wrapping_sub(1)
         };
-        let hops = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
-            (libc::AF_INET6, remote) if !is_mapped(remote) => sockopt::hop_limit(fd),
-            _ => sockopt::ttl(fd),
+        let (hops, class) = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
+            (libc::AF_INET6, remote) if !is_mapped(remote) => {
+                (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
+            }
+            _ => (sockopt::ttl(fd), sockopt::tos(fd)),
+        };
+        let octet = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
+        let ip = Ip {
+            hops: octet(hops).unwrap_or(64),
+            class: octet(class).unwrap_or(0),
         };
         let ask = Segment {
             seq,
@@ -282,7 +289,7 @@ impl RestoringSocket {
                 .timestamps
                 .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
                 .transpose()?,
-            hops: hops.ok().and_then(|h| u8::try_from(h).ok()).unwrap_or(64),
+            ip,
         };
         let mut asks = Vec::new();
         if !established {

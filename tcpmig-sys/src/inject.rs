@@ -30,8 +30,23 @@ pub(crate) struct Segment {
     pub(crate) window: u16,
     /// `TSval` and `TSecr`, where the option is in use.
     pub(crate) timestamp: Option<(u32, u32)>,
+    pub(crate) ip: Ip,
+}
+
+/// What varies of an IP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ip {
     /// Time to live or hop limit.
     pub(crate) hops: u8,
+    /// Type of service or traffic class.
+    pub(crate) class: u8,
+}
+
+impl Ip {
+    /// Of a segment that came in from the peer.
+    pub(crate) fn of_peer(hops: u8) -> Self {
+        Self { hops, class: 0 }
+    }
 }
 
 impl Segment {
@@ -47,7 +62,7 @@ impl Segment {
             // Zero passes a rebuilt socket, which remembers no timestamp yet, and leaves it so: any other value
             // could be ahead of the peer's clock, whose segments would then be dropped as old (RFC 7323 section 5).
             timestamp: timestamps.then_some((0, 0)),
-            hops: 255,
+            ip: Ip::of_peer(255),
         }
     }
 }
@@ -90,7 +105,7 @@ impl Injector {
     /// That it was sent does not mean that it arrives.
     pub(crate) fn inject(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
         let tcp = tcp(self.remote, self.local, segment, payload);
-        self.deliver(&tcp, segment.hops, mark)
+        self.deliver(&tcp, segment.ip, mark)
     }
 
     /// As [`Injector::inject`], with a segment that exists; its checksum is filled in anew.
@@ -104,13 +119,13 @@ impl Injector {
             });
         }
         fill_checksum(self.remote, self.local, &mut tcp);
-        self.deliver(&tcp, hops, mark)
+        self.deliver(&tcp, Ip::of_peer(hops), mark)
     }
 
-    fn deliver(&self, tcp: &[u8], hops: u8, mark: u32) -> Result<()> {
+    fn deliver(&self, tcp: &[u8], ip: Ip, mark: u32) -> Result<()> {
         // Else it would leave for the host that has the address.
         self.check_local(mark)?;
-        match self.transmit(self.remote, self.local, tcp, hops, mark) {
+        match self.transmit(self.remote, self.local, tcp, ip, mark) {
             // What a packet filter drops on its way out.
             Err(error) if error.errno() == Some(libc::EPERM) => Ok(()),
             other => other,
@@ -132,7 +147,7 @@ impl Injector {
     /// Sends a segment from this host to the peer, with the connection's own mark.
     pub(crate) fn send(&self, segment: &Segment, payload: &[u8], mark: u32) -> Result<()> {
         let tcp = tcp(self.local, self.remote, segment, payload);
-        self.transmit(self.local, self.remote, &tcp, segment.hops, mark)
+        self.transmit(self.local, self.remote, &tcp, segment.ip, mark)
     }
 
     fn transmit(
@@ -140,11 +155,11 @@ impl Injector {
         from: SocketAddr,
         to: SocketAddr,
         tcp: &[u8],
-        hops: u8,
+        ip: Ip,
         mark: u32,
     ) -> Result<()> {
         sockopt::set_mark(self.raw.as_fd(), mark)?;
-        let packet = packet(from, to, tcp, hops);
+        let packet = packet(from, to, tcp, ip);
         let mut to = to;
         // In a raw socket's address the port is the protocol.
         to.set_port(0);
@@ -205,26 +220,26 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 }
 
 /// The whole packet, IP header first.
-fn packet(from: SocketAddr, to: SocketAddr, tcp: &[u8], hops: u8) -> Vec<u8> {
+fn packet(from: SocketAddr, to: SocketAddr, tcp: &[u8], ip: Ip) -> Vec<u8> {
     // What does not fit is refused by the kernel, as a packet that is longer than it says.
     let length = tcp.len() as u16;
     let mut packet = Vec::with_capacity(40 + tcp.len());
     match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            packet.extend_from_slice(&[0x45, 0]);
+            packet.extend_from_slice(&[0x45, ip.class]);
             packet.extend_from_slice(&length.wrapping_add(20).to_be_bytes());
             // The kernel sets the identification; no fragments.
             packet.extend_from_slice(&[0, 0, 0x40, 0]);
-            packet.extend_from_slice(&[hops, libc::IPPROTO_TCP as u8, 0, 0]);
+            packet.extend_from_slice(&[ip.hops, libc::IPPROTO_TCP as u8, 0, 0]);
             packet.extend_from_slice(&from.octets());
             packet.extend_from_slice(&to.octets());
             let sum = checksum(&[&packet]);
             packet[10..12].copy_from_slice(&sum);
         }
         (from, to) => {
-            packet.extend_from_slice(&[0x60, 0, 0, 0]);
+            packet.extend_from_slice(&[0x60 | ip.class >> 4, ip.class << 4, 0, 0]);
             packet.extend_from_slice(&length.to_be_bytes());
-            packet.extend_from_slice(&[libc::IPPROTO_TCP as u8, hops]);
+            packet.extend_from_slice(&[libc::IPPROTO_TCP as u8, ip.hops]);
             for address in [from, to] {
                 packet.extend_from_slice(&octets(address));
             }
@@ -301,7 +316,10 @@ mod tests {
         rst: false,
         window: 0x1234,
         timestamp: Some((7, 9)),
-        hops: 64,
+        ip: Ip {
+            hops: 64,
+            class: 0xb8,
+        },
     };
 
     #[test]
@@ -324,8 +342,11 @@ mod tests {
                     ..SEGMENT
                 };
                 let segment = tcp(from, to, &segment, payload);
-                let packet = packet(from, to, &segment, 64);
+                let packet = packet(from, to, &segment, SEGMENT.ip);
                 let (ip, tcp) = packet.split_at(if from.is_ipv4() { 20 } else { 40 });
+                let class =
+                    u16::from_be_bytes([ip[0], ip[1]]) >> if from.is_ipv4() { 0 } else { 4 };
+                assert_eq!(class & 0xff, 0xb8);
                 if from.is_ipv4() {
                     assert_eq!(checksum(&[ip]), [0, 0]);
                     assert_eq!(ip[2..4], (packet.len() as u16).to_be_bytes());
