@@ -1,7 +1,7 @@
 //! The peer's side: the traffic, and when it got on.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,8 +135,12 @@ fn ask(every: Duration, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop: 
     let mut asked = VecDeque::new();
     let mut answers = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
-        stream.write_all(b"?").expect("the connection lives");
-        asked.push_back(Instant::now());
+        match stream.write(b"?") {
+            Ok(_) => asked.push_back(Instant::now()),
+            // The connection takes no more questions: those that wait tell how long.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => panic!("the connection ended: {error}"),
+        }
         let next = Instant::now() + every;
         while Instant::now() < next {
             let Ok(count) = stream.read(&mut answers) else {
