@@ -57,6 +57,7 @@ pub struct Lab {
 pub struct Host {
     name: String,
     namespace: Namespace,
+    port: String,
 }
 
 impl Lab {
@@ -81,17 +82,18 @@ impl Lab {
     /// [`LabError`]; the host is then not part of the lab.
     pub fn host(&mut self, name: &str, addresses: &[&str]) -> Result<Host> {
         let namespace = Namespace::create()?;
+        self.ports += 1;
+        let port = format!("port{}", self.ports);
         let host = Host {
             name: name.to_owned(),
             namespace,
+            port: port.clone(),
         };
         // Else neighbours are not asked for until the link-local address has been checked for
         // duplicates, for more than a second.
         if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
             host.set("net/ipv6/conf/default/accept_dad", "0")?;
         }
-        self.ports += 1;
-        let port = format!("port{}", self.ports);
         let path = host.namespace.path();
         ip(
             &self.switch,
@@ -107,6 +109,32 @@ impl Lab {
         host.ip(&lines)?;
         Ok(host)
     }
+
+    /// A cable from one host to another, beside the switch: a device of this name at each end, with the address.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`].
+    pub fn cable(&self, device: &str, ends: [(&Host, &str); 2]) -> Result<()> {
+        let [(a, _), (b, _)] = ends;
+        let path = b.namespace.path();
+        a.ip(&format!(
+            "link add {device} type veth peer name {device} netns {path}\n"
+        ))?;
+        for (host, address) in ends {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            host.ip(&format!(
+                "addr add {address} dev {device}{nodad}\nlink set {device} up\n"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// The namespace of the switch.
+    #[must_use]
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
 }
 
 impl Host {
@@ -114,6 +142,12 @@ impl Host {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The port of the switch that it is plugged into.
+    #[must_use]
+    pub fn port(&self) -> &str {
+        &self.port
     }
 
     /// Its network namespace.

@@ -1,9 +1,11 @@
 //! What the demo and its web servers say to each other: a line of JSON each.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::Report;
+
+use super::lock::Lock;
 
 /// The first line that a server reads.
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,6 +18,13 @@ pub(crate) struct Setup {
     pub(crate) own: SocketAddr,
     /// The other server.
     pub(crate) other: SocketAddr,
+    /// Where its host is on the switch: the packets of what moved are sent there.
+    pub(crate) hop: IpAddr,
+    /// How packets are kept away.
+    pub(crate) lock: Lock,
+    /// The namespace of the switch, and the port of it that this host is plugged into.
+    pub(crate) switch: String,
+    pub(crate) port: String,
     /// The other server's name.
     pub(crate) other_name: String,
     /// Its certificate, its key and the authority, as PEM.

@@ -1,6 +1,7 @@
 //! `tcpmig demo`: a real curl download changes servers in the middle.
 
 mod content;
+mod lock;
 mod messages;
 mod net;
 mod run;
@@ -34,6 +35,10 @@ pub(crate) struct DemoArgs {
     /// what waits in the send queue; 0 carries the full queue [milliseconds]
     #[arg(long, default_value_t = 100, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub(crate) settle: u64,
+
+    /// How the packets are kept away while the connection stands still
+    #[arg(long, value_name = "LOCKER", default_value = "nftables")]
+    pub(crate) lock: lock::Lock,
 
     /// Use IPv6
     #[arg(long, short = '6')]

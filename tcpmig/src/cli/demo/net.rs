@@ -10,7 +10,7 @@ pub(crate) struct Net {
     pub(crate) a: Host,
     pub(crate) b: Host,
     pub(crate) addresses: Addresses,
-    _lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 /// Who has which address.
@@ -21,6 +21,8 @@ pub(crate) struct Addresses {
     pub(crate) peer: IpAddr,
     pub(crate) a: SocketAddr,
     pub(crate) b: SocketAddr,
+    /// The hosts' addresses on the switch, which a redirect goes to.
+    pub(crate) on_switch: [IpAddr; 2],
     prefix: u8,
     whole: u8,
 }
@@ -29,20 +31,22 @@ pub(crate) struct Addresses {
 const MOVE_PORT: u16 = 7077;
 
 impl Addresses {
-    fn new(ipv6: bool) -> Self {
-        let ip = |last: u8| -> IpAddr {
+    fn new(ipv6: bool, own_cable: bool) -> Self {
+        let ip = |net: u8, last: u8| -> IpAddr {
             if ipv6 {
                 // A prefix for benchmarks (RFC 5180), as 198.18.0.0/15 is (RFC 2544).
-                [0x2001, 2, 0, 0, 0, 0, 0, u16::from(last)].into()
+                [0x2001, 2, 0, u16::from(net), 0, 0, 0, u16::from(last)].into()
             } else {
-                [198, 18, 0, last].into()
+                [198, 18, net, last].into()
             }
         };
+        let between = u8::from(own_cable);
         Self {
-            service: (ip(80), 80).into(),
-            peer: ip(9),
-            a: (ip(1), MOVE_PORT).into(),
-            b: (ip(2), MOVE_PORT).into(),
+            service: (ip(0, 80), 80).into(),
+            peer: ip(0, 9),
+            a: (ip(between, 1), MOVE_PORT).into(),
+            b: (ip(between, 2), MOVE_PORT).into(),
+            on_switch: [ip(0, 1), ip(0, 2)],
             prefix: if ipv6 { 64 } else { 24 },
             whole: if ipv6 { 128 } else { 32 },
         }
@@ -50,22 +54,31 @@ impl Addresses {
 }
 
 impl Net {
-    pub(crate) fn new(ipv6: bool) -> Result<Self, LabError> {
-        let addresses = Addresses::new(ipv6);
+    /// With a cable of their own the hosts reach each other while their places at the switch are unplugged.
+    pub(crate) fn new(ipv6: bool, own_cable: bool) -> Result<Self, LabError> {
+        let addresses = Addresses::new(ipv6, own_cable);
         let prefix = addresses.prefix;
         let cidr = |ip: IpAddr| format!("{ip}/{prefix}");
         let service = addresses.service.ip();
         let mut lab = Lab::new()?;
         let peer = lab.host("peer", &[&cidr(addresses.peer)])?;
-        let a = lab.host("A", &[&cidr(addresses.a.ip()), &cidr(service)])?;
-        let b = lab.host("B", &[&cidr(addresses.b.ip())])?;
+        let [on_a, on_b] = addresses.on_switch;
+        let a = lab.host("A", &[&cidr(on_a), &cidr(service)])?;
+        let b = lab.host("B", &[&cidr(on_b)])?;
+        if own_cable {
+            let ends = [
+                (&a, &*cidr(addresses.a.ip())),
+                (&b, &*cidr(addresses.b.ip())),
+            ];
+            lab.cable("eth1", ends)?;
+        }
         b.hold_silently(&[&format!("{service}/{}", addresses.whole)])?;
         Ok(Self {
             peer,
             a,
             b,
             addresses,
-            _lab: lab,
+            lab,
         })
     }
 }

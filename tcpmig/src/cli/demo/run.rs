@@ -13,8 +13,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::content::Content;
+use super::lock::Lock;
 use super::messages::{Event, Setup};
-use super::net::{Addresses, Net};
+use super::net::Net;
 use super::timeline::Timeline;
 use super::{DemoArgs, path, positions};
 use crate::Output;
@@ -144,27 +145,35 @@ impl Server {
     }
 }
 
-fn setups(addresses: &Addresses, args: &DemoArgs, size: u64) -> anyhow::Result<[Setup; 2]> {
+fn setups(net: &Net, args: &DemoArgs, size: u64) -> anyhow::Result<[Setup; 2]> {
     let authority = Authority::create("tcpmig demo")?;
-    let setup = |name: &str, other: &str, own, other_address| -> anyhow::Result<Setup> {
-        let issued = authority.issue(name)?;
-        Ok(Setup {
-            name: name.to_owned(),
-            service: addresses.service,
-            own,
-            other: other_address,
-            other_name: other.to_owned(),
-            certificate: issued.cert_pem.clone(),
-            key: issued.key_pem.clone(),
-            authority: authority.ca_pem().to_owned(),
-            size,
-            settle_ms: args.settle,
-            move_at: positions(size, args.hops),
-        })
-    };
+    let addresses = &net.addresses;
+    let switch = net.lab.switch().path();
+    let setup =
+        |host: &Host, name: &str, other: &str, own, other_address, hop| -> anyhow::Result<Setup> {
+            let issued = authority.issue(name)?;
+            Ok(Setup {
+                name: name.to_owned(),
+                service: addresses.service,
+                own,
+                other: other_address,
+                hop,
+                lock: args.lock,
+                switch: switch.clone(),
+                port: host.port().to_owned(),
+                other_name: other.to_owned(),
+                certificate: issued.cert_pem.clone(),
+                key: issued.key_pem.clone(),
+                authority: authority.ca_pem().to_owned(),
+                size,
+                settle_ms: args.settle,
+                move_at: positions(size, args.hops),
+            })
+        };
+    let [on_a, on_b] = addresses.on_switch;
     Ok([
-        setup("host-a", "host-b", addresses.a, addresses.b)?,
-        setup("host-b", "host-a", addresses.b, addresses.a)?,
+        setup(&net.a, "host-a", "host-b", addresses.a, addresses.b, on_b)?,
+        setup(&net.b, "host-b", "host-a", addresses.b, addresses.a, on_a)?,
     ])
 }
 
@@ -226,12 +235,12 @@ fn hex(octets: &[u8]) -> String {
 
 pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summary> {
     let size = args.size << 20;
-    let net = Net::new(args.ipv6).context("make the demo's network")?;
+    let net = Net::new(args.ipv6, args.lock == Lock::Link).context("make the demo's network")?;
     if size > 1 << 32 {
         eprintln!("computing the checksum of {} MiB first", args.size);
     }
     let expected = hex(&Content::new(size).sha256());
-    let [for_a, for_b] = setups(&net.addresses, args, size)?;
+    let [for_a, for_b] = setups(&net, args, size)?;
     let mut a = Server::start(&net.a, "A", &for_a).await?;
     let mut b = Server::start(&net.b, "B", &for_b).await?;
     let mut timeline = Timeline::begin(args, &net.addresses, output);

@@ -21,7 +21,6 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::{Arrived, Destination, Ending, Mover, Options, serve};
 use tcpmig::http::{Drain, Drained, Driven, Gate, drive};
-use tcpmig::locker;
 use tcpmig::steer::Redirected;
 use tcpmig_format::{AppImage, Octets};
 use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
@@ -154,13 +153,13 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let identity = Identity::from_pem(setup.certificate.as_bytes(), setup.key.as_bytes())?;
     let trust = Trust::from_pem(setup.authority.as_bytes())?.allow(&setup.other_name);
     let endpoint = Endpoint::bind(setup.own, &identity, &trust, TransportLimits::default())?;
-    let locker = Arc::new(locker::nftables()?);
+    let locker = super::lock::open(&setup)?;
     let settle = Duration::from_millis(setup.settle_ms);
     let options = Options {
         settle,
         ..Options::default()
     };
-    let steer = Redirected::new(setup.other.ip(), options.redirect_lease)?;
+    let steer = Redirected::new(setup.hop, options.redirect_lease)?;
     let server = Arc::new(Server {
         content: Content::new(setup.size),
         path: super::path(setup.size),

@@ -1,0 +1,187 @@
+//! Two lockers as one.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tcpmig_format::FourTuple;
+
+use crate::{
+    Abilities, Captured, Entry, Held, LockError, LockGuard, Locker, NextHop, Redirect, Redirecting,
+    Swept,
+};
+
+/// Locks by one locker and redirects by another: for lockers that cannot redirect themselves.
+///
+/// A lock ends as a redirect in three steps, between which no packet is delivered or answered here: the other locker
+/// locks the flows too, ends its own lock as a redirect, and then the first lock is ended.
+///
+/// ```no_run
+/// # fn main() -> Result<(), tcpmig_lock::LockError> {
+/// use tcpmig_lock::{Iptables, Nftables, RedirectedBy};
+///
+/// let locker = RedirectedBy::new(Iptables::new()?, Nftables::new()?);
+/// # Ok(())
+/// # }
+/// ```
+pub struct RedirectedBy {
+    locks: Box<dyn Locker>,
+    redirects: Arc<dyn Locker>,
+}
+
+impl RedirectedBy {
+    /// `locks` locks and captures, `redirects` redirects.
+    pub fn new(locks: impl Locker + 'static, redirects: impl Locker + 'static) -> Self {
+        Self::boxed(Box::new(locks), Arc::new(redirects))
+    }
+
+    /// As [`RedirectedBy::new`], with lockers that were chosen at run time.
+    #[must_use]
+    pub fn boxed(locks: Box<dyn Locker>, redirects: Arc<dyn Locker>) -> Self {
+        Self { locks, redirects }
+    }
+}
+
+impl fmt::Debug for RedirectedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedirectedBy")
+            .field("locks", &self.locks.name())
+            .field("redirects", &self.redirects.name())
+            .finish()
+    }
+}
+
+impl Locker for RedirectedBy {
+    fn name(&self) -> &'static str {
+        self.locks.name()
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            redirects: self.redirects.abilities().redirects,
+            ..self.locks.abilities()
+        }
+    }
+
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let held = Both {
+            guard: Some(self.locks.lock(flows, lease)?),
+            lease,
+            redirects: self.redirects.clone(),
+        };
+        Ok(LockGuard::new(flows.to_vec(), Box::new(held)))
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        let mut swept = self.locks.sweep()?;
+        let other = self.redirects.sweep()?;
+        swept.flows.extend(other.flows);
+        swept.structures.extend(other.structures);
+        Ok(swept)
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        let mut entries = self.locks.list()?;
+        entries.extend(self.redirects.list()?);
+        Ok(entries)
+    }
+}
+
+struct Both {
+    // None once it has ended.
+    guard: Option<LockGuard>,
+    lease: Duration,
+    redirects: Arc<dyn Locker>,
+}
+
+impl Both {
+    fn guard(&mut self) -> Result<&mut LockGuard, LockError> {
+        // Nobody asks after its end: the guard around this sees to that.
+        let ended = LockError::Unsupported {
+            locker: "ended",
+            operation: "go on",
+        };
+        self.guard.as_mut().ok_or(ended)
+    }
+}
+
+impl Held for Both {
+    fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.lease = lease;
+        self.guard()?.renew(lease)
+    }
+
+    fn unlock(&mut self, _: &[FourTuple]) -> Result<(), LockError> {
+        self.guard.take().map_or(Ok(()), LockGuard::unlock)
+    }
+
+    fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        // The redirects first: what they would still forward is kept from here by the lock.
+        self.redirects.lock(flows, self.lease)?.release()?;
+        self.guard.take().map_or(Ok(()), LockGuard::release)
+    }
+
+    fn captured(&mut self, _: &[FourTuple]) -> Result<Captured, LockError> {
+        self.guard()?.captured()
+    }
+
+    fn redirect(
+        &mut self,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Result<Box<dyn Redirecting>, LockError> {
+        let mut other = self.redirects.lock(flows, lease)?;
+        let redirect = other.try_redirect(hop, lease)?;
+        let captured = self.guard()?.captured();
+        self.unlock(flows)?;
+        Ok(Box::new(Redirected {
+            redirect: Some(redirect),
+            captured,
+        }))
+    }
+}
+
+impl Drop for Both {
+    fn drop(&mut self) {
+        // Left to its lease, as the guard around this was.
+        if let Some(guard) = self.guard.take() {
+            guard.leave();
+        }
+    }
+}
+
+struct Redirected {
+    // None once it has ended.
+    redirect: Option<Redirect>,
+    /// Of the lock before it, until it is handed over.
+    captured: Result<Captured, LockError>,
+}
+
+impl Redirecting for Redirected {
+    fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.redirect.as_mut().map_or(Ok(()), |r| r.renew(lease))
+    }
+
+    fn closed(&mut self, _: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
+        let redirect = self.redirect.as_mut();
+        redirect.map_or(Ok(Vec::new()), Redirect::closed)
+    }
+
+    fn end(&mut self, _: &[FourTuple]) -> Result<(), LockError> {
+        self.redirect.take().map_or(Ok(()), Redirect::end)
+    }
+
+    fn captured(&mut self, _: &[FourTuple]) -> Result<Captured, LockError> {
+        std::mem::replace(&mut self.captured, Ok(Captured::new()))
+    }
+}
+
+impl Drop for Redirected {
+    fn drop(&mut self) {
+        // As above.
+        if let Some(redirect) = self.redirect.take() {
+            redirect.leave();
+        }
+    }
+}
