@@ -197,3 +197,44 @@ mod link {
         tcpmig_lock::conformance_tests!(It(|ground| &ground.switch, "port1", Unplug::Down));
     }
 }
+
+mod redirected_by {
+    use super::{Ground, Locker, Setup};
+    use std::process::Command;
+    use tcpmig_lock::{Flavour, Iptables, Nftables, RedirectedBy};
+
+    struct It;
+
+    /// Rules of `iptables-nft` are seen by `nft` as well.
+    fn open(ground: &Ground, locks: impl FnOnce(Iptables) -> Iptables + Send) -> Box<dyn Locker> {
+        Box::new(ground.server.run(|| {
+            let iptables = Iptables::with_flavour(Flavour::Nft).expect("apt-get install iptables");
+            RedirectedBy::new(locks(iptables), Nftables::new().unwrap())
+        }))
+    }
+
+    impl Setup for It {
+        fn locker(&self, ground: &Ground) -> Box<dyn Locker> {
+            open(ground, |locks| locks)
+        }
+
+        fn exempting(&self, ground: &Ground, mark: u32) -> Option<Box<dyn Locker>> {
+            Some(open(ground, move |locks| locks.exempt_mark(mark)))
+        }
+
+        fn capturing(&self, ground: &Ground) -> Option<Box<dyn Locker>> {
+            Some(open(ground, |locks| locks.capturing(1 << 20).unwrap()))
+        }
+
+        fn traces(&self, ground: &Ground) -> String {
+            let list = || Command::new("nft").args(["list", "ruleset"]).output();
+            let rules = String::from_utf8(ground.server.run(list).unwrap().stdout).unwrap();
+            rules
+                .lines()
+                .filter(|line| line.contains("tcpmig"))
+                .collect()
+        }
+    }
+
+    tcpmig_lock::conformance_tests!(It);
+}

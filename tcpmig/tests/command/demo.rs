@@ -134,6 +134,17 @@ fn a_download_over_ipv6_too() {
 }
 
 #[test]
+fn a_download_moves_with_iptables() {
+    is_whole(&["--size", "16", "--hops", "3", "--lock", "iptables"], 3);
+}
+
+#[test]
+fn a_download_moves_while_its_server_is_unplugged() {
+    is_whole(&["--size", "16", "--hops", "3", "--lock", "link"], 3);
+    is_whole(&["--size", "8", "--hops", "2", "--lock", "link", "-6"], 2);
+}
+
+#[test]
 fn full_queues_are_carried() {
     is_whole(&["--size", "32", "--hops", "2", "--settle", "0"], 2);
 }
