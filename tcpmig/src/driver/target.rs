@@ -15,7 +15,9 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Options;
-use crate::handover::{Decoder, HandoverId, Message, Target, TargetAction, TargetEvent};
+use crate::handover::{
+    Decoder, HandoverId, Message, OLDEST_VERSION, Target, TargetAction, TargetEvent, VERSION,
+};
 use crate::restore::{Prepared, Restored};
 
 /// A connection that moved to this host.
@@ -156,6 +158,7 @@ fn micros(since: Instant) -> u32 {
 async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
     let mut decoder = Decoder::default();
     let mut begun: Vec<HandoverId> = Vec::new();
+    let mut greeted = false;
     let ended = loop {
         let frame = match exchange.recv().await {
             Ok(Some(frame)) => frame,
@@ -165,6 +168,18 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
         let mut restored = None;
         let answer = match decoder.frame(frame) {
             Ok(None) => continue,
+            Ok(Some(Message::Hello { newest, .. })) if !greeted => {
+                greeted = true;
+                if (OLDEST_VERSION..=VERSION).contains(&newest) {
+                    continue;
+                }
+                let (hello, _) = Message::hello().encode();
+                if exchange.send(hello).await.is_ok() {
+                    let _ = exchange.finish().await;
+                }
+                break format!("the source speaks version {newest} of the protocol");
+            }
+            Ok(Some(other)) if !greeted => break format!("{} came before HELLO", other.name()),
             Ok(Some(Message::Offer { id, image })) => {
                 begun.push(id);
                 Some(host.offer(id, image, &from))

@@ -63,6 +63,7 @@ impl World {
             TargetAction::SayRefused => SourceEvent::Refused,
             TargetAction::SayActive => SourceEvent::Active,
             TargetAction::SayAborted => SourceEvent::Aborted,
+            TargetAction::SayLost => SourceEvent::Lost,
             TargetAction::Wait | TargetAction::Activate | TargetAction::Discard => return self,
         };
         if self.link {
@@ -188,7 +189,7 @@ fn a_commit_after_the_deadline_is_answered_with_aborted() {
 
 fn messages() -> impl Strategy<Value = Message> {
     let id = any::<[u8; 16]>().prop_map(HandoverId::from_octets);
-    (id, 0..8, any::<u32>(), ".{0,40}", any::<Vec<u8>>()).prop_map(
+    (id, 0..10, any::<u32>(), ".{0,40}", any::<Vec<u8>>()).prop_map(
         |(id, kind, us, reason, image)| match kind {
             0 => Message::Offer {
                 id,
@@ -206,6 +207,11 @@ fn messages() -> impl Strategy<Value = Message> {
                 activate_us: us,
             },
             6 => Message::Aborted { id, reason },
+            7 => Message::Lost { id, reason },
+            8 => Message::Hello {
+                oldest: us as u16,
+                newest: (us >> 16) as u16,
+            },
             _ => Message::Unknown { id },
         },
     )
