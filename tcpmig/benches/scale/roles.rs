@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use tcpmig::driver::{Destination, Ending, Mover, Options, Outcome, Report, serve};
 use tcpmig::steer::Redirected;
 use tcpmig_sys::{descriptors, flags};
-use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 
 use crate::support::endpoint;
@@ -171,15 +170,14 @@ async fn target(task: &Task) {
 
 /// Answers each octet with itself.
 async fn echo(socket: OwnedFd) {
-    let stream = AsyncFd::register(TcpStream::from(socket)).unwrap();
+    let stream = tokio::net::TcpStream::from_std(TcpStream::from(socket)).unwrap();
     let mut octets = [0; 64];
     loop {
-        let mut ready = stream.readable().await.unwrap();
-        match stream.get_ref().read(&mut octets) {
+        stream.readable().await.unwrap();
+        match stream.try_read(&mut octets) {
             Ok(0) => return,
-            Ok(count) => stream.get_ref().write_all(&octets[..count]).unwrap(),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => ready.clear_ready(),
-            Err(error) => panic!("{error}"),
+            Ok(count) => assert_eq!(stream.try_write(&octets[..count]).unwrap(), count),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
     }
 }
