@@ -140,7 +140,11 @@ fn measure(task: &Task) -> Measured {
     // Each connection has to answer, with nothing lost or repeated before.
     peer.say("check");
     let alive: usize = peer.hear().parse().unwrap();
-    assert_eq!(alive, task.connections(), "connections that live afterwards");
+    assert_eq!(
+        alive,
+        task.connections(),
+        "connections that live afterwards"
+    );
     let mut blackouts = sent.blackout_us;
     blackouts.sort_unstable();
     let at = |percent: usize| blackouts[(blackouts.len() * percent / 100).min(blackouts.len() - 1)];
@@ -171,7 +175,16 @@ impl Measured {
         );
         println!(
             "{:>11} {:>8} {:>10} {:>9} | {:>8} {:>8} {:>8} | {:>8} | {:>7} {:>7}",
-            "connections", "", "time", "a second", "p50", "p99", "max", "meanwhile", "source", "target"
+            "connections",
+            "",
+            "time",
+            "a second",
+            "p50",
+            "p99",
+            "max",
+            "meanwhile",
+            "source",
+            "target"
         );
     }
 
@@ -190,7 +203,11 @@ impl Measured {
             self.source_octets_each,
             self.target_octets_each,
         );
-        let phases: Vec<String> = self.phases_us.iter().map(|(name, us)| format!("{name} {us:.0}")).collect();
+        let phases: Vec<String> = self
+            .phases_us
+            .iter()
+            .map(|(name, us)| format!("{name} {us:.0}"))
+            .collect();
         println!("{:>11} mean of each phase in µs: {}", "", phases.join(", "));
     }
 }

@@ -147,7 +147,10 @@ fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
         let sum: u64 = outcomes.iter().map(|outcome| of(&outcome.report)).sum();
         sum as f64 / outcomes.len() as f64
     };
-    phases.iter().map(|&(name, of)| (name.to_owned(), mean(of))).collect()
+    phases
+        .iter()
+        .map(|&(name, of)| (name.to_owned(), mean(of)))
+        .collect()
 }
 
 async fn target(task: &Task) {
@@ -221,7 +224,11 @@ fn peer(task: &Task) {
             stream.read_exact(&mut octet).is_ok() && octet[0] == ping(number)
         })
     };
-    let alive = streams.iter().zip(&pings).filter(|&pair| answers(pair)).count();
+    let alive = streams
+        .iter()
+        .zip(&pings)
+        .filter(|&pair| answers(pair))
+        .count();
     say(&alive.to_string());
     hear();
 }

@@ -104,7 +104,10 @@ impl Limits {
         let unreachable = match &outcome.ending {
             Ending::Moved | Ending::Lost(_) => false,
             Ending::Kept { reason, .. } => {
-                matches!(reason, Reason::Link(_) | Reason::TooLate(_) | Reason::Version { .. })
+                matches!(
+                    reason,
+                    Reason::Link(_) | Reason::TooLate(_) | Reason::Version { .. }
+                )
             }
             Ending::InDoubt(_) => true,
         };
@@ -147,7 +150,8 @@ async fn feed(
     let mut tasks = JoinSet::new();
     for leaving in leaving {
         while tasks.len() >= begun && tasks.join_next().await.is_some() {}
-        let (mover, to, limits, sender) = (mover.clone(), to.clone(), limits.clone(), sender.clone());
+        let (mover, to, limits, sender) =
+            (mover.clone(), to.clone(), limits.clone(), sender.clone());
         tasks.spawn(async move {
             let outcome = mover.hand_over(leaving, &to, Some(&limits)).await;
             limits.look_at(&outcome);

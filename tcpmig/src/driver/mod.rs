@@ -10,6 +10,7 @@
 
 mod batch;
 mod doubt;
+pub mod journal;
 mod options;
 mod report;
 mod run;
@@ -22,4 +23,4 @@ pub use doubt::Doubt;
 pub use options::Options;
 pub use report::Report;
 pub use source::{Connection, Destination, Ending, Mover, Outcome, Reason};
-pub use target::{Arrivals, Arrived, serve};
+pub use target::{Arrivals, Arrived, serve, serve_with};

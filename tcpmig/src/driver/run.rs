@@ -265,7 +265,8 @@ impl<'a> Run<'a> {
 
     /// As at the end of [`Run::finish`], for a future that nobody polls any more.
     fn say_abort(&mut self) {
-        let (Some(mut exchange), Ok(runtime)) = (self.exchange.take(), Handle::try_current()) else {
+        let (Some(mut exchange), Ok(runtime)) = (self.exchange.take(), Handle::try_current())
+        else {
             return;
         };
         let id = self.id;

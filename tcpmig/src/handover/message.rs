@@ -21,6 +21,12 @@ impl HandoverId {
         Ok(Self(id))
     }
 
+    /// Its octets.
+    #[must_use]
+    pub fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
     /// The one with these octets.
     #[must_use]
     pub fn from_octets(octets: [u8; 16]) -> Self {
