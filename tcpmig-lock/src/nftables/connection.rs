@@ -230,6 +230,32 @@ impl Connection {
         }
     }
 
+    /// Whether there is a chain of this name.
+    pub(super) fn has_chain(
+        &mut self,
+        which: Table,
+        table: &str,
+        chain: &str,
+    ) -> Result<bool, LockError> {
+        const NFTA_CHAIN_TABLE: u16 = 1;
+        const NFTA_CHAIN_NAME: u16 = 3;
+        let found = self.ask(
+            libc::NFT_MSG_GETCHAIN as u16,
+            libc::NLM_F_ACK as u16,
+            which.family(),
+            |bytes| {
+                wire::put_str(bytes, NFTA_CHAIN_TABLE, table);
+                wire::put_str(bytes, NFTA_CHAIN_NAME, chain);
+            },
+            |_| {},
+        );
+        match found {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(LockError::call("NFT_MSG_GETCHAIN")(error)),
+        }
+    }
+
     /// All elements of the set that `name` appends the name of, or None if there is no such set.
     pub(super) fn dump<T>(
         &mut self,

@@ -297,7 +297,7 @@ pub(super) fn set_up_redirects(
             add_rule(batch, netdev, &rule);
         }
     }
-    let chain_name = format!("in-{ingress}");
+    let chain_name = ingress_chain(ingress);
     let mut chain = Chain::new(c_string(&chain_name), &table);
     // The number of the hook is the only one of the family, 0, and not that of the family inet.
     chain.set_hook(Hook::PreRouting, PRIORITY);
@@ -314,6 +314,11 @@ pub(super) fn set_up_redirects(
         rule.add_expr(&Verdict::Goto { chain });
         add_rule(batch, Table::Netdev, &rule);
     }
+}
+
+/// The chain for what arrives on a device. It is there only together with its rules.
+pub(super) fn ingress_chain(ingress: &str) -> String {
+    format!("in-{ingress}")
 }
 
 /// The chain for packets of redirected flows.

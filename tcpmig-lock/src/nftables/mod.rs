@@ -164,13 +164,16 @@ impl Nftables {
     }
 
     /// How long a redirect outlives its flow; a minute unless this says otherwise. It is the same for all redirects of
-    /// the table: the last that was made decides. At least 10 milliseconds.
+    /// the table: the handle that made its first redirect last decides. At least 10 milliseconds.
     ///
     /// # Errors
     ///
     /// [`LockError::LeaseZero`].
     pub fn closing_time(self, time: Duration) -> Result<Self, LockError> {
-        self.shared.state().closing_ms = element::lease_ms(time)?;
+        let mut state = self.shared.state();
+        state.closing_ms = element::lease_ms(time)?;
+        state.ingresses.clear();
+        drop(state);
         Ok(self)
     }
 

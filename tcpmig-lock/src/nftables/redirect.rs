@@ -38,11 +38,16 @@ impl Shared {
         loop {
             let deadline = deadline(lease_ms);
             let removals = self.removals(state, flows, &REDIRECT)?;
-            let mut set_up = true;
+            // Putting the rules again makes the kernel look at each element of the sets that they change.
+            let mut set_up = !(state.ingresses.contains(&hop.ingress)
+                && state.connection.has_chain(
+                    Table::Netdev,
+                    &self.table,
+                    &layout::ingress_chain(&hop.ingress),
+                )?);
             let (owned, closing_ms) = (state.owned, state.closing_ms);
             let redirected = self.apply(state, flows, 8, |batch, flows| {
                 if set_up {
-                    // Always, because whether the chain of this device is there can only be told by looking.
                     layout::set_up_redirects(batch, &self.table, owned, &hop.ingress, closing_ms);
                     set_up = false;
                 }
@@ -55,11 +60,15 @@ impl Shared {
             let Err((done, failure)) = redirected else {
                 state.last_token += 1;
                 let token = state.last_token;
+                if !state.ingresses.contains(&hop.ingress) {
+                    state.ingresses.insert(hop.ingress.clone());
+                }
                 state
                     .redirects
                     .extend(flows.iter().map(|flow| (*flow, token)));
                 return Ok((token, data, deadline));
             };
+            state.ingresses.clear();
             self.back_to_locks(state, &flows[..done], until);
             if failure.lacks_destroy() && state.destroy {
                 state.destroy = false;

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
     pub(super) ready: bool,
+    /// Devices whose redirects this handle has set up.
+    pub(super) ingresses: HashSet<String>,
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
     pub(super) destroy: bool,
     /// Which redirect is the newest of a flow: an older guard must not end a newer redirect.
@@ -73,6 +75,7 @@ impl Shared {
                 owned,
                 closing_ms: CLOSING_MS,
                 ready: false,
+                ingresses: HashSet::new(),
                 destroy: true,
                 redirects: HashMap::new(),
                 last_token: 0,

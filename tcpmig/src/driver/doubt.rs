@@ -1,11 +1,13 @@
 //! A handover that nobody answers for.
 
 use std::fmt;
+use std::sync::{Arc, Weak};
 
 use tcpmig_format::AppImage;
 
 use super::run::Run;
 use super::source::{Destination, Ending, Mover};
+use super::unclaimed::Unclaimed;
 use crate::capture::Frozen;
 use crate::handover::{HandoverId, Source};
 
@@ -19,6 +21,8 @@ pub struct Doubt {
     // `None` once it is settled.
     open: Option<Open>,
     mover: Mover,
+    // Weak: the doubt itself may be in it.
+    unclaimed: Weak<Unclaimed>,
     to: Destination,
 }
 
@@ -34,7 +38,8 @@ impl Doubt {
     pub(super) fn new(open: Open, mover: &Mover, to: &Destination) -> Self {
         Self {
             open: Some(open),
-            mover: mover.clone(),
+            mover: mover.apart(),
+            unclaimed: Arc::downgrade(&mover.unclaimed),
             to: to.clone(),
         }
     }
@@ -45,7 +50,8 @@ impl Doubt {
         self.open.as_ref().map(|open| open.id)
     }
 
-    /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for).
+    /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for). Dropping the future
+    /// puts the doubt among [`Mover::unclaimed`].
     pub async fn ask(mut self) -> Ending {
         // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
         let open = self.open.take().expect("a doubt is open until it is asked");
@@ -55,9 +61,12 @@ impl Doubt {
             id,
             app,
         } = open;
+        if let Some(unclaimed) = self.unclaimed.upgrade() {
+            self.mover.unclaimed = unclaimed;
+        }
         let mut run = Run::new(&self.mover, &self.to, frozen, machine, id, app, None);
-        let ending = run.ask().await;
-        run.finish(ending).await
+        let decided = run.ask().await;
+        run.finish(decided).await
     }
 }
 

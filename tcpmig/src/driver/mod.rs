@@ -1,6 +1,6 @@
 //! Runs handovers: locks, freezes, captures, sends; receives, rebuilds, activates.
 //!
-//! [`Mover::move_out`] gives one connection away, [`serve`] takes connections in. Both do what
+//! [`Mover::move_out`] gives one connection away, [`Mover::move_all`] many, [`serve`] takes connections in. Both do what
 //! the state machines of [`handover`](crate::handover) answer, over
 //! [`tcpmig_transport`].
 //!
@@ -8,15 +8,19 @@
 //! belongs to a thread: use a runtime whose threads are all in the namespace of the
 //! connections.
 
+mod batch;
 mod doubt;
+pub mod journal;
 mod options;
 mod report;
 mod run;
 mod source;
 mod target;
+mod unclaimed;
 
+pub use batch::Moves;
 pub use doubt::Doubt;
 pub use options::Options;
 pub use report::Report;
-pub use source::{Destination, Ending, Mover, Outcome, Reason};
-pub use target::{Arrivals, Arrived, serve};
+pub use source::{Connection, Destination, Ending, Mover, Outcome, Reason};
+pub use target::{Arrivals, Arrived, serve, serve_with};

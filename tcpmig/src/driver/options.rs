@@ -28,6 +28,12 @@ pub struct Options {
     pub answer_within: Duration,
     /// Source: how long to ask before the handover is reported as in doubt; default 20 s.
     pub ask_for: Duration,
+    /// Source: how many connections of one [`Mover::move_all`](super::Mover::move_all) stand still at a time;
+    /// default 32. Each waits for those before it: more move faster over a long way, and stand still for longer.
+    pub in_flight: usize,
+    /// Source: how many octets they may have in their queues together; default 64 MiB. A connection with more than
+    /// that goes alone.
+    pub octets_in_flight: usize,
     /// Target: how long a built connection waits for COMMIT before it is discarded;
     /// default 10 s.
     pub commit_within: Duration,
@@ -49,6 +55,8 @@ impl Default for Options {
             prepared_within: Duration::from_secs(3),
             answer_within: Duration::from_millis(500),
             ask_for: Duration::from_secs(20),
+            in_flight: 32,
+            octets_in_flight: 64 << 20,
             commit_within: Duration::from_secs(10),
             remember: Duration::from_secs(600),
             unsupported: Unsupported::Refuse,

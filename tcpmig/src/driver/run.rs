@@ -4,17 +4,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::AppImage;
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::Report;
 use super::doubt::{Doubt, Open};
 use super::report::micros;
-use super::source::{Destination, Ending, Mover, Reason, keep};
+use super::source::{Destination, Ending, Mover, Outcome, Reason, thaw};
+use super::unclaimed::Claim;
 use tcpmig_lock::Packet;
 
 use crate::capture::{CaptureError, Frozen};
-use crate::handover::{Decoder, HandoverId, Message, Source, SourceAction, SourceEvent};
+use crate::handover::{Decoder, Fate, HandoverId, Message, Source, SourceAction, SourceEvent};
 use crate::steer::Steering;
 use tcpmig_transport::Exchange;
 
@@ -22,6 +24,7 @@ use tcpmig_transport::Exchange;
 pub(super) enum Decided {
     Moved,
     Keep(Reason),
+    Lost(String),
     Doubt,
 }
 
@@ -37,6 +40,8 @@ pub(super) struct Run<'a> {
     pub(super) exchange: Option<Exchange>,
     decoder: Decoder,
     reason: Option<Reason>,
+    /// How the target lost it.
+    lost: String,
     /// What arrived here while the connection stood still.
     packets: Vec<Bytes>,
 }
@@ -61,6 +66,7 @@ impl<'a> Run<'a> {
             exchange,
             decoder: Decoder::default(),
             reason: None,
+            lost: String::new(),
             packets: Vec::new(),
         }
     }
@@ -192,6 +198,9 @@ impl<'a> Run<'a> {
     /// `None` if the target has to be asked again.
     fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
         match self.machine.handle(event) {
+            SourceAction::Discard if self.machine.fate() == Some(Fate::Lost) => {
+                Some(Decided::Lost(std::mem::take(&mut self.lost)))
+            }
             SourceAction::Discard => Some(Decided::Moved),
             SourceAction::Keep => Some(self.give_back()),
             SourceAction::Doubt => Some(Decided::Doubt),
@@ -214,25 +223,58 @@ impl<'a> Run<'a> {
                 Ending::Moved
             }
             Decided::Keep(reason) => {
-                let ending = keep(frozen, self.app.take(), reason);
+                let flow = Some(frozen.flow());
+                let ending = Ending::Kept {
+                    socket: thaw(frozen),
+                    app: self.app.take(),
+                    reason,
+                };
+                let report = Report::default();
+                let kept = Outcome {
+                    flow,
+                    ending,
+                    report,
+                };
+                let claim = Claim::new(self.mover, kept);
                 // Only now: the target unlocks, and answers packets that are still steered to it
                 // with RST. It notices the end of the exchange as well.
                 let id = self.id;
                 let within = self.mover.options.answer_within;
                 let _ = timeout(within, self.send(Message::Abort { id })).await;
-                ending
+                claim.take().ending
             }
-            Decided::Doubt => Ending::InDoubt(Box::new(Doubt::new(
-                Open {
-                    frozen,
-                    machine: self.machine.clone(),
-                    id: self.id,
-                    app: self.app.take(),
-                },
-                self.mover,
-                self.to,
-            ))),
+            Decided::Lost(reason) => {
+                if let Err(error) = frozen.discard() {
+                    tracing::warn!("the lost connection was closed here, but {error}");
+                }
+                Ending::Lost(reason)
+            }
+            Decided::Doubt => self.doubt(frozen),
         }
+    }
+
+    fn doubt(&mut self, frozen: Frozen) -> Ending {
+        let open = Open {
+            frozen,
+            machine: self.machine.clone(),
+            id: self.id,
+            app: self.app.take(),
+        };
+        Ending::InDoubt(Box::new(Doubt::new(open, self.mover, self.to)))
+    }
+
+    /// As at the end of [`Run::finish`], for a future that nobody polls any more.
+    fn say_abort(&mut self) {
+        let (Some(mut exchange), Ok(runtime)) = (self.exchange.take(), Handle::try_current())
+        else {
+            return;
+        };
+        let id = self.id;
+        let within = self.mover.options.answer_within;
+        runtime.spawn(async move {
+            let (frame, _) = Message::Abort { id }.encode();
+            let _ = timeout(within, exchange.send(frame)).await;
+        });
     }
 
     async fn send_commit(&mut self) -> Result<(), SourceEvent> {
@@ -283,13 +325,20 @@ impl<'a> Run<'a> {
                     return SourceEvent::LinkLost;
                 }
             };
-            if message.id() != self.id {
+            if let Message::Hello { oldest, newest } = message {
+                self.reason = Some(Reason::Version { oldest, newest });
+                return SourceEvent::LinkLost;
+            }
+            if message.id() != Some(self.id) {
                 self.reason = Some(Reason::Unexpected("a message of another handover"));
                 return SourceEvent::LinkLost;
             }
             // They answer COMMIT. Before it they are why the connection is kept, and after it no
             // reason is asked for.
-            if matches!(message, Message::Active { .. } | Message::Unknown { .. }) {
+            if matches!(
+                message,
+                Message::Active { .. } | Message::Unknown { .. } | Message::Lost { .. }
+            ) {
                 self.reason = Some(Reason::Unexpected(message.name()));
             }
             return match message {
@@ -309,9 +358,15 @@ impl<'a> Run<'a> {
                     self.reason = Some(Reason::Aborted(reason));
                     SourceEvent::Aborted
                 }
+                Message::Lost { reason, .. } => {
+                    self.lost = reason;
+                    SourceEvent::Lost
+                }
                 Message::Unknown { .. } => SourceEvent::Unknown,
-                other
-                @ (Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
+                other @ (Message::Hello { .. }
+                | Message::Offer { .. }
+                | Message::Commit { .. }
+                | Message::Abort { .. }) => {
                     self.reason = Some(Reason::Unexpected(other.name()));
                     SourceEvent::LinkLost
                 }
@@ -322,12 +377,27 @@ impl<'a> Run<'a> {
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        // Only when the future is dropped half-way. Before COMMIT the frozen connection thaws by
-        // itself; after it that could make two owners.
-        if let Some(frozen) = self.frozen.take()
-            && self.machine.has_committed()
-        {
-            let _ = frozen.discard();
-        }
+        // Only when the future is dropped half-way.
+        let Some(frozen) = self.frozen.take() else {
+            return;
+        };
+        let flow = Some(frozen.flow());
+        let ending = if self.machine.has_committed() {
+            self.doubt(frozen)
+        } else {
+            let kept = Ending::Kept {
+                socket: thaw(frozen),
+                app: self.app.take(),
+                reason: Reason::Cancelled,
+            };
+            self.say_abort();
+            kept
+        };
+        let report = Report::default();
+        self.mover.unclaimed.put(Outcome {
+            flow,
+            ending,
+            report,
+        });
     }
 }

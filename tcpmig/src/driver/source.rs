@@ -5,18 +5,21 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
-use tcpmig_lock::Locker;
+use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::sleep;
 
+use super::batch::{self, Limits, Moves};
 use super::doubt::Doubt;
 use super::report::micros;
 use super::run::Run;
+use super::unclaimed::{Leaving, Unclaimed};
 use super::{Options, Report};
 use crate::capture::{CaptureError, Frozen, NotFrozen, Plan};
-use crate::handover::{Fate, HandoverId, MessageError, Source};
+use crate::handover::{Fate, HandoverId, Message, MessageError, Source, VERSION};
 use crate::steer::{Steer, SteerError, Steering};
 
 /// Gives connections away.
@@ -25,6 +28,25 @@ pub struct Mover {
     endpoint: Endpoint,
     locker: Arc<dyn Locker>,
     pub(super) options: Options,
+    pub(super) unclaimed: Arc<Unclaimed>,
+}
+
+/// A connection that is to leave this host.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its socket, which the application has stopped using.
+    pub socket: OwnedFd,
+    /// The application's state.
+    pub app: Option<AppImage>,
+}
+
+impl<T: Into<OwnedFd>> From<T> for Connection {
+    fn from(socket: T) -> Self {
+        Self {
+            socket: socket.into(),
+            app: None,
+        }
+    }
 }
 
 /// A host that takes connections.
@@ -64,6 +86,8 @@ pub enum Ending {
         /// Why.
         reason: Reason,
     },
+    /// It is gone: it lived on the target and ended with the target's process, which says so.
+    Lost(String),
     /// COMMIT was sent and nobody answers for it.
     InDoubt(Box<Doubt>),
 }
@@ -75,6 +99,7 @@ impl Ending {
         match self {
             Self::Moved => Fate::Moved,
             Self::Kept { .. } => Fate::Kept,
+            Self::Lost(_) => Fate::Lost,
             Self::InDoubt(_) => Fate::InDoubt,
         }
     }
@@ -114,6 +139,21 @@ pub enum Reason {
     /// PREPARED did not come in time.
     #[error("the target did not prepare it within {0:?}")]
     TooLate(Duration),
+    /// The target speaks other versions of the protocol.
+    #[error("the target speaks versions {oldest} to {newest} of the protocol, this host {VERSION}")]
+    Version {
+        /// The oldest that it speaks.
+        oldest: u16,
+        /// The newest.
+        newest: u16,
+    },
+    /// The future or stream of the move was dropped before COMMIT.
+    #[error("nobody waited for the move any longer")]
+    Cancelled,
+    /// It was part of a batch that was stopped before its turn, by [`Moves::stop`] or because the target did not
+    /// answer for another one.
+    #[error("the batch was stopped before its turn")]
+    Stopped,
     /// The system had no randomness for an identifier.
     #[error("getrandom: {0}")]
     Random(std::io::Error),
@@ -127,6 +167,7 @@ impl Mover {
             endpoint,
             locker,
             options,
+            unclaimed: Arc::default(),
         }
     }
 
@@ -136,45 +177,64 @@ impl Mover {
     /// connection goes on here ([`Ending::Kept`]); after it nothing thaws without the
     /// target's word.
     ///
-    /// Cancel-safe in this sense: dropping the future before COMMIT thaws the connection and
-    /// closes this descriptor of it; afterwards it ends here without a packet.
-    pub async fn move_out(
+    /// Cancel-safe at every point: a connection whose future is dropped, even before it was polled, is among
+    /// [`Mover::unclaimed`]. Before COMMIT it goes on here ([`Reason::Cancelled`]) and the target is told,
+    /// afterwards it is in doubt.
+    pub fn move_out(
         &self,
         socket: OwnedFd,
         app: Option<AppImage>,
         to: &Destination,
-    ) -> Outcome {
-        let mut report = Report::default();
-        let mut flow = None;
-        let ending = match self.prepare(&socket, &mut flow, to).await {
-            Ok((plan, steering, exchange, id)) => {
-                report.settle_us = self.settle(&socket).await;
-                self.hand_over(socket, app, plan, steering, exchange, id, to, &mut report)
-                    .await
-            }
-            Err(reason) => Ending::Kept {
-                socket,
-                app,
-                reason,
-            },
-        };
-        Outcome {
-            flow,
-            ending,
-            report,
+    ) -> impl Future<Output = Outcome> + Send {
+        let leaving = Leaving::new(self, Connection { socket, app });
+        self.hand_over(leaving, to, None)
+    }
+
+    /// Moves many connections to another host, each with a fate of its own: one that cannot be moved stops no other.
+    ///
+    /// They are prepared, frozen, sent and rebuilt side by side on tasks of the current runtime, as many frozen at
+    /// a time as [`Options::in_flight`] and [`Options::octets_in_flight`] say, so that none stands still for longer
+    /// because there are many. A target that does not answer for one of them is not given those whose turn comes
+    /// later ([`Reason::Stopped`]).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use = "dropping it cancels the moves"]
+    pub fn move_all<C: Into<Connection>>(
+        &self,
+        connections: impl IntoIterator<Item = C>,
+        to: &Destination,
+    ) -> Moves {
+        let connections = connections.into_iter().map(Into::into);
+        let leaving = connections.map(|connection| Leaving::new(self, connection));
+        batch::begin(self, leaving.collect(), to)
+    }
+
+    /// What became of connections whose future or stream was dropped, since the last call. Until they are taken,
+    /// this mover and its clones keep their descriptors open.
+    #[must_use = "dropping it closes the connections"]
+    pub fn unclaimed(&self) -> Vec<Outcome> {
+        self.unclaimed.take()
+    }
+
+    /// The same with nothing unclaimed.
+    pub(super) fn apart(&self) -> Self {
+        Self {
+            unclaimed: Arc::default(),
+            ..self.clone()
         }
     }
 
     /// Everything that takes time, while the connection still lives.
     async fn prepare(
         &self,
-        socket: &OwnedFd,
-        flow: &mut Option<FourTuple>,
+        leaving: &mut Leaving,
         to: &Destination,
     ) -> Result<(Plan, Box<dyn Steering>, Exchange, HandoverId), Reason> {
         let id = HandoverId::random().map_err(Reason::Random)?;
-        let plan = Plan::of(socket.as_fd())?;
-        *flow = Some(plan.flow());
+        let plan = Plan::of(leaving.socket().as_fd())?;
+        leaving.flow = Some(plan.flow());
         let steering = to.steer.plan(plan.flow())?;
         let exchange = self.open(to).await?;
         Ok((plan, steering, exchange, id))
@@ -195,67 +255,103 @@ impl Mover {
 
     pub(super) async fn open(&self, to: &Destination) -> Result<Exchange, TransportError> {
         let peer = self.endpoint.connect(to.address, &to.name).await?;
-        peer.open().await
+        let mut exchange = peer.open().await?;
+        let (hello, _) = Message::hello().encode();
+        exchange.send(hello).await?;
+        Ok(exchange)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one handover")]
-    async fn hand_over(
+    pub(super) async fn hand_over(
         &self,
-        socket: OwnedFd,
-        app: Option<AppImage>,
-        plan: Plan,
-        steering: Box<dyn Steering>,
-        exchange: Exchange,
-        id: HandoverId,
+        mut leaving: Leaving,
         to: &Destination,
-        report: &mut Report,
-    ) -> Ending {
-        let flow = plan.flow();
-        let begin = Instant::now();
-        let lock = match self.locker.lock(&[flow], self.options.lease) {
-            Ok(lock) => lock,
-            Err(error) => {
-                let reason = CaptureError::from(error).into();
-                return Ending::Kept {
-                    socket,
-                    app,
-                    reason,
-                };
-            }
-        };
-        report.lock_us = micros(begin);
-        let reading = Instant::now();
-        let mut frozen = match Frozen::freeze_locked(socket, plan, lock) {
-            Ok(frozen) => frozen,
-            Err(NotFrozen { fd, error }) => {
-                let (socket, reason) = (fd, error.into());
-                return Ending::Kept {
-                    socket,
-                    app,
-                    reason,
-                };
-            }
-        };
-        let image = match frozen.capture(app.clone()) {
-            Ok(image) => image,
-            Err(error) => return keep(frozen, app, error.into()),
-        };
-        let octets = match image.encode() {
-            Ok(octets) => octets,
-            Err(error) => return keep(frozen, app, error.into()),
-        };
-        report.read_us = micros(reading);
-        describe(&image, octets.len(), report);
-        let machine = Source::offered();
-        let mut run = Run::new(self, to, frozen, machine, id, app, Some(exchange));
-        let ending = run.offer(octets.into(), steering, report).await;
-        report.blackout_us = micros(begin);
-        if let Some(exchange) = &run.exchange {
-            let stats = exchange.stats();
-            report.frames_sent = stats.frames_sent;
-            report.frames_received = stats.frames_received;
+        limits: Option<&Limits>,
+    ) -> Outcome {
+        if let Some(Err(reason)) = limits.map(Limits::check) {
+            return leaving.kept(reason);
         }
-        run.finish(ending).await
+        let (plan, steering, exchange, id) = match self.prepare(&mut leaving, to).await {
+            Ok(prepared) => prepared,
+            Err(reason) => return leaving.kept(reason),
+        };
+        let settle_us = self.settle(leaving.socket()).await;
+        let _turn = match limits {
+            Some(limits) => match limits.turn(queued(leaving.socket())).await {
+                Ok(turn) => Some(turn),
+                Err(reason) => return leaving.kept(reason),
+            },
+            None => None,
+        };
+        let begin = Instant::now();
+        // Nothing waits from here until `Run` answers for the connection.
+        let lock = match self.locker.lock(&[plan.flow()], self.options.lease) {
+            Ok(lock) => lock,
+            Err(error) => return leaving.kept(CaptureError::from(error).into()),
+        };
+        let lock_us = micros(begin);
+        let reading = Instant::now();
+        let flow = leaving.flow;
+        let (socket, app) = leaving.into_parts();
+        let (ending, mut report) = match read(socket, app.as_ref(), plan, lock) {
+            Ok((frozen, octets, read)) => {
+                let mut report = read;
+                report.read_us = micros(reading);
+                let machine = Source::offered();
+                let mut run = Run::new(self, to, frozen, machine, id, app, Some(exchange));
+                let decided = run.offer(octets, steering, &mut report).await;
+                report.blackout_us = micros(begin);
+                if let Some(exchange) = &run.exchange {
+                    let stats = exchange.stats();
+                    report.frames_sent = stats.frames_sent;
+                    report.frames_received = stats.frames_received;
+                }
+                (run.finish(decided).await, report)
+            }
+            Err((socket, reason)) => {
+                let ending = Ending::Kept {
+                    socket,
+                    app,
+                    reason,
+                };
+                (ending, Report::default())
+            }
+        };
+        report.settle_us = settle_us;
+        report.lock_us = lock_us;
+        Outcome {
+            flow,
+            ending,
+            report,
+        }
+    }
+}
+
+/// Octets in the queues of a socket; one that cannot say will fail where the error can be told.
+fn queued(socket: &OwnedFd) -> u32 {
+    let waiting = sockopt::send_queue_len(socket.as_fd()).unwrap_or(0);
+    waiting.saturating_add(sockopt::receive_queue_len(socket.as_fd()).unwrap_or(0))
+}
+
+/// Freezes a connection whose packets are locked, and reads it.
+fn read(
+    socket: OwnedFd,
+    app: Option<&AppImage>,
+    plan: Plan,
+    lock: LockGuard,
+) -> Result<(Frozen, Bytes, Report), (OwnedFd, Reason)> {
+    let mut frozen = Frozen::freeze_locked(socket, plan, lock)
+        .map_err(|NotFrozen { fd, error }| (fd, error.into()))?;
+    let image = match frozen.capture(app.cloned()) {
+        Ok(image) => image,
+        Err(error) => return Err((thaw(frozen), error.into())),
+    };
+    match image.encode() {
+        Ok(octets) => {
+            let mut report = Report::default();
+            describe(&image, octets.len(), &mut report);
+            Ok((frozen, octets.into(), report))
+        }
+        Err(error) => Err((thaw(frozen), error.into())),
     }
 }
 
@@ -267,21 +363,11 @@ fn describe(image: &Image, octets: usize, report: &mut Report) {
     }
 }
 
-pub(super) fn keep(frozen: Frozen, app: Option<AppImage>, reason: Reason) -> Ending {
-    match frozen.keep() {
-        Ok(socket) => Ending::Kept {
-            socket,
-            app,
-            reason,
-        },
-        // The first reason matters more than what went wrong on the way back.
-        Err(NotFrozen { fd, error }) => {
-            tracing::warn!("the connection is kept, but {error}");
-            Ending::Kept {
-                socket: fd,
-                app,
-                reason,
-            }
-        }
-    }
+/// The connection goes on here.
+pub(super) fn thaw(frozen: Frozen) -> OwnedFd {
+    frozen.keep().unwrap_or_else(|NotFrozen { fd, error }| {
+        // Why it is kept matters more than what went wrong on the way back.
+        tracing::warn!("the connection is kept, but {error}");
+        fd
+    })
 }

@@ -15,7 +15,10 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Options;
-use crate::handover::{Decoder, HandoverId, Message, Target, TargetAction, TargetEvent};
+use super::journal::{Journal, Note, Nowhere};
+use crate::handover::{
+    Decoder, HandoverId, Message, OLDEST_VERSION, Target, TargetAction, TargetEvent, VERSION,
+};
 use crate::options::NotSet;
 use crate::restore::{Prepared, Restored};
 
@@ -57,10 +60,23 @@ impl Arrivals {
 /// closed.
 #[must_use]
 pub fn serve(endpoint: Endpoint, locker: Arc<dyn Locker>, options: Options) -> Arrivals {
+    serve_with(endpoint, locker, options, Arc::new(Nowhere))
+}
+
+/// As [`serve`], with a journal: if this process dies, the one after it can say of each handover whether the
+/// connection died with it or never lived here.
+#[must_use]
+pub fn serve_with(
+    endpoint: Endpoint,
+    locker: Arc<dyn Locker>,
+    options: Options,
+    journal: Arc<dyn Journal>,
+) -> Arrivals {
     let (sender, arrived) = mpsc::unbounded_channel();
     let host = Arc::new(Host {
         locker,
         options,
+        journal,
         arrived: sender,
         handovers: Mutex::default(),
     });
@@ -113,6 +129,7 @@ async fn exchanges(peer: Peer, host: Arc<Host>) {
 struct Host {
     locker: Arc<dyn Locker>,
     options: Options,
+    journal: Arc<dyn Journal>,
     arrived: mpsc::UnboundedSender<Arrived>,
     handovers: Mutex<HashMap<HandoverId, Arc<Mutex<Slot>>>>,
 }
@@ -159,6 +176,7 @@ fn micros(since: Instant) -> u32 {
 async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
     let mut decoder = Decoder::default();
     let mut begun: Vec<HandoverId> = Vec::new();
+    let mut greeted = false;
     let ended = loop {
         let frame = match exchange.recv().await {
             Ok(Some(frame)) => frame,
@@ -168,6 +186,18 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
         let mut restored = None;
         let answer = match decoder.frame(frame) {
             Ok(None) => continue,
+            Ok(Some(Message::Hello { newest, .. })) if !greeted => {
+                greeted = true;
+                if (OLDEST_VERSION..=VERSION).contains(&newest) {
+                    continue;
+                }
+                let (hello, _) = Message::hello().encode();
+                if exchange.send(hello).await.is_ok() {
+                    let _ = exchange.finish().await;
+                }
+                break format!("the source speaks version {newest} of the protocol");
+            }
+            Ok(Some(other)) if !greeted => break format!("{} came before HELLO", other.name()),
             Ok(Some(Message::Offer { id, image })) => {
                 begun.push(id);
                 Some(host.offer(id, image, &from))
@@ -211,7 +241,7 @@ impl Host {
             info!(%id, from, reason, "a connection was refused");
             Message::Refused { id, reason }
         };
-        if lock(&self.handovers).contains_key(&id) {
+        if lock(&self.handovers).contains_key(&id) || self.journal.recall(id).is_some() {
             return refused("this handover was offered before".to_owned());
         }
         let built = Image::decode(&image, &Limits::default())
@@ -222,6 +252,10 @@ impl Host {
                 } = self.options;
                 Prepared::build_with(image, &*self.locker, lease, unsupported)
                     .map_err(|error| error.to_string())
+            })
+            .and_then(|prepared| match self.journal.note(id, Note::Prepared) {
+                Ok(()) => Ok(prepared),
+                Err(error) => Err(format!("journal: {error}")),
             });
         drop(image);
         let mut slot = Slot {
@@ -301,12 +335,12 @@ impl Host {
         restored: &mut Option<Restored>,
     ) -> Message {
         let Some(slot) = self.slot(id) else {
-            return Message::Unknown { id };
+            return self.recalled(id);
         };
         let mut slot = lock(&slot);
         let mut action = slot.machine.handle(TargetEvent::Commit);
         if action == TargetAction::Activate {
-            let event = self.activate(&mut slot, packets, restored);
+            let event = self.activate(id, &mut slot, packets, restored);
             action = slot.machine.handle(event);
         }
         match action {
@@ -321,8 +355,23 @@ impl Host {
         }
     }
 
+    /// What a process before this one has done.
+    fn recalled(&self, id: HandoverId) -> Message {
+        let mut machine = match self.journal.recall(id) {
+            None => return Message::Unknown { id },
+            Some(Note::Activating) => Target::died(),
+            Some(Note::Prepared | Note::Aborted) => Target::never_active(),
+        };
+        let reason = "the process that had it has ended since".to_owned();
+        match machine.handle(TargetEvent::Commit) {
+            TargetAction::SayLost => Message::Lost { id, reason },
+            _ => Message::Aborted { id, reason },
+        }
+    }
+
     fn activate(
         &self,
+        id: HandoverId,
         slot: &mut Slot,
         packets: &[Bytes],
         restored: &mut Option<Restored>,
@@ -336,6 +385,11 @@ impl Host {
         let Some(prepared) = slot.prepared.take() else {
             return TargetEvent::NotActivated;
         };
+        if let Err(error) = self.journal.note(id, Note::Activating) {
+            slot.lock = Some(prepared.discard());
+            slot.reason = format!("journal: {error}");
+            return TargetEvent::NotActivated;
+        }
         let arrived = packets.iter().map(|packet| &packet[..]);
         match prepared.activate_with(arrived) {
             Ok(live) => {
@@ -345,6 +399,9 @@ impl Host {
             }
             Err(error) => {
                 slot.reason = error.to_string();
+                if let Err(error) = self.journal.note(id, Note::Aborted) {
+                    warn!(%id, "the journal will say that the connection was lost: {error}");
+                }
                 TargetEvent::NotActivated
             }
         }

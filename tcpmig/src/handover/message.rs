@@ -21,6 +21,12 @@ impl HandoverId {
         Ok(Self(id))
     }
 
+    /// Its octets.
+    #[must_use]
+    pub fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
     /// The one with these octets.
     #[must_use]
     pub fn from_octets(octets: [u8; 16]) -> Self {
@@ -40,10 +46,24 @@ impl fmt::Debug for HandoverId {
     }
 }
 
+/// The newest version of the protocol that this crate speaks.
+pub const VERSION: u16 = 1;
+
+/// The oldest.
+pub const OLDEST_VERSION: u16 = 1;
+
 /// What source and target say to each other.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "snake_case")]
 pub enum Message {
+    /// First in each exchange. Source: which versions I speak, and what follows is in the newest. Target, and
+    /// then it ends the exchange: I speak these, and not that.
+    Hello {
+        /// The oldest version.
+        oldest: u16,
+        /// The newest version.
+        newest: u16,
+    },
     /// Source: take this connection. The image is one of `tcpmig-format`.
     Offer {
         /// The handover.
@@ -94,6 +114,13 @@ pub enum Message {
         /// Why, for a person to read.
         reason: String,
     },
+    /// Target: it lived here, and ended with the process that had it.
+    Lost {
+        /// The handover.
+        id: HandoverId,
+        /// Why, for a person to read.
+        reason: String,
+    },
     /// Target: it knows nothing of this handover (it was started again since).
     Unknown {
         /// The handover.
@@ -119,6 +146,15 @@ pub enum MessageError {
 }
 
 impl Message {
+    /// The versions of this crate.
+    #[must_use]
+    pub fn hello() -> Self {
+        Self::Hello {
+            oldest: OLDEST_VERSION,
+            newest: VERSION,
+        }
+    }
+
     /// COMMIT with nothing that arrived meanwhile.
     #[must_use]
     pub fn commit(id: HandoverId) -> Self {
@@ -128,10 +164,11 @@ impl Message {
         }
     }
 
-    /// The handover that the message is about.
+    /// The handover that the message is about; `None` of a HELLO.
     #[must_use]
-    pub fn id(&self) -> HandoverId {
+    pub fn id(&self) -> Option<HandoverId> {
         match self {
+            Self::Hello { .. } => None,
             Self::Offer { id, .. }
             | Self::Prepared { id, .. }
             | Self::Refused { id, .. }
@@ -139,7 +176,8 @@ impl Message {
             | Self::Abort { id }
             | Self::Active { id, .. }
             | Self::Aborted { id, .. }
-            | Self::Unknown { id } => *id,
+            | Self::Lost { id, .. }
+            | Self::Unknown { id } => Some(*id),
         }
     }
 
@@ -147,6 +185,7 @@ impl Message {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Hello { .. } => "HELLO",
             Self::Offer { .. } => "OFFER",
             Self::Prepared { .. } => "PREPARED",
             Self::Refused { .. } => "REFUSED",
@@ -154,6 +193,7 @@ impl Message {
             Self::Abort { .. } => "ABORT",
             Self::Active { .. } => "ACTIVE",
             Self::Aborted { .. } => "ABORTED",
+            Self::Lost { .. } => "LOST",
             Self::Unknown { .. } => "UNKNOWN",
         }
     }
@@ -175,15 +215,18 @@ impl fmt::Debug for Message {
     // Images and packets hold the users' data: lengths only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct(self.name());
-        shown.field("id", &self.id());
+        if let Some(id) = self.id() {
+            shown.field("id", &id);
+        }
         match self {
+            Self::Hello { oldest, newest } => shown.field("versions", &(oldest..=newest)),
             Self::Offer { image, .. } => shown.field("octets", &image.len()),
             Self::Commit { packets, .. } => shown.field("packets", &packets.len()),
             Self::Prepared { rebuild_us, .. } => shown.field("rebuild_us", rebuild_us),
             Self::Active { activate_us, .. } => shown.field("activate_us", activate_us),
-            Self::Refused { reason, .. } | Self::Aborted { reason, .. } => {
-                shown.field("reason", reason)
-            }
+            Self::Refused { reason, .. }
+            | Self::Aborted { reason, .. }
+            | Self::Lost { reason, .. } => shown.field("reason", reason),
             Self::Abort { .. } | Self::Unknown { .. } => &mut shown,
         };
         shown.finish()

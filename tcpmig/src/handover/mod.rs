@@ -22,7 +22,7 @@ mod message;
 mod source;
 mod target;
 
-pub use message::{Decoder, HandoverId, Message, MessageError};
+pub use message::{Decoder, HandoverId, Message, MessageError, OLDEST_VERSION, VERSION};
 pub use source::{Source, SourceAction, SourceEvent};
 pub use target::{Target, TargetAction, TargetEvent};
 

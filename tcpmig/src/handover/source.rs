@@ -31,6 +31,8 @@ pub enum SourceEvent {
     Active,
     /// ABORTED arrived.
     Aborted,
+    /// LOST arrived.
+    Lost,
     /// UNKNOWN arrived.
     Unknown,
     /// The connection did not move on since it was read, and its packets go to the target.
@@ -89,7 +91,7 @@ impl Source {
     pub fn has_committed(&self) -> bool {
         matches!(
             self.state,
-            State::Committed | State::Ended(Fate::Moved | Fate::InDoubt)
+            State::Committed | State::Ended(Fate::Moved | Fate::InDoubt | Fate::Lost)
         )
     }
 
@@ -106,6 +108,9 @@ impl Source {
 
             (State::Committed | State::Ended(Fate::InDoubt), E::Active) => {
                 (State::Ended(Fate::Moved), SourceAction::Discard)
+            }
+            (State::Committed | State::Ended(Fate::InDoubt), E::Lost) => {
+                (State::Ended(Fate::Lost), SourceAction::Discard)
             }
             (State::Committed | State::Ended(Fate::InDoubt), E::Aborted) => {
                 (State::Ended(Fate::Kept), SourceAction::Keep)

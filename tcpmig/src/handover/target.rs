@@ -19,6 +19,7 @@ enum State {
     Activating,
     Active,
     Aborted,
+    Died,
 }
 
 /// What happened at the target.
@@ -58,6 +59,8 @@ pub enum TargetAction {
     SayActive,
     /// Send ABORTED.
     SayAborted,
+    /// Send LOST.
+    SayLost,
     /// Discard what was built, without a packet. Unlock only when ABORT arrives: until then the
     /// source may send the packets here.
     Discard,
@@ -72,13 +75,29 @@ impl Target {
         }
     }
 
+    /// A handover of a process that has ended since, which had not begun to activate the connection: what
+    /// was built ended with it, without a packet.
+    #[must_use]
+    pub fn never_active() -> Self {
+        Self {
+            state: State::Aborted,
+        }
+    }
+
+    /// A handover of a process that has ended since, which had begun to activate the connection.
+    #[must_use]
+    pub fn died() -> Self {
+        Self { state: State::Died }
+    }
+
     /// Where the connection is as far as the target knows: [`Fate::Moved`] here, or
-    /// [`Fate::Kept`] by the source; `None` while it is open.
+    /// [`Fate::Kept`] by the source, or [`Fate::Lost`]; `None` while it is open.
     #[must_use]
     pub fn fate(&self) -> Option<Fate> {
         match self.state {
             State::Active => Some(Fate::Moved),
             State::Aborted => Some(Fate::Kept),
+            State::Died => Some(Fate::Lost),
             _ => None,
         }
     }
@@ -98,6 +117,7 @@ impl Target {
             // Nothing was sent for it yet: the source can still have it back.
             (State::Activating, E::NotActivated) => (State::Aborted, TargetAction::SayAborted),
             (State::Active, E::Commit) => (State::Active, TargetAction::SayActive),
+            (State::Died, E::Commit) => (State::Died, TargetAction::SayLost),
             (State::Aborted, E::Commit) => (State::Aborted, TargetAction::SayAborted),
             // Built after it was given up.
             (State::Aborted, E::Built) => (State::Aborted, TargetAction::Discard),

@@ -4,8 +4,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch;
 mod captured;
 mod doubt;
+mod journal;
 mod lost;
 mod moves;
 mod refused;

@@ -26,7 +26,9 @@ impl Talk {
     pub(crate) async fn with_other(here: &Here) -> Self {
         let to = here.other();
         let peer = here.endpoint.connect(to.address, &to.name).await.unwrap();
-        Self::new(peer.open().await.unwrap())
+        let mut talk = Self::new(peer.open().await.unwrap());
+        talk.say(Message::hello()).await;
+        talk
     }
 
     pub(crate) async fn say(&mut self, message: Message) {
@@ -40,13 +42,14 @@ impl Talk {
         self.exchange.send(frame).await.unwrap();
     }
 
-    /// The next message; `None` if the exchange ends, in whatever way.
+    /// The next message after HELLO; `None` if the exchange ends, in whatever way.
     pub(crate) async fn hear(&mut self) -> Option<Message> {
         loop {
             let frame = timeout(PATIENCE, self.exchange.recv()).await;
             let frame = frame.expect("the other side says something").ok()??;
-            if let Some(message) = self.decoder.frame(frame).unwrap() {
-                return Some(message);
+            match self.decoder.frame(frame).unwrap() {
+                None | Some(Message::Hello { .. }) => {}
+                Some(message) => return Some(message),
             }
         }
     }

@@ -350,6 +350,10 @@ async fn depart(
             position,
             report: outcome.report,
         },
+        Ending::Lost(reason) => {
+            tracing::error!("the connection was lost: {reason}");
+            Event::InDoubt { position }
+        }
         Ending::InDoubt(doubt) => {
             // Nothing is left to do here but to keep asking; the demo says so and ends.
             drop(doubt);
