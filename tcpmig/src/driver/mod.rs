@@ -19,4 +19,4 @@ pub use doubt::Doubt;
 pub use options::Options;
 pub use report::Report;
 pub use source::{Destination, Ending, Mover, Outcome, Reason};
-pub use target::{Arrivals, Arrived, serve};
+pub use target::{Arrivals, Arrived, serve, serve_if};

@@ -54,11 +54,24 @@ impl Arrivals {
 /// closed.
 #[must_use]
 pub fn serve(endpoint: Endpoint, locker: Arc<dyn Locker>, options: Options) -> Arrivals {
+    serve_if(endpoint, locker, options, |_| Ok(()))
+}
+
+/// As [`serve`], for connections whose application state is accepted: before anything is built,
+/// `accepts` says why one is not. The source is told, and keeps it.
+#[must_use]
+pub fn serve_if(
+    endpoint: Endpoint,
+    locker: Arc<dyn Locker>,
+    options: Options,
+    accepts: impl Fn(Option<&AppImage>) -> Result<(), String> + Send + Sync + 'static,
+) -> Arrivals {
     let (sender, arrived) = mpsc::unbounded_channel();
     let host = Arc::new(Host {
         locker,
         options,
         arrived: sender,
+        accepts: Box::new(accepts),
         handovers: Mutex::default(),
     });
     let mut tasks = JoinSet::new();
@@ -107,7 +120,10 @@ async fn exchanges(peer: Peer, host: Arc<Host>) {
     while open.join_next().await.is_some() {}
 }
 
+type Accepts = dyn Fn(Option<&AppImage>) -> Result<(), String> + Send + Sync;
+
 struct Host {
+    accepts: Box<Accepts>,
     locker: Arc<dyn Locker>,
     options: Options,
     arrived: mpsc::UnboundedSender<Arrived>,
@@ -214,6 +230,7 @@ impl Host {
         let built = Image::decode(&image, &Limits::default())
             .map_err(|error| format!("image: {error}"))
             .and_then(|image| {
+                (self.accepts)(image.app.as_ref())?;
                 Prepared::build(image, &*self.locker, self.options.lease)
                     .map_err(|error| error.to_string())
             });

@@ -1,16 +1,16 @@
-//! Sessions of hyper servers: stop a connection at a safe point, even in the middle of a
-//! response, and go on with it elsewhere.
-//!
-//! A [`Gate`] goes between hyper and the socket. [`drive`] runs the connection until a drain is
-//! asked for; then the gate takes what hyper has still to write instead of the socket, so
-//! that nothing depends on how fast the peer reads, and [`Drained`] holds the socket, the
-//! octets that were read and not used, and those that wait to be written.
-//!
-//! On the other side [`Gate::resume`] hands hyper the request again; the service
-//! answers with the rest of the body, and the gate swallows the head of that answer.
+//! Sessions of hyper servers: they stop at a safe point, even in the middle of a response, and go on elsewhere.
 
-mod drive;
+mod connection;
 mod gate;
+mod resumable;
+mod server;
+mod service;
+mod session;
+mod shared;
 
-pub use drive::{Drained, Driven, drive};
-pub use gate::{Drain, Gate};
+pub use connection::{Connection, Drained, Ended, Movable, Upgraded};
+pub use resumable::{Resumable, Resumed};
+pub use server::{Handle, NotMoved, Server};
+pub use service::RequestBody;
+pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
+pub use shared::Obstacle;
