@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -44,11 +45,18 @@ impl ConnectionState for NewVisits {
 #[derive(Clone)]
 struct Host {
     name: &'static str,
-    release: Arc<Notify>,
+    slow: Arc<Slow>,
 }
 
-/// The application on the host of this name; `release` lets one slow answer go.
-pub(crate) fn app(name: &'static str, release: Arc<Notify>) -> Movable<App> {
+/// An answer that takes until it is told to come.
+#[derive(Default)]
+pub(crate) struct Slow {
+    pub(crate) begun: AtomicUsize,
+    pub(crate) release: Notify,
+}
+
+/// The application on the host of this name; and when its slow answers come.
+pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
     let router = Router::new()
         .route("/file/{size}", get(file))
         .route("/chunked/{size}", get(chunked))
@@ -57,12 +65,12 @@ pub(crate) fn app(name: &'static str, release: Arc<Notify>) -> Movable<App> {
         .route("/upload", post(upload))
         .route("/ignore", post(async || "ignored"))
         .route("/who", get(who))
-        .route("/slow", get(slow))
+        .route("/slow", get(slow_answer))
         .route(
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
-        .layer(Extension(Host { name, release }));
+        .layer(Extension(Host { name, slow }));
     Movable::new(TowerToHyperService::new(router)).settle(Duration::from_millis(20))
 }
 
@@ -138,7 +146,8 @@ async fn who(
     format!("{} {count} {said}\n", host.name)
 }
 
-async fn slow(Extension(host): Extension<Host>) -> &'static str {
-    host.release.notified().await;
+async fn slow_answer(Extension(host): Extension<Host>) -> &'static str {
+    host.slow.begun.fetch_add(1, Ordering::Relaxed);
+    host.slow.release.notified().await;
     "at last\n"
 }

@@ -62,9 +62,10 @@ kernel_test!(pipelined_requests_are_answered_once_and_in_order, || {
     all.extend(numbered(0, 7));
     all.extend(HELLO.as_bytes());
     (&stream).write_all(&all).unwrap();
+    scene.slow_begins();
     let moving = scene.begin_move();
     scene.take_turns();
-    scene.release.notify_one();
+    scene.slow.release.notify_one();
     moving.wait().unwrap();
     scene.at = 1;
     assert_eq!(text(&mut reader), "at last\n");
@@ -113,9 +114,10 @@ kernel_test!(an_upload_that_does_not_end_keeps_the_connection, || {
 kernel_test!(an_answer_that_does_not_come_keeps_the_connection, || {
     let mut scene = Scene::with(OnB::Visits, Duration::from_millis(300));
     let mut curl = scene.curl(&[&format!("{URL}/slow"), &format!("{URL}/file/3000000")]);
+    scene.slow_begins();
     let why = scene.stays();
     assert!(why.contains("the service is still at work"), "{why}");
-    scene.release.notify_one();
+    scene.slow.release.notify_one();
     assert_eq!(curl.line(), "at last\n");
     let mut body = curl.read(1_000_000);
     scene.hop();

@@ -3,14 +3,14 @@
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tcpmig::driver::{Mover, Options, Report, serve_if};
 use tcpmig::http::{Movable, NotMoved, Server};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 
-use crate::app::{App, NewVisits, Visits, app};
+use crate::app::{App, NewVisits, Slow, Visits, app};
 use crate::support::{Net, Running, Site, until};
 
 pub(crate) const URL: &str = "http://198.18.0.80:8080";
@@ -29,7 +29,7 @@ pub(crate) struct Scene {
     hosts: [(Site, Server<App>); 2],
     /// Where the connection is.
     pub(crate) at: usize,
-    pub(crate) release: Arc<Notify>,
+    pub(crate) slow: Arc<Slow>,
 }
 
 impl Scene {
@@ -44,8 +44,8 @@ impl Scene {
             ..Options::default()
         };
         let (a, b) = Site::pair(&net, &options);
-        let release = Arc::new(Notify::new());
-        let make = |name| app(name, release.clone()).drain_within(drain_within);
+        let slow = Arc::new(Slow::default());
+        let make = |name| app(name, slow.clone()).drain_within(drain_within);
         let with_visits = |name| make(name).with_state::<Visits>();
         let server_a = start(&a, with_visits("a"), true);
         a.call({
@@ -71,7 +71,7 @@ impl Scene {
             net,
             hosts: [(a, server_a), (b, server_b)],
             at: 0,
-            release,
+            slow,
         }
     }
 
@@ -85,6 +85,14 @@ impl Scene {
         let (site, server) = &self.hosts[self.at];
         let handle = server.connections().remove(0);
         site.begin(|here| async move { handle.move_to(&here.other()).await })
+    }
+
+    /// Waits until a slow answer has been asked for.
+    pub(crate) fn slow_begins(&self) {
+        let begun = &self.slow.begun;
+        until("the slow answer is asked for", || {
+            begun.load(Ordering::Relaxed) == 1
+        });
     }
 
     /// Lets the host's one thread do all that is ready: an order reaches its connection.
