@@ -117,7 +117,7 @@ impl Site {
         let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes())?;
         let mut trust = Trust::from_pem(authority.as_bytes())?;
         for other in 0..60 {
-            trust = trust.allow(&own_name(other));
+            trust = trust.allow(own_name(other));
         }
         let limits = TransportLimits::default();
         let endpoint = Endpoint::bind(own_address(number), &identity, &trust, limits)?;

@@ -67,7 +67,7 @@ where
             write_head(&mut current.head, &parts, true);
             current.phase = Phase::Held;
             current.incoming = Incoming::Done;
-            Stage::Held(Some(Request::from_parts(parts, body)))
+            Stage::Held(Some(Box::new(Request::from_parts(parts, body))))
         } else {
             Stage::Running(common.begin(request, resumed.as_ref()))
         };
@@ -141,7 +141,7 @@ pub(super) struct Answer<S: Service<Request<RequestBody>>> {
 
 enum Stage<F> {
     /// The service has not seen it, because the connection is being drained.
-    Held(Option<Request<hyper::body::Incoming>>),
+    Held(Option<Box<Request<hyper::body::Incoming>>>),
     Running(Pin<Box<F>>),
 }
 
@@ -169,7 +169,7 @@ where
             let Some(request) = request.take() else {
                 return Poll::Pending;
             };
-            this.stage = Stage::Running(this.common.begin(request, None));
+            this.stage = Stage::Running(this.common.begin(*request, None));
         }
         let Stage::Running(future) = &mut this.stage else {
             return Poll::Pending;

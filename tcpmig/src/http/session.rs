@@ -154,7 +154,7 @@ pub trait ConnectionState: Serialize + DeserializeOwned + Default + Send + 'stat
     /// Its version; raise it when its fields change their meaning.
     const VERSION: u32;
 
-    /// Makes it from the MessagePack of another version, if that one is known as well.
+    /// Makes it from the `MessagePack` of another version, if that one is known as well.
     ///
     /// # Errors
     ///
@@ -177,7 +177,6 @@ impl<T> Clone for State<T> {
 
 impl<T> State<T> {
     /// The state. Holds a lock: use it briefly, and not over an `await`.
-    #[must_use]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

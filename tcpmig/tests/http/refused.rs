@@ -6,7 +6,7 @@ use crate::scene::{OnB, Scene, URL};
 use crate::support::{kernel_test, numbered};
 
 /// The connection stays, for this reason, and the download on it comes to its end.
-fn stays(on_b: OnB, reason: &str) {
+fn stays(on_b: &OnB, reason: &str) {
     let scene = Scene::with(on_b, Duration::from_secs(5));
     let mut curl = scene.curl(&[&format!("{URL}/file/40000000"), &format!("{URL}/who")]);
     let mut body = curl.read(1_000_000);
@@ -18,14 +18,14 @@ fn stays(on_b: OnB, reason: &str) {
 }
 
 kernel_test!(a_newer_server_does_not_know_the_state, || stays(
-    OnB::NewVisits,
+    &OnB::NewVisits,
     "refused it: session state \"visits\" version 1 is not known here, which takes \"visits\" version 2"
 ));
 kernel_test!(a_server_without_state_refuses_one, || stays(
-    OnB::NoState,
+    &OnB::NoState,
     "session state \"visits\" version 1 is not known here, which takes none"
 ));
 kernel_test!(a_target_that_takes_nothing_in_is_told_of, || stays(
-    OnB::Nothing,
+    &OnB::Nothing,
     "the connection goes on here: "
 ));

@@ -94,7 +94,7 @@ kernel_test!(an_upload_is_waited_for, || {
 });
 
 kernel_test!(an_upload_that_does_not_end_keeps_the_connection, || {
-    let scene = Scene::with(OnB::Visits, Duration::from_millis(300));
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let stream = connect(&scene);
     let mut reader = BufReader::new(&stream);
     let head =
@@ -112,7 +112,7 @@ kernel_test!(an_upload_that_does_not_end_keeps_the_connection, || {
 });
 
 kernel_test!(an_answer_that_does_not_come_keeps_the_connection, || {
-    let mut scene = Scene::with(OnB::Visits, Duration::from_millis(300));
+    let mut scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let mut curl = scene.curl(&[&format!("{URL}/slow"), &format!("{URL}/file/3000000")]);
     scene.slow_begins();
     let why = scene.stays();
@@ -126,7 +126,7 @@ kernel_test!(an_answer_that_does_not_come_keeps_the_connection, || {
 });
 
 kernel_test!(a_body_that_cannot_be_resumed_ends_first, || {
-    let scene = Scene::with(OnB::Visits, Duration::from_millis(300));
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let stream = connect(&scene);
     let get = "GET /plain/30000000 HTTP/1.1\r\nhost: x\r\n\r\n";
     (&stream).write_all(get.as_bytes()).unwrap();

@@ -34,10 +34,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        Self::with(OnB::Visits, Duration::from_secs(5))
+        Self::with(&OnB::Visits, Duration::from_secs(5))
     }
 
-    pub(crate) fn with(on_b: OnB, drain_within: Duration) -> Self {
+    pub(crate) fn with(on_b: &OnB, drain_within: Duration) -> Self {
         let net = Net::new();
         let options = Options {
             settle: Duration::from_millis(20),
