@@ -302,7 +302,7 @@ impl RestoringSocket {
             asks.push((ask, vec![0]));
         } else {
             asks.extend(self.again.iter().map(|again| {
-                let seq = marks.snd_una.wrapping_add(again.offset);
+                let seq = again.seq;
                 (Segment { seq, ..ask }, again.octets.clone())
             }));
         }

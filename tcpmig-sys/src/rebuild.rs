@@ -36,8 +36,9 @@ const NEWEST: usize = 3;
 /// A segment of the send queue.
 #[derive(Debug)]
 pub(crate) struct Again {
-    /// Octets after `snd_una`.
-    pub(crate) offset: u32,
+    /// Its sequence number. Taken when the queue is filled: at activation the peer's acknowledgement
+    /// may have come and moved `snd_una`.
+    pub(crate) seq: u32,
     pub(crate) octets: Vec<u8>,
 }
 
@@ -242,7 +243,7 @@ impl RestoringSocket {
         sockopt::set_repair_queue(fd, Queue::Send)?;
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        self.again = again(octets, &info(fd)?);
+        self.again = again(octets, frozen::marks(fd)?.snd_una, &info(fd)?);
         all(CALL, done, octets.len())
     }
 
@@ -345,7 +346,7 @@ pub fn write_unsent(fd: BorrowedFd<'_>, octets: &[u8]) -> Result<usize> {
 /// The kernel alone is slow at it: it takes no round-trip time from what was written under repair (`TCPCB_REPAIRED`), so that its first
 /// retransmission timer takes one to three seconds. It finds out by itself that all between the oldest and the newest
 /// was lost once the newest are acknowledged selectively.
-fn again(octets: &[u8], info: &Info) -> Vec<Again> {
+fn again(octets: &[u8], snd_una: u32, info: &Info) -> Vec<Again> {
     let segment = (info.snd_mss as usize).max(1);
     let mut chunks = octets.chunks(segment).enumerate();
     let mut chosen: Vec<_> = chunks.by_ref().take(OLDEST).collect();
@@ -354,7 +355,7 @@ fn again(octets: &[u8], info: &Info) -> Vec<Again> {
     chosen.extend(chunks.skip(between));
     let again = |(index, octets): (usize, &[u8])| Again {
         // A queue has at most 1 GiB.
-        offset: (index * segment) as u32,
+        seq: snd_una.wrapping_add((index * segment) as u32),
         octets: octets.to_vec(),
     };
     chosen.into_iter().map(again).collect()

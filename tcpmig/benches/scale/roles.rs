@@ -134,7 +134,8 @@ fn not_moved(outcomes: &[Outcome]) -> Vec<String> {
 }
 
 fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
-    let phases: [(&str, fn(&Report) -> u64); 7] = [
+    type Phase = (&'static str, fn(&Report) -> u64);
+    let phases: [Phase; 7] = [
         ("lock", |r| r.lock_us),
         ("read", |r| r.read_us),
         ("transfer", |r| r.transfer_us),

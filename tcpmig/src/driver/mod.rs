@@ -23,4 +23,4 @@ pub use doubt::Doubt;
 pub use options::Options;
 pub use report::Report;
 pub use source::{Connection, Destination, Ending, Mover, Outcome, Reason};
-pub use target::{Arrivals, Arrived, serve, serve_with};
+pub use target::{Arrivals, Arrived, serve, serve_if, serve_with};

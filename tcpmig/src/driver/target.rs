@@ -60,7 +60,13 @@ impl Arrivals {
 /// closed.
 #[must_use]
 pub fn serve(endpoint: Endpoint, locker: Arc<dyn Locker>, options: Options) -> Arrivals {
-    serve_with(endpoint, locker, options, Arc::new(Nowhere))
+    serve_all(
+        endpoint,
+        locker,
+        options,
+        Arc::new(Nowhere),
+        Box::new(|_| Ok(())),
+    )
 }
 
 /// As [`serve`], with a journal: if this process dies, the one after it can say of each handover whether the
@@ -72,12 +78,41 @@ pub fn serve_with(
     options: Options,
     journal: Arc<dyn Journal>,
 ) -> Arrivals {
+    serve_all(endpoint, locker, options, journal, Box::new(|_| Ok(())))
+}
+
+/// As [`serve`], for connections whose application state is accepted: before anything is built,
+/// `accepts` says why one is not. The source is told, and keeps it.
+#[must_use]
+pub fn serve_if(
+    endpoint: Endpoint,
+    locker: Arc<dyn Locker>,
+    options: Options,
+    accepts: impl Fn(Option<&AppImage>) -> Result<(), String> + Send + Sync + 'static,
+) -> Arrivals {
+    serve_all(
+        endpoint,
+        locker,
+        options,
+        Arc::new(Nowhere),
+        Box::new(accepts),
+    )
+}
+
+fn serve_all(
+    endpoint: Endpoint,
+    locker: Arc<dyn Locker>,
+    options: Options,
+    journal: Arc<dyn Journal>,
+    accepts: Box<Accepts>,
+) -> Arrivals {
     let (sender, arrived) = mpsc::unbounded_channel();
     let host = Arc::new(Host {
         locker,
         options,
         journal,
         arrived: sender,
+        accepts,
         handovers: Mutex::default(),
     });
     let mut tasks = JoinSet::new();
@@ -126,7 +161,10 @@ async fn exchanges(peer: Peer, host: Arc<Host>) {
     while open.join_next().await.is_some() {}
 }
 
+type Accepts = dyn Fn(Option<&AppImage>) -> Result<(), String> + Send + Sync;
+
 struct Host {
+    accepts: Box<Accepts>,
     locker: Arc<dyn Locker>,
     options: Options,
     journal: Arc<dyn Journal>,
@@ -247,6 +285,7 @@ impl Host {
         let built = Image::decode(&image, &Limits::default())
             .map_err(|error| format!("image: {error}"))
             .and_then(|image| {
+                (self.accepts)(image.app.as_ref())?;
                 let Options {
                     lease, unsupported, ..
                 } = self.options;

@@ -3,62 +3,17 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Whether a connection is being drained, shared with the response bodies: one that is in the
-/// middle must stop at the end of a frame (return [`Poll::Pending`]) while it is.
-#[derive(Debug, Clone, Default)]
-pub struct Drain(Arc<Shared>);
+use super::shared::Shared;
 
-#[derive(Debug, Default)]
-struct Shared {
-    stage: AtomicU8,
-    /// Octets wait for the socket to take them.
-    waits: AtomicBool,
-}
-
-/// Nothing new begins, and what is written still goes to the socket.
-const STOPPING: u8 = 1;
-/// What is written is kept.
-const ABSORBING: u8 = 2;
-
-impl Drain {
-    /// Whether the connection is being drained.
-    #[must_use]
-    pub fn is_on(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) >= STOPPING
-    }
-
-    fn absorbs(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) >= ABSORBING
-    }
-
-    pub(super) fn stop(&self) {
-        self.0.stage.store(STOPPING, Ordering::Relaxed);
-    }
-
-    pub(super) fn absorb(&self) {
-        self.0.stage.store(ABSORBING, Ordering::Relaxed);
-    }
-
-    pub(super) fn waits(&self) -> bool {
-        self.0.waits.load(Ordering::Relaxed)
-    }
-
-    fn set_waits(&self, waits: bool) {
-        self.0.waits.store(waits, Ordering::Relaxed);
-    }
-}
-
-/// A socket that can stop to be one: while the connection is drained nothing is read, and in
-/// the end every write is taken into a buffer.
-#[derive(Debug)]
-pub struct Gate {
+/// A socket that can stop to be one: while the connection is drained, writes are taken into a
+/// buffer instead of waiting for the peer.
+pub(super) struct Gate {
     stream: TcpStream,
     /// Read before what the socket has.
     unread: Bytes,
@@ -67,31 +22,29 @@ pub struct Gate {
     /// How many octets of the `\r\n\r\n` at the end of a response head are behind us, while
     /// that head is to be swallowed.
     swallowed: Option<usize>,
-    drain: Drain,
+    shared: Arc<Shared>,
 }
 
 const HEAD_END: &[u8; 4] = b"\r\n\r\n";
 
 impl Gate {
     /// A gate that lets everything pass.
-    #[must_use]
-    pub fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>) -> Self {
         Self {
             stream,
             unread: Bytes::new(),
             unwritten: BytesMut::new(),
             swallowed: None,
-            drain: Drain::default(),
+            shared,
         }
     }
 
-    /// A gate for a connection that was drained.
-    ///
-    /// `unread` is read first, `unwritten` is written first. If a response is in the
-    /// middle, `request` is read before both, and the head of the answer to it is swallowed.
-    #[must_use]
-    pub fn resume(
+    /// A gate for a connection that was drained: `unread` is read first, `unwritten` is written first.
+    /// If a response is in the middle, its request is read before both, and the
+    /// head of the answer to it is swallowed.
+    pub(super) fn resume(
         stream: TcpStream,
+        shared: Arc<Shared>,
         request: Option<&[u8]>,
         unread: &[u8],
         unwritten: &[u8],
@@ -100,14 +53,13 @@ impl Gate {
             unread: [request.unwrap_or_default(), unread].concat().into(),
             unwritten: unwritten.into(),
             swallowed: request.map(|_| 0),
-            ..Self::new(stream)
+            ..Self::new(stream, shared)
         }
     }
 
-    /// Tells whether the connection is being drained.
-    #[must_use]
-    pub fn drain(&self) -> Drain {
-        self.drain.clone()
+    /// Writes what waits.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_unwritten(cx)).await
     }
 
     pub(super) fn into_parts(self) -> (TcpStream, Bytes, BytesMut) {
@@ -136,7 +88,7 @@ impl Gate {
 
     fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unwritten.is_empty() {
-            self.drain.set_waits(true);
+            self.shared.set_waits(true);
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unwritten))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -144,6 +96,27 @@ impl Gate {
             self.unwritten.advance(written);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Takes octets into the buffer, as many as fit below the limit.
+    fn poll_absorb(
+        &mut self,
+        cx: &mut Context<'_>,
+        octets: &[u8],
+        limit: usize,
+    ) -> Poll<io::Result<usize>> {
+        if limit < usize::MAX
+            && let Poll::Ready(Err(error)) = self.poll_unwritten(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        let count = limit.saturating_sub(self.unwritten.len()).min(octets.len());
+        if count == 0 && !octets.is_empty() {
+            // The socket, which is asked above, wakes the task.
+            return Poll::Pending;
+        }
+        self.unwritten.extend_from_slice(&octets[..count]);
+        Poll::Ready(Ok(count))
     }
 }
 
@@ -153,9 +126,6 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.drain.is_on() {
-            return Poll::Pending;
-        }
         if !self.unread.is_empty() {
             let count = self.unread.len().min(buffer.remaining());
             buffer.put_slice(&self.unread.split_to(count));
@@ -175,13 +145,13 @@ impl AsyncWrite for Gate {
         if swallowed > 0 {
             return Poll::Ready(Ok(swallowed));
         }
-        if self.drain.absorbs() {
-            self.unwritten.extend_from_slice(octets);
-            return Poll::Ready(Ok(octets.len()));
+        let limit = self.shared.absorb();
+        if limit > 0 {
+            return self.poll_absorb(cx, octets, limit);
         }
         ready!(self.poll_unwritten(cx))?;
         let written = Pin::new(&mut self.stream).poll_write(cx, octets);
-        self.drain.set_waits(written.is_pending());
+        self.shared.set_waits(written.is_pending());
         written
     }
 
@@ -190,7 +160,7 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.swallowed.is_some() || self.drain.absorbs() {
+        if self.swallowed.is_some() || self.shared.absorb() > 0 {
             let first = slices.iter().find(|slice| !slice.is_empty());
             return match first {
                 Some(slice) => self.poll_write(cx, slice),
@@ -199,7 +169,7 @@ impl AsyncWrite for Gate {
         }
         ready!(self.poll_unwritten(cx))?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.drain.set_waits(written.is_pending());
+        self.shared.set_waits(written.is_pending());
         written
     }
 
@@ -208,12 +178,12 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.drain.absorbs() {
+        if self.shared.absorb() > 0 {
             return Poll::Ready(Ok(()));
         }
         if !self.unwritten.is_empty() {
             ready!(self.poll_unwritten(cx))?;
-            self.drain.set_waits(false);
+            self.shared.set_waits(false);
         }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
@@ -240,13 +210,13 @@ mod tests {
     #[tokio::test]
     async fn a_resumed_gate_reads_and_writes_the_old_octets_first() {
         let (mut peer, server) = pair().await;
-        let mut gate = Gate::resume(server, None, b"unread ", b"unwritten ");
+        let mut gate = Gate::resume(server, Shared::new(), None, b"unread ", b"unwritten ");
         peer.write_all(b"new").await.unwrap();
         let mut got = [0; 10];
         gate.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"unread new");
         gate.write_all(b"next").await.unwrap();
-        gate.flush().await.unwrap();
+        AsyncWriteExt::flush(&mut gate).await.unwrap();
         let mut got = [0; 14];
         peer.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"unwritten next");
@@ -257,7 +227,7 @@ mod tests {
         let answer = b"HTTP/1.1 200 OK\r\nx: \r\r\n\r\nbody\r\n\r\nmore";
         for cut in 1..answer.len() {
             let (mut peer, server) = pair().await;
-            let mut gate = Gate::resume(server, Some(b"GET"), b"", b"");
+            let mut gate = Gate::resume(server, Shared::new(), Some(b"GET"), b"", b"");
             gate.write_all(&answer[..cut]).await.unwrap();
             gate.write_all(&answer[cut..]).await.unwrap();
             let mut got = [0; 12];
@@ -269,22 +239,41 @@ mod tests {
     #[tokio::test]
     async fn a_drained_gate_keeps_what_is_written() {
         let (mut peer, server) = pair().await;
-        let mut gate = Gate::new(server);
-        gate.drain().absorb();
+        let shared = Shared::new();
+        let mut gate = Gate::new(server, shared.clone());
+        shared.set_absorb(usize::MAX);
         gate.write_all(&[7; 1 << 20]).await.unwrap();
-        gate.flush().await.unwrap();
-        peer.write_all(b"waits").await.unwrap();
-        let read = std::future::poll_fn(|cx| {
-            let mut octets = [0; 8];
-            let mut buffer = ReadBuf::new(&mut octets);
-            Poll::Ready(Pin::new(&mut gate).poll_read(cx, &mut buffer).is_pending())
-        });
-        assert!(read.await);
-        let (mut stream, unread, unwritten) = gate.into_parts();
-        assert!(unread.is_empty());
+        AsyncWriteExt::flush(&mut gate).await.unwrap();
+        let (_, _, unwritten) = gate.into_parts();
         assert_eq!(unwritten, [7; 1 << 20][..]);
-        let mut got = [0; 5];
-        stream.read_exact(&mut got).await.unwrap();
-        assert_eq!(&got, b"waits");
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).await.unwrap();
+        assert!(got.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_gate_with_a_limit_passes_on_what_is_beyond() {
+        let (mut peer, server) = pair().await;
+        let shared = Shared::new();
+        let mut gate = Gate::new(server, shared.clone());
+        shared.set_absorb(1000);
+        let all = numbered(8 << 20);
+        let sent = all.clone();
+        let writing = tokio::spawn(async move {
+            gate.write_all(&sent).await.unwrap();
+            gate
+        });
+        let mut got = vec![0; all.len() - 1000];
+        peer.read_exact(&mut got).await.unwrap();
+        let (stream, _, unwritten) = writing.await.unwrap().into_parts();
+        drop(stream);
+        peer.read_to_end(&mut got).await.unwrap();
+        got.extend_from_slice(&unwritten);
+        assert!(unwritten.len() <= 1000);
+        assert!(got == all);
+    }
+
+    fn numbered(len: u32) -> Vec<u8> {
+        (0..len / 4).flat_map(u32::to_be_bytes).collect()
     }
 }

@@ -1,16 +1,141 @@
-//! Sessions of hyper servers: stop a connection at a safe point, even in the middle of a
-//! response, and go on with it elsewhere.
+//! Sessions of hyper servers: HTTP/1 connections that stop at a safe point, even in the middle of a response, and go
+//! on elsewhere.
 //!
-//! A [`Gate`] goes between hyper and the socket. [`drive`] runs the connection until a drain is
-//! asked for; then the gate takes what hyper has still to write instead of the socket, so
-//! that nothing depends on how fast the peer reads, and [`Drained`] holds the socket, the
-//! octets that were read and not used, and those that wait to be written.
+//! [`Movable`] serves a service of hyper's, or tower's and axum's through `hyper_util::service::TowerToHyperService`, over
+//! connections that can be drained. [`Server`] keeps a list of them and moves each when it is told to
+//! ([`Handle::move_to`]); [`Connection::run`] and [`Movable::resume`] are the same in two steps, for servers
+//! that move in their own way.
 //!
-//! On the other side [`Gate::resume`] hands hyper the request again; the service
-//! answers with the rest of the body, and the gate swallows the head of that answer.
+//! # An axum server whose sessions move
+//!
+//! What changes: the accept loop calls [`Server::serve`], arrivals go to [`Server::arrived`], and
+//! responses that take long come from a cursor ([`Resumable`]). Everything else of the router stays as it was.
+//!
+//! ```no_run
+//! use std::{io, sync::Arc};
+//!
+//! use axum::extract::Extension;
+//! use axum::http::{Response, header::CONTENT_LENGTH};
+//! use axum::{Router, response::IntoResponse, routing::get};
+//! use bytes::Bytes;
+//! use hyper_util::service::TowerToHyperService;
+//! use serde::{Deserialize, Serialize};
+//! use tcpmig::driver::{Destination, Mover, Options, serve_if};
+//! use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, Server, State};
+//! use tcpmig_transport::Endpoint;
+//! use tokio::io::{AsyncReadExt, AsyncSeekExt};
+//!
+//! /// What the server knows of one connection. It moves with it.
+//! #[derive(Default, Serialize, Deserialize)]
+//! struct Visits {
+//!     count: u64,
+//! }
+//!
+//! impl ConnectionState for Visits {
+//!     const KIND: &'static str = "visits";
+//!     const VERSION: u32 = 1;
+//! }
+//!
+//! /// An ordinary handler. If its connection is to move, that waits for its end.
+//! async fn visits(Extension(visits): Extension<State<Visits>>) -> String {
+//!     let mut visits = visits.lock();
+//!     visits.count += 1;
+//!     format!("this is your visit number {}", visits.count)
+//! }
+//!
+//! /// Where a download goes on.
+//! #[derive(Clone, Serialize, Deserialize)]
+//! struct Place {
+//!     file: String,
+//!     position: u64,
+//! }
+//!
+//! async fn next(place: Place) -> io::Result<Option<(Bytes, Place)>> {
+//!     let mut file = tokio::fs::File::open(&place.file).await?;
+//!     file.seek(io::SeekFrom::Start(place.position)).await?;
+//!     let mut octets = Vec::new();
+//!     file.take(1 << 16).read_to_end(&mut octets).await?;
+//!     let position = place.position + octets.len() as u64;
+//!     let place = Place { position, ..place };
+//!     Ok((!octets.is_empty()).then_some((octets.into(), place)))
+//! }
+//!
+//! /// A response that goes on elsewhere in its middle.
+//! async fn film(resumed: Option<Extension<Resumed>>) -> Result<impl IntoResponse, String> {
+//!     let place = match resumed {
+//!         Some(resumed) => resumed.cursor().map_err(|error| error.to_string())?,
+//!         None => Place { file: "/srv/film.mp4".into(), position: 0 },
+//!     };
+//!     let size = tokio::fs::metadata(&place.file).await.map_err(|error| error.to_string())?.len();
+//!     let mut response: Response<_> = Resumable::new(place, next).response();
+//!     response.headers_mut().insert(CONTENT_LENGTH, size.into());
+//!     Ok(response)
+//! }
+//!
+//! # async fn run(endpoint: Endpoint, to: Destination) -> Result<(), Box<dyn std::error::Error>> {
+//! let router = Router::new().route("/", get(visits)).route("/film", get(film));
+//! let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Visits>();
+//! let (locker, options) = (Arc::new(tcpmig::locker::nftables()?), Options::default());
+//! let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
+//! let server = Server::new(movable.clone(), mover);
+//!
+//! let mut arrivals = serve_if(endpoint, locker, options, move |app| {
+//!     movable.check(app).map_err(|error| error.to_string())
+//! });
+//! let listener = tokio::net::TcpListener::bind("198.18.0.80:80").await?;
+//! let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+//! loop {
+//!     let server = server.clone();
+//!     tokio::select! {
+//!         accepted = listener.accept() => {
+//!             let (stream, _) = accepted?;
+//!             tokio::spawn(async move { server.serve(stream).await });
+//!         }
+//!         Some(arrived) = arrivals.next() => {
+//!             tokio::spawn(async move { server.arrived(arrived).await });
+//!         }
+//!         _ = term.recv() => break,
+//!     }
+//! }
+//! // Instead of an end for all of them: they go on at the other host.
+//! for connection in server.connections() {
+//!     if let Err(error) = connection.move_to(&to).await {
+//!         eprintln!("{}: {error}", connection.peer());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Safe points
+//!
+//! | The connection is | A drain |
+//! |---|---|
+//! | at rest, a request's head partly read | takes it as it is |
+//! | between requests that came together | takes it: what hyper has read and the service has not seen is read again on the target |
+//! | in the middle of a [`Resumable`] response | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
+//! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
+//! | receiving the body of a request | waits for the end of the request and what follows |
+//!
+//! A wait ends after [`Movable::drain_within`]: the connection then goes on where it is, with the [`Obstacle`]. What
+//! hyper has written and the peer has not made room for is carried, so a slow reader holds nothing up.
+//!
+//! # What does not move
+//!
+//! Requests that upgrade through `hyper::upgrade` (axum's `WebSocketUpgrade`): a connection whose
+//! response said 101 is given back as [`Upgraded`] instead. HTTP/2.
 
-mod drive;
+mod connection;
 mod gate;
+mod resumable;
+mod server;
+mod service;
+mod session;
+mod shared;
 
-pub use drive::{Drained, Driven, drive};
-pub use gate::{Drain, Gate};
+pub use connection::{Connection, Drained, Ended, Movable, Upgraded};
+pub use resumable::{Resumable, Resumed};
+pub use server::{Handle, NotMoved, Server};
+pub use service::RequestBody;
+pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
+pub use shared::Obstacle;

@@ -4,132 +4,41 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tcpmig::driver::{Arrived, Destination, Ending, Mover, Options, serve};
-use tcpmig::http::{Drain, Drained, Driven, Gate, drive};
+use tcpmig::driver::{Arrived, Destination, Ending, Mover, Options, serve_if};
+use tcpmig::http::{Connection, Drained, Ended, Movable, RequestBody, Resumable, Resumed};
 use tcpmig::steer::Redirected;
-use tcpmig_format::{AppImage, Octets};
 use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use super::content::Content;
 use super::messages::{Event, Setup};
 
-const KIND: &str = "tcpmig-demo-http";
-const VERSION: u32 = 1;
-
-/// The server's own session state: what travels with the connection.
-#[derive(Debug, Serialize, Deserialize)]
-struct Session {
-    /// The response in the middle, if there is one.
-    response: Option<InMiddle>,
-    /// Octets read and not used.
-    unread: serde_bytes::ByteBuf,
-    /// Octets of the response that wait to be written.
-    unwritten: serde_bytes::ByteBuf,
-}
-
-/// A response that is in the middle.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct InMiddle {
-    /// Which file.
-    path: String,
-    /// How far the body was given to hyper.
+/// Where the body of a download goes on.
+#[derive(Clone, Serialize, Deserialize)]
+struct Place {
     position: u64,
-    /// The content-length that was promised.
-    total: u64,
 }
 
-impl Session {
-    fn to_image(&self) -> anyhow::Result<AppImage> {
-        Ok(AppImage {
-            kind: KIND.to_owned(),
-            version: VERSION,
-            payload: Octets::from(rmp_serde::to_vec_named(self)?),
-        })
-    }
-
-    fn from_image(image: &AppImage) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            image.kind == KIND && image.version == VERSION,
-            "session state of kind {:?} version {} is not known here",
-            image.kind,
-            image.version
-        );
-        Ok(rmp_serde::from_slice(&image.payload)?)
-    }
-}
-
-/// What one connection does now, shared between its service, its bodies and its task.
+/// What one connection does now, shared between its bodies and its task.
 #[derive(Default)]
 struct Now {
-    response: Mutex<Option<InMiddle>>,
+    /// Octets of the body that hyper took.
+    position: AtomicU64,
     /// Where the body stops for a move; `u64::MAX` for nowhere.
     stop_at: AtomicU64,
-    stopped: tokio::sync::Notify,
-}
-
-impl Now {
-    fn response(&self) -> MutexGuard<'_, Option<InMiddle>> {
-        // A panic elsewhere leaves whole values only.
-        self.response.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The rest of a file.
-struct FileBody {
-    content: Content,
-    position: u64,
-    now: Arc<Now>,
-    drain: Drain,
-}
-
-impl Body for FileBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.position >= self.content.size() {
-            return Poll::Ready(None);
-        }
-        if self.drain.is_on() || self.position >= self.now.stop_at.load(Ordering::Relaxed) {
-            // The connection's task drains it now, which ends this body.
-            self.now.stopped.notify_one();
-            return Poll::Pending;
-        }
-        let data = self.content.frame(self.position);
-        self.position += data.len() as u64;
-        if let Some(response) = &mut *self.now.response() {
-            response.position = self.position;
-        }
-        Poll::Ready(Some(Ok(Frame::data(data))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.position >= self.content.size()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.content.size() - self.position)
-    }
+    stopped: Notify,
 }
 
 /// Everything that the connections of one server share.
@@ -175,13 +84,16 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let listener = TcpListener::bind(setup.service)
         .await
         .with_context(|| format!("listen on {}", setup.service))?;
-    let mut arrivals = serve(endpoint.clone(), locker, options);
+    let check = server.movable(&Arc::default());
+    let mut arrivals = serve_if(endpoint.clone(), locker, options, move |app| {
+        check.check(app).map_err(|error| error.to_string())
+    });
     say(&Event::Ready)?;
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted?;
-                tokio::spawn(connection(server.clone(), stream, None));
+                tokio::spawn(accept(server.clone(), stream));
             }
             Some(arrived) = arrivals.next() => {
                 tokio::spawn(arrive(server.clone(), arrived));
@@ -202,139 +114,145 @@ fn say(event: &Event) -> anyhow::Result<()> {
 }
 
 async fn arrive(server: Arc<Server>, arrived: Arrived) {
-    let resumed = arrived
-        .app
-        .as_ref()
-        .context("the connection came without session state")
-        .and_then(Session::from_image)
-        .and_then(|mut session| {
-            // What TCP could not take comes before what hyper had not written.
-            let unwritten = [&arrived.unwritten[..], &session.unwritten[..]].concat();
-            session.unwritten = unwritten.into();
-            Ok((into_stream(arrived.socket)?, session))
-        });
-    match resumed {
-        Ok((stream, session)) => connection(server, stream, Some(session)).await,
+    let now = Arc::new(Now::default());
+    match server.movable(&now).resume_arrived(arrived) {
+        Ok(resumed) => connection(server, now, resumed).await,
         Err(error) => tracing::error!("a connection arrived that cannot go on: {error:#}"),
     }
 }
 
-fn into_stream(socket: OwnedFd) -> std::io::Result<TcpStream> {
-    let stream = std::net::TcpStream::from(socket);
-    stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
+async fn accept(server: Arc<Server>, stream: TcpStream) {
+    let now = Arc::new(Now::default());
+    match server.movable(&now).connection(stream) {
+        Ok(accepted) => connection(server, now, accepted).await,
+        Err(error) => tracing::error!("a connection cannot be served: {error:#}"),
+    }
+}
+
+impl Server {
+    /// Makes one connection movable.
+    fn movable(self: &Arc<Self>, now: &Arc<Now>) -> Movable<FileService> {
+        now.stop_at.store(self.stop_after(0), Ordering::Relaxed);
+        Movable::new(FileService {
+            server: self.clone(),
+            now: now.clone(),
+        })
+        .settle(self.settle)
+    }
+
+    fn stop_after(&self, position: u64) -> u64 {
+        let next = self.move_at.iter().find(|&&at| at > position);
+        next.copied().unwrap_or(u64::MAX)
+    }
 }
 
 /// Serves one connection, and moves it when its response reaches one of the positions.
-async fn connection(server: Arc<Server>, stream: TcpStream, session: Option<Session>) {
-    let mut next = Some((stream, session));
-    let mut after = None;
-    while let Some((stream, session)) = next.take() {
-        let now = Arc::new(Now::default());
-        let resumed = session.as_ref().and_then(|s| s.response.clone());
-        let position = resumed.as_ref().map_or(0, |response| response.position);
-        let stop_at = server
-            .move_at
-            .iter()
-            .find(|&&at| at > after.unwrap_or(position));
-        let stop_at = stop_at.copied().unwrap_or(u64::MAX);
-        now.stop_at.store(stop_at, Ordering::Relaxed);
-        match run_http(&server, &now, stream, session, resumed).await {
-            Ok(Driven::Closed) => {}
-            Ok(Driven::Drained(drained)) => {
+async fn connection(server: Arc<Server>, now: Arc<Now>, first: Connection<FileService>) {
+    let mut next = Some(first);
+    while let Some(connection) = next.take() {
+        match connection.run(now.stopped.notified()).await {
+            Ok(Ended::Drained(drained)) => {
+                let stopped_at = now.stop_at.load(Ordering::Relaxed);
                 next = depart(&server, &now, drained).await;
                 // A connection that was kept is not moved again at the same place.
-                after = Some(stop_at);
+                let stop_at = server.stop_after(stopped_at);
+                now.stop_at.store(stop_at, Ordering::Relaxed);
             }
+            Ok(Ended::Busy(connection, _)) => next = Some(connection),
+            Ok(Ended::Closed | Ended::Upgraded(_)) => {}
             Err(error) => tracing::debug!(%error, "a connection ended"),
         }
     }
 }
 
-async fn run_http(
-    server: &Arc<Server>,
-    now: &Arc<Now>,
-    stream: TcpStream,
-    session: Option<Session>,
-    resumed: Option<InMiddle>,
-) -> hyper::Result<Driven> {
-    let gate = match session {
-        None => Gate::new(stream),
-        Some(session) => {
-            let request = resumed
-                .as_ref()
-                .map(|r| format!("GET {} HTTP/1.1\r\nhost: resumed\r\n\r\n", r.path));
-            let request = request.as_ref().map(String::as_bytes);
-            Gate::resume(stream, request, &session.unread, &session.unwritten)
-        }
-    };
-    let drain = gate.drain();
-    let first = Mutex::new(resumed);
-    let service = service_fn(|request: Request<Incoming>| {
-        let resumed = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let response = respond(server, now, &drain, &request, resumed);
-        std::future::ready(Ok::<_, Infallible>(response))
-    });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(gate), service);
-    drive(connection, &drain, now.stopped.notified(), server.settle).await
+/// Serves the file.
+struct FileService {
+    server: Arc<Server>,
+    now: Arc<Now>,
 }
 
-fn respond(
-    server: &Server,
-    now: &Arc<Now>,
-    drain: &Drain,
-    request: &Request<Incoming>,
-    resumed: Option<InMiddle>,
-) -> Response<FileBody> {
-    let found = request.uri().path() == server.path;
-    let content = if found {
-        server.content.clone()
-    } else {
-        Content::new(0)
-    };
-    let total = content.size();
-    let position = resumed.map_or(0, |response| response.position);
-    *now.response() = Some(InMiddle {
-        path: request.uri().path().to_owned(),
-        position,
-        total,
-    });
-    let mut response = Response::new(FileBody {
-        content,
-        position,
-        now: now.clone(),
-        drain: drain.clone(),
-    });
-    if !found {
-        *response.status_mut() = StatusCode::NOT_FOUND;
+impl Service<Request<RequestBody>> for FileService {
+    type Response = Response<BoxBody>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<BoxBody>, Infallible>>;
+
+    fn call(&self, request: Request<RequestBody>) -> Self::Future {
+        std::future::ready(Ok(self.respond(&request)))
     }
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(total - position));
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
-    response
+}
+
+type BoxBody = Pin<Box<dyn http_body::Body<Data = Bytes, Error = Infallible> + Send>>;
+
+impl FileService {
+    fn respond(&self, request: &Request<RequestBody>) -> Response<BoxBody> {
+        let found = request.uri().path() == self.server.path;
+        let content = if found {
+            self.server.content.clone()
+        } else {
+            Content::new(0)
+        };
+        let resumed = request.extensions().get::<Resumed>();
+        let place = resumed.map_or(Ok(Place { position: 0 }), Resumed::cursor);
+        let Ok(place) = place else {
+            // Without a cursor the connection is closed.
+            return Response::new(Box::pin(String::new()));
+        };
+        self.now.position.store(place.position, Ordering::Relaxed);
+        if resumed.is_some() {
+            let stop_at = self.server.stop_after(place.position);
+            self.now.stop_at.store(stop_at, Ordering::Relaxed);
+        }
+        let total = content.size();
+        let now = self.now.clone();
+        let body = Resumable::new(place, move |place: Place| {
+            let (now, content) = (now.clone(), content.clone());
+            async move { Ok(now.next(&content, place.position).await) }
+        });
+        let mut response = body.response().map(|body| Box::pin(body) as BoxBody);
+        if !found {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(total));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        response
+    }
+}
+
+impl Now {
+    async fn next(&self, content: &Content, position: u64) -> Option<(Bytes, Place)> {
+        self.position.store(position, Ordering::Relaxed);
+        if position >= content.size() {
+            return None;
+        }
+        if position >= self.stop_at.load(Ordering::Relaxed) {
+            // The connection's task drains it now, which ends this body.
+            self.stopped.notify_one();
+            std::future::pending::<()>().await;
+        }
+        let data = content.frame(position);
+        let position = position + data.len() as u64;
+        self.position.store(position, Ordering::Relaxed);
+        Some((data, Place { position }))
+    }
 }
 
 /// Moves a drained connection; gives it back if it was kept.
 async fn depart(
-    server: &Server,
-    now: &Now,
+    server: &Arc<Server>,
+    now: &Arc<Now>,
     drained: Drained,
-) -> Option<(TcpStream, Option<Session>)> {
-    let response = now.response().take();
-    let position = response.as_ref().map_or(0, |response| response.position);
-    let session = Session {
-        response,
-        unread: drained.unread.to_vec().into(),
-        unwritten: drained.unwritten.to_vec().into(),
-    };
+) -> Option<Connection<FileService>> {
+    let position = now.position.load(Ordering::Relaxed);
+    let session = drained.session;
     let app = match session.to_image() {
         Ok(app) => app,
         Err(error) => {
             tracing::error!("the session has no image: {error:#}");
-            return Some((drained.stream, Some(session)));
+            return None;
         }
     };
     let socket: OwnedFd = match drained.stream.into_std() {
@@ -367,13 +285,15 @@ async fn depart(
             if let Err(error) = say(&event) {
                 tracing::error!("{error:#}");
             }
-            return match into_stream(socket) {
-                Ok(stream) => Some((stream, Some(session))),
-                Err(error) => {
-                    tracing::error!("the kept socket cannot be used: {error}");
-                    None
-                }
-            };
+            let stream = std::net::TcpStream::from(socket);
+            let stream = stream.set_nonblocking(true).map(|()| stream);
+            let kept = stream
+                .and_then(TcpStream::from_std)
+                .map_err(Into::into)
+                .and_then(|stream| server.movable(now).resume(stream, session));
+            return kept
+                .inspect_err(|error| tracing::error!("the connection cannot go on: {error}"))
+                .ok();
         }
     };
     if let Err(error) = say(&event) {

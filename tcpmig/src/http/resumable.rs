@@ -1,0 +1,164 @@
+//! Response bodies that go on elsewhere.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use hyper::Response;
+use pin_project_lite::pin_project;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::SessionError;
+
+/// The cursor of a body, without its type.
+pub(super) trait Cursor: Send + Sync {
+    fn save(&self) -> Option<Vec<u8>>;
+
+    /// Octets that the body gave so far.
+    fn yielded(&self) -> u64;
+}
+
+struct Place<C>(Mutex<(C, u64)>);
+
+impl<C: Serialize + Send> Cursor for Place<C> {
+    fn save(&self) -> Option<Vec<u8>> {
+        rmp_serde::to_vec_named(&self.lock().0).ok()
+    }
+
+    fn yielded(&self) -> u64 {
+        self.lock().1
+    }
+}
+
+impl<C> Place<C> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, (C, u64)> {
+        // A panic elsewhere leaves whole values only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a response's extensions tell of its cursor.
+#[derive(Clone)]
+pub(super) struct HasCursor(pub(super) Arc<dyn Cursor>);
+
+pin_project! {
+    /// A response body made from a cursor: an ordinary value (which file, how far; the number of the last
+    /// event) that moves with the connection and says where the body goes on.
+    ///
+    /// `step` gets the cursor and answers with the next octets and the cursor behind them, or with
+    /// `None` at the end. If the connection moves meanwhile, the future that `step` returned is
+    /// dropped and the octets are asked for again, from the same cursor, on the target: give an
+    /// empty frame with a new cursor before what must not be done twice.
+    ///
+    /// Answer with [`Resumable::response`], which tells the connection that it can move in the middle of this
+    /// response. Layers that change the octets of the body (compression) make it wait
+    /// for its end, like a body of any other kind.
+    pub struct Resumable<C, F, Fut> {
+        place: Arc<Place<C>>,
+        step: F,
+        #[pin]
+        future: Option<Fut>,
+        ended: bool,
+    }
+}
+
+impl<C, F, Fut, E> Resumable<C, F, Fut>
+where
+    C: Serialize + Clone + Send + 'static,
+    F: FnMut(C) -> Fut,
+    Fut: Future<Output = Result<Option<(Bytes, C)>, E>>,
+{
+    /// A body that goes on from `cursor`.
+    pub fn new(cursor: C, step: F) -> Self {
+        Self {
+            place: Arc::new(Place(Mutex::new((cursor, 0)))),
+            step,
+            future: None,
+            ended: false,
+        }
+    }
+
+    /// A response with this body: 200 and no headers.
+    ///
+    /// Set its status, its type and, if it is known, `content-length` as for the first answer. When the body
+    /// goes on elsewhere, the peer has that head already: it is dropped, and the length follows from
+    /// what was sent.
+    pub fn response(self) -> Response<Self> {
+        let cursor = HasCursor(self.place.clone());
+        let mut response = Response::new(self);
+        response.extensions_mut().insert(cursor);
+        response
+    }
+}
+
+impl<C, F, Fut, E> Body for Resumable<C, F, Fut>
+where
+    C: Clone,
+    F: FnMut(C) -> Fut,
+    Fut: Future<Output = Result<Option<(Bytes, C)>, E>>,
+{
+    type Data = Bytes;
+    type Error = E;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+        let mut this = self.project();
+        if *this.ended {
+            return Poll::Ready(None);
+        }
+        if this.future.is_none() {
+            let cursor = this.place.lock().0.clone();
+            this.future.set(Some((this.step)(cursor)));
+        }
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let stepped = ready!(future.poll(cx));
+        this.future.set(None);
+        Poll::Ready(match stepped {
+            Ok(Some((octets, cursor))) => {
+                let mut place = this.place.lock();
+                place.0 = cursor;
+                place.1 += octets.len() as u64;
+                Some(Ok(Frame::data(octets)))
+            }
+            Ok(None) => {
+                *this.ended = true;
+                None
+            }
+            Err(error) => {
+                *this.ended = true;
+                Some(Err(error))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+/// In the extensions of a request whose response is in the middle: the service must answer with
+/// the rest of it, as a [`Resumable`] from this cursor.
+///
+/// The request has its method, target, version and headers, those of its body excepted, and an empty body.
+#[derive(Debug, Clone)]
+pub struct Resumed(pub(super) Arc<[u8]>);
+
+impl Resumed {
+    /// Where the body goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Cursor`] if it is no cursor of this type. The response cannot go on then:
+    /// whatever the service answers, the connection is closed.
+    pub fn cursor<C: DeserializeOwned>(&self) -> Result<C, SessionError> {
+        rmp_serde::from_slice(&self.0).map_err(SessionError::Cursor)
+    }
+}

@@ -1,0 +1,391 @@
+//! Around the application's service: what is in flight, and what is held back.
+
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
+use hyper::http::request::Parts;
+use hyper::service::Service;
+use hyper::{Request, Response, StatusCode, Version};
+use pin_project_lite::pin_project;
+
+use super::resumable::{HasCursor, Resumed};
+use super::session::AnyState;
+use super::shared::{Framing, Incoming, Middle, Phase, Responding, Shared};
+
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What all requests of a connection share.
+pub(super) struct Common<S> {
+    pub(super) service: Arc<S>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) state: Option<Arc<dyn AnyState>>,
+}
+
+/// The service that hyper sees.
+pub(super) struct Watched<S> {
+    common: Arc<Common<S>>,
+    /// The first request is that of a response in the middle.
+    resumed: Mutex<Option<Middle>>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(common: Common<S>, resumed: Option<Middle>) -> Self {
+        Self {
+            common: Arc::new(common),
+            resumed: Mutex::new(resumed),
+        }
+    }
+}
+
+impl<S, B> Service<Request<hyper::body::Incoming>> for Watched<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body,
+{
+    type Response = Response<Tracked<B>>;
+    type Error = BoxError;
+    type Future = Answer<S>;
+
+    fn call(&self, request: Request<hyper::body::Incoming>) -> Answer<S> {
+        let common = self.common.clone();
+        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        let resumed = resumed.take();
+        let version = request.version();
+        // A request that is resumed was begun before.
+        let stage = if resumed.is_none() && common.shared.is_draining() {
+            let (parts, body) = request.into_parts();
+            let mut current = common.shared.current();
+            write_head(&mut current.head, &parts, true);
+            current.phase = Phase::Held;
+            current.incoming = Incoming::Done;
+            Stage::Held(Some(Box::new(Request::from_parts(parts, body))))
+        } else {
+            Stage::Running(common.begin(request, resumed.as_ref()))
+        };
+        Answer {
+            stage,
+            resumed,
+            version,
+            common,
+        }
+    }
+}
+
+/// Writes a head as it could have been sent. `whole` keeps what tells of the body.
+fn write_head(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
+    head.clear();
+    // Writing to a vector does not fail.
+    let _ = write!(
+        head,
+        "{} {} {:?}\r\n",
+        parts.method, parts.uri, parts.version
+    );
+    for (name, value) in &parts.headers {
+        if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+}
+
+impl<S: Service<Request<RequestBody>>> Common<S> {
+    /// Lets the service begin with a request.
+    fn begin(
+        &self,
+        request: Request<hyper::body::Incoming>,
+        resumed: Option<&Middle>,
+    ) -> Pin<Box<S::Future>> {
+        let (mut parts, body) = request.into_parts();
+        let ended = body.is_end_stream();
+        {
+            let mut current = self.shared.current();
+            write_head(&mut current.head, &parts, false);
+            current.phase = Phase::Service;
+            current.incoming = if ended {
+                Incoming::Done
+            } else {
+                Incoming::Arriving
+            };
+        }
+        if let Some(state) = &self.state {
+            state.extend(&mut parts.extensions);
+        }
+        if let Some(middle) = resumed {
+            parts.extensions.insert(Resumed(middle.cursor[..].into()));
+        }
+        let watch = (!ended).then(|| Reading(self.shared.clone()));
+        let body = RequestBody { body, watch };
+        Box::pin(self.service.call(Request::from_parts(parts, body)))
+    }
+}
+
+/// A request's answer.
+pub(super) struct Answer<S: Service<Request<RequestBody>>> {
+    stage: Stage<S::Future>,
+    resumed: Option<Middle>,
+    version: Version,
+    common: Arc<Common<S>>,
+}
+
+enum Stage<F> {
+    /// The service has not seen it, because the connection is being drained.
+    Held(Option<Box<Request<hyper::body::Incoming>>>),
+    Running(Pin<Box<F>>),
+}
+
+/// The service did not go on with a response in the middle.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the answer to the request of a response in the middle was {0} and no rest of that response"
+)]
+struct NotResumed(StatusCode);
+
+impl<S, B> Future for Answer<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body,
+{
+    type Output = Result<Response<Tracked<B>>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Stage::Held(request) = &mut this.stage {
+            if this.common.shared.is_draining() {
+                return Poll::Pending;
+            }
+            let Some(request) = request.take() else {
+                return Poll::Pending;
+            };
+            this.stage = Stage::Running(this.common.begin(*request, None));
+        }
+        let Stage::Running(future) = &mut this.stage else {
+            return Poll::Pending;
+        };
+        let response = ready!(future.as_mut().poll(cx)).map_err(Into::into)?;
+        Poll::Ready(this.tracked(response))
+    }
+}
+
+impl<S: Service<Request<RequestBody>>> Answer<S> {
+    fn tracked<B: Body>(
+        &mut self,
+        response: Response<B>,
+    ) -> Result<Response<Tracked<B>>, BoxError> {
+        let (mut parts, body) = response.into_parts();
+        let cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
+        let resumed = self.resumed.take();
+        let framing = match &resumed {
+            Some(middle) => {
+                if cursor.is_none() || !has_body(parts.status) {
+                    return Err(NotResumed(parts.status).into());
+                }
+                resume_headers(&mut parts.headers, middle);
+                middle.framing
+            }
+            // Nobody asks for that of another body.
+            None if cursor.is_none() => Framing::Close,
+            None => framing(&parts.headers, &body, self.version),
+        };
+        let counted = cursor.is_some();
+        let close = counted && says_close(&parts.headers);
+        let shared = self.common.shared.clone();
+        let mut current = shared.current();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            current.upgraded = Some(std::mem::take(&mut parts.extensions));
+        }
+        current.phase = Phase::Response(Responding {
+            cursor,
+            framing,
+            close,
+            passed: 0,
+        });
+        drop(current);
+        let body = Tracked {
+            body,
+            counted,
+            resumed: resumed.map(|middle| middle.framing),
+            passed: 0,
+            shared: InFlight(shared),
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+fn has_body(status: StatusCode) -> bool {
+    !status.is_informational()
+        && status != StatusCode::NO_CONTENT
+        && status != StatusCode::NOT_MODIFIED
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    headers.get_all(CONNECTION).iter().any(|value| {
+        let tokens = value.to_str().unwrap_or_default().split(',');
+        tokens
+            .into_iter()
+            .any(|token| token.trim().eq_ignore_ascii_case("close"))
+    })
+}
+
+/// What hyper will make of a response.
+fn framing<B: Body>(headers: &HeaderMap, body: &B, version: Version) -> Framing {
+    let length = headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    match length.or(body.size_hint().exact()) {
+        Some(length) => Framing::Length(length),
+        None if version == Version::HTTP_10 => Framing::Close,
+        None => Framing::Chunked,
+    }
+}
+
+/// Lets hyper frame what is left of a body as it framed its beginning.
+fn resume_headers(headers: &mut HeaderMap, middle: &Middle) {
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(TRANSFER_ENCODING);
+    let (name, value): (HeaderName, HeaderValue) = match middle.framing {
+        Framing::Length(left) => (CONTENT_LENGTH, left.into()),
+        Framing::Chunked => (TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
+        Framing::Close => (CONNECTION, HeaderValue::from_static("close")),
+    };
+    headers.insert(name, value);
+    if middle.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Tells when a response is over.
+struct InFlight(Arc<Shared>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.current().phase = Phase::Rest;
+    }
+}
+
+pin_project! {
+    /// A response's body on its way to hyper.
+    pub(super) struct Tracked<B> {
+        #[pin]
+        body: B,
+        counted: bool,
+        resumed: Option<Framing>,
+        passed: u64,
+        shared: InFlight,
+    }
+}
+
+impl<B: Body> Body for Tracked<B>
+where
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        if !*this.counted {
+            return this.body.poll_frame(cx).map_err(Into::into);
+        }
+        let shared = &this.shared.0;
+        if shared.is_draining() {
+            return Poll::Pending;
+        }
+        let frame = match ready!(this.body.poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            end => return Poll::Ready(end.map(|frame| frame.map_err(Into::into))),
+        };
+        if let Some(data) = frame.data_ref() {
+            *this.passed += bytes::Buf::remaining(data) as u64;
+            if let Phase::Response(responding) = &mut shared.current().phase {
+                responding.passed = *this.passed;
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.resumed {
+            Some(Framing::Length(left)) => self.passed >= left,
+            _ => self.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.resumed {
+            Some(Framing::Length(left)) => SizeHint::with_exact(left.saturating_sub(self.passed)),
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
+    }
+}
+
+/// Tells when a request's body is over.
+#[derive(Debug)]
+struct Reading(Arc<Shared>);
+
+impl Reading {
+    fn is(&self, incoming: Incoming) {
+        let mut current = self.0.current();
+        current.incoming = incoming;
+        current.changed();
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut current = self.0.current();
+        if current.incoming == Incoming::Arriving {
+            current.incoming = Incoming::Dropped;
+            current.changed();
+        }
+    }
+}
+
+/// The body of a request that came over a movable connection: hyper's, watched.
+#[derive(Debug)]
+pub struct RequestBody {
+    body: hyper::body::Incoming,
+    /// `None` if it was at its end from the beginning, or is now.
+    watch: Option<Reading>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if (frame.is_none() || self.body.is_end_stream())
+            && let Some(watch) = self.watch.take()
+        {
+            watch.is(Incoming::Done);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

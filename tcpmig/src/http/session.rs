@@ -1,0 +1,243 @@
+//! What moves with a connection.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tcpmig_format::{AppImage, Octets};
+
+use super::shared::Middle;
+
+/// The kind of a session's [`AppImage`].
+pub const KIND: &str = "tcpmig-http";
+/// Its version.
+pub const VERSION: u32 = 1;
+
+/// What an HTTP connection is beside its socket, at a safe point.
+///
+/// It travels as the application's state of an image: [`Session::to_image`],
+/// [`Session::from_image`].
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Session {
+    /// Octets that were read and not used.
+    #[serde(with = "serde_bytes")]
+    pub(super) unread: Vec<u8>,
+    /// Octets that wait to be written.
+    #[serde(with = "serde_bytes")]
+    pub(super) unwritten: Vec<u8>,
+    pub(super) response: Option<Middle>,
+    pub(super) state: Option<Stored>,
+}
+
+/// The application's own state of a connection.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Stored {
+    pub(super) kind: String,
+    pub(super) version: u32,
+    #[serde(with = "serde_bytes")]
+    pub(super) payload: Vec<u8>,
+}
+
+/// Why a session cannot go on here, or has no image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The connection came without a session.
+    #[error("the connection carries no session")]
+    Missing,
+    /// The session is not one of this module, or of a version that is not known here.
+    #[error(
+        "a session of kind {kind:?} version {version} is not known here, which takes {KIND:?} version {VERSION}"
+    )]
+    Unknown {
+        /// Its kind.
+        kind: String,
+        /// Its version.
+        version: u32,
+    },
+    /// The session's octets are none.
+    #[error("the session cannot be decoded: {0}")]
+    Malformed(rmp_serde::decode::Error),
+    /// The application's state is of another kind or version than it is here.
+    #[error("session state {kind:?} version {version} is not known here, which takes {known}")]
+    UnknownState {
+        /// Its kind.
+        kind: String,
+        /// Its version.
+        version: u32,
+        /// What is known.
+        known: String,
+    },
+    /// The application's state is of the right kind and version, and cannot be decoded.
+    #[error("session state {kind:?} version {version} cannot be decoded: {source}")]
+    MalformedState {
+        /// Its kind.
+        kind: String,
+        /// Its version.
+        version: u32,
+        /// What the decoder said.
+        source: rmp_serde::decode::Error,
+    },
+    /// The cursor of a response is not of the type that the service asked for.
+    #[error("the cursor of the response in the middle cannot be decoded: {0}")]
+    Cursor(rmp_serde::decode::Error),
+    /// Something cannot be encoded.
+    #[error("the session cannot be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+    /// The socket cannot be used.
+    #[error("the socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+impl Session {
+    /// The session as the application's state of an image.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Encode`].
+    pub fn to_image(&self) -> Result<AppImage, SessionError> {
+        Ok(AppImage {
+            kind: KIND.to_owned(),
+            version: VERSION,
+            payload: Octets::from(rmp_serde::to_vec_named(self)?),
+        })
+    }
+
+    /// The session of an image.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Unknown`], [`SessionError::Malformed`].
+    pub fn from_image(image: &AppImage) -> Result<Self, SessionError> {
+        if image.kind != KIND || image.version != VERSION {
+            return Err(SessionError::Unknown {
+                kind: image.kind.clone(),
+                version: image.version,
+            });
+        }
+        rmp_serde::from_slice(&image.payload).map_err(SessionError::Malformed)
+    }
+
+    /// Whether a response is in the middle.
+    #[must_use]
+    pub fn is_in_response(&self) -> bool {
+        self.response.is_some()
+    }
+
+    /// How many octets it carries that were read and not used, and that wait to be written.
+    #[must_use]
+    pub fn carried(&self) -> (usize, usize) {
+        (self.unread.len(), self.unwritten.len())
+    }
+}
+
+impl std::fmt::Debug for Session {
+    // The octets are the users' data: lengths only.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("unread", &self.unread.len())
+            .field("unwritten", &self.unwritten.len())
+            .field("in_response", &self.is_in_response())
+            .field("state", &self.state.as_ref().map(|s| (&s.kind, s.version)))
+            .finish()
+    }
+}
+
+/// The application's own state of one connection: who logged in on it, what it counted.
+///
+/// [`Movable::with_state`](super::Movable::with_state) gives every connection one, requests
+/// carry it as [`State`], and it moves with the connection. A target that does not know the kind and version refuses
+/// the connection, which then goes on at the source.
+pub trait ConnectionState: Serialize + DeserializeOwned + Default + Send + 'static {
+    /// What it is.
+    const KIND: &'static str;
+    /// Its version; raise it when its fields change their meaning.
+    const VERSION: u32;
+
+    /// Makes it from the `MessagePack` of another version, if that one is known as well.
+    ///
+    /// # Errors
+    ///
+    /// The decoder's.
+    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
+        let _ = (version, payload);
+        None
+    }
+}
+
+/// The [`ConnectionState`] of the connection that a request came over, in its extensions.
+#[derive(Debug)]
+pub struct State<T>(Arc<Mutex<T>>);
+
+impl<T> Clone for State<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> State<T> {
+    /// The state. Holds a lock: use it briefly, and not over an `await`.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A [`State`] without its type.
+pub(super) trait AnyState: Send + Sync {
+    fn store(&self) -> Result<Stored, SessionError>;
+    fn extend(&self, extensions: &mut hyper::http::Extensions);
+}
+
+impl<T: ConnectionState> AnyState for State<T> {
+    fn store(&self) -> Result<Stored, SessionError> {
+        Ok(Stored {
+            kind: T::KIND.to_owned(),
+            version: T::VERSION,
+            payload: rmp_serde::to_vec_named(&*self.lock())?,
+        })
+    }
+
+    fn extend(&self, extensions: &mut hyper::http::Extensions) {
+        extensions.insert(self.clone());
+    }
+}
+
+/// How a connection comes to its state.
+pub(super) type MakeState = fn(Option<&Stored>) -> Result<Option<Arc<dyn AnyState>>, SessionError>;
+
+pub(super) fn no_state(stored: Option<&Stored>) -> Result<Option<Arc<dyn AnyState>>, SessionError> {
+    match stored {
+        None => Ok(None),
+        Some(stored) => Err(unknown(stored, "none".to_owned())),
+    }
+}
+
+/// The state of a new connection, of one that moved.
+pub(super) fn typed_state<T: ConnectionState>(
+    stored: Option<&Stored>,
+) -> Result<Option<Arc<dyn AnyState>>, SessionError> {
+    let known = || format!("{:?} version {}", T::KIND, T::VERSION);
+    let decoded = match stored {
+        None => return Ok(Some(Arc::new(State(Arc::new(Mutex::new(T::default())))))),
+        Some(stored) if stored.kind != T::KIND => return Err(unknown(stored, known())),
+        Some(stored) if stored.version == T::VERSION => rmp_serde::from_slice(&stored.payload),
+        Some(stored) => {
+            T::upgrade(stored.version, &stored.payload).ok_or_else(|| unknown(stored, known()))?
+        }
+    };
+    let malformed = |source| SessionError::MalformedState {
+        kind: T::KIND.to_owned(),
+        version: stored.map_or(0, |stored| stored.version),
+        source,
+    };
+    let state: T = decoded.map_err(malformed)?;
+    Ok(Some(Arc::new(State(Arc::new(Mutex::new(state))))))
+}
+
+fn unknown(stored: &Stored, known: String) -> SessionError {
+    SessionError::UnknownState {
+        kind: stored.kind.clone(),
+        version: stored.version,
+        known,
+    }
+}

@@ -1,0 +1,214 @@
+//! What a connection's gate, service and bodies know of each other.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use serde::{Deserialize, Serialize};
+
+use super::resumable::Cursor;
+
+/// Why a connection stands at no safe point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// A request has begun and its body has not arrived, or was not read to its end.
+    #[error("the body of a request is still arriving")]
+    Request,
+    /// The service has not answered yet.
+    #[error("the service is still at work on a request")]
+    Service,
+    /// The body of the response cannot be resumed and has not ended.
+    #[error("a response is in the middle that cannot be resumed")]
+    Response,
+    /// The body is a [`Resumable`](super::Resumable), but what reaches hyper are not its octets.
+    #[error("something between the service and hyper changes the body of a resumable response")]
+    Changed,
+    /// The cursor of a response could not be encoded.
+    #[error("the cursor of a response in the middle cannot be encoded")]
+    Cursor,
+}
+
+/// How the length of a response's body is told to the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Framing {
+    /// `content-length`, of so many octets.
+    Length(u64),
+    /// `transfer-encoding: chunked`.
+    Chunked,
+    /// The connection closes after it.
+    Close,
+}
+
+/// A response that is in the middle.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Middle {
+    /// The head of its request, without what tells of a body.
+    #[serde(with = "serde_bytes")]
+    pub(super) request: Vec<u8>,
+    /// Where the body goes on.
+    #[serde(with = "serde_bytes")]
+    pub(super) cursor: Vec<u8>,
+    /// What is left of it.
+    pub(super) framing: Framing,
+    /// The response said `connection: close`.
+    pub(super) close: bool,
+}
+
+/// What there is to carry at a safe point.
+pub(super) enum Safe {
+    Rest,
+    /// A request was read that the service has not seen: its head.
+    Held(Vec<u8>),
+    Middle(Middle),
+}
+
+/// What is known of a response.
+pub(super) struct Responding {
+    pub(super) cursor: Option<Arc<dyn Cursor>>,
+    pub(super) framing: Framing,
+    pub(super) close: bool,
+    /// Octets of the body that hyper took; counted if there is a cursor.
+    pub(super) passed: u64,
+}
+
+pub(super) enum Phase {
+    Rest,
+    Held,
+    Service,
+    Response(Responding),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// There is none, or it was read to its end.
+    Done,
+    Arriving,
+    /// Nobody reads it to its end: hyper skips the rest or closes the connection.
+    Dropped,
+}
+
+pub(super) struct Current {
+    /// The head of the request in the making; kept for its allocation.
+    pub(super) head: Vec<u8>,
+    pub(super) phase: Phase,
+    pub(super) incoming: Incoming,
+    /// The extensions of a response that said 101.
+    pub(super) upgraded: Option<hyper::http::Extensions>,
+    waker: Option<Waker>,
+}
+
+impl Current {
+    /// The driver of the connection looks again.
+    pub(super) fn changed(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn safe(&self) -> Result<Safe, Obstacle> {
+        match &self.phase {
+            Phase::Held => Ok(Safe::Held(self.head.clone())),
+            Phase::Rest if self.incoming != Incoming::Arriving => Ok(Safe::Rest),
+            Phase::Service if self.incoming == Incoming::Done => Err(Obstacle::Service),
+            Phase::Response(responding) if self.incoming == Incoming::Done => {
+                let Some(cursor) = &responding.cursor else {
+                    return Err(Obstacle::Response);
+                };
+                if cursor.yielded() != responding.passed {
+                    return Err(Obstacle::Changed);
+                }
+                let framing = match responding.framing {
+                    Framing::Length(all) => {
+                        let left = all.checked_sub(responding.passed);
+                        Framing::Length(left.ok_or(Obstacle::Changed)?)
+                    }
+                    other => other,
+                };
+                Ok(Safe::Middle(Middle {
+                    request: self.head.clone(),
+                    cursor: cursor.save().ok_or(Obstacle::Cursor)?,
+                    framing,
+                    close: responding.close,
+                }))
+            }
+            _ => Err(Obstacle::Request),
+        }
+    }
+}
+
+pub(super) struct Shared {
+    draining: AtomicBool,
+    /// How many octets the gate may keep instead of waiting for the socket.
+    absorb: AtomicUsize,
+    /// Octets wait for the socket to take them.
+    waits: AtomicBool,
+    current: Mutex<Current>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            draining: AtomicBool::new(false),
+            absorb: AtomicUsize::new(0),
+            waits: AtomicBool::new(false),
+            current: Mutex::new(Current {
+                head: Vec::new(),
+                phase: Phase::Rest,
+                incoming: Incoming::Done,
+                upgraded: None,
+                waker: None,
+            }),
+        })
+    }
+
+    /// What the connection does now.
+    pub(super) fn current(&self) -> MutexGuard<'_, Current> {
+        // A panic elsewhere leaves whole values only.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on no request is begun, and resumable bodies stand still.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    pub(super) fn absorb(&self) -> usize {
+        self.absorb.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_absorb(&self, octets: usize) {
+        self.absorb.store(octets, Ordering::Relaxed);
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// What there is to carry, if the connection stands at a safe point; else the task is woken when
+    /// that may have changed without it.
+    pub(super) fn safe(&self, cx: &Context<'_>) -> Result<Safe, Obstacle> {
+        let mut current = self.current();
+        let safe = current.safe();
+        if safe.is_err() {
+            current.waker = Some(cx.waker().clone());
+        }
+        safe
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    // The head of a request is the users' data.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,169 @@
+//! Requests: cut anywhere, held back, still arriving.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::scene::{OnB, Scene, URL};
+use crate::support::{PATIENCE, kernel_test, numbered, until};
+
+fn connect(scene: &Scene) -> TcpStream {
+    let stream = scene
+        .net
+        .peer
+        .run(|| TcpStream::connect("198.18.0.80:8080"));
+    let stream = stream.unwrap().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads one response with a length: its head and body.
+fn response(reader: &mut BufReader<&TcpStream>) -> (String, Vec<u8>) {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "ends in {head:?}");
+    }
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut body).unwrap();
+    (head, body)
+}
+
+fn text(reader: &mut BufReader<&TcpStream>) -> String {
+    String::from_utf8(response(reader).1).unwrap()
+}
+
+const HELLO: &str = "GET /who HTTP/1.1\r\nhost: x\r\nx-say: hello\r\n\r\n";
+
+kernel_test!(a_head_may_be_cut_anywhere, || {
+    let mut scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    for (count, cut) in (1..HELLO.len()).enumerate() {
+        (&stream).write_all(&HELLO.as_bytes()[..cut]).unwrap();
+        scene.hop();
+        (&stream).write_all(&HELLO.as_bytes()[cut..]).unwrap();
+        let host = ["a", "b"][scene.at];
+        assert_eq!(text(&mut reader), format!("{host} {} hello\n", count + 1));
+    }
+});
+
+kernel_test!(pipelined_requests_are_answered_once_and_in_order, || {
+    let mut scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    // The first holds the connection until the move has been asked for.
+    let slow = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
+    let upload = "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 7\r\n\r\n";
+    let file = "GET /file/300000 HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut all = [slow, HELLO, file, upload].concat().into_bytes();
+    all.extend(numbered(0, 7));
+    all.extend(HELLO.as_bytes());
+    (&stream).write_all(&all).unwrap();
+    scene.slow_begins();
+    let moving = scene.begin_move();
+    scene.take_turns();
+    scene.slow.release.notify_one();
+    moving.wait().unwrap();
+    scene.at = 1;
+    assert_eq!(text(&mut reader), "at last\n");
+    assert_eq!(text(&mut reader), "b 1 hello\n");
+    assert!(response(&mut reader).1 == numbered(0, 300_000));
+    assert_eq!(text(&mut reader), "7 true\n");
+    assert_eq!(text(&mut reader), "b 2 hello\n");
+});
+
+kernel_test!(an_upload_is_waited_for, || {
+    let mut scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    let body = numbered(0, 500_000);
+    for _ in 0..3 {
+        let head = "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 500000\r\n\r\n";
+        (&stream).write_all(head.as_bytes()).unwrap();
+        (&stream).write_all(&body[..250_000]).unwrap();
+        until("the connection is served", || scene.counts()[scene.at] == 1);
+        let moving = scene.begin_move();
+        (&stream).write_all(&body[250_000..]).unwrap();
+        assert_eq!(text(&mut reader), "500000 true\n");
+        moving.wait().unwrap();
+        scene.at = 1 - scene.at;
+    }
+});
+
+kernel_test!(an_upload_that_does_not_end_keeps_the_connection, || {
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    let head =
+        "POST /upload HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+    (&stream).write_all(head.as_bytes()).unwrap();
+    let (go_on, _) = response(&mut reader);
+    assert!(go_on.starts_with("HTTP/1.1 100 "), "{go_on}");
+    let why = scene.stays();
+    assert!(
+        why.contains("the body of a request is still arriving"),
+        "{why}"
+    );
+    (&stream).write_all(&numbered(0, 4)).unwrap();
+    assert_eq!(text(&mut reader), "4 true\n");
+});
+
+kernel_test!(an_answer_that_does_not_come_keeps_the_connection, || {
+    let mut scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
+    let mut curl = scene.curl(&[&format!("{URL}/slow"), &format!("{URL}/file/3000000")]);
+    scene.slow_begins();
+    let why = scene.stays();
+    assert!(why.contains("the service is still at work"), "{why}");
+    scene.slow.release.notify_one();
+    assert_eq!(curl.line(), "at last\n");
+    let mut body = curl.read(1_000_000);
+    scene.hop();
+    body.extend(curl.end_of_curl(2));
+    assert!(body == numbered(0, 3_000_000), "{} octets", body.len());
+});
+
+kernel_test!(a_body_that_cannot_be_resumed_ends_first, || {
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
+    let stream = connect(&scene);
+    let get = "GET /plain/30000000 HTTP/1.1\r\nhost: x\r\n\r\n";
+    (&stream).write_all(get.as_bytes()).unwrap();
+    let mut reader = BufReader::new(&stream);
+    reader.fill_buf().unwrap();
+    let moved = scene.begin_move().wait();
+    let body = response(&mut reader).1;
+    assert!(body == numbered(0, 30_000_000), "{} octets", body.len());
+    // hyper has all of it in one frame, so that it is over for the service and is carried.
+    moved.expect("the connection moves");
+});
+
+kernel_test!(a_request_body_that_nobody_reads_is_no_request, || {
+    let mut scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    let post =
+        "POST /ignore HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\nGET /who HTTP/1.1\r\n\r\n";
+    for _ in 0..4 {
+        (&stream).write_all(post.as_bytes()).unwrap();
+        assert_eq!(text(&mut reader), "ignored");
+        scene.hop();
+    }
+});
+
+kernel_test!(answers_without_a_body_leave_the_connection_at_rest, || {
+    let mut scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    for request in ["HEAD /file/1000", "GET /not-modified", "HEAD /chunked/99"] {
+        let request = format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n{HELLO}");
+        (&stream).write_all(request.as_bytes()).unwrap();
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            reader.read_line(&mut head).unwrap();
+        }
+        scene.hop();
+        assert!(text(&mut reader).ends_with("hello\n"));
+    }
+});

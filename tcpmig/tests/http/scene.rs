@@ -1,0 +1,231 @@
+//! Two hosts that serve the application, and clients at the peer.
+
+use std::io::Read;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tcpmig::driver::{Mover, Options, Report, serve_if};
+use tcpmig::http::{Movable, NotMoved, Server};
+use tokio::net::TcpListener;
+
+use crate::app::{App, NewVisits, Slow, Visits, app};
+use crate::support::{Net, Running, Site, until};
+
+pub(crate) const URL: &str = "http://198.18.0.80:8080";
+
+/// What host B knows of connections.
+pub(crate) enum OnB {
+    Visits,
+    NewVisits,
+    NoState,
+    /// It takes no connections in.
+    Nothing,
+}
+
+pub(crate) struct Scene {
+    pub(crate) net: Net,
+    hosts: [(Site, Server<App>); 2],
+    /// Where the connection is.
+    pub(crate) at: usize,
+    pub(crate) slow: Arc<Slow>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        Self::with(&OnB::Visits, Duration::from_secs(5))
+    }
+
+    pub(crate) fn with(on_b: &OnB, drain_within: Duration) -> Self {
+        let net = Net::new();
+        let options = Options {
+            settle: Duration::from_millis(20),
+            ..Options::default()
+        };
+        let (a, b) = Site::pair(&net, &options);
+        let slow = Arc::new(Slow::default());
+        let make = |name| app(name, slow.clone()).drain_within(drain_within);
+        let with_visits = |name| make(name).with_state::<Visits>();
+        let server_a = start(&a, with_visits("a"), true);
+        a.call({
+            let server = server_a.clone();
+            |_| async move {
+                let listener = TcpListener::bind("198.18.0.80:8080").await.unwrap();
+                tokio::spawn(async move {
+                    loop {
+                        let (stream, _) = listener.accept().await.unwrap();
+                        let server = server.clone();
+                        tokio::spawn(async move { server.serve(stream).await.unwrap() });
+                    }
+                });
+            }
+        });
+        let server_b = match on_b {
+            OnB::Visits => start(&b, with_visits("b"), true),
+            OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), true),
+            OnB::NoState => start(&b, make("b"), true),
+            OnB::Nothing => start(&b, make("b"), false),
+        };
+        Self {
+            net,
+            hosts: [(a, server_a), (b, server_b)],
+            at: 0,
+            slow,
+        }
+    }
+
+    fn server(&self) -> &Server<App> {
+        &self.hosts[self.at].1
+    }
+
+    /// Begins to move the one connection to the other host.
+    pub(crate) fn begin_move(&self) -> Running<Result<Report, NotMoved>> {
+        until("one connection lives here", || self.server().count() == 1);
+        let (site, server) = &self.hosts[self.at];
+        let handle = server.connections().remove(0);
+        site.begin(|here| async move { handle.move_to(&here.other()).await })
+    }
+
+    /// Waits until a slow answer has been asked for.
+    pub(crate) fn slow_begins(&self) {
+        let begun = &self.slow.begun;
+        until("the slow answer is asked for", || {
+            begun.load(Ordering::Relaxed) == 1
+        });
+    }
+
+    /// Lets the host's one thread do all that is ready: an order reaches its connection.
+    pub(crate) fn take_turns(&self) {
+        self.hosts[self.at].0.call(|_| async {
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    /// Moves the one connection to the other host.
+    pub(crate) fn hop(&mut self) -> Report {
+        let report = self.begin_move().wait().expect("the connection moves");
+        self.at = 1 - self.at;
+        report
+    }
+
+    /// Moves all that live at the one host to the other and tells how many.
+    pub(crate) fn hop_all(&mut self) -> usize {
+        let (site, server) = &self.hosts[self.at];
+        let handles = server.connections();
+        self.at = 1 - self.at;
+        site.call(|here| async move {
+            let mut moved = 0;
+            for handle in handles {
+                match handle.move_to(&here.other()).await {
+                    Ok(_) => moved += 1,
+                    Err(error) => panic!("a connection did not move: {error}"),
+                }
+            }
+            moved
+        })
+    }
+
+    /// How many connections each host has.
+    pub(crate) fn counts(&self) -> [usize; 2] {
+        [self.hosts[0].1.count(), self.hosts[1].1.count()]
+    }
+
+    /// Why the one connection stays.
+    pub(crate) fn stays(&self) -> String {
+        let error = self.begin_move().wait().expect_err("it stays");
+        error.to_string()
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = self.net.peer.command(program).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    /// curl, which says at the end on standard error how many connections it made and how it fared.
+    pub(crate) fn curl(&self, arguments: &[&str]) -> Client {
+        let mut command = self.command("curl");
+        command
+            .args(["--silent", "--show-error", "--no-buffer", "--globoff"])
+            .args(["--noproxy", "*", "--max-time", "60", "--fail"])
+            .args(["--write-out", "%{stderr}%{num_connects} %{http_code}\n"])
+            .args(arguments)
+            .stderr(Stdio::piped());
+        Client(command.spawn().expect("curl starts"))
+    }
+
+    /// A program for python3.
+    pub(crate) fn python(&self, program: &str) -> Client {
+        let mut command = self.command("/usr/bin/python3");
+        command.args(["-u", "-c", program]).stdin(Stdio::piped());
+        Client(command.spawn().expect("python3 starts"))
+    }
+}
+
+fn start(site: &Site, movable: Movable<App>, takes_in: bool) -> Server<App> {
+    site.call(move |here| async move {
+        let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
+        let mover = Mover::new(endpoint.clone(), locker.clone(), here.options.clone());
+        let server = Server::new(movable.clone(), mover);
+        let check = move |app: Option<&_>| movable.check(app).map_err(|error| error.to_string());
+        if takes_in {
+            let mut arrivals = serve_if(endpoint, locker, here.options.clone(), check);
+            let server = server.clone();
+            tokio::spawn(async move {
+                while let Some(arrived) = arrivals.next().await {
+                    let server = server.clone();
+                    tokio::spawn(async move { server.arrived(arrived).await.unwrap() });
+                }
+            });
+        }
+        server
+    })
+}
+
+/// A program at the peer.
+pub(crate) struct Client(pub(crate) Child);
+
+impl Client {
+    /// The next octets that it writes.
+    pub(crate) fn read(&mut self, len: usize) -> Vec<u8> {
+        let mut octets = vec![0; len];
+        let stdout = self.0.stdout.as_mut().unwrap();
+        stdout.read_exact(&mut octets).expect("the client writes");
+        octets
+    }
+
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.extend(self.read(1));
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    /// Tells it to go on.
+    pub(crate) fn go(&mut self) {
+        use std::io::Write;
+        let stdin = self.0.stdin.as_mut().unwrap();
+        stdin.write_all(b"\n").unwrap();
+    }
+
+    pub(crate) fn end(self) -> Output {
+        let output = self.0.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", output.status);
+        output
+    }
+
+    /// Its end: what is left of its output. It made one connection and all went well.
+    pub(crate) fn end_of_curl(self, urls: usize) -> Vec<u8> {
+        let output = self.end();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let mut expected = vec!["0 200"; urls];
+        expected[0] = "1 200";
+        assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+        output.stdout
+    }
+}
