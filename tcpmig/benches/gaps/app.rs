@@ -172,7 +172,7 @@ async fn work(
         match outcome.ending {
             Ending::Moved => report.send(outcome.report).unwrap(),
             Ending::Kept { reason, .. } => panic!("kept: {reason}"),
-            Ending::InDoubt(doubt) => panic!("{doubt:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }

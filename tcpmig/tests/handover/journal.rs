@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn a_journal_remembers_for_the_next_process() {
     assert!(File::open(&path).is_err());
 }
 
-fn serve_from(b: &Site, path: &PathBuf) {
+fn serve_from(b: &Site, path: &Path) {
     let journal = Arc::new(File::open(path).unwrap());
     b.call(|here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
