@@ -133,9 +133,10 @@ fn not_moved(outcomes: &[Outcome]) -> Vec<String> {
     outcomes.iter().filter_map(why).take(3).collect()
 }
 
+type Phase = fn(&Report) -> u64;
+
 fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
-    type Phase = (&'static str, fn(&Report) -> u64);
-    let phases: [Phase; 7] = [
+    let phases: [(&str, Phase); 7] = [
         ("lock", |r| r.lock_us),
         ("read", |r| r.read_us),
         ("transfer", |r| r.transfer_us),
@@ -144,7 +145,7 @@ fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
         ("commit", |r| r.commit_us),
         ("activate", |r| r.activate_us),
     ];
-    let mean = |of: fn(&Report) -> u64| {
+    let mean = |of: Phase| {
         let sum: u64 = outcomes.iter().map(|outcome| of(&outcome.report)).sum();
         sum as f64 / outcomes.len() as f64
     };

@@ -17,6 +17,8 @@
 //! with what it did. Nothing thaws on a time-out then, because two owners are worse
 //! than none. A target that never saw COMMIT discards what it built at its
 //! deadline, and answers a late COMMIT with ABORTED.
+#![doc = ""]
+#![doc = include_str!("../../PROTOCOL.md")]
 
 mod message;
 mod source;

@@ -73,6 +73,69 @@ fn messages() -> impl Strategy<Value = Message> {
     )
 }
 
+/// One of each kind.
+fn one_of_each() -> [Message; 10] {
+    let id = HandoverId::from_octets([0; 16]);
+    let reason = String::new;
+    [
+        Message::hello(),
+        Message::Offer {
+            id,
+            image: Bytes::new(),
+        },
+        Message::Prepared { id, rebuild_us: 0 },
+        Message::Refused {
+            id,
+            reason: reason(),
+        },
+        Message::commit(id),
+        Message::Abort { id },
+        Message::Active { id, activate_us: 0 },
+        Message::Aborted {
+            id,
+            reason: reason(),
+        },
+        Message::Lost {
+            id,
+            reason: reason(),
+        },
+        Message::Unknown { id },
+    ]
+}
+
+#[test]
+fn the_specification_has_these_messages_and_fields() {
+    let text = include_str!("../../PROTOCOL.md");
+    assert!(text.contains(&format!("protocol, version {VERSION}\n")));
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| `") && !line.contains("`m`"));
+    let rows: Vec<Vec<&str>> = rows
+        .map(|row| row.split('|').map(str::trim).collect())
+        .collect();
+    let messages = one_of_each();
+    assert_eq!(rows.len(), messages.len());
+    for (row, message) in rows.iter().zip(messages) {
+        let name = message.name();
+        assert_eq!(row[2], name);
+        let (frame, _) = message.encode();
+        let fields: std::collections::BTreeMap<String, serde::de::IgnoredAny> =
+            rmp_serde::from_slice(&frame).unwrap();
+        let mut named: Vec<&str> = row[4].split('`').skip(1).step_by(2).collect();
+        named.push("m");
+        if name != "HELLO" {
+            named.push("id");
+        }
+        named.sort_unstable();
+        assert_eq!(fields.keys().collect::<Vec<_>>(), named, "{name}");
+        let wire = row[1].trim_matches('`').as_bytes();
+        assert!(
+            frame.windows(wire.len()).any(|octets| octets == wire),
+            "{name}"
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn messages_come_out_as_they_went_in(messages in prop::collection::vec(messages(), 0..8)) {

@@ -1,0 +1,76 @@
+//! What the peer sees at the moment at which a rebuilt connection lives.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+use support::{Net, kernel_test, nft, pattern, until};
+use tcpmig_sys::frozen::{self, FrozenSocket};
+use tcpmig_sys::info::State;
+use tcpmig_sys::rebuild::{ClosedSocket, QueueStart};
+use tcpmig_sys::sockopt;
+
+const DROP: &str = "type filter hook prerouting priority raw; meta l4proto tcp drop;";
+
+/// The peer acknowledges the send queue between the end of the lock and activation: what is sent again then keeps its
+/// place in the stream.
+fn an_acknowledgement_that_comes_before(v6: bool) {
+    let net = Net::new();
+    let (mut peer, mut server) = net.connect(v6);
+    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    let nft_on_a = |rules: String| net.a.run(|| nft(&rules)).unwrap();
+    nft_on_a(format!("table inet t {{ chain i {{ {DROP} }}; }}"));
+    let octets = pattern(1, 14_480);
+    server.write_all(&octets).unwrap();
+    let mut got = vec![0; octets.len()];
+    peer.read_exact(&mut got).unwrap();
+    assert!(got == octets);
+
+    let frozen = FrozenSocket::freeze(server.into()).unwrap();
+    let snapshot = frozen.read().unwrap();
+    assert_eq!((&snapshot.send_queue, snapshot.unsent), (&octets, 0));
+    frozen.discard().unwrap();
+    net.point_peer_at_b();
+    let restored = net.b.run(|| {
+        let start = QueueStart {
+            snd_una: snapshot.marks.snd_una,
+            copied_seq: snapshot.marks.rcv_nxt,
+        };
+        let bound = ClosedSocket::open(v6).unwrap().bind(local).unwrap();
+        let mss_clamp = snapshot.negotiated.mss_clamp;
+        let mut socket = bound.connect(remote, start, mss_clamp).unwrap();
+        let negotiated = &snapshot.negotiated;
+        socket.negotiated(negotiated, snapshot.timestamp).unwrap();
+        socket.fill_send_queue(&octets, 0).unwrap();
+        socket.reach(State::Established, &[], 0).unwrap();
+        socket.window(snapshot.window).unwrap();
+        // Nothing is locked.
+        peer.write_all(b"up").unwrap();
+        until("the peer's acknowledgement has come", || {
+            sockopt::send_queue_len(socket.as_fd()).unwrap() == 0
+        });
+        socket.activate(false).unwrap()
+    });
+    let mut server = TcpStream::from(restored.unwrap());
+    server.set_nonblocking(false).unwrap();
+    let mut got = [0; 2];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"up");
+    server.write_all(b"new").unwrap();
+    drop(server);
+    let mut rest = Vec::new();
+    peer.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), 3, "octets that were sent before came again");
+    assert_eq!(rest, b"new");
+}
+
+kernel_test!(an_ipv4_acknowledgement_that_comes_before_activation, || {
+    an_acknowledgement_that_comes_before(false);
+});
+
+kernel_test!(an_ipv6_acknowledgement_that_comes_before_activation, || {
+    an_acknowledgement_that_comes_before(true);
+});

@@ -1,0 +1,98 @@
+//! The peer: sends numbered octets all the time, and gets each of them back.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tcpmig_sys::lab::Host;
+
+use crate::roles::SERVICE;
+use crate::support::{numbered, until};
+
+#[derive(Default)]
+struct Seen {
+    back: AtomicU64,
+    wrong: AtomicBool,
+    stop: AtomicBool,
+}
+
+pub(crate) struct Peer {
+    seen: Arc<Seen>,
+    stream: TcpStream,
+}
+
+impl Peer {
+    pub(crate) fn start(host: &Host) -> Self {
+        let stream = host.run(|| TcpStream::connect(SERVICE)).unwrap().unwrap();
+        stream.set_nodelay(true).unwrap();
+        let seen = Arc::new(Seen::default());
+        let (mut out, mut back) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+        let writing = seen.clone();
+        thread::spawn(move || {
+            let mut sent = 0;
+            while !writing.stop.load(Ordering::Relaxed)
+                && out.write_all(&numbered(sent, 100)).is_ok()
+            {
+                sent += 100;
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        let reading = seen.clone();
+        thread::spawn(move || {
+            let (mut octets, mut at) = ([0; 4096], 0);
+            loop {
+                match back.read(&mut octets) {
+                    Ok(0) => return,
+                    Ok(count) => {
+                        if octets[..count] != numbered(at, count) {
+                            reading.wrong.store(true, Ordering::Relaxed);
+                        }
+                        at += count as u64;
+                        reading.back.store(at, Ordering::Relaxed);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Self { seen, stream }
+    }
+
+    /// What it sends from now on comes back, and all before it did.
+    pub(crate) fn gets_on(&self, when: &str) {
+        let from = self.seen.back.load(Ordering::Relaxed);
+        until(when, || {
+            self.seen.back.load(Ordering::Relaxed) > from + 60_000
+        });
+        assert!(
+            !self.seen.wrong.load(Ordering::Relaxed),
+            "other octets came back"
+        );
+    }
+
+    /// Nothing comes back, and nobody ends the connection.
+    pub(crate) fn is_left_alone(&self) {
+        thread::sleep(Duration::from_millis(100));
+        let from = self.seen.back.load(Ordering::Relaxed);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(1) {
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(
+                self.seen.back.load(Ordering::Relaxed),
+                from,
+                "somebody answered"
+            );
+            assert!(self.stream.take_error().unwrap().is_none());
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.seen.stop.store(true, Ordering::Relaxed);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}

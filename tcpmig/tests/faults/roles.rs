@@ -1,0 +1,194 @@
+//! The processes of the two hosts. Each says where it stands and waits for a line before it goes on.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tcpmig::capture::Frozen;
+use tcpmig::driver::journal::{File, Journal, Note};
+use tcpmig::driver::{Destination, Ending, Mover, Options, serve_with};
+use tcpmig::handover::HandoverId;
+use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
+use tcpmig_format::FourTuple;
+use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
+
+use crate::Step;
+use crate::support::endpoint;
+
+pub(crate) const SERVICE: &str = "198.18.0.80:80";
+const SOURCE: &str = "198.18.0.1:7077";
+const TARGET: &str = "198.18.0.2:7077";
+
+pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
+    let (role, journal) = (arguments.next().unwrap(), arguments.next().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    match role.as_str() {
+        "source" => runtime.block_on(source()),
+        "target" => runtime.block_on(target(Path::new(&journal))),
+        other => panic!("no role {other}"),
+    }
+}
+
+fn pem() -> [String; 3] {
+    ["CERT", "KEY", "CA"].map(|name| std::env::var(name).unwrap())
+}
+
+fn stop_at(step: Step) {
+    println!("at {step:?}");
+    hear();
+}
+
+fn hear() -> String {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).unwrap();
+    line
+}
+
+fn options() -> Options {
+    Options {
+        settle: Duration::ZERO,
+        prepared_within: Duration::from_millis(800),
+        answer_within: Duration::from_millis(300),
+        ..Options::default()
+    }
+}
+
+/// Answers until it is told to stop, and then nothing that was read is unanswered.
+fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
+    stream.set_nonblocking(false).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let mut octets = [0; 4096];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut octets) {
+            Ok(0) => return,
+            Ok(count) => stream.write_all(&octets[..count]).unwrap(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // The peer has gone.
+            Err(_) => return,
+        }
+    }
+}
+
+async fn source() {
+    let service: SocketAddr = SERVICE.parse().unwrap();
+    let listener = TcpListener::bind(service).unwrap();
+    let locker = Arc::new(Stopping(tcpmig::locker::nftables().unwrap()));
+    let endpoint = endpoint(SOURCE.parse().unwrap(), &pem());
+    println!("listening");
+    let (stream, _) = listener.accept().unwrap();
+    drop(listener);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| echo(&stream, &stop));
+        hear();
+        stop.store(true, Ordering::Relaxed);
+    });
+    let target: SocketAddr = TARGET.parse().unwrap();
+    let redirected = Redirected::new(target.ip(), Duration::from_secs(60)).unwrap();
+    let to = Destination {
+        address: target,
+        name: "host-b".to_owned(),
+        steer: Arc::new(StoppingSteer(redirected)),
+    };
+    let mover = Mover::new(endpoint, locker, options());
+    let outcome = mover.move_out(OwnedFd::from(stream), None, &to).await;
+    println!("{:?}", outcome.ending.fate());
+    if let Ending::Kept { socket, reason, .. } = outcome.ending {
+        eprintln!("kept: {reason}");
+        tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn target(journal: &Path) {
+    let locker = Arc::new(tcpmig::locker::nftables().unwrap());
+    let endpoint = endpoint(TARGET.parse().unwrap(), &pem());
+    let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
+    let mut arrivals = serve_with(endpoint, locker, options(), journal);
+    println!("serving");
+    while let Some(arrived) = arrivals.next().await {
+        let mut stream = TcpStream::from(arrived.socket);
+        stream.set_nonblocking(false).unwrap();
+        stream.write_all(&arrived.unwritten).unwrap();
+        // The rest of the process goes on: it may have to say ACTIVE again.
+        tokio::task::spawn_blocking(move || {
+            stop_at(Step::Active);
+            echo(&stream, &AtomicBool::new(false));
+        });
+    }
+}
+
+struct StoppingJournal(File);
+
+impl Journal for StoppingJournal {
+    fn note(&self, id: HandoverId, note: Note) -> io::Result<()> {
+        match note {
+            Note::Prepared => {
+                self.0.note(id, note)?;
+                stop_at(Step::Prepare);
+            }
+            Note::Activating => {
+                stop_at(Step::Activate);
+                self.0.note(id, note)?;
+                stop_at(Step::Noted);
+            }
+            Note::Aborted => self.0.note(id, note)?,
+        }
+        Ok(())
+    }
+
+    fn recall(&self, id: HandoverId) -> Option<Note> {
+        self.0.recall(id)
+    }
+}
+
+struct Stopping(Nftables);
+
+impl Locker for Stopping {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let guard = self.0.lock(flows, lease)?;
+        stop_at(Step::Locked);
+        Ok(guard)
+    }
+
+    fn sweep(&self) -> Result<Swept, LockError> {
+        self.0.sweep()
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, LockError> {
+        self.0.list()
+    }
+}
+
+struct StoppingSteer(Redirected);
+
+impl Steer for StoppingSteer {
+    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+        Ok(Box::new(StoppingSteering(self.0.plan(flow)?)))
+    }
+}
+
+struct StoppingSteering(Box<dyn Steering>);
+
+impl Steering for StoppingSteering {
+    fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError> {
+        stop_at(Step::Steering);
+        self.0.steer(frozen)?;
+        stop_at(Step::Steered);
+        Ok(())
+    }
+}
