@@ -15,6 +15,7 @@ impl<'a> Arbitrary<'a> for Image {
         let listen: Option<ListenImage> = u.arbitrary()?;
         let connection = listen.is_none();
         Ok(Self {
+            taken: u.arbitrary()?,
             ip: if connection { u.arbitrary()? } else { None },
             tcp: if connection { u.arbitrary()? } else { None },
             app: u.arbitrary()?,

@@ -1,5 +1,7 @@
 //! The fixed header of an image.
 
+use crc32fast::Hasher;
+
 use crate::{DecodeError, FORMAT_VERSION};
 
 /// The first octets of an image.
@@ -106,8 +108,8 @@ impl Envelope {
     }
 }
 
-/// Checks the envelope and returns the payload.
-pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<&[u8], DecodeError> {
+/// Checks the envelope and returns it with the payload.
+pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<(Envelope, &[u8]), DecodeError> {
     let envelope = Envelope::peek(bytes)?;
     envelope.check_version()?;
     let needed = envelope.image_length();
@@ -137,22 +139,32 @@ pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<&[u8], DecodeError>
             computed,
         });
     }
-    Ok(&bytes[Envelope::LEN..])
+    Ok((envelope, &bytes[Envelope::LEN..]))
 }
 
-/// Fills in the header of an image whose payload is in place.
-pub(crate) fn seal(image: &mut [u8]) {
+/// Fills in the header of an image whose payload is in place and has this checksum.
+pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: Hasher) {
     let length = (image.len() - Envelope::LEN) as u64;
     image[..8].copy_from_slice(&MAGIC);
-    image[8..10].copy_from_slice(&FORMAT_VERSION.to_be_bytes());
-    image[10..12].copy_from_slice(&FORMAT_VERSION.to_be_bytes());
+    image[8..10].copy_from_slice(&version.to_be_bytes());
+    image[10..12].copy_from_slice(&min_version.to_be_bytes());
     image[12..20].copy_from_slice(&length.to_be_bytes());
-    let checksum = checksum(image);
-    image[CHECKSUM_AT..Envelope::LEN].copy_from_slice(&checksum.to_be_bytes());
+    let mut checksum = Hasher::new();
+    checksum.update(&image[..CHECKSUM_AT]);
+    checksum.combine(&payload);
+    image[CHECKSUM_AT..Envelope::LEN].copy_from_slice(&checksum.finalize().to_be_bytes());
+}
+
+/// The same for a payload from elsewhere.
+#[cfg(any(test, feature = "arbitrary"))]
+pub(crate) fn seal_as(image: &mut [u8], version: u16, min_version: u16) {
+    let mut hasher = Hasher::new();
+    hasher.update(&image[Envelope::LEN..]);
+    seal(image, version, min_version, hasher);
 }
 
 fn checksum(image: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
+    let mut hasher = Hasher::new();
     hasher.update(&image[..CHECKSUM_AT]);
     hasher.update(&image[Envelope::LEN..]);
     hasher.finalize()
@@ -165,15 +177,16 @@ mod tests {
     fn sealed(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; Envelope::LEN];
         image.extend_from_slice(payload);
-        seal(&mut image);
+        seal_as(&mut image, FORMAT_VERSION, 1);
         image
     }
 
     #[test]
     fn sealed_envelopes_open() {
         let image = sealed(b"payload");
-        assert_eq!(open(&image, 1000), Ok(&b"payload"[..]));
-        let envelope = Envelope::peek(&image[..Envelope::LEN]).unwrap();
+        let (envelope, payload) = open(&image, 1000).unwrap();
+        assert_eq!(payload, b"payload");
+        assert_eq!(envelope, Envelope::peek(&image[..Envelope::LEN]).unwrap());
         assert_eq!(envelope.version, FORMAT_VERSION);
         assert_eq!(envelope.image_length(), 31);
     }

@@ -1,7 +1,7 @@
 //! Bodies of the fuzz targets, so that the targets are one line each and
 //! these are compiled and linted with the crate.
 
-use crate::{Envelope, Image, Limits};
+use crate::{Envelope, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, Limits};
 
 /// Decodes any octets; what decodes encodes to an image that is equal.
 pub fn decode(bytes: &[u8]) {
@@ -12,7 +12,7 @@ pub fn decode(bytes: &[u8]) {
     // Behind the checksum, where mutated octets hardly ever come.
     let mut sealed = vec![0; Envelope::LEN];
     sealed.extend_from_slice(bytes);
-    crate::envelope::seal(&mut sealed);
+    crate::envelope::seal_as(&mut sealed, FORMAT_VERSION, LOWEST_COMPATIBLE_VERSION);
     if let Ok(image) = Image::decode(&sealed, &Limits::default()) {
         roundtrip(&image);
     }

@@ -1,13 +1,16 @@
 //! The image of a connection.
 
-use crate::schema::v1;
+use crate::schema::{self, Source, Writer};
 use crate::{
     DecodeError, EncodeError, Envelope, InvalidListen, IpImage, Limits, ListenImage, Octets,
     TcpImage, envelope,
 };
 
 /// The version of the format that this crate writes.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
+
+/// The lowest version of the format whose readers understand what this crate writes.
+pub const LOWEST_COMPATIBLE_VERSION: u16 = 1;
 
 /// The most octets that a queue or the payload of an application can have:
 /// 1 GiB, which is also the largest window (RFC 7323).
@@ -35,6 +38,8 @@ const MAX_TEXT: usize = 255;
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Image {
+    /// When the image was taken: microseconds since 1970-01-01 00:00 UTC by the clock of the host that took it.
+    pub taken: Option<u64>,
     /// Addresses and routing.
     pub ip: Option<IpImage>,
     /// The connection.
@@ -66,6 +71,33 @@ impl Image {
     ///
     /// [`EncodeError`] if a layer contradicts itself or is too long.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        self.encode_with(FORMAT_VERSION, schema::write)
+    }
+
+    /// The image as the writer of this version wrote it, without what came later.
+    #[cfg(any(test, feature = "arbitrary"))]
+    pub(crate) fn encode_as(&self, version: u16) -> Result<Vec<u8>, EncodeError> {
+        self.encode_with(version, |image, to| schema::write_as(version, image, to))
+    }
+
+    fn encode_with(
+        &self,
+        version: u16,
+        write: impl FnOnce(&Self, &mut Writer<'_>) -> Result<(), EncodeError>,
+    ) -> Result<Vec<u8>, EncodeError> {
+        self.check()?;
+        // Large enough to never grow: that would cost a copy and leave the
+        // queues behind in freed memory.
+        let mut bytes = Vec::with_capacity(self.size_estimate());
+        bytes.resize(Envelope::LEN, 0);
+        let mut payload = Writer::new(&mut bytes);
+        write(self, &mut payload)?;
+        let checksum = payload.finish();
+        envelope::seal(&mut bytes, version, LOWEST_COMPATIBLE_VERSION, checksum);
+        Ok(bytes)
+    }
+
+    fn check(&self) -> Result<(), EncodeError> {
         if let Some(ip) = &self.ip {
             ip.check()?;
         }
@@ -80,23 +112,39 @@ impl Image {
                 }
             }
         }
-        // Large enough to never grow: that would cost a copy and leave the
-        // queues behind in freed memory.
-        let mut bytes = Vec::with_capacity(self.size_estimate());
-        bytes.resize(Envelope::LEN, 0);
-        v1::write(self, &mut bytes)?;
-        envelope::seal(&mut bytes);
-        Ok(bytes)
+        Ok(())
     }
 
-    /// The image in `bytes`, which must end with it.
+    /// The image in `bytes`, which must end with it. Queues and payload are copied.
     ///
     /// # Errors
     ///
     /// [`DecodeError`], which says what is wrong and where.
     pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, DecodeError> {
-        let payload = envelope::open(bytes, limits.max_image)?;
-        v1::read(payload, limits)
+        let (envelope, payload) = envelope::open(bytes, limits.max_image)?;
+        schema::read(envelope.version, payload, Source::Copied, limits)
+    }
+
+    /// As [`Image::decode`], but queues and payload stay where they are, in the memory of `bytes`, which is zeroed
+    /// when the last of them is dropped; on failure at once.
+    ///
+    /// ```
+    /// use tcpmig_format::{Image, Limits, Octets};
+    ///
+    /// # let bytes = Image::default().encode()?;
+    /// let image = Image::decode_shared(Octets::from(bytes), &Limits::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::decode`].
+    pub fn decode_shared(mut bytes: Octets, limits: &Limits) -> Result<Self, DecodeError> {
+        // A second handle to the same memory, which parts are taken from while the payload is borrowed.
+        let mut whole = bytes.clone_shared();
+        let (envelope, payload) = envelope::open(&bytes, limits.max_image)?;
+        let source = Source::Shared(&mut whole);
+        schema::read(envelope.version, payload, source, limits)
     }
 
     /// Whether the listener, if there is one, agrees with itself and with what is beside it.

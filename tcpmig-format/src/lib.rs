@@ -64,7 +64,7 @@ pub use check::InvalidTcp;
 pub use envelope::{Envelope, MAGIC};
 pub use error::{DecodeError, EncodeError};
 pub use flow::{FlowError, FourTuple};
-pub use image::{AppImage, FORMAT_VERSION, Image, MAX_OCTETS};
+pub use image::{AppImage, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, MAX_OCTETS};
 pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use limits::Limits;
 pub use listen::{InvalidListen, ListenImage};

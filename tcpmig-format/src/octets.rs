@@ -1,8 +1,9 @@
 //! Byte buffers that keep their content to themselves.
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
+use bytes::Bytes;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The octets of a queue or of an application.
@@ -12,13 +13,28 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// grows. `From<Vec<u8>>` takes the vector over without a copy; copies that
 /// the caller made before are the caller's to wipe.
 ///
+/// Parts of one buffer ([`Octets::slice`], the queues that
+/// [`Image::decode_shared`](crate::Image::decode_shared) finds) share its
+/// memory, which is zeroed when the last of them is dropped.
+///
 /// ```
 /// let octets = tcpmig_format::Octets::from(&b"secret"[..]);
 /// assert_eq!(&octets[..2], b"se");
 /// assert_eq!(format!("{octets:?}"), "Octets(6)");
 /// ```
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Octets(Vec<u8>);
+#[derive(Clone)]
+pub struct Octets(Memory);
+
+#[derive(Clone)]
+enum Memory {
+    Own(Wiped),
+    /// Part of a [`Wiped`] that other parts belong to as well.
+    Shared(Bytes),
+}
+
+/// Octets that are zeroed on drop.
+#[derive(Clone, Default)]
+struct Wiped(Vec<u8>);
 
 impl Octets {
     /// No octets.
@@ -27,29 +43,76 @@ impl Octets {
         Self::default()
     }
 
-    /// Appends `octets`.
+    /// Appends `octets`. A part of a shared buffer is copied first.
     pub fn extend_from_slice(&mut self, octets: &[u8]) {
-        let needed = self.0.len() + octets.len();
-        if needed > self.0.capacity() {
-            // Vec would free the old allocation as it is; dropping Octets zeroes it.
-            let mut grown = Vec::with_capacity(needed.max(self.0.capacity() * 2));
-            grown.extend_from_slice(&self.0);
-            *self = Self(grown);
+        let needed = self.len() + octets.len();
+        if let Memory::Own(Wiped(own)) = &mut self.0
+            && needed <= own.capacity()
+        {
+            own.extend_from_slice(octets);
+            return;
         }
-        self.0.extend_from_slice(octets);
+        // Vec would free the old allocation as it is; dropping Octets zeroes it.
+        let mut grown = Vec::with_capacity(needed.max(self.len().saturating_mul(2)));
+        grown.extend_from_slice(self);
+        grown.extend_from_slice(octets);
+        *self = grown.into();
     }
 
-    /// Takes the first `count` octets out and returns them.
+    /// Takes the first `count` octets out and returns them; no octet is copied.
     ///
     /// # Panics
     ///
     /// If there are fewer than `count`.
     pub fn split_to(&mut self, count: usize) -> Self {
-        let front = Self::from(&self.0[..count]);
-        self.0.drain(..count);
-        front
+        Self(Memory::Shared(self.share().split_to(count)))
+    }
+
+    /// Part of the octets, in the same memory.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not within them.
+    #[must_use]
+    pub fn slice(mut self, range: Range<usize>) -> Self {
+        Self(Memory::Shared(self.share().slice(range)))
+    }
+
+    /// Another handle to the same memory.
+    pub(crate) fn clone_shared(&mut self) -> Self {
+        Self(Memory::Shared(self.share().clone()))
+    }
+
+    /// The part that `octets`, a slice of these octets, is, in the same memory.
+    pub(crate) fn part(&mut self, octets: &[u8]) -> Self {
+        Self(Memory::Shared(self.share().slice_ref(octets)))
+    }
+
+    fn share(&mut self) -> &mut Bytes {
+        if let Memory::Own(own) = &mut self.0 {
+            self.0 = Memory::Shared(Bytes::from_owner(std::mem::take(own)));
+        }
+        match &mut self.0 {
+            Memory::Shared(shared) => shared,
+            // INVARIANT: replaced above.
+            Memory::Own(_) => unreachable!("the octets are shared"),
+        }
     }
 }
+
+impl Default for Octets {
+    fn default() -> Self {
+        Self(Memory::Own(Wiped::default()))
+    }
+}
+
+impl PartialEq for Octets {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Octets {}
 
 /// Zeroes the whole allocation. As one slice it is filled at the speed of
 /// memory; `Vec::zeroize` goes octet by octet, which takes ten times as long.
@@ -58,9 +121,15 @@ fn wipe(octets: &mut Vec<u8>) {
     octets.as_mut_slice().zeroize();
 }
 
-impl Drop for Octets {
+impl Drop for Wiped {
     fn drop(&mut self) {
         wipe(&mut self.0);
+    }
+}
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -68,7 +137,7 @@ impl ZeroizeOnDrop for Octets {}
 
 impl From<Vec<u8>> for Octets {
     fn from(octets: Vec<u8>) -> Self {
-        Self(octets)
+        Self(Memory::Own(Wiped(octets)))
     }
 }
 
@@ -78,11 +147,21 @@ impl From<&[u8]> for Octets {
     }
 }
 
+/// Without a copy if nobody else holds the memory of `octets`. A copy that somebody else holds is not zeroed.
+impl From<Bytes> for Octets {
+    fn from(octets: Bytes) -> Self {
+        Vec::from(octets).into()
+    }
+}
+
 impl Deref for Octets {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Memory::Own(Wiped(own)) => own,
+            Memory::Shared(shared) => shared,
+        }
     }
 }
 
@@ -112,6 +191,29 @@ mod tests {
         assert_eq!(&*octets, b"two three");
         assert_eq!(&*octets.split_to(9), b"two three");
         assert!(octets.is_empty());
+        octets.extend_from_slice(b"four");
+        assert_eq!(&*octets, b"four");
+    }
+
+    #[test]
+    fn parts_share_their_memory() {
+        let whole = Octets::from(&b"one two three"[..]);
+        let at = whole.as_ptr();
+        let mut part = whole.slice(4..13);
+        assert_eq!(&*part, b"two three");
+        assert_eq!(part.as_ptr(), at.wrapping_add(4));
+        let front = part.split_to(3);
+        assert_eq!((&*front, &*part), (&b"two"[..], &b" three"[..]));
+        assert_eq!(part.as_ptr(), at.wrapping_add(7));
+        part.extend_from_slice(b"!");
+        assert_eq!((&*front, &*part), (&b"two"[..], &b" three!"[..]));
+    }
+
+    #[test]
+    fn bytes_that_nobody_else_holds_are_taken_over() {
+        let bytes = Bytes::from(b"password".to_vec());
+        let at = bytes.as_ptr();
+        assert_eq!(Octets::from(bytes).as_ptr(), at);
     }
 
     #[test]

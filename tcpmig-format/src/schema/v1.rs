@@ -1,329 +1,322 @@
 //! Format version 1, as FORMAT.md describes it. Octets and texts are borrowed
-//! on both ways: what is encoded is copied once, and what is decoded is held
-//! against the limits before anything is copied.
+//! on both ways.
 
-mod critical;
-mod decode;
-mod encode;
-
-pub(crate) use decode::read;
-pub(crate) use encode::write;
-
-use critical::Critical;
 use serde::{Deserialize, Serialize};
 
+use super::critical::Critical;
+
 #[derive(Serialize, Deserialize)]
-struct Image<'a> {
+pub(super) struct Image<'a> {
     #[serde(borrow)]
-    critical: Critical<'a>,
+    pub(super) critical: Critical<'a>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    ip: Option<Ip<'a>>,
+    pub(super) ip: Option<Ip<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    tcp: Option<Tcp<'a>>,
+    pub(super) tcp: Option<Tcp<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    app: Option<App<'a>>,
+    pub(super) app: Option<App<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    listen: Option<Listen<'a>>,
+    pub(super) listen: Option<Listen<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Listen<'a> {
+pub(super) struct Listen<'a> {
     #[serde(borrow)]
-    local: End<'a>,
+    pub(super) local: End<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    v6_only: Option<bool>,
+    pub(super) v6_only: Option<bool>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    scope: Option<&'a str>,
+    pub(super) scope: Option<&'a str>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    bound_device: Option<&'a str>,
-    transparent: Option<bool>,
-    freebind: Option<bool>,
+    pub(super) bound_device: Option<&'a str>,
+    pub(super) transparent: Option<bool>,
+    pub(super) freebind: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    mark: Option<u32>,
+    pub(super) mark: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<u32>,
-    backlog: u32,
+    pub(super) priority: Option<u32>,
+    pub(super) backlog: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    defer_accept: Option<u32>,
+    pub(super) defer_accept: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    fast_open: Option<u32>,
+    pub(super) fast_open: Option<u32>,
     #[serde(borrow)]
-    socket: Option<Socket<'a>>,
+    pub(super) socket: Option<Socket<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Ip<'a> {
-    family: &'a str,
+pub(super) struct Ip<'a> {
+    pub(super) family: &'a str,
     #[serde(borrow)]
-    local: End<'a>,
+    pub(super) local: End<'a>,
     #[serde(borrow)]
-    remote: End<'a>,
+    pub(super) remote: End<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    v6_only: Option<bool>,
+    pub(super) v6_only: Option<bool>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    scope: Option<&'a str>,
+    pub(super) scope: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ttl: Option<u8>,
+    pub(super) ttl: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hop_limit: Option<u8>,
+    pub(super) hop_limit: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tos: Option<u8>,
+    pub(super) tos: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traffic_class: Option<u8>,
+    pub(super) traffic_class: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    flow_label: Option<u32>,
+    pub(super) flow_label: Option<u32>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    bound_device: Option<&'a str>,
-    transparent: Option<bool>,
-    freebind: Option<bool>,
+    pub(super) bound_device: Option<&'a str>,
+    pub(super) transparent: Option<bool>,
+    pub(super) freebind: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    mark: Option<u32>,
+    pub(super) mark: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<u32>,
+    pub(super) priority: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    flow_label_share: Option<u8>,
+    pub(super) flow_label_share: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    flow_info_send: Option<bool>,
+    pub(super) flow_info_send: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    flow_label_reflect: Option<bool>,
+    pub(super) flow_label_reflect: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    auto_flow_label: Option<bool>,
+    pub(super) auto_flow_label: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    mtu_discover: Option<u8>,
+    pub(super) mtu_discover: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    mtu_discover_v6: Option<u8>,
+    pub(super) mtu_discover_v6: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    min_ttl: Option<u8>,
+    pub(super) min_ttl: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    min_hop_limit: Option<u8>,
+    pub(super) min_hop_limit: Option<u8>,
     #[serde(
         borrow,
         with = "serde_bytes",
         default,
         skip_serializing_if = "Option::is_none"
     )]
-    ip_options: Option<&'a [u8]>,
+    pub(super) ip_options: Option<&'a [u8]>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bind_address_no_port: Option<bool>,
+    pub(super) bind_address_no_port: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    local_port_range: Option<u32>,
+    pub(super) local_port_range: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_errors: Option<bool>,
+    pub(super) receive_errors: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_packet_info: Option<bool>,
+    pub(super) receive_packet_info: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_ttl: Option<bool>,
+    pub(super) receive_ttl: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_tos: Option<bool>,
+    pub(super) receive_tos: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_errors_v6: Option<bool>,
+    pub(super) receive_errors_v6: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_packet_info_v6: Option<bool>,
+    pub(super) receive_packet_info_v6: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_hop_limit: Option<bool>,
+    pub(super) receive_hop_limit: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_traffic_class: Option<bool>,
+    pub(super) receive_traffic_class: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_flow_info: Option<bool>,
+    pub(super) receive_flow_info: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_hop_options: Option<bool>,
+    pub(super) receive_hop_options: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_routing_header: Option<bool>,
+    pub(super) receive_routing_header: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_destination_options: Option<bool>,
+    pub(super) receive_destination_options: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct End<'a> {
+pub(super) struct End<'a> {
     #[serde(with = "serde_bytes")]
-    address: &'a [u8],
-    port: u16,
+    pub(super) address: &'a [u8],
+    pub(super) port: u16,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Tcp<'a> {
-    state: u8,
+pub(super) struct Tcp<'a> {
+    pub(super) state: u8,
     #[serde(borrow)]
-    send: Send<'a>,
+    pub(super) send: Send<'a>,
     #[serde(borrow)]
-    receive: Receive<'a>,
+    pub(super) receive: Receive<'a>,
     #[serde(borrow)]
-    negotiated: Negotiated<'a>,
-    window: Window,
+    pub(super) negotiated: Negotiated<'a>,
+    pub(super) window: Window,
     #[serde(borrow)]
-    socket: Option<Socket<'a>>,
+    pub(super) socket: Option<Socket<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pending_error: Option<PendingError>,
+    pub(super) pending_error: Option<PendingError>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct PendingError {
-    errno: u16,
-    after_fin: bool,
+pub(super) struct PendingError {
+    pub(super) errno: u16,
+    pub(super) after_fin: bool,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Send<'a> {
-    snd_una: u32,
+pub(super) struct Send<'a> {
+    pub(super) snd_una: u32,
     #[serde(with = "serde_bytes")]
-    sent: &'a [u8],
+    pub(super) sent: &'a [u8],
     #[serde(with = "serde_bytes")]
-    unsent: &'a [u8],
+    pub(super) unsent: &'a [u8],
 }
 
 #[derive(Serialize, Deserialize)]
-struct Receive<'a> {
-    rcv_nxt: u32,
+pub(super) struct Receive<'a> {
+    pub(super) rcv_nxt: u32,
     #[serde(with = "serde_bytes")]
-    queue: &'a [u8],
+    pub(super) queue: &'a [u8],
 }
 
 #[derive(Serialize, Deserialize)]
-struct Negotiated<'a> {
-    mss_clamp: u16,
+pub(super) struct Negotiated<'a> {
+    pub(super) mss_clamp: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    window_scale: Option<WindowScale>,
-    sack: Option<bool>,
+    pub(super) window_scale: Option<WindowScale>,
+    pub(super) sack: Option<bool>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    timestamps: Option<Timestamps<'a>>,
+    pub(super) timestamps: Option<Timestamps<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct WindowScale {
-    snd: u8,
-    rcv: u8,
+pub(super) struct WindowScale {
+    pub(super) snd: u8,
+    pub(super) rcv: u8,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Timestamps<'a> {
-    value: u32,
-    unit: &'a str,
+pub(super) struct Timestamps<'a> {
+    pub(super) value: u32,
+    pub(super) unit: &'a str,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Window {
-    snd_wl1: u32,
-    snd_wnd: u32,
-    max_window: u32,
-    rcv_wnd: u32,
-    rcv_wup: u32,
+pub(super) struct Window {
+    pub(super) snd_wl1: u32,
+    pub(super) snd_wnd: u32,
+    pub(super) max_window: u32,
+    pub(super) rcv_wnd: u32,
+    pub(super) rcv_wup: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Socket<'a> {
+pub(super) struct Socket<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    reuse_addr: Option<bool>,
+    pub(super) reuse_addr: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reuse_port: Option<bool>,
+    pub(super) reuse_port: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    no_delay: Option<bool>,
+    pub(super) no_delay: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cork: Option<bool>,
+    pub(super) cork: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    oob_inline: Option<bool>,
+    pub(super) oob_inline: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    non_blocking: Option<bool>,
+    pub(super) non_blocking: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    keep_alive: Option<KeepAlive>,
+    pub(super) keep_alive: Option<KeepAlive>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    linger: Option<Linger>,
+    pub(super) linger: Option<Linger>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_buffer: Option<u32>,
+    pub(super) receive_buffer: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    send_buffer: Option<u32>,
+    pub(super) send_buffer: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    buffer_lock: Option<u8>,
+    pub(super) buffer_lock: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_low_water: Option<u32>,
+    pub(super) receive_low_water: Option<u32>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    congestion: Option<&'a str>,
+    pub(super) congestion: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_timeout: Option<u32>,
+    pub(super) user_timeout: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    not_sent_low_water: Option<u32>,
+    pub(super) not_sent_low_water: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    quick_ack: Option<bool>,
+    pub(super) quick_ack: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    linger2: Option<i32>,
+    pub(super) linger2: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    syn_count: Option<u32>,
+    pub(super) syn_count: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    window_clamp: Option<u32>,
+    pub(super) window_clamp: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    max_pacing_rate: Option<u64>,
+    pub(super) max_pacing_rate: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    shut_read: Option<bool>,
+    pub(super) shut_read: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    close_on_exec: Option<bool>,
+    pub(super) close_on_exec: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receive_timeout: Option<u64>,
+    pub(super) receive_timeout: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    send_timeout: Option<u64>,
+    pub(super) send_timeout: Option<u64>,
     #[serde(
         borrow,
         with = "serde_bytes",
         default,
         skip_serializing_if = "Option::is_none"
     )]
-    filter: Option<&'a [u8]>,
+    pub(super) filter: Option<&'a [u8]>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    lock_filter: Option<bool>,
+    pub(super) lock_filter: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    peek_offset: Option<u32>,
+    pub(super) peek_offset: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    dont_route: Option<bool>,
+    pub(super) dont_route: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    busy_poll: Option<u32>,
+    pub(super) busy_poll: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prefer_busy_poll: Option<bool>,
+    pub(super) prefer_busy_poll: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    zero_copy: Option<bool>,
+    pub(super) zero_copy: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    select_error_queue: Option<bool>,
+    pub(super) select_error_queue: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<bool>,
+    pub(super) timestamp: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp_ns: Option<bool>,
+    pub(super) timestamp_ns: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timestamping: Option<u32>,
+    pub(super) timestamping: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp_new: Option<bool>,
+    pub(super) timestamp_new: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tx_rehash: Option<bool>,
+    pub(super) tx_rehash: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    defer_accept: Option<u32>,
+    pub(super) defer_accept: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    thin_linear_timeouts: Option<bool>,
+    pub(super) thin_linear_timeouts: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tx_delay: Option<u32>,
+    pub(super) tx_delay: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    inq: Option<bool>,
+    pub(super) inq: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    rto_max: Option<u32>,
+    pub(super) rto_max: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    rto_min: Option<u32>,
+    pub(super) rto_min: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    delayed_ack_max: Option<u32>,
+    pub(super) delayed_ack_max: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct KeepAlive {
-    on: bool,
-    idle: u32,
-    interval: u32,
-    count: u32,
+pub(super) struct KeepAlive {
+    pub(super) on: bool,
+    pub(super) idle: u32,
+    pub(super) interval: u32,
+    pub(super) count: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Linger {
-    on: bool,
-    seconds: u32,
+pub(super) struct Linger {
+    pub(super) on: bool,
+    pub(super) seconds: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct App<'a> {
-    kind: &'a str,
-    version: u32,
+pub(super) struct App<'a> {
+    pub(super) kind: &'a str,
+    pub(super) version: u32,
     #[serde(with = "serde_bytes")]
-    payload: &'a [u8],
+    pub(super) payload: &'a [u8],
 }

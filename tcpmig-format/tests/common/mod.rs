@@ -7,6 +7,9 @@ pub(crate) mod wire;
 
 use tcpmig_format::*;
 
+/// 2026-11-26 12:00:00.5 UTC.
+const TAKEN: u64 = 1_795_694_400_500_000;
+
 /// An image in which every field is there, each with its own value.
 pub(crate) fn full() -> Image {
     let mut ip = IpImage::new(
@@ -26,6 +29,7 @@ pub(crate) fn full() -> Image {
     ip.mark = Some(0xdead_beef);
     ip.priority = Some(6);
     Image {
+        taken: Some(TAKEN),
         ip: Some(ip),
         tcp: Some(TcpImage::new(parts()).unwrap()),
         app: Some(AppImage {
@@ -40,6 +44,7 @@ pub(crate) fn full() -> Image {
 /// A listener in which every field is there, each with its own value.
 pub(crate) fn listener() -> Image {
     Image {
+        taken: Some(TAKEN),
         listen: Some(ListenImage {
             local: "[2001:db8::1]:443".parse().unwrap(),
             v6_only: Some(true),
@@ -155,6 +160,24 @@ pub(crate) fn smallest_tcp() -> Image {
     };
     Image {
         tcp: Some(TcpImage::new(parts).unwrap()),
+        ..Image::default()
+    }
+}
+
+/// A connection with what is required in each layer, and nothing else.
+pub(crate) fn smallest() -> Image {
+    let flow = "10.0.0.1:80,10.0.0.2:1025".parse().unwrap();
+    Image {
+        ip: Some(IpImage::new(flow, SocketFamily::Ipv4)),
+        app: Some(AppImage::default()),
+        ..smallest_tcp()
+    }
+}
+
+/// A listener with what is required, and nothing else.
+pub(crate) fn smallest_listener() -> Image {
+    Image {
+        listen: Some(ListenImage::new("0.0.0.0:80".parse().unwrap(), 1)),
         ..Image::default()
     }
 }

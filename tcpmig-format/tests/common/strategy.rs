@@ -13,7 +13,7 @@ pub(crate) fn image() -> impl Strategy<Value = Image> {
             ip,
             tcp,
             app,
-            listen: None,
+            ..Image::default()
         });
     let listener = (listen(), of(app())).prop_map(|(listen, app)| Image {
         app,
@@ -21,7 +21,8 @@ pub(crate) fn image() -> impl Strategy<Value = Image> {
         ..Image::default()
     });
     // Boxed: together they are too large for a test's stack.
-    prop_oneof![3 => connection.boxed(), 1 => listener.boxed()]
+    let image = prop_oneof![3 => connection.boxed(), 1 => listener.boxed()];
+    (image, any::<Option<u64>>()).prop_map(|(image, taken)| Image { taken, ..image })
 }
 
 fn listen() -> impl Strategy<Value = ListenImage> {

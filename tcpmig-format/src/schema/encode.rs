@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::critical::Critical;
+use super::{Writer, newest, v1};
 use crate::{EncodeError, SocketFamily, TimestampUnit};
 
 /// An address in network byte order, kept while the wire types borrow it.
@@ -29,8 +30,32 @@ impl AddressOctets {
     }
 }
 
-/// Appends the payload of `image` to `bytes`.
-pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), EncodeError> {
+/// Writes the payload of `image`.
+pub(crate) fn write(image: &crate::Image, to: &mut Writer<'_>) -> Result<(), EncodeError> {
+    with_wire(image, |wire| serialize(&wire, to))
+}
+
+/// Writes the payload of `image` as the writer of this version did, without what came later.
+#[cfg(any(test, feature = "arbitrary"))]
+pub(crate) fn write_as(
+    version: u16,
+    image: &crate::Image,
+    to: &mut Writer<'_>,
+) -> Result<(), EncodeError> {
+    with_wire(image, |wire| match version {
+        1 => serialize(&v1::Image::from(wire), to),
+        _ => serialize(&wire, to),
+    })
+}
+
+fn serialize(wire: &impl Serialize, to: &mut Writer<'_>) -> Result<(), EncodeError> {
+    let mut serializer = rmp_serde::Serializer::new(to).with_struct_map();
+    wire.serialize(&mut serializer)
+        .map_err(|error| EncodeError::Serialize(error.to_string()))
+}
+
+/// Calls `with` with the wire's form of `image`, which borrows from what is made here.
+fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T) -> T {
     let addresses = image.ip.as_ref().map(|ip| {
         let (local, remote) = (ip.flow.local(), ip.flow.remote());
         (AddressOctets::new(local), AddressOctets::new(remote))
@@ -38,8 +63,9 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
     let listening = image.listen.as_ref().map(|l| AddressOctets::new(l.local));
     let listen_filter = image.listen.as_ref().and_then(|l| filter(&l.socket));
     let filter = image.tcp.as_ref().and_then(|tcp| filter(tcp.socket()));
-    let wire = super::Image {
+    with(newest::Image {
         critical: critical(image),
+        taken: image.taken,
         ip: image
             .ip
             .as_ref()
@@ -55,10 +81,7 @@ pub(crate) fn write(image: &crate::Image, bytes: &mut Vec<u8>) -> Result<(), Enc
             .as_ref()
             .zip(listening.as_ref())
             .map(|(listen, local)| listen_part(listen, local.get(), listen_filter.as_deref())),
-    };
-    let mut serializer = rmp_serde::Serializer::new(bytes).with_struct_map();
-    wire.serialize(&mut serializer)
-        .map_err(|error| EncodeError::Serialize(error.to_string()))
+    })
 }
 
 /// Every layer that is there must be understood: a connection restored without
@@ -81,18 +104,18 @@ fn critical(image: &crate::Image) -> Critical<'static> {
     Critical(present.map(|(name, _)| name).collect())
 }
 
-fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> super::Ip<'a> {
-    super::Ip {
+fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> v1::Ip<'a> {
+    v1::Ip {
         family: match ip.family {
             SocketFamily::Ipv4 => "ipv4",
             SocketFamily::Ipv6 => "ipv6",
             SocketFamily::Ipv4Mapped => "ipv4-mapped",
         },
-        local: super::End {
+        local: v1::End {
             address: local,
             port: ip.flow.local().port(),
         },
-        remote: super::End {
+        remote: v1::End {
             address: remote,
             port: ip.flow.remote().port(),
         },
@@ -134,20 +157,20 @@ fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> su
     }
 }
 
-fn tcp_layer<'a>(tcp: &'a crate::TcpParts, filter: Option<&'a [u8]>) -> super::Tcp<'a> {
-    super::Tcp {
+fn tcp_layer<'a>(tcp: &'a crate::TcpParts, filter: Option<&'a [u8]>) -> v1::Tcp<'a> {
+    v1::Tcp {
         state: tcp.state.number(),
-        send: super::Send {
+        send: v1::Send {
             snd_una: tcp.send.snd_una.get(),
             sent: &tcp.send.sent,
             unsent: &tcp.send.unsent,
         },
-        receive: super::Receive {
+        receive: v1::Receive {
             rcv_nxt: tcp.receive.rcv_nxt.get(),
             queue: &tcp.receive.queue,
         },
         negotiated: negotiated(&tcp.negotiated),
-        window: super::Window {
+        window: v1::Window {
             snd_wl1: tcp.window.snd_wl1.get(),
             snd_wnd: tcp.window.snd_wnd,
             max_window: tcp.window.max_window,
@@ -155,7 +178,7 @@ fn tcp_layer<'a>(tcp: &'a crate::TcpParts, filter: Option<&'a [u8]>) -> super::T
             rcv_wup: tcp.window.rcv_wup.get(),
         },
         socket: Some(socket(&tcp.socket, filter)),
-        pending_error: tcp.pending_error.map(|pending| super::PendingError {
+        pending_error: tcp.pending_error.map(|pending| v1::PendingError {
             errno: pending.errno,
             after_fin: pending.after_fin,
         }),
@@ -166,10 +189,10 @@ fn listen_part<'a>(
     listen: &'a crate::ListenImage,
     local: &'a [u8],
     filter: Option<&'a [u8]>,
-) -> super::Listen<'a> {
+) -> v1::Listen<'a> {
     let unless_zero = |number: u32| (number != 0).then_some(number);
-    super::Listen {
-        local: super::End {
+    v1::Listen {
+        local: v1::End {
             address: local,
             port: listen.local.port(),
         },
@@ -187,15 +210,15 @@ fn listen_part<'a>(
     }
 }
 
-fn negotiated(negotiated: &crate::Negotiated) -> super::Negotiated<'static> {
-    super::Negotiated {
+fn negotiated(negotiated: &crate::Negotiated) -> v1::Negotiated<'static> {
+    v1::Negotiated {
         mss_clamp: negotiated.mss_clamp,
-        window_scale: negotiated.window_scale.map(|scale| super::WindowScale {
+        window_scale: negotiated.window_scale.map(|scale| v1::WindowScale {
             snd: scale.snd,
             rcv: scale.rcv,
         }),
         sack: Some(negotiated.sack),
-        timestamps: negotiated.timestamps.map(|timestamps| super::Timestamps {
+        timestamps: negotiated.timestamps.map(|timestamps| v1::Timestamps {
             value: timestamps.value,
             unit: match timestamps.unit {
                 TimestampUnit::Milliseconds => "ms",
@@ -215,21 +238,21 @@ fn filter(socket: &crate::SocketOptions) -> Option<Vec<u8>> {
     Some(filter.iter().flat_map(octets).collect())
 }
 
-fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> super::Socket<'a> {
-    super::Socket {
+fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> v1::Socket<'a> {
+    v1::Socket {
         reuse_addr: socket.reuse_addr,
         reuse_port: socket.reuse_port,
         no_delay: socket.no_delay,
         cork: socket.cork,
         oob_inline: socket.oob_inline,
         non_blocking: socket.non_blocking,
-        keep_alive: socket.keep_alive.map(|keep_alive| super::KeepAlive {
+        keep_alive: socket.keep_alive.map(|keep_alive| v1::KeepAlive {
             on: keep_alive.on,
             idle: keep_alive.idle,
             interval: keep_alive.interval,
             count: keep_alive.count,
         }),
-        linger: socket.linger.map(|linger| super::Linger {
+        linger: socket.linger.map(|linger| v1::Linger {
             on: linger.on,
             seconds: linger.seconds,
         }),
@@ -272,8 +295,8 @@ fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> sup
     }
 }
 
-fn app_layer(app: &crate::AppImage) -> super::App<'_> {
-    super::App {
+fn app_layer(app: &crate::AppImage) -> v1::App<'_> {
+    v1::App {
         kind: &app.kind,
         version: app.version,
         payload: &app.payload,

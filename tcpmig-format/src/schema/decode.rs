@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use crate::schema::strict::Place;
-use crate::schema::visit::Marker;
+use super::strict::Place;
+use super::visit::Marker;
+use super::{newest, v1};
 use crate::{
     DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
 };
@@ -13,25 +14,29 @@ use crate::{
 /// Maps and lists inside each other, in parts that this version skips.
 const MAX_DEPTH: usize = 32;
 
-/// Decodes a payload.
-pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, DecodeError> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
-    deserializer.set_max_depth(MAX_DEPTH);
-    let place = Place::default();
-    let wire: super::Image<'_> =
-        place
-            .read(&mut deserializer)
-            .map_err(|error| DecodeError::Malformed {
-                place: place.to_string(),
-                reason: error.to_string(),
-            })?;
-    // The deserializer does not tell how far it came.
-    if Marker::deserialize(&mut deserializer).is_ok() {
-        return Err(DecodeError::TrailingPayload);
-    }
-    let reader = Reader(limits);
+/// Where the octets of queues come from.
+pub(crate) enum Source<'a> {
+    /// They are copied.
+    Copied,
+    /// They stay in these octets, in which the payload is.
+    Shared(&'a mut Octets),
+}
+
+/// Decodes a payload as a reader of this version does; any version above the newest is read as that.
+pub(crate) fn read(
+    version: u16,
+    payload: &[u8],
+    source: Source<'_>,
+    limits: &Limits,
+) -> Result<crate::Image, DecodeError> {
+    let wire: newest::Image<'_> = match version {
+        1 => parse::<v1::Image<'_>>(payload)?.into(),
+        _ => parse(payload)?,
+    };
+    let mut reader = Reader { source, limits };
     reader.critical(&wire)?;
     let image = crate::Image {
+        taken: wire.taken,
         ip: wire.ip.map(|ip| reader.ip(&ip)).transpose()?,
         tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
         app: wire.app.map(|app| reader.app(&app)).transpose()?,
@@ -44,7 +49,27 @@ pub(crate) fn read(payload: &[u8], limits: &Limits) -> Result<crate::Image, Deco
     Ok(image)
 }
 
-struct Reader<'a>(&'a Limits);
+fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, DecodeError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let place = Place::default();
+    let wire = place
+        .read(&mut deserializer)
+        .map_err(|error| DecodeError::Malformed {
+            place: place.to_string(),
+            reason: error.to_string(),
+        })?;
+    // The deserializer does not tell how far it came.
+    if Marker::deserialize(&mut deserializer).is_ok() {
+        return Err(DecodeError::TrailingPayload);
+    }
+    Ok(wire)
+}
+
+struct Reader<'a> {
+    source: Source<'a>,
+    limits: &'a Limits,
+}
 
 impl Reader<'_> {
     fn limit(what: &'static str, len: usize, limit: usize) -> Result<(), DecodeError> {
@@ -59,13 +84,20 @@ impl Reader<'_> {
     }
 
     fn text(&self, what: &'static str, text: &str) -> Result<String, DecodeError> {
-        Self::limit(what, text.len(), self.0.max_text)?;
+        Self::limit(what, text.len(), self.limits.max_text)?;
         Ok(text.to_owned())
     }
 
-    fn queue(&self, what: &'static str, octets: &[u8]) -> Result<Octets, DecodeError> {
-        Self::limit(what, octets.len(), self.0.max_queue)?;
-        Ok(octets.into())
+    fn octets(&mut self, octets: &[u8]) -> Octets {
+        match &mut self.source {
+            Source::Copied => octets.into(),
+            Source::Shared(whole) => whole.part(octets),
+        }
+    }
+
+    fn queue(&mut self, what: &'static str, octets: &[u8]) -> Result<Octets, DecodeError> {
+        Self::limit(what, octets.len(), self.limits.max_queue)?;
+        Ok(self.octets(octets))
     }
 
     fn unknown(&self, place: &'static str, value: &str) -> DecodeError {
@@ -75,7 +107,7 @@ impl Reader<'_> {
         )
     }
 
-    fn critical(&self, wire: &super::Image<'_>) -> Result<(), DecodeError> {
+    fn critical(&self, wire: &newest::Image<'_>) -> Result<(), DecodeError> {
         let known = [
             ("ip", wire.ip.is_some()),
             ("tcp", wire.tcp.is_some()),
@@ -101,7 +133,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn ip(&self, ip: &super::Ip<'_>) -> Result<crate::IpImage, DecodeError> {
+    fn ip(&self, ip: &v1::Ip<'_>) -> Result<crate::IpImage, DecodeError> {
         let family = match ip.family {
             "ipv4" => SocketFamily::Ipv4,
             "ipv6" => SocketFamily::Ipv6,
@@ -160,7 +192,7 @@ impl Reader<'_> {
         Ok(image)
     }
 
-    fn tcp(&self, tcp: &super::Tcp<'_>) -> Result<TcpImage, DecodeError> {
+    fn tcp(&mut self, tcp: &v1::Tcp<'_>) -> Result<TcpImage, DecodeError> {
         let parts = crate::TcpParts {
             state: TcpState::from_number(tcp.state)
                 .ok_or_else(|| self.unknown("tcp.state", &tcp.state.to_string()))?,
@@ -196,7 +228,7 @@ impl Reader<'_> {
         Ok(TcpImage::new(parts)?)
     }
 
-    fn listen(&self, listen: &super::Listen<'_>) -> Result<crate::ListenImage, DecodeError> {
+    fn listen(&self, listen: &v1::Listen<'_>) -> Result<crate::ListenImage, DecodeError> {
         // The length alone tells the family: a mapped address is that of an IPv6 socket.
         let address = listen.local.address;
         let ip = match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
@@ -235,7 +267,7 @@ impl Reader<'_> {
         })
     }
 
-    fn negotiated(&self, wire: &super::Negotiated<'_>) -> Result<crate::Negotiated, DecodeError> {
+    fn negotiated(&self, wire: &v1::Negotiated<'_>) -> Result<crate::Negotiated, DecodeError> {
         let timestamps = match &wire.timestamps {
             None => None,
             Some(timestamps) => Some(crate::Timestamps {
@@ -258,7 +290,7 @@ impl Reader<'_> {
         })
     }
 
-    fn socket(&self, wire: &super::Socket<'_>) -> Result<crate::SocketOptions, DecodeError> {
+    fn socket(&self, wire: &v1::Socket<'_>) -> Result<crate::SocketOptions, DecodeError> {
         Ok(crate::SocketOptions {
             reuse_addr: wire.reuse_addr,
             reuse_port: wire.reuse_port,
@@ -318,13 +350,13 @@ impl Reader<'_> {
         })
     }
 
-    fn app(&self, app: &super::App<'_>) -> Result<crate::AppImage, DecodeError> {
+    fn app(&mut self, app: &v1::App<'_>) -> Result<crate::AppImage, DecodeError> {
         let kind = self.text("app.kind", app.kind)?;
-        Self::limit("app.payload", app.payload.len(), self.0.max_app)?;
+        Self::limit("app.payload", app.payload.len(), self.limits.max_app)?;
         Ok(crate::AppImage {
             kind,
             version: app.version,
-            payload: app.payload.into(),
+            payload: self.octets(app.payload),
         })
     }
 }
@@ -349,7 +381,7 @@ fn filter(octets: &[u8]) -> Result<Vec<crate::FilterInstruction>, DecodeError> {
 
 fn end(
     place: &'static str,
-    end: &super::End<'_>,
+    end: &v1::End<'_>,
     family: SocketFamily,
 ) -> Result<SocketAddr, DecodeError> {
     let length = |expected| DecodeError::AddressLength {

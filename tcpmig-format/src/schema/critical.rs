@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use crate::schema::visit::Name;
+use super::visit::Name;
 
 /// Far above the number of parts that there are, and low enough that a list of
 /// short names does not grow in memory.

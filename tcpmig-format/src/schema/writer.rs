@@ -1,0 +1,57 @@
+//! Where a payload is written to.
+
+use std::io;
+
+use crc32fast::Hasher;
+
+/// A payload that grows, and its checksum.
+///
+/// Large pieces are copied and summed in steps that stay in the processor's nearest cache: reading them again from
+/// memory would take a third as long as the copy.
+pub(crate) struct Writer<'a> {
+    bytes: &'a mut Vec<u8>,
+    /// Of the octets before `summed`.
+    hasher: Hasher,
+    summed: usize,
+}
+
+const STEP: usize = 16 << 10;
+
+impl<'a> Writer<'a> {
+    /// Appends to `bytes`.
+    pub(crate) fn new(bytes: &'a mut Vec<u8>) -> Self {
+        Self {
+            summed: bytes.len(),
+            bytes,
+            hasher: Hasher::new(),
+        }
+    }
+
+    /// The checksum of what was appended.
+    pub(crate) fn finish(mut self) -> Hasher {
+        self.sum();
+        self.hasher
+    }
+
+    fn sum(&mut self) {
+        self.hasher.update(&self.bytes[self.summed..]);
+        self.summed = self.bytes.len();
+    }
+}
+
+impl io::Write for Writer<'_> {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        for step in octets.chunks(STEP) {
+            self.bytes.extend_from_slice(step);
+            // Small pieces are summed together: each call costs as much as some hundred octets.
+            if step.len() == STEP {
+                self.sum();
+            }
+        }
+        Ok(octets.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

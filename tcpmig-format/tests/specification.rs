@@ -1,0 +1,163 @@
+//! FORMAT.md against the files of every version: each field that is written is described there with its type and its
+//! version, in the order of the page, and each field that is described is in a file.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use rmpv::Value;
+use tcpmig_format::{Envelope, FORMAT_VERSION};
+
+#[derive(Debug)]
+struct Field {
+    name: String,
+    kind: String,
+    required: bool,
+    since: u16,
+}
+
+/// The fields of each structure, in the order of FORMAT.md.
+fn described() -> BTreeMap<String, Vec<Field>> {
+    let mut structures: BTreeMap<String, Vec<Field>> = BTreeMap::new();
+    let (mut names, mut columns) = (Vec::new(), Vec::new());
+    for line in include_str!("../FORMAT.md").lines() {
+        if let Some(heading) = line.strip_prefix("### ") {
+            names = heading
+                .split(" and ")
+                .map(|name| name.replace('`', ""))
+                .collect();
+        } else if line.starts_with("| Field |") {
+            columns = cells(line);
+        } else if line.is_empty() {
+            columns.clear();
+        } else if !columns.is_empty() && !line.starts_with("|---") {
+            let row = cells(line);
+            assert_eq!(row.len(), columns.len(), "{line}");
+            let get = |column: &str| {
+                let at = columns.iter().position(|name| name == column)?;
+                Some(row[at].clone())
+            };
+            for name in &names {
+                structures.entry(name.clone()).or_default().push(Field {
+                    name: get("Field").unwrap().replace('`', ""),
+                    kind: get("Type").unwrap(),
+                    required: get("Required").is_some_and(|required| required == "yes"),
+                    since: get("Since").unwrap().parse().unwrap(),
+                });
+            }
+        }
+    }
+    structures
+}
+
+fn cells(row: &str) -> Vec<String> {
+    let row = row.strip_prefix('|').unwrap().strip_suffix('|').unwrap();
+    row.split('|').map(|cell| cell.trim().to_owned()).collect()
+}
+
+fn files() -> Vec<(u16, String, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let files = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let images = files.filter(|path| path.extension().is_some_and(|end| end == "tcpmig"));
+    images
+        .map(|path| {
+            let octets = fs::read(&path).unwrap();
+            let version = Envelope::peek(&octets).unwrap().version;
+            let mut payload = &octets[Envelope::LEN..];
+            let value = rmpv::decode::read_value(&mut payload).unwrap();
+            (version, path.display().to_string(), value)
+        })
+        .collect()
+}
+
+fn has_type(value: &Value, kind: &str) -> bool {
+    let below = |bits: u32| {
+        value
+            .as_u64()
+            .is_some_and(|v| v.checked_shr(bits).unwrap_or(0) == 0)
+    };
+    match kind.split(',').next().unwrap() {
+        "bool" => value.is_bool(),
+        "u8" => below(8),
+        "u16" => below(16),
+        "u32" => below(32),
+        "u64" => below(64),
+        "i32" => value.as_i64().is_some_and(|v| i32::try_from(v).is_ok()),
+        "text" => value.is_str(),
+        "octets" => value.is_bin(),
+        "map" => value.is_map(),
+        "list of text" => value.as_array().unwrap().iter().all(Value::is_str),
+        other => panic!("a type that this test does not know: {other}"),
+    }
+}
+
+#[test]
+fn the_specification_describes_the_files() {
+    let described = described();
+    // The structure and the version of a file, and the fields that were seen there.
+    let mut seen: BTreeSet<(String, String, u16)> = BTreeSet::new();
+    for (version, file, image) in files() {
+        let mut open = vec![("The image".to_owned(), image)];
+        while let Some((structure, value)) = open.pop() {
+            let fields = &described[&structure];
+            let mut last = None;
+            for (key, value) in value.as_map().unwrap() {
+                let key = key.as_str().unwrap();
+                let place = format!("{file}: {structure}.{key}");
+                let at = fields.iter().position(|field| field.name == key);
+                let at = at.unwrap_or_else(|| panic!("{place} is not described"));
+                assert!(last.is_none_or(|last| last < at), "{place}: order");
+                last = Some(at);
+                assert!(has_type(value, &fields[at].kind), "{place}: {value}");
+                assert!(fields[at].since <= version, "{place}: too early");
+                seen.insert((structure.clone(), key.to_owned(), version));
+                if value.is_map() {
+                    open.push((key.to_owned(), value.clone()));
+                }
+            }
+            let there = |name: &str| {
+                value
+                    .as_map()
+                    .unwrap()
+                    .iter()
+                    .any(|(key, _)| key.as_str() == Some(name))
+            };
+            for field in fields.iter().filter(|field| field.required) {
+                assert!(
+                    there(&field.name),
+                    "{file}: {structure}.{} is required",
+                    field.name
+                );
+            }
+        }
+    }
+    for (structure, fields) in described {
+        for field in fields {
+            for version in field.since..=FORMAT_VERSION {
+                let key = (structure.clone(), field.name.clone(), version);
+                assert!(
+                    seen.contains(&key),
+                    "no file of version {version} has {key:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_specification_is_that_of_this_version() {
+    let first = include_str!("../FORMAT.md").lines().next().unwrap();
+    assert_eq!(
+        first,
+        format!("# The image format, version {FORMAT_VERSION}")
+    );
+    let newest = described()
+        .into_values()
+        .flatten()
+        .map(|field| field.since)
+        .max();
+    assert_eq!(newest, Some(FORMAT_VERSION));
+}
