@@ -5,7 +5,7 @@
 //! ([`Frozen::keep`]) or given up ([`Frozen::discard`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tcpmig_format::{
     AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, SocketOptions, TcpImage,
@@ -181,6 +181,7 @@ impl Frozen {
         let snapshot = self.socket.read()?;
         self.read = Some(snapshot.marks);
         Ok(Image {
+            taken: now(),
             ip: Some(self.plan.ip.clone()),
             tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
             app,
@@ -331,6 +332,12 @@ impl Frozen {
             Hold::Redirected(redirect) => redirect.renew(lease),
         }
     }
+}
+
+/// The time for [`Image::taken`]; nothing if this host's clock is before 1970.
+pub(crate) fn now() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_micros()).ok()
 }
 
 /// Failures cost the peer a retransmission, no more.

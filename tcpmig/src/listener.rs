@@ -19,7 +19,7 @@ use tcpmig_format::{Image, InvalidListen, ListenImage};
 use tcpmig_sys::listener::{self, NewListener};
 use tcpmig_sys::{netns, sockopt};
 
-use crate::capture::CaptureError;
+use crate::capture::{self, CaptureError};
 use crate::options::{self, Setter, Unsupported};
 use crate::restore::RestoreError;
 
@@ -105,6 +105,7 @@ pub fn capture(fd: BorrowedFd<'_>, waiting: Waiting) -> Result<Captured, Listene
         }
     }
     let image = Image {
+        taken: capture::now(),
         listen: Some(listen),
         ..Image::default()
     };

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use tcpmig_format::{Image, Limits};
+use tcpmig_format::{Envelope, Image, Limits};
 
 /// An image file that is removed again unless it is kept: nothing half-written stays.
 pub(crate) struct NewFile {
@@ -55,7 +55,7 @@ impl Drop for NewFile {
 }
 
 /// Reads and checks an image.
-pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, usize)> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, Envelope)> {
     let limits = Limits::default();
     let name = path.display();
     let open = || File::open(path).with_context(|| format!("open {name}"));
@@ -66,6 +66,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, usize)> {
     if octets.is_empty() {
         bail!("{name}: the file is empty");
     }
-    let image = Image::decode(&octets, &limits).with_context(|| format!("{name}"))?;
-    Ok((image, octets.len()))
+    let decoded = Envelope::peek(&octets)
+        .and_then(|envelope| Ok((Image::decode_shared(octets.into(), &limits)?, envelope)));
+    decoded.with_context(|| format!("{name}"))
 }

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tcpmig_format::{
-    AppImage, Image, IpImage, ListenImage, Octets, SocketOptions, TcpImage, TimestampUnit,
+    AppImage, Envelope, Image, IpImage, ListenImage, Octets, SocketOptions, TcpImage, TimestampUnit,
 };
 
 use super::{Output, files};
@@ -28,8 +29,8 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let (image, octets) = files::read(&args.file)?;
-    let value = describe(&image, octets, args.payload);
+    let (image, envelope) = files::read(&args.file)?;
+    let value = describe(&image, &envelope, args.payload);
     let mut out = std::io::stdout().lock();
     match output {
         Output::Json => {
@@ -46,12 +47,17 @@ pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCod
 }
 
 /// Everything of an image, in the order of the layers.
-fn describe(image: &Image, octets: usize, payload: bool) -> Value {
+fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
     let queue = |queue: &Octets| octets_value(queue, payload);
     let mut all = Map::new();
     all.insert(
         "image".to_owned(),
-        json!({ "format_version": tcpmig_format::FORMAT_VERSION, "octets": octets }),
+        present(json!({
+            "format_version": envelope.version,
+            "octets": envelope.image_length(),
+            "taken_us": image.taken,
+            "taken": image.taken.and_then(utc),
+        })),
     );
     if let Some(layer) = &image.ip {
         all.insert("ip".to_owned(), both(ip(layer), ip_options(layer)));
@@ -79,6 +85,14 @@ fn describe(image: &Image, octets: usize, payload: bool) -> Value {
         );
     }
     Value::Object(all)
+}
+
+/// A time in microseconds since 1970, for people; `None` if it is past what a calendar shows.
+fn utc(taken: u64) -> Option<String> {
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(taken))?;
+    // Later years have more digits than the standard allows.
+    let shown = taken < 253_402_300_800_000_000;
+    shown.then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
 fn octets_value(octets: &Octets, payload: bool) -> Value {

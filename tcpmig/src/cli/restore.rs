@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -14,6 +14,7 @@ use serde_json::json;
 use tcpmig::listener;
 use tcpmig::options::{NotSet, Unsupported};
 use tcpmig::restore::Prepared;
+use tcpmig_format::Image;
 use tcpmig_lock::Backend;
 use tcpmig_sys::exec::{become_with_connection, become_with_listener};
 
@@ -73,6 +74,7 @@ const LEASE: Duration = Duration::from_secs(10);
 
 pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCode> {
     let (image, _) = files::read(&args.file)?;
+    warn_of_age(&image, output);
     let file = args.file.canonicalize().context("find the image")?;
     // A command that cannot be started would end the connection.
     let (program, arguments) = args.command.split_first().context("no command")?;
@@ -99,6 +101,29 @@ pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCod
     command.env("LISTEN_FDNAMES", "connection");
     let error = become_with_connection(&mut command, socket);
     Err(error).context("start the command")
+}
+
+/// When a peer that has sent something is about to give up: Linux repeats for 924 s (`tcp_retries2` of 15).
+const OLD: Duration = Duration::from_secs(900);
+
+/// Says so if the peer may not have waited for the image to be restored.
+fn warn_of_age(image: &Image, output: Output) {
+    let taken = image.taken.map(Duration::from_micros);
+    let taken = taken.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since));
+    let Some(age) = taken.and_then(|taken| taken.elapsed().ok()) else {
+        return;
+    };
+    if age < OLD || image.listen.is_some() {
+        return;
+    }
+    let age = humantime::format_duration(Duration::from_secs(age.as_secs()));
+    let text = format!("the image was taken {age} ago: the peer may have given the connection up");
+    let mut err = std::io::stderr().lock();
+    // Nobody reads it if this fails.
+    let _ = match output {
+        Output::Text => writeln!(err, "warning: {text}"),
+        Output::Json => writeln!(err, "{}", json!({ "warning": text })),
+    };
 }
 
 /// Names the options that the connection no longer has. Standard output is the command's.

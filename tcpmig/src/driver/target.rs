@@ -282,7 +282,7 @@ impl Host {
         if lock(&self.handovers).contains_key(&id) || self.journal.recall(id).is_some() {
             return refused("this handover was offered before".to_owned());
         }
-        let built = Image::decode(&image, &Limits::default())
+        let built = Image::decode_shared(image.into(), &Limits::default())
             .map_err(|error| format!("image: {error}"))
             .and_then(|image| {
                 (self.accepts)(image.app.as_ref())?;
@@ -296,7 +296,6 @@ impl Host {
                 Ok(()) => Ok(prepared),
                 Err(error) => Err(format!("journal: {error}")),
             });
-        drop(image);
         let mut slot = Slot {
             machine: Target::preparing(),
             prepared: None,

@@ -214,3 +214,35 @@ fn images_of_what_ended_or_listens_are_shown() {
     let shown = show(&image);
     assert!(shown.contains("Connection reset by peer"), "{shown}");
 }
+
+#[test]
+fn an_image_of_long_ago_is_restored_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    // What it ends with, after the warning, is another matter.
+    let image = Image {
+        tcp: None,
+        ..connection()
+    };
+    let restore = |image: &Image, taken| {
+        let image = Image {
+            taken,
+            ..image.clone()
+        };
+        fs::write(&path, image.encode().unwrap()).unwrap();
+        let mut command = Command::new(&*TCPMIG);
+        command.arg("restore").arg(&path).args(["--", "true"]);
+        let output = command.output().unwrap();
+        fails(&output, 1, &["no TCP layer"]);
+        text(&output.stderr)
+    };
+    // 2001-09-09 01:46:40 UTC.
+    let said = restore(&image, Some(1_000_000_000_000_000));
+    let warning = "warning: the image was taken 2";
+    assert!(said.contains(warning), "{said}");
+    // Unknown, and of a clock that is ahead.
+    for taken in [None, Some(u64::MAX)] {
+        let said = restore(&image, taken);
+        assert!(!said.contains("warning"), "{said}");
+    }
+}

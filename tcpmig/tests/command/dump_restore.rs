@@ -1,6 +1,8 @@
 //! A connection of a program that knows nothing of tcpmig goes to another program on another
 //! host.
 
+use std::time::{Duration, SystemTime};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcpmig_sys::lab::isolated;
@@ -56,6 +58,13 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
             let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
             assert_eq!(value["tcp"]["receive"]["unread"]["octets"], 7);
             assert!(!shown.contains("hex"));
+            let taken = value["image"]["taken_us"].as_u64().unwrap();
+            let taken = SystemTime::UNIX_EPOCH + Duration::from_micros(taken);
+            assert!(taken <= SystemTime::now(), "{shown}");
+            assert!(
+                taken.elapsed().unwrap() < Duration::from_secs(3600),
+                "{shown}"
+            );
             let shown = succeeds(&tcpmig(&net.b, &["--json", "inspect", "--payload", image]));
             let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
             assert_eq!(value["tcp"]["receive"]["unread"]["hex"], "756e726561640a");
