@@ -143,7 +143,7 @@ pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<(Envelope, &[u8]), 
 }
 
 /// Fills in the header of an image whose payload is in place and has this checksum.
-pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: Hasher) {
+pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: &Hasher) {
     let length = (image.len() - Envelope::LEN) as u64;
     image[..8].copy_from_slice(&MAGIC);
     image[8..10].copy_from_slice(&version.to_be_bytes());
@@ -151,7 +151,7 @@ pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: Ha
     image[12..20].copy_from_slice(&length.to_be_bytes());
     let mut checksum = Hasher::new();
     checksum.update(&image[..CHECKSUM_AT]);
-    checksum.combine(&payload);
+    checksum.combine(payload);
     image[CHECKSUM_AT..Envelope::LEN].copy_from_slice(&checksum.finalize().to_be_bytes());
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: Ha
 pub(crate) fn seal_as(image: &mut [u8], version: u16, min_version: u16) {
     let mut hasher = Hasher::new();
     hasher.update(&image[Envelope::LEN..]);
-    seal(image, version, min_version, hasher);
+    seal(image, version, min_version, &hasher);
 }
 
 fn checksum(image: &[u8]) -> u32 {

@@ -93,7 +93,7 @@ impl Image {
         let mut payload = Writer::new(&mut bytes);
         write(self, &mut payload)?;
         let checksum = payload.finish();
-        envelope::seal(&mut bytes, version, LOWEST_COMPATIBLE_VERSION, checksum);
+        envelope::seal(&mut bytes, version, LOWEST_COMPATIBLE_VERSION, &checksum);
         Ok(bytes)
     }
 

@@ -1,5 +1,5 @@
 //! A reader in another language (`tests/python/read_image.py`), written from FORMAT.md with the standard package for
-//! MessagePack, reads the files of every version and refuses what is none.
+//! `MessagePack`, reads the files of every version and refuses what is none.
 //!
 //! It runs with Debian's Python, whose packages another one does not see.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
@@ -24,7 +24,7 @@ fn run(file: &Path) -> Output {
         .expect("Debian's python3 is installed")
 }
 
-/// The payload as JSON, read by a third decoder of MessagePack.
+/// The payload as JSON, read by a third decoder of `MessagePack`.
 fn as_json(value: &Value) -> Json {
     match value {
         Value::Boolean(on) => json!(on),

@@ -15,11 +15,17 @@ use super::visit::{Bin, List, Name, Scalar, Text, refuse_text};
 
 /// The field being read, from the outermost structure inwards.
 #[derive(Default)]
-pub(super) struct Place(RefCell<Vec<&'static str>>);
+pub(super) struct Place<'de>(RefCell<Vec<Step<'de>>>);
 
-impl Place {
-    fn enter(&self, field: &'static str) {
-        self.0.borrow_mut().push(field);
+/// A key in the input, and the fields of its structure.
+struct Step<'de> {
+    key: &'de str,
+    fields: &'static [&'static str],
+}
+
+impl<'de> Place<'de> {
+    fn enter(&self, key: &'de str, fields: &'static [&'static str]) {
+        self.0.borrow_mut().push(Step { key, fields });
     }
 
     /// Not called after an error, so that the place of the error stays.
@@ -28,7 +34,7 @@ impl Place {
     }
 
     /// Reads a value, keeping track of the place.
-    pub(super) fn read<'de, T, D>(&self, inner: D) -> Result<T, D::Error>
+    pub(super) fn read<T, D>(&self, inner: D) -> Result<T, D::Error>
     where
         T: Deserialize<'de>,
         D: Deserializer<'de>,
@@ -37,23 +43,29 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = self.0.borrow();
-        if fields.is_empty() {
+        let steps = self.0.borrow();
+        if steps.is_empty() {
             return f.write_str("payload");
         }
-        f.write_str(&fields.join("."))
+        for (depth, Step { key, fields }) in steps.iter().enumerate() {
+            let dot = if depth > 0 { "." } else { "" };
+            // A name from the input could be of any length.
+            let known = fields.iter().find(|field| *field == key);
+            write!(f, "{dot}{}", known.unwrap_or(&"(unknown field)"))?;
+        }
+        Ok(())
     }
 }
 
 /// A deserializer, seed or visitor and the place where it works.
-struct Strict<'p, T> {
+struct Strict<'p, 'de, T> {
     inner: T,
-    place: &'p Place,
+    place: &'p Place<'de>,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, 'de, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
@@ -62,7 +74,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, S> {
     }
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, 'de, D> {
     type Error = D::Error;
 
     fn is_human_readable(&self) -> bool {
@@ -116,7 +128,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
 }
 
 /// An optional field.
-impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, 'de, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,13 +145,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
     }
 }
 
-struct Structure<'p, V> {
+struct Structure<'p, 'de, V> {
     visitor: V,
     fields: &'static [&'static str],
-    place: &'p Place,
+    place: &'p Place<'de>,
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, 'de, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,13 +169,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, V> {
     refuse_text!();
 }
 
-struct Fields<'p, A> {
+struct Fields<'p, 'de, A> {
     map: A,
     fields: &'static [&'static str],
-    place: &'p Place,
+    place: &'p Place<'de>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -173,9 +185,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
         let Some(Name(key)) = self.map.next_key()? else {
             return Ok(None);
         };
-        // A name from the input could be of any length.
-        let known = self.fields.iter().find(|field| **field == key);
-        self.place.enter(known.unwrap_or(&"(unknown field)"));
+        self.place.enter(key, self.fields);
         seed.deserialize(BorrowedStrDeserializer::new(key))
             .map(Some)
     }

@@ -33,6 +33,14 @@ impl<'a> Writer<'a> {
         self.hasher
     }
 
+    fn write_large(&mut self, octets: &[u8]) {
+        self.sum();
+        for step in octets.chunks(STEP) {
+            self.bytes.extend_from_slice(step);
+            self.sum();
+        }
+    }
+
     fn sum(&mut self) {
         self.hasher.update(&self.bytes[self.summed..]);
         self.summed = self.bytes.len();
@@ -40,15 +48,21 @@ impl<'a> Writer<'a> {
 }
 
 impl io::Write for Writer<'_> {
+    #[inline]
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        for step in octets.chunks(STEP) {
-            self.bytes.extend_from_slice(step);
-            // Small pieces are summed together: each call costs as much as some hundred octets.
-            if step.len() == STEP {
-                self.sum();
-            }
-        }
+        self.write_all(octets)?;
         Ok(octets.len())
+    }
+
+    #[inline]
+    fn write_all(&mut self, octets: &[u8]) -> io::Result<()> {
+        if octets.len() < STEP {
+            // Small pieces are summed together: each sum costs as much as some hundred octets.
+            self.bytes.extend_from_slice(octets);
+        } else {
+            self.write_large(octets);
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
