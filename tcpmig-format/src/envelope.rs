@@ -155,14 +155,6 @@ pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: &H
     image[CHECKSUM_AT..Envelope::LEN].copy_from_slice(&checksum.finalize().to_be_bytes());
 }
 
-/// The same for a payload from elsewhere.
-#[cfg(any(test, feature = "arbitrary"))]
-pub(crate) fn seal_as(image: &mut [u8], version: u16, min_version: u16) {
-    let mut hasher = Hasher::new();
-    hasher.update(&image[Envelope::LEN..]);
-    seal(image, version, min_version, &hasher);
-}
-
 fn checksum(image: &[u8]) -> u32 {
     let mut hasher = Hasher::new();
     hasher.update(&image[..CHECKSUM_AT]);
@@ -177,7 +169,9 @@ mod tests {
     fn sealed(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; Envelope::LEN];
         image.extend_from_slice(payload);
-        seal_as(&mut image, FORMAT_VERSION, 1);
+        let mut hasher = Hasher::new();
+        hasher.update(payload);
+        seal(&mut image, FORMAT_VERSION, 1, &hasher);
         image
     }
 

@@ -60,6 +60,7 @@
 //! - [`Exchange`]: ordered frames both ways on one stream of it, or [in memory](memory) for tests.
 //!
 //! # Features
+//! - `arbitrary`: the body of the fuzz target.
 //! - `keys`: the `keys` module, a small certificate authority.
 //!
 //! # On the wire
@@ -75,6 +76,9 @@ mod endpoint;
 mod error;
 mod exchange;
 mod frame;
+#[cfg(feature = "arbitrary")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod identity;
 #[cfg(feature = "keys")]

@@ -88,6 +88,9 @@
 pub mod capture;
 mod convert;
 pub mod driver;
+#[cfg(feature = "arbitrary")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handover;
 #[cfg(feature = "http")]
 pub mod http;

@@ -20,6 +20,8 @@
 #![doc = ""]
 #![doc = include_str!("../../PROTOCOL.md")]
 
+#[cfg(feature = "arbitrary")]
+pub(crate) mod fuzz;
 mod message;
 mod source;
 mod target;

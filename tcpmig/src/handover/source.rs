@@ -22,6 +22,7 @@ enum State {
 
 /// What happened at the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub enum SourceEvent {
     /// PREPARED arrived.
     Prepared,

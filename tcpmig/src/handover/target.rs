@@ -24,6 +24,7 @@ enum State {
 
 /// What happened at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub enum TargetEvent {
     /// The connection is built, locked and under repair.
     Built,

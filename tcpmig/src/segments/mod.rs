@@ -21,6 +21,10 @@
 
 use tcpmig_format::{FourTuple, TcpParts, TcpState};
 
+#[cfg(any(test, feature = "arbitrary"))]
+mod build;
+#[cfg(feature = "arbitrary")]
+pub(crate) mod fuzz;
 mod merge;
 mod parse;
 #[cfg(test)]
