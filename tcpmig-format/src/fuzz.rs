@@ -67,7 +67,7 @@ pub fn roundtrip(image: &Image) {
     assert_eq!(version, Ok(FORMAT_VERSION));
     let decoded = Image::decode(&bytes, &Limits::default()).expect("just encoded");
     assert_eq!(&decoded, image);
-    let shared = Image::decode_shared(bytes.clone().into(), &Limits::default());
+    let shared = Image::decode_shared(bytes.clone(), &Limits::default());
     assert_eq!(shared.as_ref(), Ok(image));
     let again = decoded.encode().expect("just decoded");
     assert_eq!(again, bytes, "encoding is deterministic");

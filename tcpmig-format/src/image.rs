@@ -64,19 +64,19 @@ pub struct AppImage {
 impl Image {
     /// The image as octets. Equal images give equal octets.
     ///
-    /// The octets hold the queues and the payload as they are: to keep them
-    /// secret is up to the caller, for instance with `zeroize`.
+    /// They hold the queues and the payload as they are: copies of them are
+    /// the caller's to wipe.
     ///
     /// # Errors
     ///
     /// [`EncodeError`] if a layer contradicts itself or is too long.
-    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+    pub fn encode(&self) -> Result<Octets, EncodeError> {
         self.encode_with(FORMAT_VERSION, schema::write)
     }
 
     /// The image as the writer of this version wrote it, without what came later.
     #[cfg(any(test, feature = "arbitrary"))]
-    pub(crate) fn encode_as(&self, version: u16) -> Result<Vec<u8>, EncodeError> {
+    pub(crate) fn encode_as(&self, version: u16) -> Result<Octets, EncodeError> {
         self.encode_with(version, |image, to| schema::write_as(version, image, to))
     }
 
@@ -84,7 +84,7 @@ impl Image {
         &self,
         version: u16,
         write: impl FnOnce(&Self, &mut Writer<'_>) -> Result<(), EncodeError>,
-    ) -> Result<Vec<u8>, EncodeError> {
+    ) -> Result<Octets, EncodeError> {
         self.check()?;
         // Large enough to never grow: that would cost a copy and leave the
         // queues behind in freed memory.
@@ -94,7 +94,7 @@ impl Image {
         write(self, &mut payload)?;
         let checksum = payload.finish();
         envelope::seal(&mut bytes, version, LOWEST_COMPATIBLE_VERSION, &checksum);
-        Ok(bytes)
+        Ok(bytes.into())
     }
 
     fn check(&self) -> Result<(), EncodeError> {
@@ -129,10 +129,10 @@ impl Image {
     /// when the last of them is dropped; on failure at once.
     ///
     /// ```
-    /// use tcpmig_format::{Image, Limits, Octets};
+    /// use tcpmig_format::{Image, Limits};
     ///
     /// # let bytes = Image::default().encode()?;
-    /// let image = Image::decode_shared(Octets::from(bytes), &Limits::default())?;
+    /// let image = Image::decode_shared(bytes, &Limits::default())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

@@ -106,9 +106,9 @@ impl Default for Octets {
     }
 }
 
-impl PartialEq for Octets {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Octets {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
     }
 }
 
@@ -151,6 +151,13 @@ impl From<&[u8]> for Octets {
 impl From<Bytes> for Octets {
     fn from(octets: Bytes) -> Self {
         Vec::from(octets).into()
+    }
+}
+
+/// The same memory, still zeroed when the last part of it is dropped.
+impl From<Octets> for Bytes {
+    fn from(mut octets: Octets) -> Self {
+        std::mem::take(octets.share())
     }
 }
 

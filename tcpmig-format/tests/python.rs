@@ -87,7 +87,7 @@ fn the_python_reader_reads_the_files_of_every_version() {
 
 #[test]
 fn the_python_reader_refuses_what_is_no_image() {
-    let good = common::full().encode().unwrap();
+    let good = common::full().encode().unwrap().to_vec();
     let damaged = |at: usize| {
         let mut octets = good.clone();
         octets[at] ^= 1;

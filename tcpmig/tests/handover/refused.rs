@@ -183,7 +183,7 @@ kernel_test!(an_image_that_was_damaged_on_the_way, || {
         let plan = Plan::of(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         let lease = here.options.lease;
         let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
-        let whole = frozen.capture(None).unwrap().encode().unwrap();
+        let whole = frozen.capture(None).unwrap().encode().unwrap().to_vec();
         let socket = frozen.keep().unwrap();
         let mut flipped = whole.clone();
         flipped[whole.len() / 2] ^= 1;
