@@ -52,9 +52,12 @@ pub const VERSION: u16 = 1;
 /// The oldest.
 pub const OLDEST_VERSION: u16 = 1;
 
+/// Maps and lists inside each other, in fields that this version skips.
+const MAX_DEPTH: usize = 16;
+
 /// What source and target say to each other.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "m", rename_all = "snake_case")]
+#[serde(tag = "m", rename_all = "snake_case", try_from = "super::wire::Wire")]
 pub enum Message {
     /// First in each exchange. Source: which versions I speak, and what follows is in the newest. Target, and
     /// then it ends the exchange: I speak these, and not that.
@@ -91,8 +94,8 @@ pub enum Message {
         /// The handover.
         id: HandoverId,
         /// Packets for the connection that arrived at the source while it stood still, from their
-        /// IP headers on, in the order of their arrival.
-        #[serde(default)]
+        /// IP headers on, in the order of their arrival. A reader leaves out those of less than 20
+        /// octets.
         packets: Vec<Bytes>,
     },
     /// Source: discard it, it stays with me.
@@ -250,8 +253,10 @@ impl Decoder {
             return Ok(Some(Message::Offer { id, image: frame }));
         }
         let mut rest = &frame[..];
-        let message: Message =
-            rmp_serde::from_read(&mut rest).map_err(|source| MessageError::Malformed {
+        let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+        deserializer.set_max_depth(MAX_DEPTH);
+        let message =
+            Message::deserialize(&mut deserializer).map_err(|source| MessageError::Malformed {
                 len: frame.len(),
                 source,
             })?;

@@ -25,6 +25,7 @@ pub(crate) mod fuzz;
 mod message;
 mod source;
 mod target;
+mod wire;
 
 pub use message::{Decoder, HandoverId, Message, MessageError, OLDEST_VERSION, VERSION};
 pub use source::{Source, SourceAction, SourceEvent};

@@ -55,7 +55,7 @@ fn messages() -> impl Strategy<Value = Message> {
             2 => Message::Refused { id, reason },
             3 => Message::Commit {
                 id,
-                packets: image.chunks(7).map(Bytes::copy_from_slice).collect(),
+                packets: image.chunks_exact(20).map(Bytes::copy_from_slice).collect(),
             },
             4 => Message::Abort { id },
             5 => Message::Active {
@@ -134,6 +134,27 @@ fn the_specification_has_these_messages_and_fields() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn what_is_too_short_for_a_packet_is_left_out() {
+    let id = HandoverId::from_octets([1; 16]);
+    let packets = [0, 19, 20, 1, 21].map(|len| Bytes::from(vec![0x45; len]));
+    let commit = |packets: &[Bytes]| Message::Commit {
+        id,
+        packets: packets.to_vec(),
+    };
+    let (frame, _) = commit(&packets).encode();
+    let decoded = Decoder::default().frame(frame).unwrap();
+    let kept = [packets[2].clone(), packets[4].clone()];
+    assert_eq!(decoded, Some(commit(&kept)));
+}
+
+#[test]
+fn what_a_message_lacks_is_named() {
+    let frame = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([("m", "abort")]));
+    let error = Decoder::default().frame(frame.unwrap().into()).unwrap_err();
+    assert!(error.to_string().ends_with("missing field `id`"), "{error}");
 }
 
 proptest! {

@@ -288,3 +288,23 @@ impl Made {
         octets
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::build::{RCV, data};
+    use super::*;
+
+    #[test]
+    fn octets_are_looked_for_at_their_place() {
+        let segments = [data(0, b"ab"), data(1, b"xc")];
+        check_source(RCV, b"abc", &segments);
+        check_source(RCV, b"axc", &segments);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 octets of nowhere")]
+    fn octets_of_elsewhere_are_noticed() {
+        let segments = [data(0, b"abc")];
+        check_source(RCV, b"abb", &segments);
+    }
+}

@@ -103,18 +103,7 @@ struct World {
 
 /// Runs a course. At no time there are two owners, and sources know or doubt where the connection is.
 pub(super) fn run(course: &Course) {
-    let host = |socket| Host {
-        socket,
-        sources: HashMap::new(),
-        targets: HashMap::new(),
-        journal: HashMap::new(),
-    };
-    let mut world = World {
-        journal: course.journal,
-        hosts: [host(Socket::Lives), host(Socket::None), host(Socket::None)],
-        handovers: Vec::new(),
-        wire: Vec::new(),
-    };
+    let mut world = World::new(course.journal);
     for step in &course.steps {
         world.step(step);
         world.check();
@@ -122,6 +111,21 @@ pub(super) fn run(course: &Course) {
 }
 
 impl World {
+    fn new(journal: bool) -> Self {
+        let host = |socket| Host {
+            socket,
+            sources: HashMap::new(),
+            targets: HashMap::new(),
+            journal: HashMap::new(),
+        };
+        Self {
+            journal,
+            hosts: [host(Socket::Lives), host(Socket::None), host(Socket::None)],
+            handovers: Vec::new(),
+            wire: Vec::new(),
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Begin { far } => self.begin(far),
@@ -394,5 +398,82 @@ impl World {
                 None | Some(Fate::InDoubt) => assert!(committed || !handover.lived),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELIVERED: Step = Step::Deliver {
+        message: 0,
+        works: true,
+    };
+
+    fn deliver(message: u8) -> Step {
+        Step::Deliver {
+            message,
+            works: true,
+        }
+    }
+
+    /// A connection moves from host 0 to 1, and from there back, while everything comes again.
+    #[test]
+    fn a_connection_moves_and_comes_back() {
+        let mut world = World::new(true);
+        let same = true;
+        for step in [
+            Step::Begin { far: false },
+            // OFFER, PREPARED, COMMIT, ACTIVE.
+            DELIVERED,
+            deliver(1),
+            Step::Confirm { handover: 0, same },
+            deliver(2),
+            deliver(2),
+            deliver(3),
+            Step::Begin { far: true },
+            deliver(4),
+            deliver(5),
+            Step::Confirm { handover: 1, same },
+            deliver(2),
+            deliver(6),
+            deliver(7),
+            deliver(2),
+        ] {
+            world.step(&step);
+            world.check();
+        }
+        let fates: Vec<_> = world.handovers.iter().map(|h| h.fate).collect();
+        assert_eq!(fates, [Some(Fate::Moved); 2]);
+        let sockets: Vec<_> = world.hosts.iter().map(|host| host.socket).collect();
+        assert_eq!(sockets, [Socket::Lives, Socket::None, Socket::None]);
+    }
+
+    #[test]
+    fn a_target_that_ends_while_it_activates_has_lost_the_connection() {
+        let mut world = World::new(true);
+        let same = true;
+        for step in [
+            Step::Begin { far: false },
+            DELIVERED,
+            deliver(1),
+            Step::Confirm { handover: 0, same },
+            Step::CrashActivating { message: 2 },
+            // The source has asked again over a new link.
+            DELIVERED,
+            deliver(1),
+        ] {
+            world.step(&step);
+            world.check();
+        }
+        assert_eq!(world.handovers[0].fate, Some(Fate::Lost));
+    }
+
+    #[test]
+    #[should_panic(expected = "two owners")]
+    fn two_owners_are_noticed() {
+        let mut world = World::new(true);
+        world.hosts[2].socket = Socket::Lives;
+        world.check();
     }
 }

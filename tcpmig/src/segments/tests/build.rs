@@ -17,7 +17,7 @@ pub(super) const ACK: Flags = Flags {
 };
 
 /// The first octet expected, and the oldest not acknowledged. Both near the end of the numbers.
-pub(super) const RCV: Seq = Seq::new(u32::MAX - 50);
+pub(in crate::segments) const RCV: Seq = Seq::new(u32::MAX - 50);
 pub(super) const SND: Seq = Seq::new(u32::MAX - 5);
 pub(super) const RCV_WND: u32 = 1000;
 pub(super) const SENT: &[u8] = b"0123456789";
@@ -61,7 +61,7 @@ pub(super) fn stamped() -> TcpParts {
 }
 
 /// A segment with data so many octets after [`RCV`], which acknowledges nothing new and leaves the window as it is.
-pub(super) fn data(after: u32, payload: &[u8]) -> Segment<'_> {
+pub(in crate::segments) fn data(after: u32, payload: &[u8]) -> Segment<'_> {
     Segment {
         seq: RCV + after,
         ack: SND,

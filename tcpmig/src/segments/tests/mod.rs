@@ -1,4 +1,4 @@
-mod build;
+pub(super) mod build;
 mod merging;
 mod parsing;
 mod streams;
