@@ -1,4 +1,6 @@
 //! Decodes arbitrary octets, as they are and behind a good envelope.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tcpmig_format::fuzz::decode(bytes, tcpmig_fuzz::peak));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    tcpmig_format::fuzz::decode(bytes, tcpmig_fuzz::peak);
+});

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: tcpmig_transport::fuzz::Stream<'_>| {
-    tcpmig_transport::fuzz::frames(&input, tcpmig_fuzz::peak)
+    tcpmig_transport::fuzz::frames(&input, tcpmig_fuzz::peak);
 });

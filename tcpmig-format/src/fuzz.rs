@@ -107,28 +107,34 @@ pub fn mutate(mutation: &Mutation, peak: Peak) {
     }
 }
 
-/// What the writer of an older version, or of this one, may have left.
+/// What the writer of an older version, or of this one, may have left, and what
+/// is changed in it.
 #[derive(Arbitrary, Debug)]
 pub struct Old<'a> {
-    version: u16,
-    min_version: u16,
-    /// Which of the images of that version, or none of them but `payload`.
-    written: u8,
     edits: Vec<Edit>,
-    payload: &'a [u8],
+    min_version: u16,
+    payload: Payload<'a>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Payload<'a> {
+    /// That of one of the images that were written.
+    Written(u8),
+    /// Any octets, as of this version.
+    Octets(u16, &'a [u8]),
 }
 
 /// Decodes an image of any version up to the current one. What decodes encodes
 /// in the current version to an image that is equal.
 pub fn upgrade(old: &Old<'_>, peak: Peak) {
-    let version = 1 + old.version % FORMAT_VERSION;
+    let (version, payload, written) = match old.payload {
+        Payload::Written(number) => {
+            let (version, image) = WRITTEN[usize::from(number) % WRITTEN.len()];
+            (version, &image[Envelope::LEN..], Some(image))
+        }
+        Payload::Octets(version, octets) => (version.clamp(1, FORMAT_VERSION), octets, None),
+    };
     let min_version = 1 + old.min_version % version;
-    let written = WRITTEN
-        .iter()
-        .filter(|(by, _)| *by == version)
-        .nth(usize::from(old.written))
-        .map(|(_, image)| *image);
-    let payload = written.map_or(old.payload, |image| &image[Envelope::LEN..]);
     let payload = edit::apply(payload, &old.edits);
     let found = decoded(&sealed(version, min_version, &payload), peak);
     if let Some(found) = &found {

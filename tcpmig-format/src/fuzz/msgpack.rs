@@ -237,7 +237,7 @@ impl Node {
         let wide = self.wide;
         match (short, byte, word, long) {
             (Some((marker, max)), ..) if !wide && len as usize <= max => {
-                to.push(marker | len as u8)
+                to.push(marker | len as u8);
             }
             (_, Some(marker), ..) if !wide && len <= 0xff => to.extend([marker, len as u8]),
             (_, _, Some(marker), _) if !wide && len <= 0xffff => {
