@@ -139,6 +139,7 @@ struct Made {
 #[derive(Arbitrary, Debug, Clone)]
 enum Near {
     At,
+    Close(i8),
     Off(i16),
     Any(u32),
 }
@@ -155,6 +156,7 @@ impl Near {
         match *self {
             Self::At => seq,
             // Of a negative number this is the same modulo 2^32.
+            Self::Close(off) => seq + i32::from(off) as u32,
             Self::Off(off) => seq + i32::from(off) as u32,
             Self::Any(seq) => Seq::new(seq),
         }
