@@ -1,6 +1,6 @@
 //! `Arbitrary` for images that are valid by construction.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
@@ -26,8 +26,16 @@ impl<'a> Arbitrary<'a> for Image {
 
 impl<'a> Arbitrary<'a> for ListenImage {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let ip: IpAddr = u.arbitrary()?;
-        let mut listen = Self::new(SocketAddr::new(ip, u.arbitrary()?), u.arbitrary()?);
+        let ipv4 = u.arbitrary()?;
+        let mut local = end(u, ipv4)?;
+        if u.arbitrary()? {
+            local.set_ip(match local.ip() {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            });
+        }
+        let ip = local.ip();
+        let mut listen = Self::new(local, u.arbitrary()?);
         listen.v6_only = if ip.is_ipv6() { u.arbitrary()? } else { None };
         listen.scope = name(u)?;
         listen.bound_device = name(u)?;
@@ -51,15 +59,24 @@ impl<'a> Arbitrary<'a> for Octets {
 
 impl<'a> Arbitrary<'a> for FourTuple {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let (local, remote): (IpAddr, IpAddr) = if u.arbitrary()? {
-            (IpAddr::V4(u.arbitrary()?), IpAddr::V4(u.arbitrary()?))
-        } else {
-            (IpAddr::V6(u.arbitrary()?), IpAddr::V6(u.arbitrary()?))
-        };
-        let local = SocketAddr::new(local, u.arbitrary()?);
-        let remote = SocketAddr::new(remote, u.arbitrary()?);
+        let ipv4 = u.arbitrary()?;
+        let (local, remote) = (end(u, ipv4)?, end(u, ipv4)?);
+        // Of two IPv6 addresses one can be a mapped one.
         Self::new(local, remote).map_err(|_| Error::IncorrectFormat)
     }
+}
+
+/// An end that a connection can have. Inputs are not rejected for it, because most would be.
+fn end(u: &mut Unstructured<'_>, ipv4: bool) -> Result<SocketAddr> {
+    let (any, host): (IpAddr, IpAddr) = if ipv4 {
+        (IpAddr::V4(u.arbitrary()?), Ipv4Addr::LOCALHOST.into())
+    } else {
+        (IpAddr::V6(u.arbitrary()?), Ipv6Addr::LOCALHOST.into())
+    };
+    let ip = any.to_canonical();
+    let one = !ip.is_unspecified() && !ip.is_multicast() && ip != Ipv4Addr::BROADCAST;
+    let port: u16 = u.arbitrary()?;
+    Ok(SocketAddr::new(if one { any } else { host }, port.max(1)))
 }
 
 /// A name that the kernel takes for a device and a congestion control.
@@ -180,8 +197,15 @@ impl<'a> Arbitrary<'a> for TcpImage {
             negotiated,
             socket: socket(u)?,
         };
-        // Some states do not go with queues; those inputs are rejected.
-        Self::new(parts).map_err(|_| Error::IncorrectFormat)
+        // Some states do not go with queues. This one goes with all.
+        let established = TcpParts {
+            state: TcpState::Established,
+            pending_error: None,
+            ..parts.clone()
+        };
+        Self::new(parts)
+            .or_else(|_| Self::new(established))
+            .map_err(|_| Error::IncorrectFormat)
     }
 }
 

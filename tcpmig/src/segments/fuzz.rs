@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
-use tcpmig_format::{FourTuple, Seq, TcpImage, TcpParts, TcpState};
+use tcpmig_format::{
+    FourTuple, Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketOptions, TcpImage, TcpParts,
+    TcpState, Timestamps, WindowScale,
+};
 
 use super::build::{Sum, packet, tcp};
 use super::{Flags, Merged, PeerTimestamps, Segment, SegmentError, Taken, merge, take_in, whole};
@@ -15,20 +18,90 @@ const MAX_PACKETS: usize = 16 << 10;
 /// An image, and packets that arrived for it.
 #[derive(Arbitrary, Debug)]
 pub struct Capture<'a> {
-    packets: Vec<Captured<'a>>,
+    base: Base,
     /// The octets that the peer has to send, over and over.
     stream: [u8; 16],
-    window: Advertised,
-    flow: FourTuple,
-    image: TcpImage,
+    packets: Vec<Captured<'a>>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Base {
+    /// An established connection, in few octets of input.
+    Plain(Plain),
+    Any(FourTuple, Box<TcpImage>),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Plain {
+    ipv4: bool,
+    rcv_nxt: u32,
+    snd_una: u32,
+    received: u8,
+    sent: u8,
+    window: Window,
+    scale: Option<u8>,
+    stamped: bool,
 }
 
 /// The receive window.
 #[derive(Arbitrary, Debug)]
-enum Advertised {
-    AsItIs,
-    /// So far behind `rcv_nxt`, of a connection that is established.
+enum Window {
     Open(u16),
+    Large,
+    /// Data has come since it was advertised, of more octets than it has.
+    Closed(u16),
+}
+
+impl Base {
+    fn take(&self) -> (FourTuple, TcpParts) {
+        let plain = match self {
+            Self::Any(flow, image) => return (*flow, image.parts().clone()),
+            Self::Plain(plain) => plain,
+        };
+        let flow = if plain.ipv4 {
+            "198.18.0.1:80,198.18.0.9:51234"
+        } else {
+            "[2001:db8::1]:80,[2001:db8::9]:51234"
+        };
+        let rcv_nxt = Seq::new(plain.rcv_nxt);
+        let (rcv_wup, rcv_wnd) = match plain.window {
+            Window::Open(wnd) => (rcv_nxt, wnd.into()),
+            Window::Large => (rcv_nxt, 1 << 30),
+            Window::Closed(wnd) => (rcv_nxt - u32::from(wnd), u32::from(wnd / 2)),
+        };
+        let scale = plain.scale.map(|scale| WindowScale {
+            snd: scale % 15,
+            rcv: 7,
+        });
+        let parts = TcpParts {
+            state: TcpState::Established,
+            pending_error: None,
+            send: SendSpace {
+                snd_una: Seq::new(plain.snd_una),
+                sent: vec![b's'; plain.sent.into()].into(),
+                unsent: Octets::from(&b"unsent"[..]),
+            },
+            receive: ReceiveSpace {
+                rcv_nxt,
+                queue: vec![b'r'; plain.received.into()].into(),
+            },
+            negotiated: Negotiated {
+                mss_clamp: 1460,
+                window_scale: scale,
+                sack: true,
+                timestamps: plain.stamped.then(Timestamps::default),
+            },
+            window: tcpmig_format::Window {
+                snd_wl1: rcv_nxt,
+                snd_wnd: 1000,
+                max_window: 60000,
+                rcv_wnd,
+                rcv_wup,
+            },
+            socket: SocketOptions::default(),
+        };
+        (flow.parse().expect("two ends"), parts)
+    }
 }
 
 #[derive(Arbitrary, Debug)]
@@ -66,6 +139,7 @@ struct Made {
 #[derive(Arbitrary, Debug, Clone)]
 enum Near {
     At,
+    Close(i8),
     Off(i16),
     Any(u32),
 }
@@ -82,6 +156,7 @@ impl Near {
         match *self {
             Self::At => seq,
             // Of a negative number this is the same modulo 2^32.
+            Self::Close(off) => seq + i32::from(off) as u32,
             Self::Off(off) => seq + i32::from(off) as u32,
             Self::Any(seq) => Seq::new(seq),
         }
@@ -91,21 +166,12 @@ impl Near {
 /// Parses packets and merges them into an image. The image stays valid, queues only grow at the
 /// end or shrink at the front, and only by what a packet said.
 pub fn segments(capture: &Capture<'_>, peak: Peak) {
-    let Capture { flow, stream, .. } = capture;
-    let mut parts = capture.image.parts().clone();
-    if let Advertised::Open(window) = capture.window {
-        parts.state = TcpState::Established;
-        parts.pending_error = None;
-        parts.window.rcv_wup = parts.receive.rcv_nxt;
-        parts.window.rcv_wnd = window.into();
-        parts.window.snd_wl1 = parts.receive.rcv_nxt;
-    }
-    if TcpImage::new(parts.clone()).is_err() {
-        return;
-    }
+    let (flow, parts) = capture.base.take();
+    let flow = &flow;
+    TcpImage::new(parts.clone()).expect("a valid image");
     let mut packets = Vec::new();
     for captured in &capture.packets {
-        captured.write(&parts, flow, stream, &mut packets);
+        captured.write(&parts, flow, &capture.stream, &mut packets);
     }
     let mut segments = Vec::with_capacity(packets.len());
     for packet in &packets {
