@@ -61,6 +61,7 @@ mod backend;
 mod captured;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod device;
 mod error;
 mod guard;
 mod hop;

@@ -4,14 +4,14 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::rtnl::Rtnl;
-use crate::{LockError, NextHop};
+use crate::{LockError, NextHop, device};
 
 /// How this host reaches an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,49 +148,42 @@ impl Routes {
 
     /// The index of the device with this name.
     pub(crate) fn device_index(&self, name: &str) -> Result<u32, LockError> {
-        let mut request = LinkMessage::default();
-        request
-            .attributes
-            .push(LinkAttribute::IfName(name.to_owned()));
-        Ok(self.link(request, name)?.header.index)
+        self.rtnl
+            .with_socket(|socket| device::index(socket, name))
+            .map_err(no_device("ioctl(SIOCGIFINDEX)", name))
     }
 
     /// The name of the device with this index.
     pub(crate) fn device_name(&self, index: u32) -> Result<String, LockError> {
-        let link = self.device(index)?;
-        let name = link.attributes.into_iter().find_map(|attribute| {
-            if let LinkAttribute::IfName(name) = attribute {
-                Some(name)
-            } else {
-                None
-            }
-        });
-        name.ok_or_else(|| LockError::NoDevice(index.to_string()))
+        self.rtnl
+            .with_socket(|socket| device::name(socket, index))
+            .map_err(no_device("ioctl(SIOCGIFNAME)", index))
     }
 
     /// What the kernel says of the device with this index.
     pub(crate) fn device(&self, index: u32) -> Result<LinkMessage, LockError> {
         let mut request = LinkMessage::default();
         request.header.index = index;
-        self.link(request, &index.to_string())
-    }
-
-    fn link(&self, request: LinkMessage, which: &str) -> Result<LinkMessage, LockError> {
         const CALL: &str = "RTM_GETLINK";
         let reply = self
             .rtnl
             .ask(RouteNetlinkMessage::GetLink(request))
-            .map_err(|source| match source.raw_os_error() {
-                // ERANGE and EINVAL: a name that no device can have.
-                Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => {
-                    LockError::NoDevice(which.to_owned())
-                }
-                _ => LockError::call(CALL)(source),
-            })?;
+            .map_err(no_device(CALL, index))?;
         match reply {
             RouteNetlinkMessage::NewLink(link) => Ok(link),
             _ => Err(unexpected(CALL)),
         }
+    }
+}
+
+fn no_device(
+    call: &'static str,
+    which: impl ToString,
+) -> impl FnOnce(io::Error) -> LockError {
+    move |source| match source.raw_os_error() {
+        // EINVAL: a number that no device can have.
+        Some(libc::ENODEV | libc::ENXIO | libc::EINVAL) => LockError::NoDevice(which.to_string()),
+        _ => LockError::call(call)(source),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The netlink socket for links, addresses and routes.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -21,7 +21,13 @@ const INTERRUPTED: u16 = 0x10;
 
 /// A connection to the network namespace of the thread that made it, whatever thread uses it.
 pub(crate) struct Rtnl {
-    socket: Mutex<Socket>,
+    channel: Mutex<Channel>,
+}
+
+struct Channel {
+    socket: Socket,
+    /// Kept: making it anew each time costs more than a look-up.
+    reply: Vec<u8>,
 }
 
 impl Rtnl {
@@ -35,8 +41,22 @@ impl Rtnl {
         };
         let socket = open().map_err(LockError::call("socket(NETLINK_ROUTE)"))?;
         Ok(Self {
-            socket: Mutex::new(socket),
+            channel: Mutex::new(Channel {
+                socket,
+                reply: Vec::with_capacity(REPLY),
+            }),
         })
+    }
+
+    /// Something else with the socket than netlink.
+    pub(crate) fn with_socket<T>(&self, with: impl FnOnce(&Socket) -> T) -> T {
+        with(&self.channel().socket)
+    }
+
+    fn channel(&self) -> MutexGuard<'_, Channel> {
+        // A poisoned lock is harmless: what a panic leaves unread is at most the rest of a dump, which the next answer
+        // begins after.
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for one thing.
@@ -77,14 +97,12 @@ impl Rtnl {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let bytes = encode(header, request);
-        // A poisoned lock is harmless: what a panic leaves unread is at most the rest of a dump, which ends below.
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let Channel { socket, reply } = &mut *self.channel();
         socket.send(&bytes, 0)?;
         let mut whole = true;
-        let mut reply = Vec::with_capacity(REPLY);
         loop {
             reply.clear();
-            while let Err(error) = socket.recv(&mut reply, 0) {
+            while let Err(error) = socket.recv(reply, 0) {
                 if error.kind() != io::ErrorKind::Interrupted {
                     return Err(error);
                 }

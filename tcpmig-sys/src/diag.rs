@@ -1,8 +1,9 @@
 //! What only `sock_diag` tells of a socket, and what no option of it does.
 
-use std::io::{Read, Write};
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,6 +29,9 @@ const COOKIE: usize = HEADER + 4 + 40;
 const TIMER: usize = HEADER + 2;
 const EXPIRES: usize = HEADER + 4 + 48;
 const RETRANSMISSION: u8 = 1;
+
+/// `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: i32 = 71;
 
 /// `linux/tcp.h`.
 const TCP_AO_INFO: i32 = 40;
@@ -83,26 +87,60 @@ fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
         (None, SocketAddr::V6(v6)) => v6.scope_id(),
         (None, SocketAddr::V4(_)) => 0,
     };
-    let netlink = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::RAW,
-        Some(Protocol::from(NETLINK_SOCK_DIAG)),
-    );
-    let mut netlink = match netlink {
-        Ok(netlink) => netlink,
+    let asked = with_netlink(fd, |mut netlink| {
+        netlink.write_all(&request(local, remote, device))?;
+        let mut answer = vec![0; 1 << 13];
+        let len = netlink.read(&mut answer)?;
+        answer.truncate(len);
+        Ok(answer)
+    });
+    match asked {
+        Ok(answer) => Ok((answer, cookie)),
         // A kernel without CONFIG_INET_DIAG.
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
-            return Ok((Vec::new(), cookie));
+            Ok((Vec::new(), cookie))
         }
-        Err(error) => return Err(failed(error)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+thread_local! {
+    /// This thread's socket and the cookie of its network namespace: making one costs more than asking.
+    static NETLINK: RefCell<Option<(u64, Socket)>> = const { RefCell::new(None) };
+}
+
+/// Asks by a socket in the network namespace of `fd`, which is the thread's.
+fn with_netlink<T>(
+    fd: BorrowedFd<'_>,
+    ask: impl FnOnce(&Socket) -> io::Result<T>,
+) -> io::Result<T> {
+    let here = netns_cookie(fd).ok();
+    let kept = NETLINK.take();
+    let (cookie, socket) = match kept {
+        Some((cookie, socket)) if Some(cookie) == here => (Some(cookie), socket),
+        _ => {
+            let socket = Socket::new(
+                Domain::from(libc::AF_NETLINK),
+                Type::RAW,
+                Some(Protocol::from(NETLINK_SOCK_DIAG)),
+            )?;
+            (netns_cookie(socket.as_fd()).ok(), socket)
+        }
     };
-    netlink
-        .write_all(&request(local, remote, device))
-        .map_err(failed)?;
-    let mut answer = vec![0; 1 << 15];
-    let len = netlink.read(&mut answer).map_err(failed)?;
-    answer.truncate(len);
-    Ok((answer, cookie))
+    // After an error the answer may be to come: the socket is not used again.
+    let answer = ask(&socket)?;
+    NETLINK.set(cookie.map(|cookie| (cookie, socket)));
+    Ok(answer)
+}
+
+/// Linux 5.14.
+fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
+    raw::get(
+        fd,
+        libc::SOL_SOCKET,
+        SO_NETNS_COOKIE,
+        "getsockopt(SO_NETNS_COOKIE)",
+    )
 }
 
 fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {

@@ -118,15 +118,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Reads the connection's numbers again and steers its packets.
+    /// Steers the connection's packets and reads its numbers again.
     fn confirm(&mut self, steering: Option<Box<dyn Steering>>) -> SourceEvent {
         let (Some(frozen), Some(steering)) = (&mut self.frozen, steering) else {
             return SourceEvent::NotConfirmed;
         };
-        let confirmed = frozen
-            .confirm()
+        let confirmed = steering
+            .steer(frozen)
             .map_err(Reason::from)
-            .and_then(|()| steering.steer(frozen).map_err(Reason::from))
             // A packet can have passed the lock's beginning until now.
             .and_then(|()| frozen.confirm().map_err(Reason::from))
             .and_then(|()| frozen.captured().map_err(|e| CaptureError::from(e).into()));
