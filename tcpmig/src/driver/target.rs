@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Options;
-use super::journal::{Journal, Note, Nowhere};
+use super::journal::{About, Journal, Note, Nowhere, Role};
 use crate::handover::{
     Decoder, HandoverId, Message, OLDEST_VERSION, Target, TargetAction, TargetEvent, VERSION,
 };
@@ -251,6 +251,7 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
             Err(error) => break error.to_string(),
         };
         if let Some(answer) = answer {
+            let answer_id = answer.id();
             let (frame, _) = answer.encode();
             let sent = exchange.send(frame).await;
             // The connection lives whether or not the source got to know it.
@@ -259,6 +260,9 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
                 // application that begins to write at once.
                 tokio::task::yield_now().await;
                 host.deliver(restored, &from);
+                if let Some(id) = answer_id {
+                    host.note_end(id, Note::Active);
+                }
             }
             if let Err(error) = sent {
                 break error.to_string();
@@ -292,9 +296,17 @@ impl Host {
                 Prepared::build_with(image, &*self.locker, lease, unsupported)
                     .map_err(|error| error.to_string())
             })
-            .and_then(|prepared| match self.journal.note(id, Note::Prepared) {
-                Ok(()) => Ok(prepared),
-                Err(error) => Err(format!("journal: {error}")),
+            .and_then(|prepared| {
+                let about = About {
+                    role: Role::Target,
+                    flow: prepared.flow(),
+                    host: from.to_owned(),
+                    address: None,
+                };
+                match self.journal.begin(id, &about) {
+                    Ok(()) => Ok(prepared),
+                    Err(error) => Err(format!("journal: {error}")),
+                }
             });
         drop(image);
         let mut slot = Slot {
@@ -354,6 +366,7 @@ impl Host {
             let mut slot = lock(&slot);
             if slot.machine.handle(event) == TargetAction::Discard {
                 slot.discard();
+                self.note_end(id, Note::Aborted);
                 slot.reason = match event {
                     TargetEvent::Deadline => "COMMIT did not come in time".to_owned(),
                     _ => "the source gave it up".to_owned(),
@@ -398,8 +411,8 @@ impl Host {
     fn recalled(&self, id: HandoverId) -> Message {
         let mut machine = match self.journal.recall(id) {
             None => return Message::Unknown { id },
-            Some(Note::Activating) => Target::died(),
-            Some(Note::Prepared | Note::Aborted) => Target::never_active(),
+            Some(Note::Activating | Note::Active) => Target::died(),
+            Some(_) => Target::never_active(),
         };
         let reason = "the process that had it has ended since".to_owned();
         match machine.handle(TargetEvent::Commit) {
@@ -418,6 +431,7 @@ impl Host {
         let begin = Instant::now();
         if self.arrived.is_closed() {
             slot.discard();
+            self.note_end(id, Note::Aborted);
             "the application takes no more connections".clone_into(&mut slot.reason);
             return TargetEvent::NotActivated;
         }
@@ -438,11 +452,15 @@ impl Host {
             }
             Err(error) => {
                 slot.reason = error.to_string();
-                if let Err(error) = self.journal.note(id, Note::Aborted) {
-                    warn!(%id, "the journal will say that the connection was lost: {error}");
-                }
+                self.note_end(id, Note::Aborted);
                 TargetEvent::NotActivated
             }
+        }
+    }
+
+    fn note_end(&self, id: HandoverId, note: Note) {
+        if let Err(error) = self.journal.note(id, note) {
+            warn!(%id, ?note, "the journal does not have the end of a handover: {error}");
         }
     }
 

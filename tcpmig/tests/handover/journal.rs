@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig::capture::{Frozen, Plan};
-use tcpmig::driver::journal::{File, Journal, Note};
+use tcpmig::driver::journal::{About, File, Journal, Note, Role};
 use tcpmig::driver::{Options, serve_with};
 use tcpmig::handover::{HandoverId, Message};
 
@@ -16,32 +16,13 @@ use crate::support::{Family, Net, Site, Talk, both_ways, kernel_test};
 const BUILT: [u8; 16] = [1; 16];
 const ACTIVE: [u8; 16] = [2; 16];
 
-#[test]
-fn a_journal_remembers_for_the_next_process() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("journal");
-    let ids = [BUILT, ACTIVE].map(HandoverId::from_octets);
-    let journal = File::open(&path).unwrap();
-    journal.note(ids[0], Note::Prepared).unwrap();
-    journal.note(ids[1], Note::Prepared).unwrap();
-    journal.note(ids[1], Note::Activating).unwrap();
-    assert_eq!(journal.recall(ids[0]), None, "its own are known otherwise");
-    // A process can die in the middle of a note.
-    let mut octets = std::fs::read(&path).unwrap();
-    octets.extend([3; 16]);
-    std::fs::write(&path, &octets).unwrap();
-    for _ in 0..2 {
-        let journal = File::open(&path).unwrap();
-        assert_eq!(journal.recall(ids[0]), Some(Note::Prepared));
-        assert_eq!(journal.recall(ids[1]), Some(Note::Activating));
+fn about(role: Role) -> About {
+    About {
+        role,
+        flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
+        host: "host-b".to_owned(),
+        address: (role == Role::Source).then(|| B.parse().unwrap()),
     }
-    // After another boot nothing of it is true.
-    octets[30] ^= 1;
-    std::fs::write(&path, &octets).unwrap();
-    let journal = File::open(&path).unwrap();
-    assert_eq!(ids.map(|id| journal.recall(id)), [None, None]);
-    std::fs::write(&path, "something else").unwrap();
-    assert!(File::open(&path).is_err());
 }
 
 fn serve_from(b: &Site, path: &Path) {
@@ -58,9 +39,11 @@ kernel_test!(a_target_that_died_answers_for_what_it_had, || {
     let path = directory.path().join("journal");
     // What a process noted that was killed.
     let before = File::open(&path).unwrap();
-    for (id, note) in [(BUILT, Note::Prepared), (ACTIVE, Note::Activating)] {
-        before.note(HandoverId::from_octets(id), note).unwrap();
+    for id in [BUILT, ACTIVE].map(HandoverId::from_octets) {
+        before.begin(id, &about(Role::Target)).unwrap();
     }
+    let active = HandoverId::from_octets(ACTIVE);
+    before.note(active, Note::Activating).unwrap();
     drop(before);
     let net = Net::new();
     let (a, b) = Site::pair(&net, &Options::default());
