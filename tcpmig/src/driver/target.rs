@@ -20,7 +20,7 @@ use crate::handover::{
     Decoder, HandoverId, Message, OLDEST_VERSION, Target, TargetAction, TargetEvent, VERSION,
 };
 use crate::options::NotSet;
-use crate::restore::{Prepared, Restored};
+use crate::restore::{NotActivated, Prepared, Restored};
 
 /// A connection that moved to this host.
 #[derive(Debug)]
@@ -444,14 +444,22 @@ impl Host {
             return TargetEvent::NotActivated;
         }
         let arrived = packets.iter().map(|packet| &packet[..]);
+        let flow = prepared.flow();
         match prepared.activate_with(arrived) {
             Ok(live) => {
                 slot.activate_us = micros(begin);
                 *restored = Some(live);
                 TargetEvent::Activated
             }
-            Err(error) => {
+            Err(NotActivated { error, lock }) => {
                 slot.reason = error.to_string();
+                // Until ABORT comes, as after any other end.
+                slot.lock = lock.or_else(|| {
+                    let again = self.locker.lock(&[flow], self.options.lease);
+                    again
+                        .inspect_err(|error| warn!(%id, "not locked again: {error}"))
+                        .ok()
+                });
                 self.note_end(id, Note::Aborted);
                 TargetEvent::NotActivated
             }

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use tcpmig::capture::Frozen;
-use tcpmig::driver::journal::{File, Journal, Note};
-use tcpmig::driver::{Destination, Ending, Mover, Options, serve_with};
+use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
+use tcpmig::driver::{Destination, Ending, Mover, Options, Resolved, serve_with};
 use tcpmig::handover::HandoverId;
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
@@ -31,7 +31,9 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
         .build()
         .unwrap();
     match role.as_str() {
-        "source" => runtime.block_on(source()),
+        "source" => runtime.block_on(source(Path::new(&journal))),
+        "again" => runtime.block_on(source_again(Path::new(&journal))),
+        "notes" => notes(Path::new(&journal)),
         "target" => runtime.block_on(target(Path::new(&journal))),
         other => panic!("no role {other}"),
     }
@@ -54,6 +56,8 @@ fn hear() -> String {
 
 fn options() -> Options {
     Options {
+        // Longer than anything is waited for: no lock ends by itself.
+        lease: Duration::from_secs(90),
         settle: Duration::ZERO,
         prepared_within: Duration::from_millis(800),
         answer_within: Duration::from_millis(300),
@@ -79,7 +83,7 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
     }
 }
 
-async fn source() {
+async fn source(journal: &Path) {
     let service: SocketAddr = SERVICE.parse().unwrap();
     let listener = TcpListener::bind(service).unwrap();
     let locker = Arc::new(Stopping(tcpmig::locker::nftables().unwrap()));
@@ -100,14 +104,68 @@ async fn source() {
         name: "host-b".to_owned(),
         steer: Arc::new(StoppingSteer(redirected)),
     };
-    let mover = Mover::new(endpoint, locker, options());
+    let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
+    let mover = Mover::new(endpoint, locker, options()).with_journal(journal);
     let outcome = mover.move_out(OwnedFd::from(stream), None, &to).await;
     println!("{:?}", outcome.ending.fate());
+    println!("ended");
     if let Ending::Kept { socket, reason, .. } = outcome.ending {
         eprintln!("kept: {reason}");
         tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
     }
     std::future::pending::<()>().await;
+}
+
+/// The source's process after one that was killed.
+async fn source_again(journal: &Path) {
+    let locker = Arc::new(tcpmig::locker::nftables().unwrap());
+    let endpoint = endpoint(SOURCE.parse().unwrap(), &pem());
+    let journal = Arc::new(File::open(journal).unwrap());
+    let mover = Mover::new(endpoint, locker, options()).with_journal(journal.clone());
+    loop {
+        let resolved = mover.resolve().await;
+        for Resolved { fate, reason, .. } in &resolved {
+            eprintln!("after a restart {fate:?}: {reason}");
+            println!("{fate:?}");
+        }
+        if journal.left_open().is_empty() {
+            println!("nothing is open");
+            break;
+        }
+        // The link may be cut, or the target be down.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Notes one handover after the other, and says each note after it was made.
+fn notes(journal: &Path) {
+    let journal = File::open_with(journal, 50).unwrap();
+    let mut about = About {
+        role: Role::Target,
+        flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
+        host: "host-b".to_owned(),
+        address: None,
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "begun").unwrap();
+    loop {
+        let id = HandoverId::random().unwrap();
+        about.role = Role::Source;
+        journal.begin(id, &about).unwrap();
+        writeln!(out, "{id} Offering.").unwrap();
+        for note in [Note::Committing, Note::Moved] {
+            journal.note(id, note).unwrap();
+            writeln!(out, "{id} {note:?}.").unwrap();
+        }
+        about.role = Role::Target;
+        journal.begin(id, &about).unwrap();
+        writeln!(out, "{id} Prepared.").unwrap();
+        for note in [Note::Activating, Note::Active] {
+            journal.note(id, note).unwrap();
+            writeln!(out, "{id} {note:?}.").unwrap();
+        }
+    }
 }
 
 async fn target(journal: &Path) {
@@ -131,24 +189,33 @@ async fn target(journal: &Path) {
 struct StoppingJournal(File);
 
 impl Journal for StoppingJournal {
+    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
+        self.0.begin(id, about)?;
+        if about.role == Role::Target {
+            stop_at(Step::Prepare);
+        }
+        Ok(())
+    }
+
     fn note(&self, id: HandoverId, note: Note) -> io::Result<()> {
+        if note == Note::Activating {
+            stop_at(Step::Activate);
+        }
+        self.0.note(id, note)?;
         match note {
-            Note::Prepared => {
-                self.0.note(id, note)?;
-                stop_at(Step::Prepare);
-            }
-            Note::Activating => {
-                stop_at(Step::Activate);
-                self.0.note(id, note)?;
-                stop_at(Step::Noted);
-            }
-            Note::Aborted => self.0.note(id, note)?,
+            Note::Committing => stop_at(Step::Decided),
+            Note::Activating => stop_at(Step::Noted),
+            _ => {}
         }
         Ok(())
     }
 
     fn recall(&self, id: HandoverId) -> Option<Note> {
         self.0.recall(id)
+    }
+
+    fn left_open(&self) -> Vec<Open> {
+        self.0.left_open()
     }
 }
 
