@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 
+use crate::budget::Budget;
 use crate::cause;
 use crate::error::TransportError;
 use crate::handshake;
@@ -47,6 +48,7 @@ struct Inner {
     connecting: Arc<TransportConfig>,
     trust: Trust,
     limits: TransportLimits,
+    budget: Arc<Budget>,
     warm: Mutex<HashMap<(SocketAddr, String), Slot>>,
     handshakes: AsyncMutex<JoinSet<Result<Peer, TransportError>>>,
 }
@@ -113,6 +115,7 @@ impl Endpoint {
                 connector: Connector::new(identity, trust)?,
                 connecting,
                 trust: trust.clone(),
+                budget: Budget::new(limits.max_unfinished),
                 limits,
                 warm: Mutex::default(),
                 handshakes: AsyncMutex::default(),
@@ -162,6 +165,7 @@ impl Endpoint {
             &verdict,
             (addr, name),
             &self.inner.limits,
+            Arc::clone(&self.inner.budget),
         )
         .await?;
         Ok(slot.insert(peer).clone())
@@ -183,10 +187,19 @@ impl Endpoint {
                     },
                 },
                 incoming = self.inner.endpoint.accept(), if handshakes.len() < HANDSHAKES => {
+                    let incoming = incoming?;
+                    let peer = incoming.remote_address();
+                    if self.inner.endpoint.open_connections() >= self.inner.limits.max_connections {
+                        tracing::warn!(%peer, "refused: too many hosts are connected");
+                        incoming.refuse();
+                        continue;
+                    }
                     handshakes.spawn(handshake::accept(
-                        incoming?,
+                        peer,
+                        incoming.accept(),
                         self.inner.trust.clone(),
                         self.inner.limits.clone(),
+                        Arc::clone(&self.inner.budget),
                     ));
                 }
             }

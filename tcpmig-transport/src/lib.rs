@@ -70,6 +70,7 @@
 //! given up.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod cause;
 mod endpoint;
 mod error;

@@ -7,7 +7,7 @@ use quinn::{Connection, ConnectionError};
 
 use crate::cause::{self, connection_error};
 use crate::error::TransportError;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Receipt};
 use crate::stream::{Inlet, Outlet};
 
 /// One authenticated connection to another host; clones are handles to the same one.
@@ -20,17 +20,17 @@ pub struct Peer {
     connection: Connection,
     name: Arc<str>,
     address: SocketAddr,
-    max_frame: usize,
+    receipt: Receipt,
 }
 
 impl Peer {
-    pub(crate) fn new(connection: Connection, name: &str, max_frame: usize) -> Self {
+    pub(crate) fn new(connection: Connection, name: &str, receipt: Receipt) -> Self {
         let address = canonical(connection.remote_address());
         Self {
             connection,
             name: name.into(),
             address,
-            max_frame,
+            receipt,
         }
     }
 
@@ -92,7 +92,7 @@ impl Peer {
         Exchange::new(
             Outlet::Quic(streams.0, self.address),
             Inlet::Quic(streams.1, self.address),
-            self.max_frame,
+            self.receipt.clone(),
         )
     }
 }

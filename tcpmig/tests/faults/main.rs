@@ -164,7 +164,7 @@ fn main() {
         "TCPMIG_FAULTS={} TCPMIG_FAULTS_SEED={seed}",
         count.unwrap_or(0)
     );
-    let some_time = |random: u64| When::After(Duration::from_micros(random % 12_000));
+    let some_time = |random: u64| When::After(Duration::from_micros(random % 40_000));
     if let Some(count) = count {
         let all = cases.clone();
         cases = (0..count)
