@@ -108,17 +108,16 @@ impl Mover {
         name: &str,
         id: HandoverId,
     ) -> Result<(SourceEvent, String), String> {
+        let failed = |error: TransportError| format!("link to the target: {error}");
+        let mut exchange = self.open_at(address, name).await.map_err(failed)?;
         let answer = async {
-            let mut exchange = self.open_at(address, name).await?;
             let (frame, _) = Message::commit(id).encode();
             exchange.send(frame).await?;
             receive(&mut exchange).await
         };
-        // Connecting has its own limit.
         let within = self.options.prepared_within + self.options.answer_within;
         let message = match timeout(within, answer).await {
-            Ok(Ok(message)) => message,
-            Ok(Err(error)) => return Err(format!("link to the target: {error}")),
+            Ok(message) => message.map_err(failed)?,
             Err(_) => return Err(format!("the target did not answer within {within:?}")),
         };
         if message.as_ref().and_then(Message::id) != Some(id) {

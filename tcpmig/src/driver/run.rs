@@ -288,7 +288,11 @@ impl<'a> Run<'a> {
 
     async fn send_commit(&mut self) -> Result<(), SourceEvent> {
         let (id, packets) = (self.id, self.packets.clone());
-        self.send(Message::Commit { id, packets }).await
+        let within = self.mover.options.answer_within;
+        // A target that does not read must not hold it.
+        timeout(within, self.send(Message::Commit { id, packets }))
+            .await
+            .unwrap_or(Err(SourceEvent::Deadline))
     }
 
     async fn send(&mut self, message: Message) -> Result<(), SourceEvent> {

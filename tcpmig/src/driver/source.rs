@@ -10,7 +10,7 @@ use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::batch::{self, Limits, Moves};
 use super::doubt::Doubt;
@@ -289,10 +289,19 @@ impl Mover {
         name: &str,
     ) -> Result<Exchange, TransportError> {
         let peer = self.endpoint.connect(address, name).await?;
-        let mut exchange = peer.open().await?;
-        let (hello, _) = Message::hello().encode();
-        exchange.send(hello).await?;
-        Ok(exchange)
+        let opening = async {
+            let mut exchange = peer.open().await?;
+            let (hello, _) = Message::hello().encode();
+            exchange.send(hello).await?;
+            Ok(exchange)
+        };
+        let within = self.options.prepared_within;
+        timeout(within, opening).await.unwrap_or_else(|_| {
+            Err(TransportError::Unreachable {
+                peer: address,
+                reason: format!("it took no exchange within {within:?}"),
+            })
+        })
     }
 
     pub(super) async fn hand_over(

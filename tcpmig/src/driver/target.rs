@@ -1,15 +1,19 @@
 //! The target's side: taking connections in.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_core::Stream;
 use tcpmig_format::{AppImage, FourTuple, Image, Limits, Octets};
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_transport::{Endpoint, Exchange, Peer};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -40,7 +44,10 @@ pub struct Arrived {
     pub from: String,
 }
 
-/// Connections as they arrive. Dropping it stops taking them in.
+/// Connections as they arrive.
+///
+/// Dropping it stops taking them in: what waits for COMMIT is discarded, so that its source keeps it, and what has arrived and
+/// was not taken from here is closed.
 #[derive(Debug)]
 pub struct Arrivals {
     arrived: mpsc::UnboundedReceiver<Arrived>,
@@ -48,9 +55,18 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// The next connection; `None` when the endpoint is closed. Cancel-safe.
+    /// The next connection; `None` when the endpoint is closed. Cancel-safe: a connection that arrives while nobody
+    /// waits is there for the next call.
     pub async fn next(&mut self) -> Option<Arrived> {
         self.arrived.recv().await
+    }
+}
+
+impl Stream for Arrivals {
+    type Item = Arrived;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Arrived>> {
+        self.arrived.poll_recv(cx)
     }
 }
 
@@ -108,6 +124,7 @@ fn serve_all(
 ) -> Arrivals {
     let (sender, arrived) = mpsc::unbounded_channel();
     let host = Arc::new(Host {
+        room: Room::new(&options),
         locker,
         options,
         journal,
@@ -168,14 +185,62 @@ struct Host {
     locker: Arc<dyn Locker>,
     options: Options,
     journal: Arc<dyn Journal>,
+    room: Room,
     arrived: mpsc::UnboundedSender<Arrived>,
     handovers: Mutex<HashMap<HandoverId, Arc<Mutex<Slot>>>>,
+}
+
+/// How much may wait for COMMIT.
+struct Room {
+    handovers: Arc<Semaphore>,
+    /// In units of 1 KiB.
+    octets: Arc<Semaphore>,
+}
+
+/// What one handover has of it.
+struct Place {
+    _handover: OwnedSemaphorePermit,
+    _octets: OwnedSemaphorePermit,
+}
+
+impl Room {
+    fn new(options: &Options) -> Self {
+        let semaphore =
+            |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self {
+            handovers: semaphore(options.prepared_at_once),
+            octets: semaphore(options.octets_prepared >> 10),
+        }
+    }
+
+    /// For an image of so many octets.
+    fn place(&self, octets: usize) -> Result<Place, String> {
+        let few = |_| "as many connections as this host allows wait for COMMIT here".to_owned();
+        let small = |_| {
+            "the images that wait for COMMIT here have as many octets as this host allows"
+                .to_owned()
+        };
+        let units = u32::try_from(octets >> 10)
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        let handover = self.handovers.clone().try_acquire_owned().map_err(few)?;
+        let octets = self
+            .octets
+            .clone()
+            .try_acquire_many_owned(units)
+            .map_err(small)?;
+        Ok(Place {
+            _handover: handover,
+            _octets: octets,
+        })
+    }
 }
 
 /// One handover, kept for a while after its end.
 struct Slot {
     machine: Target,
-    prepared: Option<Prepared>,
+    /// With its place among those that wait.
+    prepared: Option<(Prepared, Place)>,
     /// Of what was discarded, until the source says with ABORT that it has the packets again:
     /// they may come here for as long as it redirects them, and would draw an RST.
     lock: Option<LockGuard>,
@@ -185,7 +250,7 @@ struct Slot {
 
 impl Slot {
     fn discard(&mut self) {
-        if let Some(prepared) = self.prepared.take() {
+        if let Some((prepared, _)) = self.prepared.take() {
             self.lock = Some(prepared.discard());
         }
     }
@@ -283,20 +348,37 @@ impl Host {
             info!(%id, from, reason, "a connection was refused");
             Message::Refused { id, reason }
         };
-        if lock(&self.handovers).contains_key(&id) || self.journal.recall(id).is_some() {
-            return refused("this handover was offered before".to_owned());
+        let slot = Arc::new(Mutex::new(Slot {
+            machine: Target::preparing(),
+            prepared: None,
+            lock: None,
+            reason: String::new(),
+            activate_us: 0,
+        }));
+        // Whoever asks for it meanwhile waits for what becomes of it.
+        let mut building = lock(&slot);
+        match lock(&self.handovers).entry(id) {
+            Entry::Vacant(vacant) if self.journal.recall(id).is_none() => {
+                vacant.insert(slot.clone());
+            }
+            _ => return refused("this handover was offered before".to_owned()),
         }
-        let built = Image::decode(&image, &Limits::default())
-            .map_err(|error| format!("image: {error}"))
-            .and_then(|image| {
+        let built = self
+            .room
+            .place(image.len())
+            .and_then(|place| {
+                let decoded = Image::decode(&image, &Limits::default());
+                Ok((decoded.map_err(|error| format!("image: {error}"))?, place))
+            })
+            .and_then(|(image, place)| {
                 (self.accepts)(image.app.as_ref())?;
                 let Options {
                     lease, unsupported, ..
                 } = self.options;
-                Prepared::build_with(image, &*self.locker, lease, unsupported)
-                    .map_err(|error| error.to_string())
+                let built = Prepared::build_with(image, &*self.locker, lease, unsupported);
+                Ok((built.map_err(|error| error.to_string())?, place))
             })
-            .and_then(|prepared| {
+            .and_then(|(prepared, place)| {
                 let about = About {
                     role: Role::Target,
                     flow: prepared.flow(),
@@ -304,34 +386,27 @@ impl Host {
                     address: None,
                 };
                 match self.journal.begin(id, &about) {
-                    Ok(()) => Ok(prepared),
+                    Ok(()) => Ok((prepared, place)),
                     Err(error) => Err(format!("journal: {error}")),
                 }
             });
         drop(image);
-        let mut slot = Slot {
-            machine: Target::preparing(),
-            prepared: None,
-            lock: None,
-            reason: String::new(),
-            activate_us: 0,
-        };
         let answer = match built {
             Ok(prepared) => {
-                slot.machine.handle(TargetEvent::Built);
-                slot.prepared = Some(prepared);
+                building.machine.handle(TargetEvent::Built);
+                building.prepared = Some(prepared);
                 Message::Prepared {
                     id,
                     rebuild_us: micros(begin),
                 }
             }
             Err(reason) => {
-                slot.machine.handle(TargetEvent::NotBuilt);
-                slot.reason.clone_from(&reason);
+                building.machine.handle(TargetEvent::NotBuilt);
+                building.reason.clone_from(&reason);
                 refused(reason)
             }
         };
-        lock(&self.handovers).insert(id, Arc::new(Mutex::new(slot)));
+        drop(building);
         self.expire(id);
         answer
     }
@@ -435,7 +510,7 @@ impl Host {
             "the application takes no more connections".clone_into(&mut slot.reason);
             return TargetEvent::NotActivated;
         }
-        let Some(prepared) = slot.prepared.take() else {
+        let Some((prepared, _place)) = slot.prepared.take() else {
             return TargetEvent::NotActivated;
         };
         if let Err(error) = self.journal.note(id, Note::Activating) {
