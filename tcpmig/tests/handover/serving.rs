@@ -269,6 +269,7 @@ kernel_test!(
 kernel_test!(an_activation_that_fails_draws_no_reset, || {
     let mut case = Case::new();
     case.offer();
+    case.peer.set_nodelay(true).unwrap();
     // Something that changes what was built, so that it is built again.
     (&case.peer).write_all(b"before ").unwrap();
     let mut packets = Vec::new();
