@@ -141,8 +141,10 @@ impl Endpoint {
     /// first call makes it, later ones return it as long as it lives, at no cost. Returns only
     /// after the other side has let this host in.
     ///
-    /// A host that went away without a word may still be taken for alive: then the exchange fails
-    /// ([`TransportError::Restarted`], [`TransportError::Idle`]) and the next `connect` reconnects.
+    /// A connection on which nothing was heard for a second has to show that it is alive, which takes a round trip; if it does not
+    /// within another second, a new one is made. So a host that went away without a word may be taken for alive for
+    /// a second: then the exchange fails ([`TransportError::Restarted`], [`TransportError::Idle`]) and a later
+    /// `connect` reconnects, also to a process with another key.
     ///
     /// # Errors
     /// [`TransportError::Unreachable`], [`TransportError::HandshakeTimeout`];
@@ -152,7 +154,9 @@ impl Endpoint {
     pub async fn connect(&self, addr: SocketAddr, name: &str) -> Result<Peer, TransportError> {
         let slot = self.slot(addr, name);
         let mut slot = slot.lock().await;
-        if let Some(peer) = slot.as_ref().filter(|peer| !peer.is_closed()) {
+        if let Some(peer) = slot.as_ref()
+            && peer.is_there().await
+        {
             return Ok(peer.clone());
         }
         *slot = None;
