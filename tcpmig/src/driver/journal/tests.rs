@@ -55,6 +55,12 @@ fn told_by_copy(of: &Path, known: u32) -> Result<Told, JournalError> {
     File::open(&copy).map(|journal| told(&journal, known))
 }
 
+/// A file with this in it. Not one that is truncated: some file systems would wait for the disk.
+fn put(path: &Path, octets: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, octets).unwrap();
+}
+
 fn journal() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal");
@@ -138,15 +144,15 @@ fn a_journal_that_ends_anywhere_tells_what_was_written_whole() {
     let octets = fs::read(&path).unwrap();
     drop(journal);
     for len in 0..=octets.len() {
-        fs::write(&path, &octets[..len]).unwrap();
+        put(&path, &octets[..len]);
         let whole = states.iter().rev().find(|(end, _)| *end <= len as u64);
         let expected = whole.map(|(_, told)| told.clone()).unwrap_or_default();
-        assert_eq!(told_by_copy(&path, 8).unwrap(), expected, "of {len} octets");
-        // And what is noted then is told as well.
         let journal = File::open(&path).unwrap();
+        assert_eq!(told(&journal, 8), expected, "of {len} octets");
+        // And what is noted then is told as well.
         write(&journal, 77, Note::Offering);
         drop(journal);
-        let told = told_by_copy(&path, 8).unwrap();
+        let told = told(&File::open(&path).unwrap(), 8);
         assert_eq!(told.open.get(&77), Some(&Note::Offering), "of {len} octets");
     }
 }
@@ -164,8 +170,8 @@ fn a_changed_octet_is_an_error_and_never_another_story() {
     for at in head..octets.len() {
         let mut damaged = octets.clone();
         damaged[at] ^= 1 << (at % 8);
-        fs::write(&path, &damaged).unwrap();
-        let error = told_by_copy(&path, 8).expect_err("it is noticed");
+        put(&path, &damaged);
+        let error = File::open(&path).expect_err("it is noticed");
         assert!(matches!(error, JournalError::Damaged { at: begin, .. } if begin <= at as u64));
     }
 }
@@ -270,8 +276,8 @@ fn a_change_of_generation_that_is_cut_off_changes_nothing() {
     // The older ones may be forgotten, with or without the change.
     let recent = |told: Told| (told.open, told.targets.into_iter().next_back());
     let expected = recent(expected);
-    let put = |name: &'static str, octets: Option<&[u8]>| match octets {
-        Some(octets) => fs::write(with(name), octets).unwrap(),
+    let place = |name: &'static str, octets: Option<&[u8]>| match octets {
+        Some(octets) => put(&with(name), octets),
         None => drop(fs::remove_file(with(name))),
     };
     let check = |what: &str| {
@@ -288,24 +294,24 @@ fn a_change_of_generation_that_is_cut_off_changes_nothing() {
         assert_eq!(told_by_copy(&path, n).unwrap().open, expected.0, "{what}");
     };
     for len in (0..=new.len()).step_by(7).chain([new.len()]) {
-        put("", Some(&before));
-        put(".old", Some(&old));
-        put(".new", Some(&new[..len]));
-        put(".link", None);
+        place("", Some(&before));
+        place(".old", Some(&old));
+        place(".new", Some(&new[..len]));
+        place(".link", None);
         check(&format!("{len} octets of the next one are written"));
     }
     for (what, name) in [("linked", ".link"), ("the old one is replaced", ".old")] {
-        put("", Some(&before));
-        put(".old", Some(&old));
-        put(".new", Some(&new));
-        put(".link", None);
-        put(name, Some(&before));
+        place("", Some(&before));
+        place(".old", Some(&old));
+        place(".new", Some(&new));
+        place(".link", None);
+        place(name, Some(&before));
         check(what);
     }
-    put("", Some(&new));
-    put(".old", Some(&before));
-    put(".new", None);
-    put(".link", None);
+    place("", Some(&new));
+    place(".old", Some(&before));
+    place(".new", None);
+    place(".link", None);
     check("done");
 }
 
