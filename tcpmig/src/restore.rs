@@ -204,15 +204,15 @@ impl Prepared {
     pub fn activate_with<'a>(
         mut self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Restored, NotActivated> {
+    ) -> Result<Restored, Box<NotActivated>> {
         let socket = match self.take_in(arrived) {
             Ok(socket) => socket,
             Err(error) => {
                 let lock = Some(self.discard());
-                return Err(NotActivated { error, lock });
+                return Err(Box::new(NotActivated { error, lock }));
             }
         };
-        let unlocked = |error| NotActivated { error, lock: None };
+        let unlocked = |error| Box::new(NotActivated { error, lock: None });
         self.lock.release().map_err(|e| unlocked(e.into()))?;
         let options = self.tcp.socket;
         let socket = socket

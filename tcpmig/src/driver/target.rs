@@ -526,7 +526,8 @@ impl Host {
                 *restored = Some(live);
                 TargetEvent::Activated
             }
-            Err(NotActivated { error, lock }) => {
+            Err(failed) => {
+                let NotActivated { error, lock } = *failed;
                 slot.reason = error.to_string();
                 // Until ABORT comes, as after any other end.
                 slot.lock = lock.or_else(|| {

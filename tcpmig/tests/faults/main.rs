@@ -170,7 +170,7 @@ fn main() {
         cases = (0..count)
             .map(|_| {
                 let (when, fault) = all[random() as usize % all.len()];
-                if random() % 2 == 0 {
+                if random().is_multiple_of(2) {
                     (when, fault)
                 } else {
                     (some_time(random()), fault)
@@ -255,22 +255,13 @@ impl Scene {
             target.kill();
             *target = self.target();
         }
-        let (begin, end): (fn(&Net), fn(&Net)) = match fault {
-            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => (|_| (), |_| ()),
-            Fault::CutLink => (
-                |net| cut(&net.b),
-                |net| nft(&net.b, "delete table inet cut"),
-            ),
-            Fault::TargetDown => (
-                |net| net.b.ip("link set eth0 down").unwrap(),
-                |net| net.b.ip("link set eth0 up").unwrap(),
-            ),
-            Fault::SourceDown => (
-                |net| net.a.ip("link set eth0 down").unwrap(),
-                |net| net.a.ip("link set eth0 up").unwrap(),
-            ),
-        };
-        begin(&self.net);
+        let link = |host: &Host, state| host.ip(&format!("link set eth0 {state}")).unwrap();
+        match fault {
+            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
+            Fault::CutLink => cut(&self.net.b),
+            Fault::TargetDown => link(&self.net.b, "down"),
+            Fault::SourceDown => link(&self.net.a, "down"),
+        }
         // Steps that come after the fault pass.
         source.let_on();
         target.let_on();
@@ -278,7 +269,12 @@ impl Scene {
             // Longer than the source waits for PREPARED.
             thread::sleep(Duration::from_millis(1200));
         }
-        end(&self.net);
+        match fault {
+            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
+            Fault::CutLink => nft(&self.net.b, "delete table inet cut"),
+            Fault::TargetDown => link(&self.net.b, "up"),
+            Fault::SourceDown => link(&self.net.a, "up"),
+        }
     }
 
     /// Locks that a host has; what is redirected is none.
