@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tcpmig::driver::journal::{self, File, Journal, Note, Open, Role};
 use tcpmig::driver::{Mover, Options, Resolved};
 use tcpmig::handover::{Fate, HandoverId};
-use tcpmig_lock::NoLock;
+use tcpmig_lock::{Locker, NoLock};
 use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
 
 /// Exit status 3: nobody can say where a connection lives.
@@ -98,8 +98,12 @@ impl JournalArgs {
             // INVARIANT: both are addresses.
             let any = any.parse().expect("an address");
             let endpoint = Endpoint::bind(any, &identity, &trust, TransportLimits::default())?;
-            // Nothing is locked: no connection is left on this side.
-            let mover = Mover::new(endpoint.clone(), Arc::new(NoLock), Options::default());
+            // Only to end redirects of what is lost: without it they are left to their lease.
+            let locker: Arc<dyn Locker> = match tcpmig::locker::nftables() {
+                Ok(locker) => Arc::new(locker),
+                Err(_) => Arc::new(NoLock),
+            };
+            let mover = Mover::new(endpoint.clone(), locker, Options::default());
             let resolved = mover.with_journal(journal).resolve().await;
             endpoint.close("done").await;
             Ok(resolved)

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
+use tcpmig_format::FourTuple;
+use tcpmig_lock::LockGuard;
 use tcpmig_transport::{Exchange, TransportError};
 use tokio::time::timeout;
 
@@ -31,6 +33,7 @@ impl Mover {
     /// - For any other one COMMIT is sent again, without the packets that the process had captured, which the peer
     ///   repeats. A target that has built the connection takes it now, one that had taken it says so ([`Fate::Moved`]; what redirects
     ///   its packets stays for its lease), one that never had it or no longer has it says that ([`Fate::Lost`]).
+    ///   A redirect of what is lost is ended, with this mover's locker.
     /// - A target that does not answer, or knows nothing of it, leaves it in doubt and in the journal: this may be called again.
     ///
     /// A target is asked once, and not for the rest if it does not answer. Cancel-safe: what was
@@ -40,10 +43,22 @@ impl Mover {
         let mut resolved = Vec::new();
         for open in self.journal.left_open() {
             let (fate, reason) = self.resolve_one(&open, &mut silent).await;
+            if fate == Fate::Lost {
+                self.end_redirect(open.about.flow);
+            }
             self.note_end(open.id, fate);
             resolved.push(Resolved { open, fate, reason });
         }
         resolved
+    }
+
+    /// Ends the redirect of a connection that is lost: another one of the same addresses would be sent to the target. The
+    /// lock of a process that died ends with its lease, which is short.
+    pub(super) fn end_redirect(&self, flow: FourTuple) {
+        let locked = self.locker.lock(&[flow], self.options.lease);
+        if let Err(error) = locked.and_then(LockGuard::release) {
+            tracing::debug!(%flow, %error, "what the process that died left is left to its lease");
+        }
     }
 
     async fn resolve_one(&self, open: &Open, silent: &mut HashSet<SocketAddr>) -> (Fate, String) {

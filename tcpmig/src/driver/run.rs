@@ -252,9 +252,11 @@ impl<'a> Run<'a> {
                 claim.take().ending
             }
             Decided::Lost(reason) => {
+                let flow = frozen.flow();
                 if let Err(error) = frozen.discard() {
                     tracing::warn!("the lost connection was closed here, but {error}");
                 }
+                self.mover.end_redirect(flow);
                 self.mover.note_end(self.id, Fate::Lost);
                 Ending::Lost(reason)
             }

@@ -27,7 +27,7 @@ use crate::steer::{Steer, SteerError, Steering};
 #[derive(Clone)]
 pub struct Mover {
     endpoint: Endpoint,
-    locker: Arc<dyn Locker>,
+    pub(super) locker: Arc<dyn Locker>,
     pub(super) options: Options,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) unclaimed: Arc<Unclaimed>,

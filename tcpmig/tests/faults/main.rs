@@ -277,13 +277,13 @@ impl Scene {
         }
     }
 
-    /// Locks that a host has; what is redirected is none.
-    fn is_locked(host: &Host) -> bool {
+    /// Whether a host has a lock, or a redirect.
+    fn has(host: &Host, lock: bool) -> bool {
         let list = || tcpmig::locker::nftables().unwrap().list().unwrap();
         let entries = host.run(list).unwrap();
         entries
             .iter()
-            .any(|entry| matches!(entry.kind, EntryKind::Lock))
+            .any(|entry| matches!(entry.kind, EntryKind::Lock) == lock)
     }
 }
 
@@ -364,8 +364,11 @@ fn try_fault(when: When, fault: Fault) -> Expected {
             peer.gets_no_further();
             // The target was told, or its process has ended: only what a process that was killed has locked stays.
             if !fault.kills_target() {
-                until("the target unlocks", || !Scene::is_locked(&scene.net.b));
+                until("the target unlocks", || !Scene::has(&scene.net.b, true));
             }
+            until("the source redirects nothing", || {
+                !Scene::has(&scene.net.a, false)
+            });
         }
         Expected::Ended => {}
     }
