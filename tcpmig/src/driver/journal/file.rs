@@ -430,7 +430,7 @@ impl Journal for File {
             open.note = note;
         }
         if note.is_end() {
-            // No connection stands still for it.
+            // Not while the connection that it is about stands still.
             self.rotate(&mut state);
         }
         Ok(())

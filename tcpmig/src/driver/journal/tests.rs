@@ -3,6 +3,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+
 use super::file::suffixed;
 use super::*;
 
@@ -328,4 +330,25 @@ fn a_disk_that_is_full_says_so_and_spoils_nothing() {
     drop(journal);
     let told = told_by_copy(&path, 8).unwrap();
     assert_eq!(told.open, BTreeMap::from([(1, Note::Committing)]));
+}
+
+proptest! {
+    #[test]
+    fn any_octets_are_records_or_refused(octets in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok((records, len)) = super::record::decode(&octets) {
+            prop_assert!(len <= octets.len());
+            let again: Vec<u8> = records.iter().flat_map(super::record::Record::encode).collect();
+            prop_assert_eq!(&again[..], &octets[..len]);
+        }
+    }
+
+    #[test]
+    fn any_rest_of_a_record_is_one_or_refused(rest in prop::collection::vec(any::<u8>(), 0..100)) {
+        let len = rest.len() as u16;
+        let mut octets = len.to_be_bytes().to_vec();
+        octets.extend((!len).to_be_bytes());
+        octets.extend(crc32fast::hash(&rest).to_be_bytes());
+        octets.extend(rest);
+        let _ = super::record::decode(&octets);
+    }
 }
