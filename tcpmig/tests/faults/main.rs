@@ -8,6 +8,7 @@
 //!     TCPMIG_FAULTS=500 cargo test -p tcpmig --test faults
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+mod batch;
 mod notes;
 mod peer;
 mod process;
@@ -19,11 +20,11 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use support::{END, Keys, Net, nft, until};
+use support::{END, Keys, Net, nft};
 use tcpmig_lock::{EntryKind, Locker};
 use tcpmig_sys::lab::Host;
 
-use peer::Peer;
+use peer::{Peer, until};
 use process::Process;
 
 /// Where a process stands when it is stopped for a moment, in the order in which a handover comes there.
@@ -138,6 +139,8 @@ enum When {
     At(Step),
     /// So long after the move has begun, wherever it stands.
     After(Duration),
+    /// So long after so many of a batch have ended.
+    Many(usize, Duration),
 }
 
 fn main() {
@@ -164,21 +167,26 @@ fn main() {
         "TCPMIG_FAULTS={} TCPMIG_FAULTS_SEED={seed}",
         count.unwrap_or(0)
     );
-    let some_time = |random: u64| When::After(Duration::from_micros(random % 40_000));
+    let some_time = |random: u64| Duration::from_micros(random % 40_000);
+    let many = |random: u64| {
+        let ended = random as usize % (roles::BATCH - 4);
+        When::Many(ended, Duration::from_micros((random >> 32) % 4_000))
+    };
     if let Some(count) = count {
         let all = cases.clone();
         cases = (0..count)
             .map(|_| {
                 let (when, fault) = all[random() as usize % all.len()];
-                if random().is_multiple_of(2) {
-                    (when, fault)
-                } else {
-                    (some_time(random()), fault)
+                match random() % 4 {
+                    0 | 1 => (when, fault),
+                    2 => (When::After(some_time(random())), fault),
+                    _ => (many(random()), fault),
                 }
             })
             .collect();
     } else {
-        cases.extend(FAULTS.map(|fault| (some_time(random()), fault)));
+        cases.extend(FAULTS.map(|fault| (When::After(some_time(random())), fault)));
+        cases.extend(FAULTS.map(|fault| (many(random()), fault)));
     }
     notes::a_process_that_dies_while_it_notes(splitmix64(random()));
 
@@ -191,9 +199,12 @@ fn main() {
                     let next = cases.lock().unwrap().next();
                     let Some((when, fault)) = next else { return };
                     let what = format!("{fault:?} {when:?}");
-                    let tried = std::panic::catch_unwind(|| try_fault(when, fault));
+                    let tried = std::panic::catch_unwind(|| match when {
+                        When::Many(ended, time) => batch::try_fault(ended, time, fault),
+                        _ => format!("{:?}", try_fault(when, fault)),
+                    });
                     match tried {
-                        Ok(became) => println!("{what}: {became:?}"),
+                        Ok(became) => println!("{what}: {became}"),
                         Err(_) => {
                             println!("FAILED: {what}, TCPMIG_FAULTS_SEED={seed}");
                             std::process::exit(1);
@@ -239,9 +250,9 @@ impl Scene {
         Process::start(&self.net.a, role, &self.pem[0], &journal)
     }
 
-    fn target(&self) -> Process {
+    fn target(&self, role: &str) -> Process {
         let journal = self.directory.path().join("target");
-        let target = Process::start(&self.net.b, "target", &self.pem[1], &journal);
+        let target = Process::start(&self.net.b, role, &self.pem[1], &journal);
         target.hear("serving");
         target
     }
@@ -253,7 +264,7 @@ impl Scene {
         }
         if fault.kills_target() {
             target.kill();
-            *target = self.target();
+            *target = self.target(target.role());
         }
         let link = |host: &Host, state| host.ip(&format!("link set eth0 {state}")).unwrap();
         match fault {
@@ -289,13 +300,13 @@ impl Scene {
 
 fn try_fault(when: When, fault: Fault) -> Expected {
     let scene = Scene::new();
-    let mut target = scene.target();
+    let mut target = scene.target("target");
     let mut source = scene.source("source");
     source.hear("listening");
     let ends = scene.net.count_at_peer(END);
     let peer = Peer::start(&scene.net.peer);
     peer.gets_on("before the move");
-    if let When::After(_) = when {
+    if !matches!(when, When::At(_)) {
         source.let_on();
         target.let_on();
     }
@@ -315,7 +326,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
                 process.say("on");
             }
         }
-        When::After(time) => thread::sleep(time),
+        When::After(time) | When::Many(_, time) => thread::sleep(time),
     }
     scene.happen(fault, &mut source, &mut target);
 
@@ -326,7 +337,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
     } else {
         source.hear_all("ended")
     };
-    let said = |fate: &str| said.iter().any(|line| line == fate);
+    let said = |fate: &str| said.iter().any(|line| line.ends_with(fate));
     let became = if said("Kept") {
         Expected::Kept
     } else if said("Lost") {

@@ -18,6 +18,7 @@ pub(crate) struct Process {
     lines: mpsc::Receiver<String>,
     /// Whether the steps of the handover are not waited for any longer.
     on: bool,
+    role: String,
 }
 
 impl Process {
@@ -45,7 +46,12 @@ impl Process {
             child,
             lines,
             on: false,
+            role: role.to_owned(),
         }
+    }
+
+    pub(crate) fn role(&self) -> &str {
+        &self.role
     }
 
     pub(crate) fn say(&mut self, line: &str) {
@@ -76,6 +82,12 @@ impl Process {
             );
             before.push(heard);
         }
+    }
+
+    /// The next line.
+    pub(crate) fn hear_next(&self) -> String {
+        let heard = self.lines.recv_timeout(PATIENCE);
+        heard.unwrap_or_else(|error| panic!("nothing was said: {error}"))
     }
 
     pub(crate) fn hear(&self, line: &str) {

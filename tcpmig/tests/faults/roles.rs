@@ -12,7 +12,7 @@ use std::time::Duration;
 use tcpmig::capture::Frozen;
 use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
 use tcpmig::driver::{Destination, Ending, Mover, Options, Resolved, serve_with};
-use tcpmig::handover::HandoverId;
+use tcpmig::handover::{Fate, HandoverId};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
@@ -22,6 +22,8 @@ use crate::support::endpoint;
 
 pub(crate) const SERVICE: &str = "198.18.0.80:80";
 const SOURCE: &str = "198.18.0.1:7077";
+/// Connections that are given away at once.
+pub(crate) const BATCH: usize = 24;
 const TARGET: &str = "198.18.0.2:7077";
 
 pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
@@ -32,9 +34,11 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
         .unwrap();
     match role.as_str() {
         "source" => runtime.block_on(source(Path::new(&journal))),
+        "sources" => runtime.block_on(sources(Path::new(&journal))),
         "again" => runtime.block_on(source_again(Path::new(&journal))),
         "notes" => notes(Path::new(&journal)),
-        "target" => runtime.block_on(target(Path::new(&journal))),
+        "target" => runtime.block_on(target(Path::new(&journal), true)),
+        "targets" => runtime.block_on(target(Path::new(&journal), false)),
         other => panic!("no role {other}"),
     }
 }
@@ -75,7 +79,8 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut octets) {
             Ok(0) => return,
-            Ok(count) => stream.write_all(&octets[..count]).unwrap(),
+            Ok(count) if stream.write_all(&octets[..count]).is_err() => return,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The peer has gone.
             Err(_) => return,
@@ -107,13 +112,72 @@ async fn source(journal: &Path) {
     let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
     let mover = Mover::new(endpoint, locker, options()).with_journal(journal);
     let outcome = mover.move_out(OwnedFd::from(stream), None, &to).await;
-    println!("{:?}", outcome.ending.fate());
+    tell(outcome.flow.unwrap(), outcome.ending.fate());
     println!("ended");
-    if let Ending::Kept { socket, reason, .. } = outcome.ending {
-        eprintln!("kept: {reason}");
+    if let Ending::Kept { socket, .. } = outcome.ending {
         tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
     }
     std::future::pending::<()>().await;
+}
+
+/// Gives many connections away at once, and stops at no step.
+async fn sources(journal: &Path) {
+    let service: SocketAddr = SERVICE.parse().unwrap();
+    let listener = TcpListener::bind(service).unwrap();
+    let locker = Arc::new(tcpmig::locker::nftables().unwrap());
+    let endpoint = endpoint(SOURCE.parse().unwrap(), &pem());
+    println!("listening");
+    let streams: Vec<TcpStream> = (0..BATCH).map(|_| listener.accept().unwrap().0).collect();
+    drop(listener);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for stream in &streams {
+            scope.spawn(|| echo(stream, &stop));
+        }
+        hear();
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("moving");
+    let target: SocketAddr = TARGET.parse().unwrap();
+    let redirected = Redirected::new(target.ip(), Duration::from_secs(60)).unwrap();
+    let to = Destination {
+        address: target,
+        name: "host-b".to_owned(),
+        steer: Arc::new(redirected),
+    };
+    let journal = Arc::new(File::open(journal).unwrap());
+    let options = Options {
+        in_flight: 6,
+        prepared_within: Duration::from_secs(5),
+        ..options()
+    };
+    let mover = Mover::new(endpoint, locker, options).with_journal(journal);
+    let ports: Vec<u16> = streams
+        .iter()
+        .map(|stream| stream.peer_addr().unwrap().port())
+        .collect();
+    let mut moves = mover.move_all(streams.into_iter().map(OwnedFd::from), &to);
+    let mut said = Vec::new();
+    while let Some(outcome) = moves.next().await {
+        if let Some(flow) = outcome.flow {
+            said.push(flow.remote().port());
+            tell(flow, outcome.ending.fate());
+        }
+        if let Ending::Kept { socket, .. } = outcome.ending {
+            tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
+        }
+    }
+    // Those that were not looked at have no flow, and are kept.
+    for port in ports.iter().filter(|port| !said.contains(port)) {
+        println!("{port} Kept");
+    }
+    println!("ended");
+    std::future::pending::<()>().await;
+}
+
+/// Says where a connection is, by its peer's port.
+fn tell(flow: FourTuple, fate: Fate) {
+    println!("{} {fate:?}", flow.remote().port());
 }
 
 /// The source's process after one that was killed.
@@ -124,9 +188,8 @@ async fn source_again(journal: &Path) {
     let mover = Mover::new(endpoint, locker, options()).with_journal(journal.clone());
     loop {
         let resolved = mover.resolve().await;
-        for Resolved { fate, reason, .. } in &resolved {
-            eprintln!("after a restart {fate:?}: {reason}");
-            println!("{fate:?}");
+        for Resolved { fate, open, .. } in &resolved {
+            tell(open.about.flow, *fate);
         }
         if journal.left_open().is_empty() {
             println!("nothing is open");
@@ -168,10 +231,15 @@ fn notes(journal: &Path) {
     }
 }
 
-async fn target(journal: &Path) {
+async fn target(journal: &Path, stops: bool) {
     let locker = Arc::new(tcpmig::locker::nftables().unwrap());
     let endpoint = endpoint(TARGET.parse().unwrap(), &pem());
-    let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
+    let journal = File::open(journal).unwrap();
+    let journal: Arc<dyn Journal> = if stops {
+        Arc::new(StoppingJournal(journal))
+    } else {
+        Arc::new(journal)
+    };
     let mut arrivals = serve_with(endpoint, locker, options(), journal);
     println!("serving");
     while let Some(arrived) = arrivals.next().await {
@@ -180,7 +248,9 @@ async fn target(journal: &Path) {
         stream.write_all(&arrived.unwritten).unwrap();
         // The rest of the process goes on: it may have to say ACTIVE again.
         tokio::task::spawn_blocking(move || {
-            stop_at(Step::Active);
+            if stops {
+                stop_at(Step::Active);
+            }
             echo(&stream, &AtomicBool::new(false));
         });
     }
