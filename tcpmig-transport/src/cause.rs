@@ -34,6 +34,12 @@ pub(crate) fn connection_error(error: ConnectionError, peer: SocketAddr) -> Tran
                     printable(&close.reason)
                 ),
             },
+            None if close.error_code == TransportErrorCode::CONNECTION_REFUSED => {
+                TransportError::Rejected {
+                    peer,
+                    reason: "it has as many connections as it allows".to_owned(),
+                }
+            }
             None => TransportError::Closed {
                 reason: format!("{}: {}", close.error_code, printable(&close.reason)),
             },

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 
+use crate::budget::Budget;
 use crate::cause;
 use crate::error::TransportError;
 use crate::handshake;
@@ -47,6 +48,7 @@ struct Inner {
     connecting: Arc<TransportConfig>,
     trust: Trust,
     limits: TransportLimits,
+    budget: Arc<Budget>,
     warm: Mutex<HashMap<(SocketAddr, String), Slot>>,
     handshakes: AsyncMutex<JoinSet<Result<Peer, TransportError>>>,
 }
@@ -113,6 +115,7 @@ impl Endpoint {
                 connector: Connector::new(identity, trust)?,
                 connecting,
                 trust: trust.clone(),
+                budget: Budget::new(limits.max_unfinished),
                 limits,
                 warm: Mutex::default(),
                 handshakes: AsyncMutex::default(),
@@ -138,8 +141,10 @@ impl Endpoint {
     /// first call makes it, later ones return it as long as it lives, at no cost. Returns only
     /// after the other side has let this host in.
     ///
-    /// A host that went away without a word may still be taken for alive: then the exchange fails
-    /// ([`TransportError::Restarted`], [`TransportError::Idle`]) and the next `connect` reconnects.
+    /// A connection on which nothing was heard for a second has to show that it is alive, which takes a round trip; if it does not
+    /// within another second, a new one is made. So a host that went away without a word may be taken for alive for
+    /// a second: then the exchange fails ([`TransportError::Restarted`], [`TransportError::Idle`]) and a later
+    /// `connect` reconnects, also to a process with another key.
     ///
     /// # Errors
     /// [`TransportError::Unreachable`], [`TransportError::HandshakeTimeout`];
@@ -149,7 +154,9 @@ impl Endpoint {
     pub async fn connect(&self, addr: SocketAddr, name: &str) -> Result<Peer, TransportError> {
         let slot = self.slot(addr, name);
         let mut slot = slot.lock().await;
-        if let Some(peer) = slot.as_ref().filter(|peer| !peer.is_closed()) {
+        if let Some(peer) = slot.as_ref()
+            && peer.is_there().await
+        {
             return Ok(peer.clone());
         }
         *slot = None;
@@ -162,6 +169,7 @@ impl Endpoint {
             &verdict,
             (addr, name),
             &self.inner.limits,
+            Arc::clone(&self.inner.budget),
         )
         .await?;
         Ok(slot.insert(peer).clone())
@@ -183,10 +191,19 @@ impl Endpoint {
                     },
                 },
                 incoming = self.inner.endpoint.accept(), if handshakes.len() < HANDSHAKES => {
+                    let incoming = incoming?;
+                    let peer = incoming.remote_address();
+                    if self.inner.endpoint.open_connections() >= self.inner.limits.max_connections {
+                        tracing::warn!(%peer, "refused: too many hosts are connected");
+                        incoming.refuse();
+                        continue;
+                    }
                     handshakes.spawn(handshake::accept(
-                        incoming?,
+                        peer,
+                        incoming.accept(),
                         self.inner.trust.clone(),
                         self.inner.limits.clone(),
+                        Arc::clone(&self.inner.budget),
                     ));
                 }
             }

@@ -206,6 +206,20 @@ pub enum TransportError {
         /// Why, as far as it told.
         reason: &'static str,
     },
+    /// A frame was begun and did not end in time.
+    #[error("a frame did not end within {limit:?}: {got} octets of it came")]
+    FrameTimeout {
+        /// Octets of it that came.
+        got: usize,
+        /// [`TransportLimits::frame`](crate::TransportLimits::frame).
+        limit: Duration,
+    },
+    /// The unfinished frames from all hosts are as many octets as this host holds.
+    #[error("the unfinished frames of all hosts are more than {limit} octets")]
+    TooMuch {
+        /// [`TransportLimits::max_unfinished`](crate::TransportLimits::max_unfinished).
+        limit: usize,
+    },
     /// The stream ended inside of a frame.
     #[error("stream cut inside of a frame: {got} of {expected} octets came")]
     Truncated {

@@ -1,7 +1,12 @@
 //! Ordered frames in both directions.
 
-use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use crate::budget::{Budget, Share};
 use crate::error::TransportError;
 use crate::frame::{self, Decoder, Event};
 use crate::stream::{Inlet, Outlet};
@@ -34,8 +39,33 @@ pub struct ExchangeStats {
     pub octets_received: u64,
 }
 
+/// What an exchange takes from the other side.
+#[derive(Debug, Clone)]
+pub(crate) struct Receipt {
+    pub(crate) max_frame: usize,
+    /// How long a frame may take from its first octet to its last.
+    pub(crate) frame: Option<Duration>,
+    pub(crate) budget: Arc<Budget>,
+}
+
+impl Receipt {
+    /// As much as the other side has, in frames of this length.
+    pub(crate) fn unlimited(max_frame: usize) -> Self {
+        Self {
+            max_frame,
+            frame: None,
+            budget: Budget::new(usize::MAX),
+        }
+    }
+}
+
 impl Exchange {
-    pub(crate) fn new(outlet: Outlet, inlet: Inlet, max_frame: usize) -> Self {
+    pub(crate) fn new(outlet: Outlet, inlet: Inlet, receipt: Receipt) -> Self {
+        let Receipt {
+            max_frame,
+            frame,
+            budget,
+        } = receipt;
         Self {
             sender: ExchangeSender {
                 outlet,
@@ -49,6 +79,9 @@ impl Exchange {
                 inlet,
                 piece: Bytes::new(),
                 decoder: Decoder::new(max_frame),
+                share: Share::of(budget),
+                within: frame,
+                until: None,
                 state: Receiving::Frames,
                 frames: 0,
                 octets: 0,
@@ -180,6 +213,10 @@ pub struct ExchangeReceiver {
     /// What came with the last frame but belongs to the next ones.
     piece: Bytes,
     decoder: Decoder,
+    share: Share,
+    /// How long a frame may take, and until when the one at hand may.
+    within: Option<Duration>,
+    until: Option<Instant>,
     state: Receiving,
     frames: u64,
     octets: u64,
@@ -193,7 +230,8 @@ impl ExchangeReceiver {
     ///
     /// # Errors
     /// [`TransportError::FrameTooLong`] for an announced length over the limit, before anything is
-    /// allocated for it; [`TransportError::Truncated`] and [`TransportError::Abandoned`] for a
+    /// allocated for it; [`TransportError::FrameTimeout`] for a frame that was begun and did not end in time, also if
+    /// nobody waited for it meanwhile; [`TransportError::TooMuch`]; [`TransportError::Truncated`] and [`TransportError::Abandoned`] for a
     /// stream that ended without being finished; [`TransportError::Ended`] after another error;
     /// the end of the connection.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, TransportError> {
@@ -231,16 +269,37 @@ impl ExchangeReceiver {
     }
 
     async fn next_event(&mut self) -> Result<Event, TransportError> {
+        let event = self.event().await;
+        if let Err(error) = &event {
+            self.inlet.refuse(error);
+        }
+        event
+    }
+
+    async fn event(&mut self) -> Result<Event, TransportError> {
         loop {
-            match self.decoder.feed(&mut self.piece) {
-                Ok(Some(event)) => return Ok(event),
-                Ok(None) => {}
-                Err(error) => {
-                    self.inlet.refuse();
-                    return Err(error);
-                }
+            let event = self.decoder.feed(&mut self.piece)?;
+            self.share.hold(self.decoder.unfinished())?;
+            if let Some(event) = event {
+                self.until = None;
+                return Ok(event);
             }
-            match self.inlet.read().await? {
+            if let Some(within) = self.within
+                && self.until.is_none()
+                && self.decoder.is_inside()
+            {
+                self.until = Some(Instant::now() + within);
+            }
+            let read = match (self.until, self.within) {
+                (Some(until), Some(limit)) => {
+                    let got = self.decoder.unfinished();
+                    timeout_at(until, self.inlet.read())
+                        .await
+                        .unwrap_or(Err(TransportError::FrameTimeout { got, limit }))
+                }
+                _ => self.inlet.read().await,
+            };
+            match read? {
                 Some(piece) => self.piece = piece,
                 None => return Err(self.decoder.end_of_stream()),
             }

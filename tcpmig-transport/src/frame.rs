@@ -89,6 +89,16 @@ impl Decoder {
         Ok(Some(Event::Frame(std::mem::take(&mut self.body).freeze())))
     }
 
+    /// Octets of an unfinished frame that are here.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.prefix_len + self.body.len()
+    }
+
+    /// Whether a frame has begun and not ended.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.prefix_len > 0 || self.expected.is_some()
+    }
+
     /// Judges the end of the stream, which is always wrong before [`Event::End`].
     pub(crate) fn end_of_stream(&self) -> TransportError {
         match self.expected {

@@ -5,11 +5,13 @@
 //! connecting side waits for that.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use quinn::{ClientConfig, ConnectError, Connection, Incoming};
+use quinn::{ClientConfig, ConnectError, Connecting, Connection, ConnectionError};
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout_at};
 
+use crate::budget::Budget;
 use crate::cause::{self, certificate_error, connection_error};
 use crate::error::TransportError;
 use crate::limits::TransportLimits;
@@ -24,6 +26,7 @@ pub(crate) async fn connect(
     verdict: &Verdict,
     (peer, name): (SocketAddr, &str),
     limits: &TransportLimits,
+    budget: Arc<Budget>,
 ) -> Result<Peer, TransportError> {
     dns_name(name)?;
     let deadline = Instant::now() + limits.handshake;
@@ -53,20 +56,21 @@ pub(crate) async fn connect(
     timeout_at(deadline, welcome(&connection, peer))
         .await
         .map_err(late)??;
-    Ok(Peer::new(connection, name, limits.max_frame))
+    Ok(Peer::new(connection, name, limits.receipt(budget)))
 }
 
 /// Lets a host in, or tells it why not.
 pub(crate) async fn accept(
-    incoming: Incoming,
+    peer: SocketAddr,
+    accepted: Result<Connecting, ConnectionError>,
     trust: Trust,
     limits: TransportLimits,
+    budget: Arc<Budget>,
 ) -> Result<Peer, TransportError> {
-    let peer = canonical(incoming.remote_address());
+    let peer = canonical(peer);
     let let_in = async {
-        let connection = incoming
-            .await
-            .map_err(|error| connection_error(error, peer))?;
+        let lost = |error| connection_error(error, peer);
+        let connection = accepted.map_err(lost)?.await.map_err(lost)?;
         let name = match authorise(&connection, &trust) {
             Ok(name) => name,
             Err(names) => {
@@ -75,14 +79,13 @@ pub(crate) async fn accept(
                 return Err(TransportError::NotAllowed { peer, names });
             }
         };
-        let lost = |error| connection_error(error, peer);
         let mut stream = connection.open_uni().await.map_err(lost)?;
         if stream.write_all(PROTOCOL).await.is_err() {
             return Err(lost(connection.closed().await));
         }
         // An error says that the other side does not care, which the next use will show.
         drop(stream.finish());
-        Ok(Peer::new(connection, &name, limits.max_frame))
+        Ok(Peer::new(connection, &name, limits.receipt(budget)))
     };
     tokio::time::timeout(limits.handshake, let_in)
         .await

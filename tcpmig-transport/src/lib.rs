@@ -71,6 +71,7 @@
 //! given up.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod cause;
 mod endpoint;
 mod error;

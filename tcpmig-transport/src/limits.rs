@@ -6,7 +6,9 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::budget::Budget;
 use crate::error::TransportError;
+use crate::exchange::Receipt;
 
 /// Octets that may be in flight on one exchange before the receiver has read them.
 pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
@@ -52,6 +54,15 @@ pub struct TransportLimits {
     /// that a connection without traffic ends by `idle`. A peer that restarted is noticed by the
     /// next keep-alive at the latest.
     pub keep_alive: Duration,
+    /// How long a frame may take from its first octet to its last; default 30 s, in which 65 MiB come at 18 Mbit/s. Zero
+    /// is refused.
+    pub frame: Duration,
+    /// Octets of unfinished frames that all exchanges of the endpoint may hold together; default 256 MiB. The frame that would be
+    /// more is refused, and its exchange ends.
+    pub max_unfinished: usize,
+    /// Connections that the endpoint may have at a time for others to connect, made by either side, those included that still
+    /// have to prove themselves; default 1024. Others are refused.
+    pub max_connections: usize,
     /// Exchanges that one peer may have open at a time; default 1024. More wait in
     /// [`Peer::open`](crate::Peer::open).
     pub max_exchanges: u32,
@@ -64,6 +75,9 @@ impl Default for TransportLimits {
             handshake: Duration::from_secs(5),
             idle: Duration::from_secs(30),
             keep_alive: Duration::from_secs(3),
+            frame: Duration::from_secs(30),
+            max_unfinished: 256 << 20,
+            max_connections: 1024,
             max_exchanges: 1024,
         }
     }
@@ -77,6 +91,15 @@ pub(crate) enum Role {
 }
 
 impl TransportLimits {
+    /// What an exchange takes.
+    pub(crate) fn receipt(&self, budget: Arc<Budget>) -> Receipt {
+        Receipt {
+            max_frame: self.max_frame,
+            frame: Some(self.frame),
+            budget,
+        }
+    }
+
     /// The QUIC settings for these limits.
     pub(crate) fn quic(&self, role: Role) -> Result<Arc<TransportConfig>, TransportError> {
         let idle = IdleTimeout::try_from(self.idle).map_err(|_| TransportError::Limit {
@@ -92,6 +115,12 @@ impl TransportLimits {
         if self.handshake.is_zero() || self.handshake > LONGEST_HANDSHAKE {
             return Err(TransportError::Limit {
                 what: "handshake",
+                reason: "must be above zero and at most an hour",
+            });
+        }
+        if self.frame.is_zero() || self.frame > LONGEST_HANDSHAKE {
+            return Err(TransportError::Limit {
+                what: "frame",
                 reason: "must be above zero and at most an hour",
             });
         }

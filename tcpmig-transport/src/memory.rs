@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::TransportError;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Receipt};
 use crate::limits::{STREAM_WINDOW, TransportLimits};
 use crate::stream;
 
@@ -43,7 +43,7 @@ pub fn pair(limits: TransportLimits) -> (Exchange, Exchange) {
         Exchange::new(
             stream::Outlet::Memory(outlet),
             stream::Inlet::Memory(inlet),
-            limits.max_frame,
+            Receipt::unlimited(limits.max_frame),
         )
     };
     (end(to_right, from_right), end(to_left, from_left))
@@ -122,8 +122,8 @@ impl Inlet {
         Some(piece)
     }
 
-    pub(crate) fn refuse(&mut self) {
-        self.refused.store(true, Ordering::Release);
+    pub(crate) fn refuse(&mut self, too_long: bool) {
+        self.refused.store(too_long, Ordering::Release);
         self.window.close();
     }
 }

@@ -1,13 +1,14 @@
 //! One authenticated connection to another host.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionError};
 
 use crate::cause::{self, connection_error};
 use crate::error::TransportError;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Receipt};
 use crate::stream::{Inlet, Outlet};
 
 /// One authenticated connection to another host; clones are handles to the same one.
@@ -20,17 +21,25 @@ pub struct Peer {
     connection: Connection,
     name: Arc<str>,
     address: SocketAddr,
-    max_frame: usize,
+    receipt: Receipt,
+    /// When it was last known to be there.
+    seen: Arc<Mutex<Instant>>,
 }
 
+/// For so long a peer that was there counts as being there.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a peer may take to show that it is there.
+const PROBE: Duration = Duration::from_secs(1);
+
 impl Peer {
-    pub(crate) fn new(connection: Connection, name: &str, max_frame: usize) -> Self {
+    pub(crate) fn new(connection: Connection, name: &str, receipt: Receipt) -> Self {
         let address = canonical(connection.remote_address());
         Self {
             connection,
             name: name.into(),
             address,
-            max_frame,
+            receipt,
+            seen: Arc::new(Mutex::new(Instant::now())),
         }
     }
 
@@ -77,6 +86,32 @@ impl Peer {
         self.connection.close_reason().is_some()
     }
 
+    /// Whether something answers for the connection, or did a moment ago. It is asked for an acknowledgement, by an
+    /// exchange that is over before it begins.
+    pub(crate) async fn is_there(&self) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen().elapsed() < FRESH {
+            return true;
+        }
+        let heard = || self.connection.stats().udp_rx.datagrams;
+        let before = heard();
+        let probe = async {
+            let (mut send, _receive) = self.connection.open_bi().await.ok()?;
+            send.finish().ok()?;
+            send.stopped().await.ok()
+        };
+        let answered = tokio::time::timeout(PROBE, probe).await;
+        // All its exchanges may be in use: then anything that came from it will do.
+        let there = matches!(answered, Ok(Some(_))) || (answered.is_err() && heard() > before);
+        if there {
+            *seen() = Instant::now();
+        }
+        there
+    }
+
     /// Waits for the end of the connection and says why it ended.
     pub async fn closed(&self) -> TransportError {
         connection_error(self.connection.closed().await, self.address)
@@ -92,7 +127,7 @@ impl Peer {
         Exchange::new(
             Outlet::Quic(streams.0, self.address),
             Inlet::Quic(streams.1, self.address),
-            self.max_frame,
+            self.receipt.clone(),
         )
     }
 }

@@ -13,7 +13,11 @@ use crate::memory;
 const PIECE: usize = 1 << 20;
 
 /// Tells the sender that its frame is longer than the receiver allows.
-pub(crate) const TOO_LONG: VarInt = VarInt::from_u32(1);
+const TOO_LONG: VarInt = VarInt::from_u32(1);
+/// Tells the sender that its frame did not come in time.
+const TOO_SLOW: VarInt = VarInt::from_u32(2);
+/// Tells the sender that the receiver has enough unfinished frames.
+const TOO_MUCH: VarInt = VarInt::from_u32(3);
 
 /// Where octets are written.
 #[derive(Debug)]
@@ -30,10 +34,11 @@ impl Outlet {
             Self::Quic(stream, peer) => match stream.write_chunks(pieces).await {
                 Ok(_) => Ok(()),
                 Err(WriteError::Stopped(code)) => Err(TransportError::Stopped {
-                    reason: if code == TOO_LONG {
-                        "the frame is longer than it allows"
-                    } else {
-                        "it has no use for more"
+                    reason: match code {
+                        TOO_LONG => "the frame is longer than it allows",
+                        TOO_SLOW => "the frame took longer than it allows",
+                        TOO_MUCH => "it has as many unfinished frames as it allows",
+                        _ => "it has no use for more",
                     },
                 }),
                 Err(WriteError::ConnectionLost(error)) => Err(connection_error(error, *peer)),
@@ -80,12 +85,18 @@ impl Inlet {
         }
     }
 
-    /// Nothing more will be read, because the announced frame is too long.
-    pub(crate) fn refuse(&mut self) {
+    /// Nothing more will be read, for this reason.
+    pub(crate) fn refuse(&mut self, reason: &TransportError) {
+        let code = match reason {
+            TransportError::FrameTooLong { .. } => TOO_LONG,
+            TransportError::FrameTimeout { .. } => TOO_SLOW,
+            TransportError::TooMuch { .. } => TOO_MUCH,
+            _ => return,
+        };
         match self {
             // An error says that the stream has ended already.
-            Self::Quic(stream, _) => drop(stream.stop(TOO_LONG)),
-            Self::Memory(inlet) => inlet.refuse(),
+            Self::Quic(stream, _) => drop(stream.stop(code)),
+            Self::Memory(inlet) => inlet.refuse(code == TOO_LONG),
         }
     }
 }

@@ -4,6 +4,8 @@
 mod authentication;
 #[path = "transport/frames.rs"]
 mod frames;
+#[path = "transport/hostile.rs"]
+mod hostile;
 #[path = "transport/keys.rs"]
 mod keys;
 #[path = "transport/lifetime.rs"]

@@ -108,6 +108,18 @@ impl Restored {
     }
 }
 
+/// A connection that was not activated and is gone from this host: the reason, and what is left.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotActivated {
+    /// Why.
+    #[source]
+    pub error: RestoreError,
+    /// The lock of its packets, for as long as they may come here: one would draw an RST. `None` if it had ended
+    /// already.
+    pub lock: Option<LockGuard>,
+}
+
 impl Prepared {
     /// Locks the connection's packets for at most `lease` and rebuilds it on the calling
     /// thread's host.
@@ -179,7 +191,7 @@ impl Prepared {
     ///
     /// [`RestoreError`]; the connection was discarded without a packet.
     pub fn activate(self) -> Result<Restored, RestoreError> {
-        self.activate_with([])
+        self.activate_with([]).map_err(|failed| failed.error)
     }
 
     /// As [`Prepared::activate`], with packets for the connection that arrived elsewhere, earlier:
@@ -188,11 +200,43 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// As [`Prepared::activate`].
+    /// [`NotActivated`]: the connection was discarded without a packet.
     pub fn activate_with<'a>(
         mut self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Restored, RestoreError> {
+    ) -> Result<Restored, Box<NotActivated>> {
+        let socket = match self.take_in(arrived) {
+            Ok(socket) => socket,
+            Err(error) => {
+                let lock = Some(self.discard());
+                return Err(Box::new(NotActivated { error, lock }));
+            }
+        };
+        let unlocked = |error| Box::new(NotActivated { error, lock: None });
+        self.lock.release().map_err(|e| unlocked(e.into()))?;
+        let options = self.tcp.socket;
+        let socket = socket
+            .activate(options.reuse_addr.unwrap_or(false))
+            .map_err(|e| unlocked(e.into()))?;
+        Ok(Restored {
+            socket,
+            flow: self.ip.flow,
+            unwritten: if self.tcp.state.fin_sent() {
+                Octets::default()
+            } else {
+                self.tcp.send.unsent
+            },
+            app: self.app,
+            not_set: self.not_set,
+            options,
+        })
+    }
+
+    /// Makes what arrived part of the connection, and takes its socket.
+    fn take_in<'a>(
+        &mut self,
+        arrived: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<RestoringSocket, RestoreError> {
         let mut changed = self.merge(arrived)?;
         for _ in 0..MERGES {
             let here = self.captured()?;
@@ -207,25 +251,10 @@ impl Prepared {
             self.socket = Some(rebuild(&self.ip, &self.tcp, policy, not_set)?);
         }
         // INVARIANT: it was built before and each time that it was taken down.
-        let socket = self
+        Ok(self
             .socket
             .take()
-            .expect("a prepared connection has a socket");
-        self.lock.release()?;
-        let options = self.tcp.socket;
-        let socket = socket.activate(options.reuse_addr.unwrap_or(false))?;
-        Ok(Restored {
-            socket,
-            flow: self.ip.flow,
-            unwritten: if self.tcp.state.fin_sent() {
-                Octets::default()
-            } else {
-                self.tcp.send.unsent
-            },
-            app: self.app,
-            not_set: self.not_set,
-            options,
-        })
+            .expect("a prepared connection has a socket"))
     }
 
     fn captured(&mut self) -> Result<Vec<Packet>, RestoreError> {

@@ -168,6 +168,44 @@ async fn keep_alives_hold_a_connection_without_traffic() {
 }
 
 #[tokio::test]
+async fn a_peer_that_restarted_with_another_key_is_connected_anew_before_it_is_idle() {
+    let authority = authority();
+    let source = host(&authority, SOURCE);
+    let authority = std::sync::Arc::new(authority);
+    let bind = |addr| {
+        let authority = authority.clone();
+        // A new certificate and key each time.
+        move || host_at(addr, &authority, TARGET, TransportLimits::default())
+    };
+    let (process, address) = Process::start(bind(loopback()));
+    let peer = in_time(source.connect(address, TARGET))
+        .await
+        .expect("connected");
+    in_time(ask(&peer)).await.expect("answered");
+    tokio::task::spawn_blocking(|| process.crash())
+        .await
+        .expect("ended");
+    let (process, _) = Process::start(bind(address));
+    let start = Instant::now();
+    let again = async {
+        loop {
+            let peer = source.connect(address, TARGET).await.expect("connected");
+            let asked = tokio::time::timeout(Duration::from_millis(200), ask(&peer));
+            if let Ok(Ok(Some(_))) = asked.await {
+                return;
+            }
+        }
+    };
+    in_time(again).await;
+    // Well before the idle limit of 30 s, by which it would be noticed in any case.
+    assert!(start.elapsed() < Duration::from_secs(15));
+    assert!(!peer.is_closed(), "it was not noticed by a reset");
+    tokio::task::spawn_blocking(|| process.crash())
+        .await
+        .expect("ended");
+}
+
+#[tokio::test]
 async fn a_restarted_peer_is_noticed_at_once_and_connected_anew() {
     let authority = authority();
     let source = host(&authority, SOURCE);

@@ -8,12 +8,16 @@ use clap::Args;
 use serde_json::{Value, json};
 use tcpmig_lock::{Backend, Entry, EntryKind, Flavour, Link, LockError, Swept};
 
+use super::handovers::{Handovers, JournalArgs};
 use super::{Output, enter};
 
 /// Show which connections are locked or redirected on this host, by whom and for how long.
 ///
 /// Locks end with their lease also when the process that made them was killed. With --sweep what such a process
 /// left behind and nothing needs any more is removed; what a lease still covers never is.
+///
+/// With --journal also the handovers without an end that programs noted there: those that are under way, and those that a
+/// program which was killed left behind.
 #[derive(Debug, Args)]
 pub(crate) struct LocksArgs {
     /// Remove what is stale, and say what that was
@@ -23,6 +27,9 @@ pub(crate) struct LocksArgs {
     /// Look in this network namespace (a name of `ip netns`, or a path)
     #[arg(long, value_name = "NAME|PATH")]
     netns: Option<String>,
+
+    #[command(flatten)]
+    journals: JournalArgs,
 }
 
 /// One way of locking that this host may have in use.
@@ -80,14 +87,25 @@ pub(crate) fn main(args: &LocksArgs, output: Output) -> anyhow::Result<ExitCode>
         entries.extend(found.into_iter().map(|entry| (source.name, entry)));
     }
     swept.retain(|(_, swept)| !swept.is_empty());
+    let handovers = args.journals.handovers()?;
     match output {
-        Output::Json => print_json(args, &swept, &entries),
-        Output::Text => print_text(args, &swept, &entries),
+        Output::Json => print_json(args, &swept, &entries, handovers.as_ref()),
+        Output::Text => {
+            print_text(args, &swept, &entries);
+            if let Some(handovers) = &handovers {
+                handovers.print();
+            }
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(handovers.map_or(ExitCode::SUCCESS, |handovers| handovers.exit()))
 }
 
-fn print_json(args: &LocksArgs, swept: &[(&str, Swept)], entries: &[(&str, Entry)]) {
+fn print_json(
+    args: &LocksArgs,
+    swept: &[(&str, Swept)],
+    entries: &[(&str, Entry)],
+    handovers: Option<&Handovers>,
+) {
     let held: Vec<Value> = entries
         .iter()
         .map(|(locker, entry)| {
@@ -119,7 +137,10 @@ fn print_json(args: &LocksArgs, swept: &[(&str, Swept)], entries: &[(&str, Entry
         })
         .collect();
     let removed = args.sweep.then_some(removed);
-    println!("{}", json!({ "held": held, "swept": removed }));
+    println!(
+        "{}",
+        json!({ "held": held, "swept": removed, "handovers": handovers.map(Handovers::json) })
+    );
 }
 
 fn print_text(args: &LocksArgs, swept: &[(&str, Swept)], entries: &[(&str, Entry)]) {
@@ -165,7 +186,7 @@ fn print_text(args: &LocksArgs, swept: &[(&str, Swept)], entries: &[(&str, Entry
 }
 
 /// A span of time, for people.
-fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..120 => format!("{:.1} s", time.as_secs_f64()),

@@ -5,6 +5,7 @@ mod doctor;
 mod dump;
 mod failure;
 mod files;
+mod handovers;
 mod inspect;
 mod keys;
 mod lockers;

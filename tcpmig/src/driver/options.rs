@@ -37,6 +37,11 @@ pub struct Options {
     /// Target: how long a built connection waits for COMMIT before it is discarded;
     /// default 10 s.
     pub commit_within: Duration,
+    /// Target: how many connections may wait for COMMIT at a time, from all sources; default 4096. Further ones are
+    /// refused, and their sources keep them.
+    pub prepared_at_once: usize,
+    /// Target: how many octets their images may have together; default 256 MiB. Refused as well.
+    pub octets_prepared: usize,
     /// Target: how long an ended handover is remembered, so that a COMMIT that comes again is
     /// answered; default 10 min.
     pub remember: Duration,
@@ -58,6 +63,8 @@ impl Default for Options {
             in_flight: 32,
             octets_in_flight: 64 << 20,
             commit_within: Duration::from_secs(10),
+            prepared_at_once: 4096,
+            octets_prepared: 256 << 20,
             remember: Duration::from_secs(600),
             unsupported: Unsupported::Refuse,
         }

@@ -10,6 +10,7 @@ use tracing::debug;
 
 use super::Report;
 use super::doubt::{Doubt, Open};
+use super::journal::Note;
 use super::report::micros;
 use super::source::{Destination, Ending, Mover, Outcome, Reason, thaw};
 use super::unclaimed::Claim;
@@ -128,7 +129,12 @@ impl<'a> Run<'a> {
             .map_err(Reason::from)
             // A packet can have passed the lock's beginning until now.
             .and_then(|()| frozen.confirm().map_err(Reason::from))
-            .and_then(|()| frozen.captured().map_err(|e| CaptureError::from(e).into()));
+            .and_then(|()| frozen.captured().map_err(|e| CaptureError::from(e).into()))
+            // Last: what is noted as committing is committed, or a process after this one could do it.
+            .and_then(|packets| {
+                let noted = self.mover.journal.note(self.id, Note::Committing);
+                noted.map(|()| packets).map_err(Reason::Journal)
+            });
         match confirmed {
             Ok(packets) => {
                 let octets = |packet: &Packet| Bytes::copy_from_slice(&packet.octets);
@@ -219,6 +225,7 @@ impl<'a> Run<'a> {
                 if let Err(error) = frozen.discard() {
                     tracing::warn!("the moved connection was closed here, but {error}");
                 }
+                self.mover.note_end(self.id, Fate::Moved);
                 Ending::Moved
             }
             Decided::Keep(reason) => {
@@ -228,6 +235,7 @@ impl<'a> Run<'a> {
                     app: self.app.take(),
                     reason,
                 };
+                self.mover.note_end(self.id, Fate::Kept);
                 let report = Report::default();
                 let kept = Outcome {
                     flow,
@@ -243,9 +251,12 @@ impl<'a> Run<'a> {
                 claim.take().ending
             }
             Decided::Lost(reason) => {
+                let flow = frozen.flow();
                 if let Err(error) = frozen.discard() {
                     tracing::warn!("the lost connection was closed here, but {error}");
                 }
+                self.mover.end_redirect(flow);
+                self.mover.note_end(self.id, Fate::Lost);
                 Ending::Lost(reason)
             }
             Decided::Doubt => self.doubt(frozen),
@@ -278,7 +289,11 @@ impl<'a> Run<'a> {
 
     async fn send_commit(&mut self) -> Result<(), SourceEvent> {
         let (id, packets) = (self.id, self.packets.clone());
-        self.send(Message::Commit { id, packets }).await
+        let within = self.mover.options.answer_within;
+        // A target that does not read must not hold it.
+        timeout(within, self.send(Message::Commit { id, packets }))
+            .await
+            .unwrap_or(Err(SourceEvent::Deadline))
     }
 
     async fn send(&mut self, message: Message) -> Result<(), SourceEvent> {
@@ -389,6 +404,7 @@ impl Drop for Run<'_> {
                 app: self.app.take(),
                 reason: Reason::Cancelled,
             };
+            self.mover.note_end(self.id, Fate::Kept);
             self.say_abort();
             kept
         };

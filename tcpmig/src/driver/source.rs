@@ -10,10 +10,11 @@ use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::batch::{self, Limits, Moves};
 use super::doubt::Doubt;
+use super::journal::{About, Journal, Note, Nowhere, Role};
 use super::report::micros;
 use super::run::Run;
 use super::unclaimed::{Leaving, Unclaimed};
@@ -26,8 +27,9 @@ use crate::steer::{Steer, SteerError, Steering};
 #[derive(Clone)]
 pub struct Mover {
     endpoint: Endpoint,
-    locker: Arc<dyn Locker>,
+    pub(super) locker: Arc<dyn Locker>,
     pub(super) options: Options,
+    pub(super) journal: Arc<dyn Journal>,
     pub(super) unclaimed: Arc<Unclaimed>,
 }
 
@@ -154,6 +156,9 @@ pub enum Reason {
     /// answer for another one.
     #[error("the batch was stopped before its turn")]
     Stopped,
+    /// The handover could not be noted.
+    #[error("journal: {0}")]
+    Journal(std::io::Error),
     /// The system had no randomness for an identifier.
     #[error("getrandom: {0}")]
     Random(std::io::Error),
@@ -167,8 +172,16 @@ impl Mover {
             endpoint,
             locker,
             options,
+            journal: Arc::new(Nowhere),
             unclaimed: Arc::default(),
         }
+    }
+
+    /// The same with a journal: if this process dies, the one after it can settle with
+    /// [`Mover::resolve`] what was under way. A handover that cannot be noted is not begun, or given up before COMMIT.
+    #[must_use]
+    pub fn with_journal(self, journal: Arc<dyn Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// Moves one connection, with its application's state, to another host.
@@ -226,6 +239,19 @@ impl Mover {
         }
     }
 
+    /// Notes where a connection is, once that is so. A handover in doubt stays open.
+    pub(super) fn note_end(&self, id: HandoverId, fate: Fate) {
+        let note = match fate {
+            Fate::Kept => Note::Kept,
+            Fate::Moved => Note::Moved,
+            Fate::Lost => Note::Lost,
+            Fate::InDoubt => return,
+        };
+        if let Err(error) = self.journal.note(id, note) {
+            tracing::warn!(%id, ?note, "the journal does not have the end of a handover: {error}");
+        }
+    }
+
     /// Everything that takes time, while the connection still lives.
     async fn prepare(
         &self,
@@ -254,11 +280,28 @@ impl Mover {
     }
 
     pub(super) async fn open(&self, to: &Destination) -> Result<Exchange, TransportError> {
-        let peer = self.endpoint.connect(to.address, &to.name).await?;
-        let mut exchange = peer.open().await?;
-        let (hello, _) = Message::hello().encode();
-        exchange.send(hello).await?;
-        Ok(exchange)
+        self.open_at(to.address, &to.name).await
+    }
+
+    pub(super) async fn open_at(
+        &self,
+        address: SocketAddr,
+        name: &str,
+    ) -> Result<Exchange, TransportError> {
+        let peer = self.endpoint.connect(address, name).await?;
+        let opening = async {
+            let mut exchange = peer.open().await?;
+            let (hello, _) = Message::hello().encode();
+            exchange.send(hello).await?;
+            Ok(exchange)
+        };
+        let within = self.options.prepared_within;
+        timeout(within, opening).await.unwrap_or_else(|_| {
+            Err(TransportError::Unreachable {
+                peer: address,
+                reason: format!("it took no exchange within {within:?}"),
+            })
+        })
     }
 
     pub(super) async fn hand_over(
@@ -282,11 +325,23 @@ impl Mover {
             },
             None => None,
         };
+        let about = About {
+            role: Role::Source,
+            flow: plan.flow(),
+            host: to.name.clone(),
+            address: Some(to.address),
+        };
+        if let Err(error) = self.journal.begin(id, &about) {
+            return leaving.kept(Reason::Journal(error));
+        }
         let begin = Instant::now();
         // Nothing waits from here until `Run` answers for the connection.
         let lock = match self.locker.lock(&[plan.flow()], self.options.lease) {
             Ok(lock) => lock,
-            Err(error) => return leaving.kept(CaptureError::from(error).into()),
+            Err(error) => {
+                self.note_end(id, Fate::Kept);
+                return leaving.kept(CaptureError::from(error).into());
+            }
         };
         let lock_us = micros(begin);
         let reading = Instant::now();
@@ -308,6 +363,7 @@ impl Mover {
                 (run.finish(decided).await, report)
             }
             Err((socket, reason)) => {
+                self.note_end(id, Fate::Kept);
                 let ending = Ending::Kept {
                     socket,
                     app,

@@ -1,26 +1,30 @@
 //! The target's side: taking connections in.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_core::Stream;
 use tcpmig_format::{AppImage, FourTuple, Image, Limits, Octets};
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_transport::{Endpoint, Exchange, Peer};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Options;
-use super::journal::{Journal, Note, Nowhere};
+use super::journal::{About, Journal, Note, Nowhere, Role};
 use crate::handover::{
     Decoder, HandoverId, Message, OLDEST_VERSION, Target, TargetAction, TargetEvent, VERSION,
 };
 use crate::options::NotSet;
-use crate::restore::{Prepared, Restored};
+use crate::restore::{NotActivated, Prepared, Restored};
 
 /// A connection that moved to this host.
 #[derive(Debug)]
@@ -40,7 +44,10 @@ pub struct Arrived {
     pub from: String,
 }
 
-/// Connections as they arrive. Dropping it stops taking them in.
+/// Connections as they arrive.
+///
+/// Dropping it stops taking them in: what waits for COMMIT is discarded, so that its source keeps it, and what has arrived and
+/// was not taken from here is closed.
 #[derive(Debug)]
 pub struct Arrivals {
     arrived: mpsc::UnboundedReceiver<Arrived>,
@@ -48,9 +55,18 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// The next connection; `None` when the endpoint is closed. Cancel-safe.
+    /// The next connection; `None` when the endpoint is closed. Cancel-safe: a connection that arrives while nobody
+    /// waits is there for the next call.
     pub async fn next(&mut self) -> Option<Arrived> {
         self.arrived.recv().await
+    }
+}
+
+impl Stream for Arrivals {
+    type Item = Arrived;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Arrived>> {
+        self.arrived.poll_recv(cx)
     }
 }
 
@@ -108,6 +124,7 @@ fn serve_all(
 ) -> Arrivals {
     let (sender, arrived) = mpsc::unbounded_channel();
     let host = Arc::new(Host {
+        room: Room::new(&options),
         locker,
         options,
         journal,
@@ -168,14 +185,62 @@ struct Host {
     locker: Arc<dyn Locker>,
     options: Options,
     journal: Arc<dyn Journal>,
+    room: Room,
     arrived: mpsc::UnboundedSender<Arrived>,
     handovers: Mutex<HashMap<HandoverId, Arc<Mutex<Slot>>>>,
+}
+
+/// How much may wait for COMMIT.
+struct Room {
+    handovers: Arc<Semaphore>,
+    /// In units of 1 KiB.
+    octets: Arc<Semaphore>,
+}
+
+/// What one handover has of it.
+struct Place {
+    _handover: OwnedSemaphorePermit,
+    _octets: OwnedSemaphorePermit,
+}
+
+impl Room {
+    fn new(options: &Options) -> Self {
+        let semaphore =
+            |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self {
+            handovers: semaphore(options.prepared_at_once),
+            octets: semaphore(options.octets_prepared >> 10),
+        }
+    }
+
+    /// For an image of so many octets.
+    fn place(&self, octets: usize) -> Result<Place, String> {
+        let few = |_| "as many connections as this host allows wait for COMMIT here".to_owned();
+        let small = |_| {
+            "the images that wait for COMMIT here have as many octets as this host allows"
+                .to_owned()
+        };
+        let units = u32::try_from(octets >> 10)
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        let handover = self.handovers.clone().try_acquire_owned().map_err(few)?;
+        let octets = self
+            .octets
+            .clone()
+            .try_acquire_many_owned(units)
+            .map_err(small)?;
+        Ok(Place {
+            _handover: handover,
+            _octets: octets,
+        })
+    }
 }
 
 /// One handover, kept for a while after its end.
 struct Slot {
     machine: Target,
-    prepared: Option<Prepared>,
+    /// With its place among those that wait.
+    prepared: Option<(Prepared, Place)>,
     /// Of what was discarded, until the source says with ABORT that it has the packets again:
     /// they may come here for as long as it redirects them, and would draw an RST.
     lock: Option<LockGuard>,
@@ -185,7 +250,7 @@ struct Slot {
 
 impl Slot {
     fn discard(&mut self) {
-        if let Some(prepared) = self.prepared.take() {
+        if let Some((prepared, _)) = self.prepared.take() {
             self.lock = Some(prepared.discard());
         }
     }
@@ -251,6 +316,7 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
             Err(error) => break error.to_string(),
         };
         if let Some(answer) = answer {
+            let answer_id = answer.id();
             let (frame, _) = answer.encode();
             let sent = exchange.send(frame).await;
             // The connection lives whether or not the source got to know it.
@@ -259,6 +325,9 @@ async fn serve_exchange(mut exchange: Exchange, host: Arc<Host>, from: String) {
                 // application that begins to write at once.
                 tokio::task::yield_now().await;
                 host.deliver(restored, &from);
+                if let Some(id) = answer_id {
+                    host.note_end(id, Note::Active);
+                }
             }
             if let Err(error) = sent {
                 break error.to_string();
@@ -279,46 +348,64 @@ impl Host {
             info!(%id, from, reason, "a connection was refused");
             Message::Refused { id, reason }
         };
-        if lock(&self.handovers).contains_key(&id) || self.journal.recall(id).is_some() {
-            return refused("this handover was offered before".to_owned());
-        }
-        let built = Image::decode_shared(image.into(), &Limits::default())
-            .map_err(|error| format!("image: {error}"))
-            .and_then(|image| {
-                (self.accepts)(image.app.as_ref())?;
-                let Options {
-                    lease, unsupported, ..
-                } = self.options;
-                Prepared::build_with(image, &*self.locker, lease, unsupported)
-                    .map_err(|error| error.to_string())
-            })
-            .and_then(|prepared| match self.journal.note(id, Note::Prepared) {
-                Ok(()) => Ok(prepared),
-                Err(error) => Err(format!("journal: {error}")),
-            });
-        let mut slot = Slot {
+        let slot = Arc::new(Mutex::new(Slot {
             machine: Target::preparing(),
             prepared: None,
             lock: None,
             reason: String::new(),
             activate_us: 0,
-        };
+        }));
+        // Whoever asks for it meanwhile waits for what becomes of it.
+        let mut building = lock(&slot);
+        match lock(&self.handovers).entry(id) {
+            Entry::Vacant(vacant) if self.journal.recall(id).is_none() => {
+                vacant.insert(slot.clone());
+            }
+            _ => return refused("this handover was offered before".to_owned()),
+        }
+        let built = self
+            .room
+            .place(image.len())
+            .and_then(|place| {
+                let decoded = Image::decode_shared(image.into(), &Limits::default());
+                Ok((decoded.map_err(|error| format!("image: {error}"))?, place))
+            })
+            .and_then(|(image, place)| {
+                (self.accepts)(image.app.as_ref())?;
+                let Options {
+                    lease, unsupported, ..
+                } = self.options;
+                let built = Prepared::build_with(image, &*self.locker, lease, unsupported);
+                Ok((built.map_err(|error| error.to_string())?, place))
+            })
+            .and_then(|(prepared, place)| {
+                let about = About {
+                    role: Role::Target,
+                    flow: prepared.flow(),
+                    host: from.to_owned(),
+                    address: None,
+                };
+                match self.journal.begin(id, &about) {
+                    Ok(()) => Ok((prepared, place)),
+                    Err(error) => Err(format!("journal: {error}")),
+                }
+            });
         let answer = match built {
             Ok(prepared) => {
-                slot.machine.handle(TargetEvent::Built);
-                slot.prepared = Some(prepared);
+                building.machine.handle(TargetEvent::Built);
+                building.prepared = Some(prepared);
                 Message::Prepared {
                     id,
                     rebuild_us: micros(begin),
                 }
             }
             Err(reason) => {
-                slot.machine.handle(TargetEvent::NotBuilt);
-                slot.reason.clone_from(&reason);
+                building.machine.handle(TargetEvent::NotBuilt);
+                building.reason.clone_from(&reason);
                 refused(reason)
             }
         };
-        lock(&self.handovers).insert(id, Arc::new(Mutex::new(slot)));
+        drop(building);
         self.expire(id);
         answer
     }
@@ -353,6 +440,7 @@ impl Host {
             let mut slot = lock(&slot);
             if slot.machine.handle(event) == TargetAction::Discard {
                 slot.discard();
+                self.note_end(id, Note::Aborted);
                 slot.reason = match event {
                     TargetEvent::Deadline => "COMMIT did not come in time".to_owned(),
                     _ => "the source gave it up".to_owned(),
@@ -397,8 +485,8 @@ impl Host {
     fn recalled(&self, id: HandoverId) -> Message {
         let mut machine = match self.journal.recall(id) {
             None => return Message::Unknown { id },
-            Some(Note::Activating) => Target::died(),
-            Some(Note::Prepared | Note::Aborted) => Target::never_active(),
+            Some(Note::Activating | Note::Active) => Target::died(),
+            Some(_) => Target::never_active(),
         };
         let reason = "the process that had it has ended since".to_owned();
         match machine.handle(TargetEvent::Commit) {
@@ -417,10 +505,11 @@ impl Host {
         let begin = Instant::now();
         if self.arrived.is_closed() {
             slot.discard();
+            self.note_end(id, Note::Aborted);
             "the application takes no more connections".clone_into(&mut slot.reason);
             return TargetEvent::NotActivated;
         }
-        let Some(prepared) = slot.prepared.take() else {
+        let Some((prepared, _place)) = slot.prepared.take() else {
             return TargetEvent::NotActivated;
         };
         if let Err(error) = self.journal.note(id, Note::Activating) {
@@ -429,19 +518,32 @@ impl Host {
             return TargetEvent::NotActivated;
         }
         let arrived = packets.iter().map(|packet| &packet[..]);
+        let flow = prepared.flow();
         match prepared.activate_with(arrived) {
             Ok(live) => {
                 slot.activate_us = micros(begin);
                 *restored = Some(live);
                 TargetEvent::Activated
             }
-            Err(error) => {
+            Err(failed) => {
+                let NotActivated { error, lock } = *failed;
                 slot.reason = error.to_string();
-                if let Err(error) = self.journal.note(id, Note::Aborted) {
-                    warn!(%id, "the journal will say that the connection was lost: {error}");
-                }
+                // Until ABORT comes, as after any other end.
+                slot.lock = lock.or_else(|| {
+                    let again = self.locker.lock(&[flow], self.options.lease);
+                    again
+                        .inspect_err(|error| warn!(%id, "not locked again: {error}"))
+                        .ok()
+                });
+                self.note_end(id, Note::Aborted);
                 TargetEvent::NotActivated
             }
+        }
+    }
+
+    fn note_end(&self, id: HandoverId, note: Note) {
+        if let Err(error) = self.journal.note(id, note) {
+            warn!(%id, ?note, "the journal does not have the end of a handover: {error}");
         }
     }
 

@@ -169,6 +169,7 @@ fn source(events: &[SourceEvent]) {
                 assert!(matches!(source.fate(), Some(Fate::Moved | Fate::Lost)));
             }
             A::Wait => {}
+            A::Release => panic!("its process has not ended"),
         }
         prepared |= action == A::Confirm;
         sent |= action == A::Commit;

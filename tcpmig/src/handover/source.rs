@@ -18,6 +18,10 @@ enum State {
     Confirming,
     Committed,
     Ended(Fate),
+    /// As `Committed`, after the death of the process that had the connection; and whether it is in doubt.
+    Orphaned {
+        doubt: bool,
+    },
 }
 
 /// What happened at the source.
@@ -62,8 +66,10 @@ pub enum SourceAction {
     AskAgain,
     /// Undo the steering, unlock, thaw; then tell the target with ABORT if the link is there.
     Keep,
-    /// End the connection here without a packet.
+    /// End the connection here without a packet. After [`Source::orphaned`] there is nothing to end.
     Discard,
+    /// Nobody has the connection: tell the target with ABORT, so that it unlocks.
+    Release,
     /// Leave it frozen and locked and say so.
     Doubt,
 }
@@ -77,12 +83,24 @@ impl Source {
         }
     }
 
+    /// A handover of a process that has ended since, which may have sent COMMIT: ask the target, as after
+    /// [`SourceAction::AskAgain`]. The connection here ended with that process, without a packet.
+    ///
+    /// One that cannot have sent COMMIT was still the source's, and is lost: the target has to be told with ABORT.
+    #[must_use]
+    pub fn orphaned() -> Self {
+        Self {
+            state: State::Orphaned { doubt: false },
+        }
+    }
+
     /// Where the connection is, once that is settled; after [`Fate::InDoubt`] an
     /// answer can still settle it.
     #[must_use]
     pub fn fate(&self) -> Option<Fate> {
         match self.state {
             State::Ended(fate) => Some(fate),
+            State::Orphaned { doubt: true } => Some(Fate::InDoubt),
             _ => None,
         }
     }
@@ -92,7 +110,9 @@ impl Source {
     pub fn has_committed(&self) -> bool {
         matches!(
             self.state,
-            State::Committed | State::Ended(Fate::Moved | Fate::InDoubt | Fate::Lost)
+            State::Committed
+                | State::Orphaned { .. }
+                | State::Ended(Fate::Moved | Fate::InDoubt | Fate::Lost)
         )
     }
 
@@ -126,6 +146,22 @@ impl Source {
             (State::Committed, E::Prepared | E::Refused | E::Confirmed | E::NotConfirmed) => {
                 (State::Committed, SourceAction::Wait)
             }
+
+            (State::Orphaned { .. }, E::Active) => {
+                (State::Ended(Fate::Moved), SourceAction::Discard)
+            }
+            (State::Orphaned { .. }, E::Lost) => (State::Ended(Fate::Lost), SourceAction::Discard),
+            // Neither host has it any more.
+            (State::Orphaned { .. }, E::Aborted) => {
+                (State::Ended(Fate::Lost), SourceAction::Release)
+            }
+            (State::Orphaned { doubt: false }, E::LinkLost | E::Deadline) => {
+                (self.state, SourceAction::AskAgain)
+            }
+            (State::Orphaned { doubt: false }, E::Unknown | E::GiveUp) => {
+                (State::Orphaned { doubt: true }, SourceAction::Doubt)
+            }
+            (State::Orphaned { .. }, _) => (self.state, SourceAction::Wait),
 
             (State::Ended(fate), _) => (State::Ended(fate), SourceAction::Wait),
         };

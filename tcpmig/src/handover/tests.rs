@@ -157,6 +157,86 @@ fn what_a_message_lacks_is_named() {
     assert!(error.to_string().ends_with("missing field `id`"), "{error}");
 }
 
+#[test]
+fn the_specification_has_these_limits() {
+    let text = include_str!("../../PROTOCOL.md");
+    let options = crate::driver::Options::default();
+    let ms = |time: std::time::Duration| match time.as_millis() {
+        ms @ 0..1000 => format!("{ms} ms"),
+        ms @ 1000..60_000 => format!("{} s", ms / 1000),
+        ms => format!("{} min", ms / 60_000),
+    };
+    for (name, value) in [
+        ("prepared_within", ms(options.prepared_within)),
+        ("answer_within", ms(options.answer_within)),
+        ("ask_for", ms(options.ask_for)),
+        ("commit_within", ms(options.commit_within)),
+        ("remember", ms(options.remember)),
+        ("lease", ms(options.lease)),
+        ("prepared_at_once", options.prepared_at_once.to_string()),
+        (
+            "octets_prepared",
+            format!("{} MiB", options.octets_prepared >> 20),
+        ),
+    ] {
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = format!("`{name}` ({value})");
+        assert!(words.contains(&said), "{said}");
+    }
+}
+
+/// Every note that a journal takes is in the table of the specification, and no other.
+#[test]
+fn the_specification_has_these_notes() {
+    use crate::driver::journal::{Note, Role};
+    let text = include_str!("../../PROTOCOL.md");
+    let mut named = Vec::new();
+    for row in text.lines() {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        if let [_, side @ ("source" | "target"), notes, _, _, _] = cells[..] {
+            let words = notes.split(", with").next().unwrap_or_default();
+            named.extend(words.split(", ").map(|note| (side, note.to_owned())));
+        }
+    }
+    let notes = [
+        Note::Offering,
+        Note::Committing,
+        Note::Kept,
+        Note::Moved,
+        Note::Lost,
+        Note::Prepared,
+        Note::Activating,
+        Note::Active,
+        Note::Aborted,
+    ];
+    let side = |note: Note| match note.role() {
+        Role::Source => "source",
+        Role::Target => "target",
+    };
+    let notes: Vec<_> = notes.map(|note| (side(note), format!("{note:?}"))).into();
+    assert_eq!(named, notes);
+}
+
+#[test]
+fn an_orphan_is_asked_about_and_nothing_thaws() {
+    let answers = [
+        (SourceEvent::Active, SourceAction::Discard, Fate::Moved),
+        (SourceEvent::Aborted, SourceAction::Release, Fate::Lost),
+        (SourceEvent::Lost, SourceAction::Discard, Fate::Lost),
+    ];
+    for (answer, action, fate) in answers {
+        for silence in [SourceEvent::Unknown, SourceEvent::GiveUp] {
+            let mut source = Source::orphaned();
+            assert!(source.has_committed());
+            assert_eq!(source.handle(SourceEvent::LinkLost), SourceAction::AskAgain);
+            assert_eq!(source.handle(silence), SourceAction::Doubt);
+            assert_eq!(source.fate(), Some(Fate::InDoubt));
+            assert_eq!(source.handle(answer), action);
+            assert_eq!(source.fate(), Some(fate));
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn messages_come_out_as_they_went_in(messages in prop::collection::vec(messages(), 0..8)) {

@@ -3,9 +3,11 @@
 use std::process::Command;
 
 use serde_json::Value;
+use tcpmig::driver::journal::{About, File, Journal, Note, Role};
+use tcpmig::handover::HandoverId;
 use tcpmig_sys::lab::isolated;
 
-use crate::support::{Net, succeeds, tcpmig};
+use crate::support::{Net, fails, succeeds, tcpmig};
 
 fn locks(net: &Net, arguments: &[&str]) -> Value {
     let mut all = vec!["--json", "locks"];
@@ -103,4 +105,84 @@ fn what_holds_nothing_is_swept() {
         let swept = succeeds(&tcpmig(&net.a, &["locks", "--sweep"]));
         assert!(swept.contains("nothing was stale"), "{swept}");
     });
+}
+
+#[test]
+fn handovers_without_an_end_are_shown_and_settled() {
+    isolated(
+        "locks::handovers_without_an_end_are_shown_and_settled",
+        || {
+            let net = Net::new();
+            let path = net.file("journal");
+            let file = path.to_str().unwrap();
+            let ids = [1, 2].map(|n| HandoverId::from_octets([n; 16]));
+            let journal = File::open(&path).unwrap();
+            for id in ids {
+                let about = About {
+                    role: Role::Source,
+                    flow: "10.66.0.1:80,10.66.0.9:51234".parse().unwrap(),
+                    host: "host-b".to_owned(),
+                    // Nobody is there.
+                    address: Some("127.0.0.1:9".parse().unwrap()),
+                };
+                journal.begin(id, &about).unwrap();
+            }
+            journal.note(ids[1], Note::Committing).unwrap();
+            let of = |value: &Value, field: &str| {
+                let open = value["handovers"]["open"].as_array().unwrap();
+                open.iter()
+                    .map(|open| open[field].clone())
+                    .collect::<Vec<_>>()
+            };
+            // Its process is at work.
+            let value = locks(&net, &["--journal", file]);
+            assert_eq!(of(&value, "in_use"), [true, true], "{value}");
+            assert_eq!(of(&value, "in_doubt"), [false, false], "{value}");
+            let forget = ["locks", "--journal", file, "--forget", &ids[1].to_string()];
+            fails(&tcpmig(&net.a, &forget), 1, &["in use by another process"]);
+            // Then it was killed.
+            drop(journal);
+            let value = locks(&net, &["--journal", file]);
+            assert_eq!(of(&value, "in_doubt"), [false, true], "{value}");
+            assert_eq!(of(&value, "can_be_resolved"), [true, true], "{value}");
+            let shown = succeeds(&tcpmig(&net.a, &["locks", "--journal", file]));
+            assert!(
+                shown.contains("10.66.0.1:80") && shown.contains("in doubt"),
+                "{shown}"
+            );
+            assert!(shown.contains("--resolve"), "{shown}");
+
+            let keys = net.file("keys");
+            let keys = keys.to_str().unwrap();
+            succeeds(&tcpmig(&net.a, &["keys", keys, "--host", "host-a"]));
+            let pem = ["host-a.pem", "host-a.key", "ca.pem"].map(|name| format!("{keys}/{name}"));
+            let resolve = [
+                "--json",
+                "locks",
+                "--journal",
+                file,
+                "--resolve",
+                "--cert",
+                &pem[0],
+                "--key",
+                &pem[1],
+                "--ca",
+                &pem[2],
+            ];
+            let output = tcpmig(&net.a, &resolve);
+            assert_eq!(output.status.code(), Some(3), "{output:?}");
+            let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let resolved = &value["handovers"]["resolved"];
+            assert_eq!(resolved[0]["fate"], "lost", "{value}");
+            assert_eq!(resolved[1]["fate"], "in doubt", "{value}");
+            assert_eq!(of(&value, "id"), [ids[1].to_string()], "{value}");
+
+            succeeds(&tcpmig(&net.a, &forget));
+            let shown = succeeds(&tcpmig(&net.a, &["locks", "--journal", file]));
+            assert!(shown.contains("every handover"), "{shown}");
+            fails(&tcpmig(&net.a, &forget), 1, &["without an end"]);
+            let nowhere = ["locks", "--journal", "/nowhere/journal"];
+            fails(&tcpmig(&net.a, &nowhere), 1, &["/nowhere/journal"]);
+        },
+    );
 }

@@ -1,26 +1,31 @@
 //! Source or target killed, or the link between them cut, at each step of a handover, with a peer that sends and
 //! receives meanwhile: afterwards one host has the connection and no octet is lost or repeated, or what happened to
-//! it is said.
+//! it is said, if need be by the process that is started after the one that died.
 //!
-//! `TCPMIG_FAULTS=N` tries N faults in random order instead of each once, `TCPMIG_FAULTS_SEED=S` in the order of S.
+//! `TCPMIG_FAULTS=N` tries N faults in random order and at random moments instead of each once, `TCPMIG_FAULTS_SEED=S` those
+//! of S:
+//!
+//!     TCPMIG_FAULTS=500 cargo test -p tcpmig --test faults
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+mod batch;
+mod notes;
 mod peer;
+mod process;
 mod roles;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
-use std::sync::mpsc;
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use support::{END, Keys, Net, PATIENCE, nft};
+use support::{END, Keys, Net, nft};
+use tcpmig_lock::{EntryKind, Locker};
 use tcpmig_sys::lab::Host;
 
-use peer::Peer;
+use peer::{Peer, until};
+use process::Process;
 
 /// Where a process stands when it is stopped for a moment, in the order in which a handover comes there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,8 +36,10 @@ enum Step {
     Prepare,
     /// Source: before steering.
     Steering,
-    /// Source: steered, before COMMIT.
+    /// Source: steered, before COMMIT is decided.
     Steered,
+    /// Source: it is noted that COMMIT may be sent.
+    Decided,
     /// Target: COMMIT is there, and nothing was done.
     Activate,
     /// Target: it is noted that it may live from now on.
@@ -41,51 +48,99 @@ enum Step {
     Active,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Locked,
     Step::Prepare,
     Step::Steering,
     Step::Steered,
+    Step::Decided,
     Step::Activate,
     Step::Noted,
     Step::Active,
 ];
 
+impl Step {
+    fn is_of_source(self) -> bool {
+        matches!(
+            self,
+            Self::Locked | Self::Steering | Self::Steered | Self::Decided
+        )
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     KillSource,
     KillTarget,
+    KillBoth,
+    /// What the hosts say to each other is dropped.
     CutLink,
+    /// The target is cut off from everybody.
+    TargetDown,
+    /// The source is.
+    SourceDown,
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault::KillSource,
+    Fault::KillTarget,
+    Fault::KillBoth,
+    Fault::CutLink,
+    Fault::TargetDown,
+    Fault::SourceDown,
+];
+
+impl Fault {
+    fn kills_source(self) -> bool {
+        matches!(self, Self::KillSource | Self::KillBoth)
+    }
+
+    fn kills_target(self) -> bool {
+        matches!(self, Self::KillTarget | Self::KillBoth)
+    }
 }
 
 /// What has to become of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// The source says so, and the connection goes on there.
+    /// It goes on at the source, which says so.
     Kept,
-    /// It goes on at the target, and the source says so if it lives.
+    /// It goes on at the target, and the source says so.
     Moved,
     /// The source says so.
     Lost,
     /// It moved and ended with the target's process.
     Ended,
-    /// Nobody has it, and nobody tells the peer before the lease ends.
-    Silent,
 }
 
+/// With a fault at a step; the source may have died and been started again.
 fn expected(step: Step, fault: Fault) -> Expected {
     match fault {
         // The source owned it, and its process is dead.
-        Fault::KillSource if step <= Step::Steered => Expected::Silent,
+        Fault::KillSource if step <= Step::Steered => Expected::Lost,
         Fault::KillSource => Expected::Moved,
+        Fault::KillBoth if step == Step::Active => Expected::Ended,
+        Fault::KillBoth => Expected::Lost,
         Fault::KillTarget => match step {
             Step::Active => Expected::Ended,
             Step::Noted => Expected::Lost,
             _ => Expected::Kept,
         },
-        Fault::CutLink if step <= Step::Prepare => Expected::Kept,
-        Fault::CutLink => Expected::Moved,
+        // It has no way to the peer, so it does not take the connection.
+        Fault::TargetDown if matches!(step, Step::Activate | Step::Noted) => Expected::Kept,
+        _ if step <= Step::Prepare => Expected::Kept,
+        _ => Expected::Moved,
     }
+}
+
+/// When a fault comes.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    At(Step),
+    /// So long after the move has begun, wherever it stands.
+    After(Duration),
+    /// So long after so many of a batch have ended.
+    Many(usize, Duration),
 }
 
 fn main() {
@@ -101,103 +156,237 @@ fn main() {
             .ok()
             .map(|text| text.parse::<u64>().unwrap())
     };
-    let faults = [Fault::KillSource, Fault::KillTarget, Fault::CutLink];
-    let mut cases: Vec<(Step, Fault)> = STEPS
+    let seed = number("TCPMIG_FAULTS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let mut random = splitmix64(seed);
+    let steps = STEPS
         .iter()
-        .flat_map(|&step| faults.map(|fault| (step, fault)))
-        .collect();
-    if let Some(count) = number("TCPMIG_FAULTS") {
-        let seed = number("TCPMIG_FAULTS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-        println!("TCPMIG_FAULTS={count} TCPMIG_FAULTS_SEED={seed}");
-        let mut state = seed;
-        let mut random = || {
-            // Splitmix64.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) as usize
-        };
+        .flat_map(|&step| FAULTS.map(|fault| (When::At(step), fault)));
+    let mut cases: Vec<(When, Fault)> = steps.collect();
+    let count = number("TCPMIG_FAULTS");
+    println!(
+        "TCPMIG_FAULTS={} TCPMIG_FAULTS_SEED={seed}",
+        count.unwrap_or(0)
+    );
+    let some_time = |random: u64| Duration::from_micros(random % 40_000);
+    let many = |random: u64| {
+        let ended = random as usize % (roles::BATCH - 4);
+        When::Many(ended, Duration::from_micros((random >> 32) % 4_000))
+    };
+    if let Some(count) = count {
         let all = cases.clone();
-        cases = (0..count).map(|_| all[random() % all.len()]).collect();
+        cases = (0..count)
+            .map(|_| {
+                let (when, fault) = all[random() as usize % all.len()];
+                match random() % 4 {
+                    0 | 1 => (when, fault),
+                    2 => (When::After(some_time(random())), fault),
+                    _ => (many(random()), fault),
+                }
+            })
+            .collect();
+    } else {
+        cases.extend(FAULTS.map(|fault| (When::After(some_time(random())), fault)));
+        cases.extend(FAULTS.map(|fault| (many(random()), fault)));
     }
-    for (step, fault) in cases {
-        println!("{fault:?} at {step:?}: {:?}", expected(step, fault));
-        try_fault(step, fault);
+    notes::a_process_that_dies_while_it_notes(splitmix64(random()));
+
+    // They wait more than they compute.
+    let cases = Mutex::new(cases.into_iter());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let next = cases.lock().unwrap().next();
+                    let Some((when, fault)) = next else { return };
+                    let what = format!("{fault:?} {when:?}");
+                    let tried = std::panic::catch_unwind(|| match when {
+                        When::Many(ended, time) => batch::try_fault(ended, time, fault),
+                        _ => format!("{:?}", try_fault(when, fault)),
+                    });
+                    match tried {
+                        Ok(became) => println!("{what}: {became}"),
+                        Err(_) => {
+                            println!("FAILED: {what}, TCPMIG_FAULTS_SEED={seed}");
+                            std::process::exit(1);
+                        }
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Random numbers.
+fn splitmix64(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 }
 
-fn try_fault(step: Step, fault: Fault) {
-    let directory = tempfile::tempdir().unwrap();
-    let (net, keys) = (Net::new(), Keys::new());
-    let journal = directory.path().join("journal");
-    // A host that starts again has the same key.
-    let host_b = keys.pem("host-b");
-    let start_target = || Process::start(&net.b, "target", &host_b, &journal);
-    let mut target = start_target();
-    target.hear_line("serving");
-    let mut source = Process::start(&net.a, "source", &keys.pem("host-a"), &journal);
-    source.hear_line("listening");
-    let ends = net.count_at_peer(END);
-    let peer = Peer::start(&net.peer);
-    peer.gets_on("before the move");
-    source.say("move");
+/// The hosts, and what happens to them.
+struct Scene {
+    net: Net,
+    pem: [[String; 3]; 2],
+    directory: tempfile::TempDir,
+}
 
-    for at in STEPS {
-        let process = if matches!(at, Step::Locked | Step::Steering | Step::Steered) {
-            &mut source
-        } else {
-            &mut target
-        };
-        process.hear_line(&format!("at {at:?}"));
-        if at != step {
-            process.say("on");
-            continue;
+impl Scene {
+    fn new() -> Self {
+        let keys = Keys::new();
+        Self {
+            net: Net::new(),
+            // A host that starts again has the same key.
+            pem: ["host-a", "host-b"].map(|name| keys.pem(name)),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn source(&self, role: &str) -> Process {
+        let journal = self.directory.path().join("source");
+        Process::start(&self.net.a, role, &self.pem[0], &journal)
+    }
+
+    fn target(&self, role: &str) -> Process {
+        let journal = self.directory.path().join("target");
+        let target = Process::start(&self.net.b, role, &self.pem[1], &journal);
+        target.hear("serving");
+        target
+    }
+
+    /// Does it, and lets the processes go on.
+    fn happen(&self, fault: Fault, source: &mut Process, target: &mut Process) {
+        if fault.kills_source() {
+            source.kill();
+        }
+        if fault.kills_target() {
+            target.kill();
+            *target = self.target(target.role());
+        }
+        let link = |host: &Host, state| host.ip(&format!("link set eth0 {state}")).unwrap();
+        match fault {
+            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
+            Fault::CutLink => cut(&self.net.b),
+            Fault::TargetDown => link(&self.net.b, "down"),
+            Fault::SourceDown => link(&self.net.a, "down"),
+        }
+        // Steps that come after the fault pass.
+        source.let_on();
+        target.let_on();
+        if !fault.kills_source() && !fault.kills_target() {
+            // Longer than the source waits for PREPARED.
+            thread::sleep(Duration::from_millis(1200));
         }
         match fault {
-            Fault::CutLink => {
-                cut(&net.b);
-                process.say("on");
-                // Longer than the source waits for PREPARED.
-                thread::sleep(Duration::from_millis(1200));
-                nft(&net.b, "delete table inet cut");
-            }
-            Fault::KillSource => {
-                source.kill();
-                target.say("on");
-            }
-            Fault::KillTarget => {
-                target.kill();
-                source.say("on");
-                target = start_target();
-            }
+            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
+            Fault::CutLink => nft(&self.net.b, "delete table inet cut"),
+            Fault::TargetDown => link(&self.net.b, "up"),
+            Fault::SourceDown => link(&self.net.a, "up"),
         }
-        break;
     }
-    // Steps that come after the fault pass.
-    target.let_on();
-    source.let_on();
 
-    match expected(step, fault) {
-        Expected::Kept => {
-            source.hear_line("Kept");
-            peer.gets_on("at the source");
-        }
-        Expected::Moved => {
-            if fault != Fault::KillSource {
-                source.hear_line("Moved");
-            }
-            peer.gets_on("at the target");
-        }
-        Expected::Lost => source.hear_line("Lost"),
-        Expected::Ended => {
-            source.hear_line("Moved");
-            support::until("the peer hears of the end", || ends.packets() > 0);
-            return;
-        }
-        Expected::Silent => peer.is_left_alone(),
+    /// Whether a host has a lock, or a redirect.
+    fn has(host: &Host, lock: bool) -> bool {
+        let list = || tcpmig::locker::nftables().unwrap().list().unwrap();
+        let entries = host.run(list).unwrap();
+        entries
+            .iter()
+            .any(|entry| matches!(entry.kind, EntryKind::Lock) == lock)
     }
-    assert_eq!(ends.packets(), 0, "FIN or RST at the peer");
+}
+
+fn try_fault(when: When, fault: Fault) -> Expected {
+    let scene = Scene::new();
+    let mut target = scene.target("target");
+    let mut source = scene.source("source");
+    source.hear("listening");
+    let ends = scene.net.count_at_peer(END);
+    let peer = Peer::start(&scene.net.peer);
+    peer.gets_on("before the move");
+    if !matches!(when, When::At(_)) {
+        source.let_on();
+        target.let_on();
+    }
+    source.say("move");
+    match when {
+        When::At(step) => {
+            for at in STEPS {
+                let process = if at.is_of_source() {
+                    &mut source
+                } else {
+                    &mut target
+                };
+                process.hear(&format!("at {at:?}"));
+                if at == step {
+                    break;
+                }
+                process.say("on");
+            }
+        }
+        When::After(time) | When::Many(_, time) => thread::sleep(time),
+    }
+    scene.happen(fault, &mut source, &mut target);
+
+    let until_restart = peer.mark();
+    let said = if fault.kills_source() {
+        source = scene.source("again");
+        source.hear_all("nothing is open")
+    } else {
+        source.hear_all("ended")
+    };
+    let said = |fate: &str| said.iter().any(|line| line.ends_with(fate));
+    let became = if said("Kept") {
+        Expected::Kept
+    } else if said("Lost") {
+        Expected::Lost
+    } else {
+        assert!(
+            said("Moved") || fault.kills_source(),
+            "the source says nothing"
+        );
+        // To a target that has ended since, or not; or it was not begun.
+        let goes_on = || peer.mark() > until_restart + 60_000;
+        until("it goes on or has ended", || {
+            goes_on() || ends.packets() > 0
+        });
+        if goes_on() {
+            Expected::Moved
+        } else {
+            assert!(fault.kills_source() || fault.kills_target());
+            Expected::Ended
+        }
+    };
+    if let When::At(step) = when {
+        let expected = expected(step, fault);
+        // Whether the source had heard of the move before it died is chance.
+        let as_well = expected == Expected::Ended && became == Expected::Lost;
+        assert!(
+            became == expected || as_well,
+            "{became:?}, not {expected:?}"
+        );
+    }
+    match became {
+        Expected::Kept => peer.gets_on("at the source"),
+        Expected::Moved => peer.gets_on("at the target"),
+        Expected::Lost => {
+            peer.gets_no_further();
+            // The target was told, or its process has ended: only what a process that was killed has locked stays.
+            if !fault.kills_target() {
+                until("the target unlocks", || !Scene::has(&scene.net.b, true));
+            }
+            until("the source redirects nothing", || {
+                !Scene::has(&scene.net.a, false)
+            });
+        }
+        Expected::Ended => {}
+    }
+    if matches!(became, Expected::Kept | Expected::Moved) {
+        assert_eq!(ends.packets(), 0, "FIN or RST at the peer");
+    }
+    became
 }
 
 /// Drops what the hosts say to each other.
@@ -207,80 +396,4 @@ fn cut(host: &Host) {
         "table inet cut { chain i { type filter hook input priority 0; udp dport 7077 drop; }; \
          chain o { type filter hook output priority 0; udp sport 7077 drop; }; }",
     );
-}
-
-/// A host's process.
-struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    lines: mpsc::Receiver<String>,
-    /// Whether the steps of the handover are not waited for any longer.
-    on: bool,
-}
-
-impl Process {
-    fn start(host: &Host, role: &str, pem: &[String; 3], journal: &Path) -> Self {
-        let program = std::env::current_exe().unwrap();
-        let mut command = host.command(program.to_str().unwrap()).unwrap();
-        command.args(["role", role, journal.to_str().unwrap()]);
-        for (name, value) in ["CERT", "KEY", "CA"].iter().zip(pem) {
-            command.env(name, value);
-        }
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        Self {
-            stdin: child.stdin.take().unwrap(),
-            child,
-            lines,
-            on: false,
-        }
-    }
-
-    fn say(&mut self, line: &str) {
-        // It may have been killed.
-        let _ = writeln!(self.stdin, "{line}");
-    }
-
-    fn let_on(&mut self) {
-        self.on = true;
-        for _ in STEPS {
-            self.say("on");
-        }
-    }
-
-    fn hear_line(&mut self, line: &str) {
-        loop {
-            let heard = self.lines.recv_timeout(PATIENCE);
-            let heard = heard.unwrap_or_else(|error| panic!("{line:?} was not said: {error}"));
-            if heard == line {
-                return;
-            }
-            assert!(
-                self.on || !heard.starts_with("at "),
-                "{heard:?} before {line:?}"
-            );
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

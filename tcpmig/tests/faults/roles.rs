@@ -10,9 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use tcpmig::capture::Frozen;
-use tcpmig::driver::journal::{File, Journal, Note};
-use tcpmig::driver::{Destination, Ending, Mover, Options, serve_with};
-use tcpmig::handover::HandoverId;
+use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
+use tcpmig::driver::{Destination, Ending, Mover, Options, Resolved, serve_with};
+use tcpmig::handover::{Fate, HandoverId};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
@@ -22,6 +22,8 @@ use crate::support::endpoint;
 
 pub(crate) const SERVICE: &str = "198.18.0.80:80";
 const SOURCE: &str = "198.18.0.1:7077";
+/// Connections that are given away at once.
+pub(crate) const BATCH: usize = 24;
 const TARGET: &str = "198.18.0.2:7077";
 
 pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
@@ -31,8 +33,12 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) {
         .build()
         .unwrap();
     match role.as_str() {
-        "source" => runtime.block_on(source()),
-        "target" => runtime.block_on(target(Path::new(&journal))),
+        "source" => runtime.block_on(source(Path::new(&journal))),
+        "sources" => runtime.block_on(sources(Path::new(&journal))),
+        "again" => runtime.block_on(source_again(Path::new(&journal))),
+        "notes" => notes(Path::new(&journal)),
+        "target" => runtime.block_on(target(Path::new(&journal), true)),
+        "targets" => runtime.block_on(target(Path::new(&journal), false)),
         other => panic!("no role {other}"),
     }
 }
@@ -54,6 +60,8 @@ fn hear() -> String {
 
 fn options() -> Options {
     Options {
+        // Longer than anything is waited for: no lock ends by itself.
+        lease: Duration::from_secs(90),
         settle: Duration::ZERO,
         prepared_within: Duration::from_millis(800),
         answer_within: Duration::from_millis(300),
@@ -71,7 +79,8 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut octets) {
             Ok(0) => return,
-            Ok(count) => stream.write_all(&octets[..count]).unwrap(),
+            Ok(count) if stream.write_all(&octets[..count]).is_err() => return,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The peer has gone.
             Err(_) => return,
@@ -79,7 +88,7 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
     }
 }
 
-async fn source() {
+async fn source(journal: &Path) {
     let service: SocketAddr = SERVICE.parse().unwrap();
     let listener = TcpListener::bind(service).unwrap();
     let locker = Arc::new(Stopping(tcpmig::locker::nftables().unwrap()));
@@ -100,20 +109,137 @@ async fn source() {
         name: "host-b".to_owned(),
         steer: Arc::new(StoppingSteer(redirected)),
     };
-    let mover = Mover::new(endpoint, locker, options());
+    let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
+    let mover = Mover::new(endpoint, locker, options()).with_journal(journal);
     let outcome = mover.move_out(OwnedFd::from(stream), None, &to).await;
-    println!("{:?}", outcome.ending.fate());
-    if let Ending::Kept { socket, reason, .. } = outcome.ending {
-        eprintln!("kept: {reason}");
+    tell(outcome.flow.unwrap(), outcome.ending.fate());
+    println!("ended");
+    if let Ending::Kept { socket, .. } = outcome.ending {
         tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
     }
     std::future::pending::<()>().await;
 }
 
-async fn target(journal: &Path) {
+/// Gives many connections away at once, and stops at no step.
+async fn sources(journal: &Path) {
+    let service: SocketAddr = SERVICE.parse().unwrap();
+    let listener = TcpListener::bind(service).unwrap();
+    let locker = Arc::new(tcpmig::locker::nftables().unwrap());
+    let endpoint = endpoint(SOURCE.parse().unwrap(), &pem());
+    println!("listening");
+    let streams: Vec<TcpStream> = (0..BATCH).map(|_| listener.accept().unwrap().0).collect();
+    drop(listener);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for stream in &streams {
+            scope.spawn(|| echo(stream, &stop));
+        }
+        hear();
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("moving");
+    let target: SocketAddr = TARGET.parse().unwrap();
+    let redirected = Redirected::new(target.ip(), Duration::from_secs(60)).unwrap();
+    let to = Destination {
+        address: target,
+        name: "host-b".to_owned(),
+        steer: Arc::new(redirected),
+    };
+    let journal = Arc::new(File::open(journal).unwrap());
+    let options = Options {
+        in_flight: 6,
+        prepared_within: Duration::from_secs(5),
+        ..options()
+    };
+    let mover = Mover::new(endpoint, locker, options).with_journal(journal);
+    let ports: Vec<u16> = streams
+        .iter()
+        .map(|stream| stream.peer_addr().unwrap().port())
+        .collect();
+    let mut moves = mover.move_all(streams.into_iter().map(OwnedFd::from), &to);
+    let mut said = Vec::new();
+    while let Some(outcome) = moves.next().await {
+        if let Some(flow) = outcome.flow {
+            said.push(flow.remote().port());
+            tell(flow, outcome.ending.fate());
+        }
+        if let Ending::Kept { socket, .. } = outcome.ending {
+            tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
+        }
+    }
+    // Those that were not looked at have no flow, and are kept.
+    for port in ports.iter().filter(|port| !said.contains(port)) {
+        println!("{port} Kept");
+    }
+    println!("ended");
+    std::future::pending::<()>().await;
+}
+
+/// Says where a connection is, by its peer's port.
+fn tell(flow: FourTuple, fate: Fate) {
+    println!("{} {fate:?}", flow.remote().port());
+}
+
+/// The source's process after one that was killed.
+async fn source_again(journal: &Path) {
+    let locker = Arc::new(tcpmig::locker::nftables().unwrap());
+    let endpoint = endpoint(SOURCE.parse().unwrap(), &pem());
+    let journal = Arc::new(File::open(journal).unwrap());
+    let mover = Mover::new(endpoint, locker, options()).with_journal(journal.clone());
+    loop {
+        let resolved = mover.resolve().await;
+        for Resolved { fate, open, .. } in &resolved {
+            tell(open.about.flow, *fate);
+        }
+        if journal.left_open().is_empty() {
+            println!("nothing is open");
+            break;
+        }
+        // The link may be cut, or the target be down.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Notes one handover after the other, and says each note after it was made.
+fn notes(journal: &Path) {
+    let journal = File::open_with(journal, 50).unwrap();
+    let mut about = About {
+        role: Role::Target,
+        flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
+        host: "host-b".to_owned(),
+        address: None,
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "begun").unwrap();
+    loop {
+        let id = HandoverId::random().unwrap();
+        about.role = Role::Source;
+        journal.begin(id, &about).unwrap();
+        writeln!(out, "{id} Offering.").unwrap();
+        for note in [Note::Committing, Note::Moved] {
+            journal.note(id, note).unwrap();
+            writeln!(out, "{id} {note:?}.").unwrap();
+        }
+        about.role = Role::Target;
+        journal.begin(id, &about).unwrap();
+        writeln!(out, "{id} Prepared.").unwrap();
+        for note in [Note::Activating, Note::Active] {
+            journal.note(id, note).unwrap();
+            writeln!(out, "{id} {note:?}.").unwrap();
+        }
+    }
+}
+
+async fn target(journal: &Path, stops: bool) {
     let locker = Arc::new(tcpmig::locker::nftables().unwrap());
     let endpoint = endpoint(TARGET.parse().unwrap(), &pem());
-    let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
+    let journal = File::open(journal).unwrap();
+    let journal: Arc<dyn Journal> = if stops {
+        Arc::new(StoppingJournal(journal))
+    } else {
+        Arc::new(journal)
+    };
     let mut arrivals = serve_with(endpoint, locker, options(), journal);
     println!("serving");
     while let Some(arrived) = arrivals.next().await {
@@ -122,7 +248,9 @@ async fn target(journal: &Path) {
         stream.write_all(&arrived.unwritten).unwrap();
         // The rest of the process goes on: it may have to say ACTIVE again.
         tokio::task::spawn_blocking(move || {
-            stop_at(Step::Active);
+            if stops {
+                stop_at(Step::Active);
+            }
             echo(&stream, &AtomicBool::new(false));
         });
     }
@@ -131,24 +259,33 @@ async fn target(journal: &Path) {
 struct StoppingJournal(File);
 
 impl Journal for StoppingJournal {
+    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
+        self.0.begin(id, about)?;
+        if about.role == Role::Target {
+            stop_at(Step::Prepare);
+        }
+        Ok(())
+    }
+
     fn note(&self, id: HandoverId, note: Note) -> io::Result<()> {
+        if note == Note::Activating {
+            stop_at(Step::Activate);
+        }
+        self.0.note(id, note)?;
         match note {
-            Note::Prepared => {
-                self.0.note(id, note)?;
-                stop_at(Step::Prepare);
-            }
-            Note::Activating => {
-                stop_at(Step::Activate);
-                self.0.note(id, note)?;
-                stop_at(Step::Noted);
-            }
-            Note::Aborted => self.0.note(id, note)?,
+            Note::Committing => stop_at(Step::Decided),
+            Note::Activating => stop_at(Step::Noted),
+            _ => {}
         }
         Ok(())
     }
 
     fn recall(&self, id: HandoverId) -> Option<Note> {
         self.0.recall(id)
+    }
+
+    fn left_open(&self) -> Vec<Open> {
+        self.0.left_open()
     }
 }
 

@@ -8,6 +8,7 @@ mod batch;
 mod captured;
 mod doubt;
 mod journal;
+mod limits;
 mod lost;
 mod moves;
 mod refused;

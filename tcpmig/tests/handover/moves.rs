@@ -8,14 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tcpmig::driver::{Arrived, Ending, Options};
+use tcpmig::driver::{Arrived, Ending, Options, Outcome};
 use tcpmig_format::{AppImage, FourTuple, Octets};
 use tcpmig_lock::{Entry, EntryKind};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
 
 use crate::support::{
-    END, Family, Net, PATIENCE, Site, both_ways, expect, flow, kernel_test, nft, numbered, until,
+    END, Family, Net, PATIENCE, Site, both_ways, end_of, expect, flow, kept, kernel_test, nft,
+    numbered, until,
 };
 
 /// How far a server has come, which is its session: octets read and octets written.
@@ -260,4 +261,32 @@ kernel_test!(a_connection_that_is_being_opened_moves, || {
     let (peer, from) = listener.accept().unwrap();
     assert_eq!(from, arrived.flow.local());
     both_ways(&peer, &server);
+});
+
+kernel_test!(a_connection_in_two_moves_at_once_goes_in_one, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve();
+    let (peer, server) = net.connect(Family::V4);
+    let flow = flow(&server);
+    let ends = net.count_at_peer(&end_of(flow));
+    let again = server.try_clone().unwrap();
+    let outcomes = a.call(|here| async move {
+        let (mover, to) = (here.mover(), here.other());
+        let first = mover.move_out(server.into(), None, &to);
+        let second = mover.move_out(again.into(), None, &to);
+        let (first, second) = tokio::join!(first, second);
+        [first, second]
+    });
+    let (moved, others): (Vec<Outcome>, Vec<Outcome>) = outcomes
+        .into_iter()
+        .partition(|outcome| matches!(outcome.ending, Ending::Moved));
+    assert_eq!(moved.len(), 1, "{moved:?} and {others:?}");
+    for outcome in others {
+        let (_, reason) = kept(outcome);
+        assert!(reason.contains("locked"), "{reason}");
+    }
+    let arrived = b.arrival().socket.into();
+    both_ways(&peer, &arrived);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
 });

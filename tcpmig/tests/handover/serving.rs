@@ -266,6 +266,46 @@ kernel_test!(
     }
 );
 
+kernel_test!(an_activation_that_fails_draws_no_reset, || {
+    let mut case = Case::new();
+    case.offer();
+    case.peer.set_nodelay(true).unwrap();
+    // Something that changes what was built, so that it is built again.
+    (&case.peer).write_all(b"before ").unwrap();
+    let mut packets = Vec::new();
+    until("the packet is captured", || {
+        let captured = case.frozen.captured().unwrap();
+        packets.extend(
+            captured
+                .iter()
+                .map(|one| Bytes::copy_from_slice(&one.octets)),
+        );
+        !packets.is_empty()
+    });
+    case.steer();
+    case.net
+        .b
+        .ip("route add unreachable 198.18.0.9/32")
+        .unwrap();
+    let Message::Aborted { reason, .. } = case.ask(Message::Commit { id: id(), packets }) else {
+        panic!("it cannot be built again");
+    };
+    assert!(reason.contains("no route"), "{reason}");
+    case.net
+        .b
+        .ip("route del unreachable 198.18.0.9/32")
+        .unwrap();
+    // The packets still go to host B.
+    let ends = case.net.count_at_peer(&end_of(case.flow));
+    (&case.peer).write_all(b"meanwhile").unwrap();
+    let (other, end) = case.net.connect(Family::V4);
+    both_ways(&other, &end);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+    let server: TcpStream = case.frozen.keep().unwrap().into();
+    expect(&server, b"before meanwhile");
+    both_ways(&case.peer, &server);
+});
+
 kernel_test!(a_handover_that_nobody_knows_is_unknown, || {
     let case = Case::new();
     assert_eq!(case.commit(), Message::Unknown { id: id() });

@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-pub(crate) use net::{END, Family, Net, end_of, flow, nft, tcp_counter};
+pub(crate) use net::{B, END, Family, Net, end_of, flow, nft, tcp_counter};
 pub(crate) use site::{Here, Keys, Running, Site, endpoint, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
 

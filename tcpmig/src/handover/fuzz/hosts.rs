@@ -272,6 +272,7 @@ impl World {
             }
             SourceAction::Discard => host.socket = Socket::None,
             SourceAction::Wait | SourceAction::Confirm | SourceAction::Doubt => {}
+            SourceAction::Release => panic!("no source here is asked by the process after it"),
         }
     }
 

@@ -1,0 +1,151 @@
+//! What a host has to know about handovers after its process has died.
+//!
+//! The sockets of a process die with it, so nothing that it had lives on. What is left is to say the truth about it. A
+//! target's journal tells whether a connection had begun to live there: if not, the source may have it back; if so, it is
+//! lost. A source's journal tells which handovers have no end yet, and whether COMMIT can have been sent: those the
+//! process after it settles with their targets ([`Mover::resolve`](super::Mover::resolve)).
+
+mod file;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use tcpmig_format::FourTuple;
+
+pub use file::{File, JournalError, Listing, read};
+
+use crate::handover::HandoverId;
+
+/// Which side of a handover a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It gives the connection away.
+    Source,
+    /// It takes it.
+    Target,
+}
+
+/// How far a handover got on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Note {
+    /// Source: it may be offered from now on. The connection is the source's.
+    Offering,
+    /// Source: COMMIT may be sent from now on. The connection is the target's.
+    Committing,
+    /// Source: it goes on here.
+    Kept,
+    /// Source: it lives on the target.
+    Moved,
+    /// Source: it is gone.
+    Lost,
+    /// Target: it is built, and nothing of it can be seen from outside.
+    Prepared,
+    /// Target: from here on it may live.
+    Activating,
+    /// Target: it lives.
+    Active,
+    /// Target: it was discarded and never lived.
+    Aborted,
+}
+
+impl Note {
+    /// Whose note it is.
+    #[must_use]
+    pub fn role(self) -> Role {
+        match self {
+            Self::Offering | Self::Committing | Self::Kept | Self::Moved | Self::Lost => {
+                Role::Source
+            }
+            Self::Prepared | Self::Activating | Self::Active | Self::Aborted => Role::Target,
+        }
+    }
+
+    /// Whether no other note of the handover follows.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(
+            self,
+            Self::Kept | Self::Moved | Self::Lost | Self::Active | Self::Aborted
+        )
+    }
+}
+
+/// What a handover is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// What this host is in it.
+    pub role: Role,
+    /// The connection.
+    pub flow: FourTuple,
+    /// The name of the other host.
+    pub host: String,
+    /// Where a target is reached.
+    pub address: Option<SocketAddr>,
+}
+
+/// A handover that was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Its name.
+    pub id: HandoverId,
+    /// What it is about.
+    pub about: About,
+    /// The newest note of it.
+    pub note: Note,
+    /// When it was begun, by the clock on the wall.
+    pub since: SystemTime,
+}
+
+/// Where a host notes what it does, for the process after it.
+///
+/// A note has to outlive the process when the call returns, and need not outlive the kernel, because no connection does.
+/// [`Journal::note`] is called while a connection stands still and must not wait for a disk.
+pub trait Journal: Send + Sync {
+    /// Notes that a handover begins: [`Note::Offering`] of a source, [`Note::Prepared`] of a target. The connection
+    /// of a source goes on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from being noted: the handover is then not begun.
+    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()>;
+
+    /// Notes a later step before it is done, an end after it.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from being noted: the step is then not done. An end is reached all the same.
+    fn note(&self, id: HandoverId, note: Note) -> io::Result<()>;
+
+    /// The newest note as a target of a process that ended before this one began; `None` if it may be missing.
+    fn recall(&self, id: HandoverId) -> Option<Note>;
+
+    /// What processes before this one had begun as a source and not brought to an end, as far as nobody has noted an
+    /// end since; the oldest first.
+    fn left_open(&self) -> Vec<Open>;
+}
+
+/// Notes nothing: a host that was started again answers for nothing that was before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nowhere;
+
+impl Journal for Nowhere {
+    fn begin(&self, _: HandoverId, _: &About) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn note(&self, _: HandoverId, _: Note) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn recall(&self, _: HandoverId) -> Option<Note> {
+        None
+    }
+
+    fn left_open(&self) -> Vec<Open> {
+        Vec::new()
+    }
+}
