@@ -127,13 +127,18 @@
 
 mod connection;
 mod gate;
+mod head;
+mod http1;
+mod movable;
 mod resumable;
 mod server;
 mod service;
 mod session;
 mod shared;
+pub mod websocket;
 
-pub use connection::{Connection, Drained, Ended, Movable, Upgraded};
+pub use connection::{Connection, Drained, Ended, Upgraded};
+pub use movable::Movable;
 pub use resumable::{Resumable, Resumed};
 pub use server::{Handle, NotMoved, Server};
 pub use service::RequestBody;

@@ -1,7 +1,6 @@
 //! Around the application's service: what is in flight, and what is held back.
 
 use std::future::Future;
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -9,16 +8,17 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
+    TRANSFER_ENCODING, UPGRADE,
 };
-use hyper::http::request::Parts;
 use hyper::service::Service;
 use hyper::{Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
+use super::head;
 use super::resumable::{HasCursor, Resumed};
 use super::session::AnyState;
-use super::shared::{Framing, Incoming, Middle, Phase, Responding, Shared};
+use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -64,7 +64,7 @@ where
         let stage = if resumed.is_none() && common.shared.is_draining() {
             let (parts, body) = request.into_parts();
             let mut current = common.shared.current();
-            write_head(&mut current.head, &parts, true);
+            head::write(&mut current.head, &parts, true);
             current.phase = Phase::Held;
             current.incoming = Incoming::Done;
             Stage::Held(Some(Box::new(Request::from_parts(parts, body))))
@@ -80,26 +80,6 @@ where
     }
 }
 
-/// Writes a head as it could have been sent. `whole` keeps what tells of the body.
-fn write_head(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
-    head.clear();
-    // Writing to a vector does not fail.
-    let _ = write!(
-        head,
-        "{} {} {:?}\r\n",
-        parts.method, parts.uri, parts.version
-    );
-    for (name, value) in &parts.headers {
-        if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
-            head.extend_from_slice(name.as_str().as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(value.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
-    }
-    head.extend_from_slice(b"\r\n");
-}
-
 impl<S: Service<Request<RequestBody>>> Common<S> {
     /// Lets the service begin with a request.
     fn begin(
@@ -111,7 +91,7 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
         let ended = body.is_end_stream();
         {
             let mut current = self.shared.current();
-            write_head(&mut current.head, &parts, false);
+            head::write(&mut current.head, &parts, false);
             current.phase = Phase::Service;
             current.incoming = if ended {
                 Incoming::Done
@@ -204,7 +184,7 @@ impl<S: Service<Request<RequestBody>>> Answer<S> {
         let shared = self.common.shared.clone();
         let mut current = shared.current();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            current.upgraded = Some(std::mem::take(&mut parts.extensions));
+            current.switched = Some(switched(&mut parts));
         }
         current.phase = Phase::Response(Responding {
             cursor,
@@ -221,6 +201,20 @@ impl<S: Service<Request<RequestBody>>> Answer<S> {
             shared: InFlight(shared),
         };
         Ok(Response::from_parts(parts, body))
+    }
+}
+
+fn switched(parts: &mut hyper::http::response::Parts) -> Switched {
+    let says = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    Switched {
+        extensions: std::mem::take(&mut parts.extensions),
+        websocket: parts
+            .headers
+            .get(UPGRADE)
+            .is_some_and(says)
+            .then(|| Agreed {
+                extended: parts.headers.contains_key(SEC_WEBSOCKET_EXTENSIONS),
+            }),
     }
 }
 

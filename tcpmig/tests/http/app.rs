@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, State};
 use tokio::sync::Notify;
 
+use crate::chat;
 use crate::support::numbered;
 
 pub(crate) type App = TowerToHyperService<Router>;
@@ -23,7 +24,10 @@ pub(crate) type App = TowerToHyperService<Router>;
 /// What the application knows of a connection.
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Visits {
-    count: u64,
+    pub(crate) count: u64,
+    /// Of a message that the server sends in fragments: how many it has sent, how many there are, of how
+    /// many octets each.
+    pub(crate) fragments: Option<[usize; 3]>,
 }
 
 impl ConnectionState for Visits {
@@ -66,6 +70,8 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
         .route("/ignore", post(async || "ignored"))
         .route("/who", get(who))
         .route("/slow", get(slow_answer))
+        .route("/chat", get(chat::upgrade))
+        .route("/compressed", get(chat::upgrade_compressed))
         .route(
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),

@@ -20,6 +20,7 @@ pub(crate) enum OnB {
     Visits,
     NewVisits,
     NoState,
+    NoWebSockets,
     /// It takes no connections in.
     Nothing,
 }
@@ -46,7 +47,10 @@ impl Scene {
         let (a, b) = Site::pair(&net, &options);
         let slow = Arc::new(Slow::default());
         let make = |name| app(name, slow.clone()).drain_within(drain_within);
-        let with_visits = |name| make(name).with_state::<Visits>();
+        let with_visits = |name| {
+            let chat = crate::chat::handler(name, slow.clone());
+            make(name).with_state::<Visits>().with_websockets(chat)
+        };
         let server_a = start(&a, with_visits("a"), true);
         a.call({
             let server = server_a.clone();
@@ -65,6 +69,7 @@ impl Scene {
             OnB::Visits => start(&b, with_visits("b"), true),
             OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), true),
             OnB::NoState => start(&b, make("b"), true),
+            OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), true),
             OnB::Nothing => start(&b, make("b"), false),
         };
         Self {
@@ -205,11 +210,22 @@ impl Client {
         String::from_utf8(line).unwrap()
     }
 
+    /// It writes this line.
+    pub(crate) fn says(&mut self, line: &str) {
+        assert_eq!(self.line().trim_end(), line);
+    }
+
     /// Tells it to go on.
     pub(crate) fn go(&mut self) {
         use std::io::Write;
         let stdin = self.0.stdin.as_mut().unwrap();
         stdin.write_all(b"\n").unwrap();
+    }
+
+    /// Tells it to go on until it ends.
+    pub(crate) fn end_of_python(mut self) {
+        drop(self.0.stdin.take());
+        self.end();
     }
 
     pub(crate) fn end(self) -> Output {
