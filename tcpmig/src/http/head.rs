@@ -2,21 +2,29 @@
 
 use std::io::Write;
 
-use hyper::Request;
 use hyper::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
+use hyper::{Request, Version};
 
 use super::session::SessionError;
 
 /// Writes a head as it could have been sent. `whole` keeps what tells of the body.
 pub(super) fn write(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
     head.clear();
-    // Writing to a vector does not fail.
-    let _ = write!(
-        head,
-        "{} {} {:?}\r\n",
-        parts.method, parts.uri, parts.version
-    );
+    head.extend_from_slice(parts.method.as_str().as_bytes());
+    head.push(b' ');
+    match parts.uri.path_and_query() {
+        // As servers are asked, which formatting would take longer for.
+        Some(target) if parts.uri.authority().is_none() => {
+            head.extend_from_slice(target.as_str().as_bytes());
+        }
+        // Writing to a vector does not fail.
+        _ => drop(write!(head, "{}", parts.uri)),
+    }
+    head.extend_from_slice(match parts.version {
+        Version::HTTP_10 => b" HTTP/1.0\r\n",
+        _ => b" HTTP/1.1\r\n",
+    });
     for (name, value) in &parts.headers {
         if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
             head.extend_from_slice(name.as_str().as_bytes());

@@ -83,6 +83,8 @@ pub(super) struct Responding {
     pub(super) close: bool,
     /// Octets of the body that hyper took; counted if there is a cursor.
     pub(super) passed: u64,
+    /// They are not those that the cursor counts.
+    pub(super) changed: bool,
 }
 
 pub(super) enum Phase {
@@ -142,7 +144,7 @@ impl Current {
                 let Some(cursor) = &responding.cursor else {
                     return Err(Obstacle::Response);
                 };
-                if cursor.yielded() != responding.passed {
+                if responding.changed || cursor.yielded() != responding.passed {
                     return Err(Obstacle::Changed);
                 }
                 let framing = match responding.framing {

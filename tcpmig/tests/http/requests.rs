@@ -93,6 +93,23 @@ kernel_test!(an_upload_is_waited_for, || {
     }
 });
 
+kernel_test!(uploads_of_curl_are_waited_for, || {
+    let mut scene = Scene::new();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("upload");
+    std::fs::write(&file, numbered(0, 2_000_000)).unwrap();
+    let file = format!("@{}", file.display());
+    let expect = ["--header", "expect: 100-continue", "--limit-rate", "4M"];
+    let upload = format!("{URL}/upload");
+    let arguments = ["--data-binary", &file, &upload, &upload, &upload];
+    let mut curl = scene.curl(&[&expect[..], &arguments].concat());
+    for _ in 0..2 {
+        scene.hop();
+        assert_eq!(curl.line(), "2000000 true\n");
+    }
+    assert_eq!(curl.end_of_curl(3), b"2000000 true\n");
+});
+
 kernel_test!(an_upload_that_does_not_end_keeps_the_connection, || {
     let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let stream = connect(&scene);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::http::Request;
 use tcpmig::driver::{Mover, Options, Report, serve_if};
-use tcpmig::http::{Movable, NotMoved, Server};
+use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
 use tokio::net::TcpListener;
 
 use crate::app::{App, NewVisits, Slow, Visits, app};
@@ -21,6 +22,8 @@ pub(crate) enum OnB {
     NewVisits,
     NoState,
     NoWebSockets,
+    /// Its responses go on from a cursor of another type.
+    OtherCursors,
     /// It takes no connections in.
     Nothing,
 }
@@ -70,6 +73,7 @@ impl Scene {
             OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), true),
             OnB::NoState => start(&b, make("b"), true),
             OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), true),
+            OnB::OtherCursors => start(&b, with_visits("b").resumes_if(other_cursors), true),
             OnB::Nothing => start(&b, make("b"), false),
         };
         Self {
@@ -168,6 +172,17 @@ impl Scene {
         command.args(["-u", "-c", program]).stdin(Stdio::piped());
         Client(command.spawn().expect("python3 starts"))
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Chapter {
+    #[expect(dead_code, reason = "that it is missing is what counts")]
+    chapter: u64,
+}
+
+fn other_cursors(request: &Request<()>, resumed: &Resumed) -> Result<(), SessionError> {
+    assert!(request.uri().path().starts_with("/file/"));
+    resumed.cursor::<Chapter>().map(drop)
 }
 
 fn start(site: &Site, movable: Movable<App>, takes_in: bool) -> Server<App> {
