@@ -12,7 +12,7 @@ use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
 use tokio::net::TcpListener;
 
 use crate::app::{App, NewVisits, Slow, Visits, app};
-use crate::support::{Net, Running, Site, until};
+use crate::support::{Net, PATIENCE, Running, Site, until};
 
 pub(crate) const URL: &str = "http://198.18.0.80:8080";
 
@@ -45,6 +45,10 @@ impl Scene {
         let net = Net::new();
         let options = Options {
             settle: Duration::from_millis(20),
+            // Unoptimized programs take their time for images of megabytes.
+            prepared_within: PATIENCE,
+            commit_within: PATIENCE,
+            lease: PATIENCE * 2,
             ..Options::default()
         };
         let (a, b) = Site::pair(&net, &options);

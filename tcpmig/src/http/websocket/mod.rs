@@ -3,15 +3,22 @@
 //! A connection that a response of the service made a WebSocket (101 with `upgrade: websocket`) goes to the
 //! handler of [`Movable::with_websockets`](super::Movable::with_websockets). The handler puts a WebSocket
 //! library on its [`Stream`], and returns when a read fails: either the connection is over, or it is to move. Then the handler
-//! of the other server is run with the same connection, as if it had just been opened: what the session knows is in the connection's
-//! [`State`], and [`WebSocket::is_resumed`] says which of the two it is.
+//! of the other server is run with the same connection, as if it had just been opened: what the session knows is in the
+//! connection's [`State`], and [`WebSocket::is_resumed`] says which of the two it is. [`Server`](super::Server) and
+//! [`Handle`](super::Handle) move it like any other connection.
 //!
 //! ```
+//! use axum::extract::Request;
+//! use axum::http::StatusCode;
+//! use axum::response::{IntoResponse, Response};
+//! use axum::{Router, body::Body, routing::get};
 //! use futures_util::{SinkExt, StreamExt};
+//! use hyper_util::service::TowerToHyperService;
 //! use serde::{Deserialize, Serialize};
-//! use tcpmig::http::ConnectionState;
 //! use tcpmig::http::websocket::WebSocket;
+//! use tcpmig::http::{ConnectionState, Movable};
 //! use tokio_tungstenite::WebSocketStream;
+//! use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 //! use tokio_tungstenite::tungstenite::{Message, protocol::Role};
 //!
 //! #[derive(Default, Serialize, Deserialize)]
@@ -37,6 +44,15 @@
 //!         }
 //!     }
 //! }
+//!
+//! /// The route of the WebSocket: an answer like any other.
+//! async fn upgrade(request: Request) -> Response {
+//!     create_response_with_body(&request, Body::empty)
+//!         .unwrap_or_else(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())
+//! }
+//!
+//! let router = Router::new().route("/chat", get(upgrade));
+//! let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Chat>().with_websockets(chat);
 //! ```
 //!
 //! # What is carried
