@@ -400,9 +400,9 @@ fn main() -> Result<ExitCode> {
     }
 
     watched.phase.store(2, Ordering::Relaxed);
-    let after = sent_again(&peer)?;
     thread::sleep(quiet);
     print("after", &[]);
+    let after = sent_again(&peer)?;
     let drained = sites[last].server.count();
     watched.stop.store(true, Ordering::Relaxed);
     let mut failed = 0;
@@ -448,7 +448,7 @@ fn main() -> Result<ExitCode> {
     let ms = |micros: u64| micros as f64 / 1000.0;
     line("wrk, overall", [ms(p50), ms(p99), ms(max)], wrk_requests);
     println!(
-        "\nsent again by the clients during the moves: {} by a timer, {} by a loss probe",
+        "\nsent again by the clients since the first move: {} by a timer, {} by a loss probe",
         after[0] - before[0],
         after[1] - before[1]
     );

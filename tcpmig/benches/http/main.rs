@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use servers::{Servers, Which};
-use support::until;
-use wrk::{Load, Said};
+use support::{tcp_counter, until};
+use wrk::Load;
 
 struct Args {
     rounds: usize,
@@ -207,18 +207,10 @@ struct Moves {
 struct Window {
     requests: u64,
     seconds: f64,
+    /// In the middle, 99th percentile, worst.
     latency_us: [u64; 3],
-}
-
-impl From<Said> for Window {
-    fn from(said: Said) -> Self {
-        said.assert_no_errors();
-        Self {
-            requests: said.requests,
-            seconds: said.duration.as_secs_f64(),
-            latency_us: said.latency_us,
-        }
-    }
+    /// What wrk's host sent again because an answer did not come: after a timer, as a loss probe.
+    sent_again: [u64; 2],
 }
 
 impl Moves {
@@ -229,6 +221,11 @@ impl Moves {
             pause_ms: Some([5, 20]),
         };
         let window = |moving: bool| {
+            let sent_again = || {
+                ["TCPTimeouts", "TCPLossProbes"]
+                    .map(|counter| tcp_counter(&servers.net.peer, counter))
+            };
+            let before = sent_again();
             let wrk = wrk::start(&servers.net.peer, Which::Movable.url(), &load);
             until("wrk has connected", || {
                 servers.counts() == [args.connections, 0]
@@ -248,7 +245,15 @@ impl Moves {
             std::thread::sleep(end.saturating_duration_since(Instant::now()));
             let said = wrk.stop();
             until("all are over", || servers.counts() == [0, 0]);
-            (Window::from(said), still)
+            said.assert_no_errors();
+            let after = sent_again();
+            let window = Window {
+                requests: said.requests,
+                seconds: said.duration.as_secs_f64(),
+                latency_us: said.latency_us,
+                sent_again: [after[0] - before[0], after[1] - before[1]],
+            };
+            (window, still)
         };
         let (quiet, _) = window(false);
         let (moving, still) = window(true);
@@ -272,10 +277,12 @@ impl Moves {
         };
         for (name, window) in [("no move", &self.quiet), ("moving", &self.moving)] {
             println!(
-                "{name:>8}{:>10} requests in {:>5.1} s{:>26}",
+                "{name:>8}{:>10} requests in {:>5.1} s{:>26}; sent again: {} by a timer, {} by a loss probe",
                 window.requests,
                 window.seconds,
-                ms(window.latency_us)
+                ms(window.latency_us),
+                window.sent_again[0],
+                window.sent_again[1]
             );
         }
         println!(

@@ -17,7 +17,7 @@ use super::http1::{Http, Left};
 use super::service::{BoxError, RequestBody, Watched};
 use super::session::{AnyState, Session};
 use super::shared::Obstacle;
-use super::websocket::{At, Handler, Returned, Served};
+use super::websocket::{At, Handler, Served};
 
 /// How long things may take, how much may be carried.
 #[derive(Clone, Copy)]
@@ -54,7 +54,7 @@ where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    Http(Http<S>),
+    Http(Box<Http<S>>),
     WebSocket(Served),
 }
 
@@ -170,13 +170,11 @@ where
                     WebSocketEnded::Returned(served, in_time) => {
                         let handler = served.handler();
                         match served.end().await {
-                            Ok(Returned::Over) => return Ok(Ended::Closed),
-                            Ok(Returned::Moves(stream, session)) if in_time => {
-                                return Ok(Ended::Drained(Drained { stream, session }));
-                            }
+                            Ok(None) => return Ok(Ended::Closed),
+                            Ok(Some(drained)) if in_time => return Ok(Ended::Drained(drained)),
                             // The handler was told to return, and did when nobody waited for
                             // it any longer.
-                            Ok(Returned::Moves(stream, session)) => {
+                            Ok(Some(Drained { stream, session })) => {
                                 let at = At {
                                     stream,
                                     unread: &session.unread,

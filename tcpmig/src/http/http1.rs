@@ -37,7 +37,7 @@ where
 {
     Closed,
     Drained(Drained),
-    Busy(Http<S>, Obstacle),
+    Busy(Box<Http<S>>, Obstacle),
     /// A response said 101.
     Switched {
         upgraded: Upgraded,
@@ -56,7 +56,7 @@ where
 {
     /// Runs until the connection is over or it is asked to drain it, and then drains it.
     pub(super) async fn run(
-        mut self,
+        mut self: Box<Self>,
         asked: &mut Asked<'_, impl Future<Output = ()>>,
         about: &About,
     ) -> hyper::Result<Left<S>> {

@@ -253,7 +253,7 @@ where
         let service = Watched::new(common, resumed);
         let http = self.builder.serve_connection(TokioIo::new(gate), service);
         Connection {
-            stage: Stage::Http(Http { http, shared }),
+            stage: Stage::Http(Box::new(Http { http, shared })),
             about,
         }
     }

@@ -51,7 +51,7 @@
 //!         .unwrap_or_else(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())
 //! }
 //!
-//! let router = Router::new().route("/chat", get(upgrade));
+//! let router: Router = Router::new().route("/chat", get(upgrade));
 //! let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Chat>().with_websockets(chat);
 //! ```
 //!
@@ -87,6 +87,7 @@ use hyper::Request;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::connection::Drained;
 use super::head;
 use super::session::{AnyState, ConnectionState, Session, SessionError, State};
 use super::shared::Obstacle;
@@ -171,14 +172,6 @@ pub(super) struct Served {
     extended: bool,
 }
 
-/// Why the run of a handler ended.
-pub(super) enum Returned {
-    /// By itself: the connection is over.
-    Over,
-    /// It was told to, and this moves.
-    Moves(TcpStream, Session),
-}
-
 impl Served {
     pub(super) fn begin(
         handler: Handler,
@@ -226,14 +219,14 @@ impl Served {
         self.link.obstacle().unwrap_or(Obstacle::Handler)
     }
 
-    /// What is left when the handler has returned.
-    pub(super) async fn end(self) -> Result<Returned, SessionError> {
+    /// What is left when the handler has returned because it was told to; nothing if the connection is over.
+    pub(super) async fn end(self) -> Result<Option<Drained>, SessionError> {
         let moves = self.link.was_told();
         let obstacle = self.link.obstacle();
         // The handler may hold what it shares with others.
         drop(self.running);
         let Some(mut rest) = self.link.take() else {
-            return Ok(Returned::Over);
+            return Ok(None);
         };
         if !moves || obstacle.is_some() {
             if moves && obstacle == Some(Obstacle::Writing) {
@@ -242,7 +235,7 @@ impl Served {
             // The peer may have closed it first.
             let _ = rest.stream.write_all(&rest.unwritten).await;
             let _ = rest.stream.shutdown().await;
-            return Ok(Returned::Over);
+            return Ok(None);
         }
         let session = Session {
             unread: rest.unread,
@@ -251,7 +244,10 @@ impl Served {
             websocket: Some(self.head),
             state: self.state.map(|state| state.store()).transpose()?,
         };
-        Ok(Returned::Moves(rest.stream, session))
+        Ok(Some(Drained {
+            stream: rest.stream,
+            session,
+        }))
     }
 
     pub(super) fn handler(&self) -> Handler {

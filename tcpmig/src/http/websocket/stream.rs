@@ -35,7 +35,7 @@ impl Moves {
     /// Whether a read failed for this.
     #[must_use]
     pub fn is_cause_of(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+        matches!(error.get_ref(), Some(inner) if inner.is::<Self>())
     }
 }
 
@@ -96,9 +96,15 @@ impl Io {
 
     fn wake_if_it_can_stop(&mut self) {
         if self.can_stop() {
-            self.reader.take().map(Waker::wake);
+            wake(&mut self.reader);
             self.asking.drain(..).for_each(Waker::wake);
         }
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
     }
 }
 
@@ -137,7 +143,7 @@ impl Link {
         io.draining = true;
         io.wake_if_it_can_stop();
         // A write that waits for the socket need not any longer.
-        io.writer.take().map(Waker::wake);
+        wake(&mut io.writer);
     }
 
     /// Takes [`Link::drain`] back, unless the handler knows already.
@@ -180,7 +186,7 @@ impl Link {
         let Some(gate) = &mut io.gate else { return };
         // The handler gets to know of an error with its next write.
         if gate.has_unwritten() && Pin::new(gate).poll_flush(cx).is_ready() {
-            io.writer.take().map(Waker::wake);
+            wake(&mut io.writer);
         }
     }
 
