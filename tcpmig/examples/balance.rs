@@ -358,6 +358,7 @@ fn main() -> Result<ExitCode> {
     thread::sleep(quiet);
     print("before", &[]);
 
+    let before = sent_again(&peer)?;
     watched.phase.store(1, Ordering::Relaxed);
     let (mut moved, mut not_moved) = (0, 0);
     let mut shift = |from: usize, to: usize, count: usize| -> Result<()> {
@@ -401,6 +402,7 @@ fn main() -> Result<ExitCode> {
     watched.phase.store(2, Ordering::Relaxed);
     thread::sleep(quiet);
     print("after", &[]);
+    let after = sent_again(&peer)?;
     let drained = sites[last].server.count();
     watched.stop.store(true, Ordering::Relaxed);
     let mut failed = 0;
@@ -446,7 +448,12 @@ fn main() -> Result<ExitCode> {
     let ms = |micros: u64| micros as f64 / 1000.0;
     line("wrk, overall", [ms(p50), ms(p99), ms(max)], wrk_requests);
     println!(
-        "\n{requests} requests sent, {failed} failed; {moved} moves, {not_moved} refused; {drained} left on the drained server"
+        "\nsent again by the clients since the first move: {} by a timer, {} by a loss probe",
+        after[0] - before[0],
+        after[1] - before[1]
+    );
+    println!(
+        "{requests} requests sent, {failed} failed; {moved} moves, {not_moved} refused; {drained} left on the drained server"
     );
     let good = failed == 0 && not_moved == 0 && drained == 0;
     Ok(if good {
@@ -454,6 +461,20 @@ fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// How often the clients sent something again on all connections together: because a timer ran out, because a loss was
+/// suspected.
+fn sent_again(peer: &Host) -> Result<[u64; 2]> {
+    let netstat = peer.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))??;
+    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let counter = |name| {
+        let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+        let value = pairs.find(|pair| pair.0 == name).map(|pair| pair.1.parse());
+        value.unwrap_or(Ok(0))
+    };
+    Ok([counter("TCPTimeouts")?, counter("TCPLossProbes")?])
 }
 
 fn until(within: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {

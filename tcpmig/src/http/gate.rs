@@ -57,6 +57,11 @@ impl Gate {
         }
     }
 
+    /// Octets wait for the socket.
+    pub(super) fn has_unwritten(&self) -> bool {
+        !self.unwritten.is_empty()
+    }
+
     /// Writes what waits.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_unwritten(cx)).await

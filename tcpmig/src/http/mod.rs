@@ -1,5 +1,5 @@
-//! Sessions of hyper servers: HTTP/1 connections that stop at a safe point, even in the middle of a response, and go
-//! on elsewhere.
+//! Sessions of hyper servers: HTTP/1 connections and WebSockets that stop at a safe point, even in the middle of a
+//! response or a message, and go on elsewhere.
 //!
 //! [`Movable`] serves a service of hyper's, or tower's and axum's through `hyper_util::service::TowerToHyperService`, over
 //! connections that can be drained. [`Server`] keeps a list of them and moves each when it is told to
@@ -116,24 +116,41 @@
 //! | in the middle of a [`Resumable`] response | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
 //! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
 //! | receiving the body of a request | waits for the end of the request and what follows |
+//! | a WebSocket | tells its handler to return, and takes it between two messages or in the middle of one: [`websocket`] |
 //!
 //! A wait ends after [`Movable::drain_within`]: the connection then goes on where it is, with the [`Obstacle`]. What
 //! hyper has written and the peer has not made room for is carried, so a slow reader holds nothing up.
 //!
+//! A layer that changes the octets of a [`Resumable`] response (compression) makes a response of the other kind of it: a
+//! drain waits for its end, and then says [`Obstacle::Changed`].
+//!
+//! # What the target has to know
+//!
+//! [`Movable::check`], asked before anything leaves the source, refuses a session whose [`ConnectionState`] is of a
+//! kind or version that is not known here, a WebSocket where no handler is, and what [`Movable::resumes_if`] says of a response in the
+//! middle: the source keeps the connection and [`Handle::move_to`] says why. Without [`Movable::resumes_if`] a response
+//! whose cursor cannot be read is ended with its connection, because that is found out when the service is called.
+//!
 //! # What does not move
 //!
-//! Requests that upgrade through `hyper::upgrade` (axum's `WebSocketUpgrade`): a connection whose
-//! response said 101 is given back as [`Upgraded`] instead. HTTP/2.
+//! Requests that upgrade through `hyper::upgrade` (axum's `WebSocketUpgrade`): answer 101 and serve the WebSocket in
+//! [`Movable::with_websockets`]. A connection whose response said 101 for another protocol, or without such a handler, is given back as
+//! [`Upgraded`]. HTTP/2.
 
 mod connection;
 mod gate;
+mod head;
+mod http1;
+mod movable;
 mod resumable;
 mod server;
 mod service;
 mod session;
 mod shared;
+pub mod websocket;
 
-pub use connection::{Connection, Drained, Ended, Movable, Upgraded};
+pub use connection::{Connection, Drained, Ended, Upgraded};
+pub use movable::Movable;
 pub use resumable::{Resumable, Resumed};
 pub use server::{Handle, NotMoved, Server};
 pub use service::RequestBody;

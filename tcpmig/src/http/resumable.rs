@@ -56,7 +56,7 @@ pin_project! {
     ///
     /// Answer with [`Resumable::response`], which tells the connection that it can move in the middle of this
     /// response. Layers that change the octets of the body (compression) make it wait
-    /// for its end, like a body of any other kind.
+    /// for its end, like a body of any other kind ([`Obstacle::Changed`](super::Obstacle::Changed)).
     pub struct Resumable<C, F, Fut> {
         place: Arc<Place<C>>,
         step: F,

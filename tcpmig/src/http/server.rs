@@ -11,7 +11,8 @@ use hyper::service::Service;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Connection, Ended, Movable, Upgraded};
+use super::connection::{Connection, Ended, Upgraded};
+use super::movable::Movable;
 use super::service::{BoxError, RequestBody};
 use super::session::{Session, SessionError};
 use super::shared::Obstacle;

@@ -1,7 +1,6 @@
 //! Around the application's service: what is in flight, and what is held back.
 
 use std::future::Future;
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -9,16 +8,17 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
+    TRANSFER_ENCODING, UPGRADE,
 };
-use hyper::http::request::Parts;
 use hyper::service::Service;
 use hyper::{Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
-use super::resumable::{HasCursor, Resumed};
+use super::head;
+use super::resumable::{Cursor, HasCursor, Resumed};
 use super::session::AnyState;
-use super::shared::{Framing, Incoming, Middle, Phase, Responding, Shared};
+use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -64,7 +64,7 @@ where
         let stage = if resumed.is_none() && common.shared.is_draining() {
             let (parts, body) = request.into_parts();
             let mut current = common.shared.current();
-            write_head(&mut current.head, &parts, true);
+            head::write(&mut current.head, &parts, true);
             current.phase = Phase::Held;
             current.incoming = Incoming::Done;
             Stage::Held(Some(Box::new(Request::from_parts(parts, body))))
@@ -80,26 +80,6 @@ where
     }
 }
 
-/// Writes a head as it could have been sent. `whole` keeps what tells of the body.
-fn write_head(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
-    head.clear();
-    // Writing to a vector does not fail.
-    let _ = write!(
-        head,
-        "{} {} {:?}\r\n",
-        parts.method, parts.uri, parts.version
-    );
-    for (name, value) in &parts.headers {
-        if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
-            head.extend_from_slice(name.as_str().as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(value.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
-    }
-    head.extend_from_slice(b"\r\n");
-}
-
 impl<S: Service<Request<RequestBody>>> Common<S> {
     /// Lets the service begin with a request.
     fn begin(
@@ -111,7 +91,7 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
         let ended = body.is_end_stream();
         {
             let mut current = self.shared.current();
-            write_head(&mut current.head, &parts, false);
+            head::write(&mut current.head, &parts, false);
             current.phase = Phase::Service;
             current.incoming = if ended {
                 Incoming::Done
@@ -142,6 +122,7 @@ pub(super) struct Answer<S: Service<Request<RequestBody>>> {
 enum Stage<F> {
     /// The service has not seen it, because the connection is being drained.
     Held(Option<Box<Request<hyper::body::Incoming>>>),
+    /// In a box, because hyper is polled without being pinned.
     Running(Pin<Box<F>>),
 }
 
@@ -169,58 +150,79 @@ where
             let Some(request) = request.take() else {
                 return Poll::Pending;
             };
-            this.stage = Stage::Running(this.common.begin(*request, None));
+            let future = this.common.begin(*request, None);
+            this.stage = Stage::Running(future);
         }
         let Stage::Running(future) = &mut this.stage else {
             return Poll::Pending;
         };
         let response = ready!(future.as_mut().poll(cx)).map_err(Into::into)?;
-        Poll::Ready(this.tracked(response))
+        let resumed = this.resumed.take();
+        Poll::Ready(tracked(
+            response,
+            &this.common.shared,
+            resumed,
+            this.version,
+        ))
     }
 }
 
-impl<S: Service<Request<RequestBody>>> Answer<S> {
-    fn tracked<B: Body>(
-        &mut self,
-        response: Response<B>,
-    ) -> Result<Response<Tracked<B>>, BoxError> {
-        let (mut parts, body) = response.into_parts();
-        let cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
-        let resumed = self.resumed.take();
-        let framing = match &resumed {
-            Some(middle) => {
-                if cursor.is_none() || !has_body(parts.status) {
-                    return Err(NotResumed(parts.status).into());
-                }
-                resume_headers(&mut parts.headers, middle);
-                middle.framing
+/// Follows a response from now on.
+fn tracked<B: Body>(
+    response: Response<B>,
+    shared: &Arc<Shared>,
+    resumed: Option<Middle>,
+    version: Version,
+) -> Result<Response<Tracked<B>>, BoxError> {
+    let (mut parts, body) = response.into_parts();
+    let cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
+    let framing = match &resumed {
+        Some(middle) => {
+            if cursor.is_none() || !has_body(parts.status) {
+                return Err(NotResumed(parts.status).into());
             }
-            // Nobody asks for that of another body.
-            None if cursor.is_none() => Framing::Close,
-            None => framing(&parts.headers, &body, self.version),
-        };
-        let counted = cursor.is_some();
-        let close = counted && says_close(&parts.headers);
-        let shared = self.common.shared.clone();
-        let mut current = shared.current();
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            current.upgraded = Some(std::mem::take(&mut parts.extensions));
+            resume_headers(&mut parts.headers, middle);
+            middle.framing
         }
-        current.phase = Phase::Response(Responding {
-            cursor,
-            framing,
-            close,
-            passed: 0,
-        });
-        drop(current);
-        let body = Tracked {
-            body,
-            counted,
-            resumed: resumed.map(|middle| middle.framing),
-            passed: 0,
-            shared: InFlight(shared),
-        };
-        Ok(Response::from_parts(parts, body))
+        // Nobody asks for that of another body.
+        None if cursor.is_none() => Framing::Close,
+        None => framing(&parts.headers, &body, version),
+    };
+    let close = cursor.is_some() && says_close(&parts.headers);
+    let mut current = shared.current();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        current.switched = Some(switched(&mut parts));
+    }
+    current.phase = Phase::Response(Responding {
+        cursor: cursor.clone(),
+        framing,
+        close,
+        passed: 0,
+        changed: false,
+    });
+    drop(current);
+    let body = Tracked {
+        body,
+        cursor,
+        resumed: resumed.map(|middle| middle.framing),
+        passed: 0,
+        changed: false,
+        shared: InFlight(shared.clone()),
+    };
+    Ok(Response::from_parts(parts, body))
+}
+
+fn switched(parts: &mut hyper::http::response::Parts) -> Switched {
+    let says = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    Switched {
+        extensions: std::mem::take(&mut parts.extensions),
+        websocket: parts
+            .headers
+            .get(UPGRADE)
+            .is_some_and(says)
+            .then(|| Agreed {
+                extended: parts.headers.contains_key(SEC_WEBSOCKET_EXTENSIONS),
+            }),
     }
 }
 
@@ -279,9 +281,11 @@ pin_project! {
     pub(super) struct Tracked<B> {
         #[pin]
         body: B,
-        counted: bool,
+        // `None` if it cannot be resumed.
+        cursor: Option<Arc<dyn Cursor>>,
         resumed: Option<Framing>,
         passed: u64,
+        changed: bool,
         shared: InFlight,
     }
 }
@@ -298,11 +302,12 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        if !*this.counted {
+        let Some(cursor) = this.cursor else {
             return this.body.poll_frame(cx).map_err(Into::into);
-        }
+        };
         let shared = &this.shared.0;
-        if shared.is_draining() {
+        // What cannot be resumed after all has to come to its end.
+        if shared.is_draining() && !*this.changed && cursor.yielded() == *this.passed {
             return Poll::Pending;
         }
         let frame = match ready!(this.body.poll_frame(cx)) {
@@ -311,8 +316,11 @@ where
         };
         if let Some(data) = frame.data_ref() {
             *this.passed += bytes::Buf::remaining(data) as u64;
+            // Once is for ever: that the numbers agree again means nothing then.
+            *this.changed |= cursor.yielded() != *this.passed;
             if let Phase::Response(responding) = &mut shared.current().phase {
                 responding.passed = *this.passed;
+                responding.changed = *this.changed;
             }
         }
         Poll::Ready(Some(Ok(frame)))

@@ -26,6 +26,9 @@ pub struct Session {
     #[serde(with = "serde_bytes")]
     pub(super) unwritten: Vec<u8>,
     pub(super) response: Option<Middle>,
+    /// The head of the request that made it a WebSocket.
+    #[serde(default, with = "serde_bytes")]
+    pub(super) websocket: Option<Vec<u8>>,
     pub(super) state: Option<Stored>,
 }
 
@@ -81,6 +84,15 @@ pub enum SessionError {
     /// The cursor of a response is not of the type that the service asked for.
     #[error("the cursor of the response in the middle cannot be decoded: {0}")]
     Cursor(rmp_serde::decode::Error),
+    /// The connection is a WebSocket, and this server has no handler for them.
+    #[error("the connection is a WebSocket, and this server has no handler for them")]
+    NoWebSockets,
+    /// The head of the request that made the connection a WebSocket is none.
+    #[error("the request of the WebSocket cannot be read: {0}")]
+    Request(String),
+    /// The application does not go on with the response in the middle.
+    #[error("the response in the middle cannot go on here: {0}")]
+    NotResumed(String),
     /// Something cannot be encoded.
     #[error("the session cannot be encoded: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
@@ -124,6 +136,12 @@ impl Session {
         self.response.is_some()
     }
 
+    /// Whether it is a WebSocket.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.websocket.is_some()
+    }
+
     /// How many octets it carries that were read and not used, and that wait to be written.
     #[must_use]
     pub fn carried(&self) -> (usize, usize) {
@@ -138,6 +156,7 @@ impl std::fmt::Debug for Session {
             .field("unread", &self.unread.len())
             .field("unwritten", &self.unwritten.len())
             .field("in_response", &self.is_in_response())
+            .field("is_websocket", &self.is_websocket())
             .field("state", &self.state.as_ref().map(|s| (&s.kind, s.version)))
             .finish()
     }

@@ -27,6 +27,18 @@ pub enum Obstacle {
     /// The cursor of a response could not be encoded.
     #[error("the cursor of a response in the middle cannot be encoded")]
     Cursor,
+    /// A WebSocket's handler has not returned.
+    #[error("the handler of the WebSocket is still at work")]
+    Handler,
+    /// A WebSocket's frame waits for a peer that does not read.
+    #[error("a frame of the WebSocket is partly written")]
+    Writing,
+    /// One side of a WebSocket has said CLOSE: it ends where it is.
+    #[error("the WebSocket is being closed")]
+    Closing,
+    /// A WebSocket has extensions (compression), whose state cannot be carried.
+    #[error("the WebSocket has extensions, which cannot be carried")]
+    Extensions,
 }
 
 /// How the length of a response's body is told to the peer.
@@ -71,6 +83,8 @@ pub(super) struct Responding {
     pub(super) close: bool,
     /// Octets of the body that hyper took; counted if there is a cursor.
     pub(super) passed: u64,
+    /// They are not those that the cursor counts.
+    pub(super) changed: bool,
 }
 
 pub(super) enum Phase {
@@ -89,13 +103,27 @@ pub(super) enum Incoming {
     Dropped,
 }
 
+/// A response that said 101.
+pub(super) struct Switched {
+    /// Its extensions.
+    pub(super) extensions: hyper::http::Extensions,
+    /// The next protocol is WebSocket.
+    pub(super) websocket: Option<Agreed>,
+}
+
+/// What the response said of the WebSocket that begins behind it.
+pub(super) struct Agreed {
+    /// With extensions of WebSocket.
+    pub(super) extended: bool,
+}
+
 pub(super) struct Current {
     /// The head of the request in the making; kept for its allocation.
     pub(super) head: Vec<u8>,
     pub(super) phase: Phase,
     pub(super) incoming: Incoming,
-    /// The extensions of a response that said 101.
-    pub(super) upgraded: Option<hyper::http::Extensions>,
+    /// What a response that said 101 told.
+    pub(super) switched: Option<Switched>,
     waker: Option<Waker>,
 }
 
@@ -116,7 +144,7 @@ impl Current {
                 let Some(cursor) = &responding.cursor else {
                     return Err(Obstacle::Response);
                 };
-                if cursor.yielded() != responding.passed {
+                if responding.changed || cursor.yielded() != responding.passed {
                     return Err(Obstacle::Changed);
                 }
                 let framing = match responding.framing {
@@ -157,7 +185,7 @@ impl Shared {
                 head: Vec::new(),
                 phase: Phase::Rest,
                 incoming: Incoming::Done,
-                upgraded: None,
+                switched: None,
                 waker: None,
             }),
         })

@@ -15,7 +15,9 @@ use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, State};
 use tokio::sync::Notify;
+use tower_http::compression::CompressionLayer;
 
+use crate::chat;
 use crate::support::numbered;
 
 pub(crate) type App = TowerToHyperService<Router>;
@@ -23,7 +25,10 @@ pub(crate) type App = TowerToHyperService<Router>;
 /// What the application knows of a connection.
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Visits {
-    count: u64,
+    pub(crate) count: u64,
+    /// Of a message that the server sends in fragments: how many it has sent, how many there are, of how
+    /// many octets each.
+    pub(crate) fragments: Option<[usize; 3]>,
 }
 
 impl ConnectionState for Visits {
@@ -60,12 +65,18 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
     let router = Router::new()
         .route("/file/{size}", get(file))
         .route("/chunked/{size}", get(chunked))
+        .route(
+            "/compressed-ticks/{count}",
+            get(ticks).layer(CompressionLayer::new()),
+        )
         .route("/events/{count}", get(events))
         .route("/plain/{size}", get(plain))
         .route("/upload", post(upload))
         .route("/ignore", post(async || "ignored"))
         .route("/who", get(who))
         .route("/slow", get(slow_answer))
+        .route("/chat", get(chat::upgrade))
+        .route("/compressed", get(chat::upgrade_compressed))
         .route(
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
@@ -108,6 +119,13 @@ async fn chunked(Path(size): Path<u64>, resumed: Option<Extension<Resumed>>) -> 
 }
 
 async fn events(Path(count): Path<u64>, resumed: Option<Extension<Resumed>>) -> Response {
+    let mut response = ticks(Path(count), resumed).await;
+    let kind = header::HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+async fn ticks(Path(count): Path<u64>, resumed: Option<Extension<Resumed>>) -> Response {
     let next: u64 = resumed.map_or(1, |resumed| resumed.cursor().unwrap());
     let body = Resumable::new(next, move |event: u64| async move {
         if event > count {
@@ -117,10 +135,7 @@ async fn events(Path(count): Path<u64>, resumed: Option<Extension<Resumed>>) -> 
         let text = format!("id: {event}\ndata: this is event {event}\n\n");
         Ok(Some((text.into(), event + 1)))
     });
-    let mut response = body.response().into_response();
-    let kind = header::HeaderValue::from_static("text/event-stream");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
+    body.response().into_response()
 }
 
 async fn plain(Path(size): Path<usize>) -> Vec<u8> {

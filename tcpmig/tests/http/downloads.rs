@@ -1,7 +1,9 @@
 //! Responses in the middle.
 
-use crate::scene::{Scene, URL};
-use crate::support::{kernel_test, numbered};
+use std::time::Duration;
+
+use crate::scene::{OnB, Scene, URL};
+use crate::support::{PATIENCE, kernel_test, numbered};
 
 const SIZE: usize = 40_000_000;
 
@@ -68,6 +70,29 @@ kernel_test!(a_slow_reader_does_not_hold_up_a_move, || {
     }
     body.extend(curl.end_of_curl(1));
     assert!(body == numbered(0, 4_000_000), "{} octets", body.len());
+});
+
+kernel_test!(a_compressed_response_is_waited_for, || {
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
+    let url = format!("{URL}/compressed-ticks/1500");
+    let mut curl = scene.curl(&["--compressed", "--include", &url]);
+    curl.says("HTTP/1.1 200 OK");
+    let why = scene.stays();
+    assert!(
+        why.contains("changes the body of a resumable response"),
+        "{why}"
+    );
+    let body = String::from_utf8(curl.end_of_curl(1)).unwrap();
+    let (head, body) = body.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    let event = |event| format!("id: {event}\ndata: this is event {event}\n\n");
+    assert_eq!(body, (1..=1500).map(event).collect::<String>());
+
+    let mut scene = Scene::with(&OnB::Visits, PATIENCE);
+    let mut curl = scene.curl(&["--compressed", "--include", &url]);
+    curl.says("HTTP/1.1 200 OK");
+    scene.hop();
+    curl.end_of_curl(1);
 });
 
 kernel_test!(the_next_request_follows_a_response_that_moved, || {

@@ -53,7 +53,7 @@ kernel_test!(wrk_sees_no_error, || {
     )
     .unwrap();
     let mut command = scene.command("wrk");
-    command.args(["-t1", "-c16", "-d4s", "-s", script.to_str().unwrap()]);
+    command.args(["-t1", "-c16", "-d3600s", "-s", script.to_str().unwrap()]);
     command.arg(format!("{URL}/file/1000"));
     let wrk = crate::scene::Client(command.spawn().expect("wrk starts"));
     until("wrk has connected", || scene.counts() == [16, 0]);
@@ -61,6 +61,9 @@ kernel_test!(wrk_sees_no_error, || {
         assert_eq!(scene.hop_all(), 16);
         until("all have arrived", || scene.counts()[scene.at] == 16);
     }
+    // It says what it saw when it is interrupted.
+    let id = nix::unistd::Pid::from_raw(wrk.0.id().try_into().unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).unwrap();
     let output = wrk.end();
     let said = String::from_utf8(output.stdout).unwrap();
     let result = said.lines().find_map(|line| line.strip_prefix("RESULT\t"));

@@ -1,12 +1,14 @@
-//! HTTP sessions that move under clients that know nothing of it: curl, python3, wrk.
+//! HTTP sessions that move under clients that know nothing of it: curl, python3 and its websockets, wrk.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod app;
+mod chat;
 mod downloads;
 mod keep_alive;
 mod refused;
 mod requests;
 mod scene;
+mod websockets;

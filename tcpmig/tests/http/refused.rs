@@ -25,6 +25,11 @@ kernel_test!(a_server_without_state_refuses_one, || stays(
     &OnB::NoState,
     "session state \"visits\" version 1 is not known here, which takes none"
 ));
+kernel_test!(a_server_that_knows_no_such_cursor_refuses_it, || stays(
+    &OnB::OtherCursors,
+    "refused it: the response in the middle cannot go on here: the cursor of the response in the middle cannot be \
+     decoded: missing field `chapter`"
+));
 kernel_test!(a_target_that_takes_nothing_in_is_told_of, || stays(
     &OnB::Nothing,
     "the connection goes on here: "

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::http::Request;
 use tcpmig::driver::{Mover, Options, Report, serve_if};
-use tcpmig::http::{Movable, NotMoved, Server};
+use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
 use tokio::net::TcpListener;
 
 use crate::app::{App, NewVisits, Slow, Visits, app};
-use crate::support::{Net, Running, Site, until};
+use crate::support::{Net, PATIENCE, Running, Site, until};
 
 pub(crate) const URL: &str = "http://198.18.0.80:8080";
 
@@ -20,6 +21,9 @@ pub(crate) enum OnB {
     Visits,
     NewVisits,
     NoState,
+    NoWebSockets,
+    /// Its responses go on from a cursor of another type.
+    OtherCursors,
     /// It takes no connections in.
     Nothing,
 }
@@ -41,12 +45,19 @@ impl Scene {
         let net = Net::new();
         let options = Options {
             settle: Duration::from_millis(20),
+            // Unoptimized programs take their time for images of megabytes.
+            prepared_within: PATIENCE,
+            commit_within: PATIENCE,
+            lease: PATIENCE * 2,
             ..Options::default()
         };
         let (a, b) = Site::pair(&net, &options);
         let slow = Arc::new(Slow::default());
         let make = |name| app(name, slow.clone()).drain_within(drain_within);
-        let with_visits = |name| make(name).with_state::<Visits>();
+        let with_visits = |name| {
+            let chat = crate::chat::handler(name, slow.clone());
+            make(name).with_state::<Visits>().with_websockets(chat)
+        };
         let server_a = start(&a, with_visits("a"), true);
         a.call({
             let server = server_a.clone();
@@ -65,6 +76,8 @@ impl Scene {
             OnB::Visits => start(&b, with_visits("b"), true),
             OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), true),
             OnB::NoState => start(&b, make("b"), true),
+            OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), true),
+            OnB::OtherCursors => start(&b, with_visits("b").resumes_if(other_cursors), true),
             OnB::Nothing => start(&b, make("b"), false),
         };
         Self {
@@ -165,6 +178,17 @@ impl Scene {
     }
 }
 
+#[derive(serde::Deserialize)]
+struct Chapter {
+    #[expect(dead_code, reason = "that it is missing is what counts")]
+    chapter: u64,
+}
+
+fn other_cursors(request: &Request<()>, resumed: &Resumed) -> Result<(), SessionError> {
+    assert!(request.uri().path().starts_with("/file/"));
+    resumed.cursor::<Chapter>().map(drop)
+}
+
 fn start(site: &Site, movable: Movable<App>, takes_in: bool) -> Server<App> {
     site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
@@ -205,11 +229,22 @@ impl Client {
         String::from_utf8(line).unwrap()
     }
 
+    /// It writes this line.
+    pub(crate) fn says(&mut self, line: &str) {
+        assert_eq!(self.line().trim_end(), line);
+    }
+
     /// Tells it to go on.
     pub(crate) fn go(&mut self) {
         use std::io::Write;
         let stdin = self.0.stdin.as_mut().unwrap();
         stdin.write_all(b"\n").unwrap();
+    }
+
+    /// Tells it to go on until it ends.
+    pub(crate) fn end_of_python(mut self) {
+        drop(self.0.stdin.take());
+        self.end();
     }
 
     pub(crate) fn end(self) -> Output {

@@ -1,0 +1,167 @@
+//! Plain hyper and a movable server on one host, and a second host to move to.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body;
+use hyper::body::Frame;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tcpmig::driver::{Options, serve_if};
+use tcpmig::http::{Movable, Server};
+use tokio::net::TcpListener;
+
+use crate::support::{Net, Site};
+
+#[derive(Clone, Copy)]
+pub(crate) enum Which {
+    Plain,
+    Movable,
+}
+
+impl Which {
+    pub(crate) fn url(self) -> &'static str {
+        match self {
+            Self::Plain => "http://198.18.0.80:8081/",
+            Self::Movable => "http://198.18.0.80:8080/",
+        }
+    }
+}
+
+/// One short frame.
+pub(crate) struct Hello(Option<Bytes>);
+
+impl Body for Hello {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        std::task::Poll::Ready(self.0.take().map(|hello| Ok(Frame::data(hello))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        let left = self.0.as_ref().map_or(0, Bytes::len);
+        http_body::SizeHint::with_exact(left as u64)
+    }
+}
+
+/// The application of both.
+#[derive(Clone)]
+pub(crate) struct Greet;
+
+impl<B> Service<Request<B>> for Greet {
+    type Response = Response<Hello>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Hello>, Infallible>>;
+
+    fn call(&self, _: Request<B>) -> Self::Future {
+        let hello = Hello(Some(Bytes::from_static(b"hello, world\n")));
+        ready(Ok(Response::new(hello)))
+    }
+}
+
+pub(crate) struct Servers {
+    pub(crate) net: Net,
+    /// Host A has plain hyper as well, on the same thread.
+    hosts: [(Site, Server<Greet>); 2],
+}
+
+impl Servers {
+    pub(crate) fn start() -> Self {
+        let net = Net::new();
+        let options = Options {
+            settle: Duration::from_millis(20),
+            ..Options::default()
+        };
+        let (a, b) = Site::pair(&net, &options);
+        let (on_a, on_b) = (movable(&a), movable(&b));
+        a.call({
+            let server = on_a.clone();
+            |_| async move {
+                let listener = TcpListener::bind("198.18.0.80:8080").await.unwrap();
+                tokio::spawn(async move {
+                    loop {
+                        let (stream, _) = listener.accept().await.unwrap();
+                        stream.set_nodelay(true).unwrap();
+                        let server = server.clone();
+                        tokio::spawn(async move { server.serve(stream).await.unwrap() });
+                    }
+                });
+                let listener = TcpListener::bind("198.18.0.80:8081").await.unwrap();
+                tokio::spawn(async move {
+                    loop {
+                        let (stream, _) = listener.accept().await.unwrap();
+                        stream.set_nodelay(true).unwrap();
+                        let http = http1::Builder::new();
+                        let connection = http.serve_connection(TokioIo::new(stream), Greet);
+                        // The load hangs up.
+                        tokio::spawn(async move { drop(connection.await) });
+                    }
+                });
+            }
+        });
+        Self {
+            net,
+            hosts: [(a, on_a), (b, on_b)],
+        }
+    }
+
+    /// How many connections live on each host.
+    pub(crate) fn counts(&self) -> [usize; 2] {
+        [self.hosts[0].1.count(), self.hosts[1].1.count()]
+    }
+
+    /// Moves all connections of a host to the other one, one after the other; how many microseconds each stood still.
+    pub(crate) fn move_all_from(&self, at: usize) -> Vec<u64> {
+        let (site, server) = &self.hosts[at];
+        let server = server.clone();
+        site.call(|here| async move {
+            let to = here.other();
+            let mut still = Vec::new();
+            for handle in server.connections() {
+                let report = handle.move_to(&to).await;
+                still.push(report.expect("the connection moves").blackout_us);
+            }
+            still
+        })
+    }
+
+    /// What the thread of host A has used of a processor.
+    pub(crate) fn processor_time(&self) -> Duration {
+        self.hosts[0].0.call(|_| async {
+            let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+            let nanos = schedstat.split_whitespace().next().unwrap();
+            Duration::from_nanos(nanos.parse().unwrap())
+        })
+    }
+}
+
+fn movable(site: &Site) -> Server<Greet> {
+    site.call(|here| async move {
+        let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
+        let server = Server::new(Movable::new(Greet), here.mover());
+        let movable = Movable::new(Greet);
+        let mut arrivals = serve_if(endpoint, locker, here.options.clone(), move |app| {
+            movable.check(app).map_err(|error| error.to_string())
+        });
+        let arriving = server.clone();
+        tokio::spawn(async move {
+            while let Some(arrived) = arrivals.next().await {
+                let server = arriving.clone();
+                tokio::spawn(async move { server.arrived(arrived).await.unwrap() });
+            }
+        });
+        server
+    })
+}

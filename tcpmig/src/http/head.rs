@@ -1,0 +1,57 @@
+//! The heads of requests, as octets.
+
+use std::io::Write;
+
+use hyper::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
+use hyper::{Request, Version};
+
+use super::session::SessionError;
+
+/// Writes a head as it could have been sent. `whole` keeps what tells of the body.
+pub(super) fn write(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
+    head.clear();
+    head.extend_from_slice(parts.method.as_str().as_bytes());
+    head.push(b' ');
+    match parts.uri.path_and_query() {
+        // As servers are asked, which formatting would take longer for.
+        Some(target) if parts.uri.authority().is_none() => {
+            head.extend_from_slice(target.as_str().as_bytes());
+        }
+        // Writing to a vector does not fail.
+        _ => drop(write!(head, "{}", parts.uri)),
+    }
+    head.extend_from_slice(match parts.version {
+        Version::HTTP_10 => b" HTTP/1.0\r\n",
+        _ => b" HTTP/1.1\r\n",
+    });
+    for (name, value) in &parts.headers {
+        if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+}
+
+/// The request that a head tells of.
+pub(super) fn parse(head: &[u8]) -> Result<Request<()>, SessionError> {
+    let bad = |error: &dyn std::fmt::Display| SessionError::Request(error.to_string());
+    // One line is the request's own.
+    let lines = head.iter().filter(|&&octet| octet == b'\n').count();
+    let mut headers = vec![httparse::EMPTY_HEADER; lines];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let status = parsed.parse(head).map_err(|error| bad(&error))?;
+    let (httparse::Status::Complete(_), Some(method), Some(target)) =
+        (status, parsed.method, parsed.path)
+    else {
+        return Err(bad(&"it is cut off"));
+    };
+    let mut request = Request::builder().method(method).uri(target);
+    for header in parsed.headers {
+        request = request.header(header.name, header.value);
+    }
+    request.body(()).map_err(|error| bad(&error))
+}

@@ -1,0 +1,236 @@
+//! The library that is tested with is the judge.
+
+use std::io::{self, Read, Write};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameSocket};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::{Incoming, Outgoing};
+
+/// What a peer sends: octets, as far as they may be read now, and what comes back.
+struct Peer<'a> {
+    octets: &'a [u8],
+    /// How many at a time.
+    at_a_time: usize,
+    incoming: &'a mut Incoming,
+    outgoing: Outgoing,
+    /// It takes no octets.
+    is_full: bool,
+}
+
+impl Read for Peer<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = self.octets.len().min(buffer.len()).min(self.at_a_time);
+        if most == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = self.incoming.read(&self.octets[..most]);
+        assert!(count > 0);
+        buffer[..count].copy_from_slice(&self.octets[..count]);
+        self.octets = &self.octets[count..];
+        Ok(count)
+    }
+}
+
+impl Write for Peer<'_> {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        if self.is_full {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.outgoing.written(octets) {
+            self.incoming.answered();
+        }
+        Ok(octets.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads all messages that can be read; octets that the library has not read are an error.
+fn messages(octets: &[u8], at_a_time: usize, is_full: bool) -> (Vec<Message>, Vec<u8>) {
+    let mut incoming = Incoming::default();
+    let peer = Peer {
+        octets,
+        at_a_time,
+        incoming: &mut incoming,
+        outgoing: Outgoing::default(),
+        is_full,
+    };
+    let mut library = WebSocket::from_raw_socket(peer, Role::Server, None);
+    let mut messages = Vec::new();
+    loop {
+        match library.read() {
+            Ok(message) => messages.push(message),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let peer = library.get_ref();
+    assert!(peer.octets.is_empty());
+    assert!(peer.outgoing.is_between_frames());
+    drop(library);
+    (messages, incoming.read_again())
+}
+
+/// A frame as the peer sends it.
+fn encoded(payload: &[u8], opcode: OpCode, is_final: bool, masked: bool) -> Vec<u8> {
+    let mut frame = Frame::message(payload.to_vec(), OpCode::Data(Data::Binary), is_final);
+    frame.header_mut().opcode = opcode;
+    if masked {
+        frame.header_mut().mask = Some([1, 2, 3, 4]);
+    }
+    let mut socket = FrameSocket::new(Vec::new());
+    socket.send(frame).unwrap();
+    socket.into_inner().0
+}
+
+/// A message: its fragments, each with a control frame behind it or none.
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    let payload = prop_oneof![
+        4 => vec(any::<u8>(), 0..20),
+        1 => vec(any::<u8>(), 125..128),
+        1 => vec(any::<u8>(), 300),
+    ];
+    let control = prop_oneof![
+        Just(None),
+        Just(Some(Control::Ping)),
+        Just(Some(Control::Pong))
+    ];
+    vec((payload, control, vec(any::<u8>(), 0..8)), 1..4).prop_map(|fragments| {
+        let mut octets = Vec::new();
+        let count = fragments.len();
+        for (number, (payload, control, more)) in fragments.into_iter().enumerate() {
+            let kind = if number == 0 {
+                Data::Binary
+            } else {
+                Data::Continue
+            };
+            octets.extend(encoded(
+                &payload,
+                OpCode::Data(kind),
+                number + 1 == count,
+                true,
+            ));
+            if let Some(control) = control {
+                octets.extend(encoded(&more, OpCode::Control(control), true, true));
+            }
+        }
+        octets
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn another_library_goes_on_at_any_octet(
+        whole in vec(message(), 1..4).prop_map(|messages| messages.concat()),
+        at_a_time in prop_oneof![1_usize..5, Just(usize::MAX)],
+    ) {
+        let (all, left) = messages(&whole, usize::MAX, false);
+        prop_assert!(left.is_empty());
+        for cut in 0..=whole.len() {
+            let (mut got, again) = messages(&whole[..cut], at_a_time, false);
+            let rest = [&again, &whole[cut..]].concat();
+            let (after, left) = messages(&rest, at_a_time, false);
+            got.extend(after);
+            prop_assert_eq!(&got, &all, "cut at {}", cut);
+            prop_assert!(left.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_last_ping_without_an_answer_is_read_again(
+        whole in vec(message(), 1..4).prop_map(|messages| messages.concat()),
+    ) {
+        for cut in 0..=whole.len() {
+            let (got, again) = messages(&whole[..cut], 7, true);
+            let ping = got.into_iter().rfind(Message::is_ping);
+            let (first, _) = messages(&again, usize::MAX, false);
+            prop_assert_eq!(ping, first.first().cloned());
+        }
+    }
+
+    #[test]
+    fn frames_of_the_server_are_followed_wherever_they_are_cut(
+        payloads in vec(vec(any::<u8>(), 0..200), 1..5),
+        at_a_time in 1_usize..20,
+    ) {
+        let frames: Vec<_> = payloads
+            .iter()
+            .map(|payload| encoded(payload, OpCode::Data(Data::Binary), true, false))
+            .collect();
+        let mut ends = std::collections::HashSet::new();
+        let whole = frames.concat();
+        let mut end = 0;
+        for frame in &frames {
+            end += frame.len();
+            ends.insert(end);
+        }
+        let mut outgoing = Outgoing::default();
+        let mut written = 0;
+        for octets in whole.chunks(at_a_time) {
+            prop_assert!(!outgoing.written(octets));
+            written += octets.len();
+            prop_assert_eq!(outgoing.is_between_frames(), ends.contains(&written));
+        }
+    }
+}
+
+#[test]
+fn lengths_of_two_and_eight_octets_are_followed() {
+    for len in [126, 127, 65535, 65536, 200_000] {
+        for masked in [true, false] {
+            let octets = encoded(&vec![7; len], OpCode::Data(Data::Text), true, masked);
+            let mut incoming = Incoming::default();
+            // Behind the first octet of the next frame it does not read.
+            let more = [&octets[..], &octets[..1]].concat();
+            let mut read = 0;
+            for cut in [0, 1, 2, 3, 4, 9, 10, 13, 14, 15, len, octets.len()] {
+                let cut = cut.max(read);
+                while read < cut {
+                    read += incoming.read(&more[read..cut]);
+                }
+                let again = if read < octets.len() {
+                    &more[..read]
+                } else {
+                    &[]
+                };
+                assert_eq!(incoming.read_again(), again);
+            }
+            assert_eq!(incoming.read(&more[read..]), 1);
+            assert_eq!(incoming.read_again(), &octets[..1]);
+        }
+    }
+}
+
+#[test]
+fn a_close_of_either_side_is_seen() {
+    let close = |masked| {
+        encoded(
+            b"\x03\xe8bye",
+            OpCode::Control(Control::Close),
+            true,
+            masked,
+        )
+    };
+    let mut incoming = Incoming::default();
+    for octet in close(true) {
+        assert!(!incoming.is_closed());
+        assert_eq!(incoming.read(&[octet]), 1);
+    }
+    assert!(incoming.is_closed());
+    assert!(incoming.read_again().is_empty());
+    let mut outgoing = Outgoing::default();
+    for octet in close(false) {
+        assert!(!outgoing.is_closed());
+        outgoing.written(&[octet]);
+    }
+    assert!(outgoing.is_closed());
+}

@@ -1,0 +1,256 @@
+//! WebSockets (RFC 6455): sessions that move between two messages, or in the middle of one.
+//!
+//! A connection that a response of the service made a WebSocket (101 with `upgrade: websocket`) goes to the
+//! handler of [`Movable::with_websockets`](super::Movable::with_websockets). The handler puts a WebSocket
+//! library on its [`Stream`], and returns when a read fails: either the connection is over, or it is to move. Then the handler
+//! of the other server is run with the same connection, as if it had just been opened: what the session knows is in the
+//! connection's [`State`], and [`WebSocket::is_resumed`] says which of the two it is. [`Server`](super::Server) and
+//! [`Handle`](super::Handle) move it like any other connection.
+//!
+//! ```
+//! use axum::extract::Request;
+//! use axum::http::StatusCode;
+//! use axum::response::{IntoResponse, Response};
+//! use axum::{Router, body::Body, routing::get};
+//! use futures_util::{SinkExt, StreamExt};
+//! use hyper_util::service::TowerToHyperService;
+//! use serde::{Deserialize, Serialize};
+//! use tcpmig::http::websocket::WebSocket;
+//! use tcpmig::http::{ConnectionState, Movable};
+//! use tokio_tungstenite::WebSocketStream;
+//! use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+//! use tokio_tungstenite::tungstenite::{Message, protocol::Role};
+//!
+//! #[derive(Default, Serialize, Deserialize)]
+//! struct Chat {
+//!     messages: u64,
+//! }
+//!
+//! impl ConnectionState for Chat {
+//!     const KIND: &'static str = "chat";
+//!     const VERSION: u32 = 1;
+//! }
+//!
+//! async fn chat(socket: WebSocket) {
+//!     let Some(chat) = socket.state::<Chat>() else { return };
+//!     let mut messages = WebSocketStream::from_raw_socket(socket.into_stream(), Role::Server, None).await;
+//!     // An error is the end, here or of the connection.
+//!     while let Some(Ok(message)) = messages.next().await {
+//!         if let Message::Text(text) = message {
+//!             let number = { let mut chat = chat.lock(); chat.messages += 1; chat.messages };
+//!             if messages.send(Message::text(format!("{number}: {text}"))).await.is_err() {
+//!                 return;
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! /// The route of the WebSocket: an answer like any other.
+//! async fn upgrade(request: Request) -> Response {
+//!     create_response_with_body(&request, Body::empty)
+//!         .unwrap_or_else(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())
+//! }
+//!
+//! let router: Router = Router::new().route("/chat", get(upgrade));
+//! let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Chat>().with_websockets(chat);
+//! ```
+//!
+//! # What is carried
+//!
+//! Whatever the library has read of a message that is not whole yet is read again by the library of the other
+//! server, from the message's beginning; whole control frames in between are not, but the last PING to which no PONG
+//! was written. What the library has written and the peer has not made room for is carried like
+//! that of HTTP.
+//!
+//! A read fails, and [`WebSocket::asked`] is ready, only where nothing is lost: a frame that the library has partly written is
+//! written to its end first. What the handler gave to a library that has not begun to write it
+//! (`feed` without `flush`) is lost when the handler returns.
+//!
+//! # What does not move
+//!
+//! - A WebSocket that is being closed: after the first CLOSE of either side it ends where it is, or stays, with
+//!   [`Obstacle::Closing`].
+//! - One with extensions: do not offer `permessage-deflate`, whose compression has a state that no library gives
+//!   out ([`Obstacle::Extensions`]).
+//! - One whose handler does not return within [`Movable::drain_within`](super::Movable::drain_within):
+//!   it stays ([`Obstacle::Handler`], [`Obstacle::Writing`]).
+
+mod frames;
+mod stream;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper::Request;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::connection::Drained;
+use super::head;
+use super::session::{AnyState, ConnectionState, Session, SessionError, State};
+use super::shared::Obstacle;
+use stream::Link;
+pub use stream::{Moves, Stream};
+
+/// A connection that is a WebSocket now, for its handler.
+#[derive(Debug)]
+pub struct WebSocket {
+    request: Request<()>,
+    stream: Stream,
+    resumed: bool,
+}
+
+impl WebSocket {
+    /// The head of the request that made it a WebSocket, with its target and headers.
+    #[must_use]
+    pub fn request(&self) -> &Request<()> {
+        &self.request
+    }
+
+    /// The connection's state: that which the request's own handler saw, and which moves.
+    #[must_use]
+    pub fn state<T: ConnectionState>(&self) -> Option<State<T>> {
+        self.request.extensions().get().cloned()
+    }
+
+    /// Whether a handler had it before, here or on another server.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Ready when the handler has to return because the connection is to move: for those that wait for something else
+    /// than a message of the peer.
+    pub fn asked(&self) -> impl Future<Output = ()> + Send + use<> {
+        let link = self.stream.0.clone();
+        std::future::poll_fn(move |cx| link.poll_asked(cx))
+    }
+
+    /// The connection's octets, for a library.
+    #[must_use]
+    pub fn into_stream(self) -> Stream {
+        self.stream
+    }
+}
+
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What the application does with WebSockets.
+#[derive(Clone)]
+pub(super) struct Handler(Arc<dyn Fn(WebSocket) -> Running + Send + Sync>);
+
+impl Handler {
+    pub(super) fn new<F, Fut>(handler: F) -> Self
+    where
+        F: Fn(WebSocket) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        Self(Arc::new(move |socket| Box::pin(handler(socket))))
+    }
+}
+
+/// Where a WebSocket stands.
+pub(super) struct At<'a> {
+    pub(super) stream: TcpStream,
+    pub(super) unread: &'a [u8],
+    pub(super) unwritten: &'a [u8],
+    /// It has extensions.
+    pub(super) extended: bool,
+    pub(super) resumed: bool,
+}
+
+/// A WebSocket whose handler runs.
+pub(super) struct Served {
+    handler: Handler,
+    running: Running,
+    link: Arc<Link>,
+    /// The head of its request.
+    head: Vec<u8>,
+    state: Option<Arc<dyn AnyState>>,
+    extended: bool,
+}
+
+impl Served {
+    pub(super) fn begin(
+        handler: Handler,
+        at: At<'_>,
+        head: Vec<u8>,
+        state: Option<Arc<dyn AnyState>>,
+    ) -> Result<Self, SessionError> {
+        let mut request = head::parse(&head)?;
+        if let Some(state) = &state {
+            state.extend(request.extensions_mut());
+        }
+        let link = Link::new(at.stream, at.unread, at.unwritten);
+        let running = (handler.0)(WebSocket {
+            request,
+            stream: Stream(link.clone()),
+            resumed: at.resumed,
+        });
+        Ok(Self {
+            handler,
+            running,
+            link,
+            head,
+            state,
+            extended: at.extended,
+        })
+    }
+
+    /// Runs the handler; ready when it has returned.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.flush(cx);
+        self.running.as_mut().poll(cx)
+    }
+
+    /// Tells the handler to return, if that can be done at all.
+    pub(super) fn drain(&self, absorb: usize) -> Result<(), Obstacle> {
+        if self.extended {
+            return Err(Obstacle::Extensions);
+        }
+        self.link.drain(absorb);
+        Ok(())
+    }
+
+    pub(super) fn undrain(&self) -> Obstacle {
+        self.link.undrain();
+        self.link.obstacle().unwrap_or(Obstacle::Handler)
+    }
+
+    /// What is left when the handler has returned because it was told to; nothing if the connection is over.
+    pub(super) async fn end(self) -> Result<Option<Drained>, SessionError> {
+        let moves = self.link.was_told();
+        let obstacle = self.link.obstacle();
+        // The handler may hold what it shares with others.
+        drop(self.running);
+        let Some(mut rest) = self.link.take() else {
+            return Ok(None);
+        };
+        if !moves || obstacle.is_some() {
+            if moves && obstacle == Some(Obstacle::Writing) {
+                tracing::warn!("the handler of a WebSocket left a frame partly written");
+            }
+            // The peer may have closed it first.
+            let _ = rest.stream.write_all(&rest.unwritten).await;
+            let _ = rest.stream.shutdown().await;
+            return Ok(None);
+        }
+        let session = Session {
+            unread: rest.unread,
+            unwritten: rest.unwritten,
+            response: None,
+            websocket: Some(self.head),
+            state: self.state.map(|state| state.store()).transpose()?,
+        };
+        Ok(Some(Drained {
+            stream: rest.stream,
+            session,
+        }))
+    }
+
+    pub(super) fn handler(&self) -> Handler {
+        self.handler.clone()
+    }
+}

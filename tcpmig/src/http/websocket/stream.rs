@@ -1,0 +1,287 @@
+//! Between a WebSocket library and the socket.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::super::gate::Gate;
+use super::super::shared::{Obstacle, Shared};
+use super::frames::{Incoming, Outgoing};
+
+/// How much is read from the socket at a time, in octets.
+const READ: usize = 16 << 10;
+
+/// The octets of a WebSocket, for a library that makes messages of them (a `WebSocketStream` of
+/// `tokio-tungstenite`, for instance, by `from_raw_socket` with `Role::Server`).
+///
+/// A read gives octets of one frame at most, so that the library holds nothing of the next one when it gives out
+/// a message. When the connection is to move, a read fails instead of waiting, with [`Moves`]: return then from the
+/// handler.
+#[derive(Debug)]
+pub struct Stream(pub(super) Arc<Link>);
+
+/// Why a read of a [`Stream`] failed: the connection is to move, and goes on with another run of the
+/// handler. It is the inner error of the [`io::Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the WebSocket is to go on elsewhere")]
+pub struct Moves;
+
+impl Moves {
+    /// Whether a read failed for this.
+    #[must_use]
+    pub fn is_cause_of(error: &io::Error) -> bool {
+        matches!(error.get_ref(), Some(inner) if inner.is::<Self>())
+    }
+}
+
+/// What the handler and the connection share.
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    io: Mutex<Io>,
+}
+
+struct Io {
+    /// `None` when the connection has taken it back.
+    gate: Option<Gate>,
+    /// Read from the socket, not by the library.
+    ahead: BytesMut,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    draining: bool,
+    /// The handler knows that it has to return.
+    told: bool,
+    /// The handler has ended its side of the connection.
+    shut: bool,
+    /// Who waits until it has to.
+    reader: Option<Waker>,
+    asking: Vec<Waker>,
+    /// Who waits for the socket to take octets.
+    writer: Option<Waker>,
+}
+
+/// What is left of a WebSocket whose handler has returned.
+pub(super) struct Rest {
+    pub(super) stream: TcpStream,
+    pub(super) unread: Vec<u8>,
+    pub(super) unwritten: Vec<u8>,
+}
+
+impl std::fmt::Debug for Link {
+    // The octets are the users' data.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Io {
+    /// The handler can return now, and nothing is lost.
+    fn can_stop(&self) -> bool {
+        self.draining && self.obstacle().is_none()
+    }
+
+    fn obstacle(&self) -> Option<Obstacle> {
+        if self.shut || self.incoming.is_closed() || self.outgoing.is_closed() {
+            Some(Obstacle::Closing)
+        } else if !self.outgoing.is_between_frames() {
+            Some(Obstacle::Writing)
+        } else {
+            None
+        }
+    }
+
+    fn wake_if_it_can_stop(&mut self) {
+        if self.can_stop() {
+            wake(&mut self.reader);
+            self.asking.drain(..).for_each(Waker::wake);
+        }
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+impl Link {
+    /// A connection that stands between two messages, `unread` and `unwritten` as in a gate.
+    pub(super) fn new(stream: TcpStream, unread: &[u8], unwritten: &[u8]) -> Arc<Self> {
+        let shared = Shared::new();
+        let gate = Gate::resume(stream, shared.clone(), None, &[], unwritten);
+        Arc::new(Self {
+            shared,
+            io: Mutex::new(Io {
+                gate: Some(gate),
+                ahead: unread.into(),
+                incoming: Incoming::default(),
+                outgoing: Outgoing::default(),
+                draining: false,
+                told: false,
+                shut: false,
+                reader: None,
+                asking: Vec::new(),
+                writer: None,
+            }),
+        })
+    }
+
+    fn io(&self) -> MutexGuard<'_, Io> {
+        // A panic elsewhere leaves whole values only.
+        self.io.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the handler is told to return, as soon as nothing is lost by that, and its
+    /// writes wait for no peer as long as it holds no more than so many octets for it.
+    pub(super) fn drain(&self, absorb: usize) {
+        self.shared.set_absorb(absorb);
+        let mut io = self.io();
+        io.draining = true;
+        io.wake_if_it_can_stop();
+        // A write that waits for the socket need not any longer.
+        wake(&mut io.writer);
+    }
+
+    /// Takes [`Link::drain`] back, unless the handler knows already.
+    pub(super) fn undrain(&self) {
+        self.shared.set_absorb(0);
+        self.io().draining = false;
+    }
+
+    /// Why the handler cannot be told to return; `None` if it can, or was.
+    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        self.io().obstacle()
+    }
+
+    /// The handler was told to return.
+    pub(super) fn was_told(&self) -> bool {
+        self.io().told
+    }
+
+    /// Ready when the handler has to return.
+    pub(super) fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut io = self.io();
+        if io.can_stop() {
+            io.told = true;
+        }
+        if io.told {
+            return Poll::Ready(());
+        }
+        if !io.asking.iter().any(|waker| waker.will_wake(cx.waker())) {
+            io.asking.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Writes what waits, without the handler.
+    pub(super) fn flush(&self, cx: &mut Context<'_>) {
+        let mut io = self.io();
+        if io.draining {
+            return;
+        }
+        let Some(gate) = &mut io.gate else { return };
+        // The handler gets to know of an error with its next write.
+        if gate.has_unwritten() && Pin::new(gate).poll_flush(cx).is_ready() {
+            wake(&mut io.writer);
+        }
+    }
+
+    /// Takes the socket from the handler, which can do nothing with it from now on.
+    pub(super) fn take(&self) -> Option<Rest> {
+        let mut io = self.io();
+        let (stream, _, unwritten) = io.gate.take()?.into_parts();
+        let unread = [&io.incoming.read_again()[..], &io.ahead].concat();
+        Some(Rest {
+            stream,
+            unread,
+            unwritten: unwritten.into(),
+        })
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let io = &mut *self.0.io();
+        if io.can_stop() {
+            io.told = true;
+        }
+        if io.told {
+            return Poll::Ready(Err(io::Error::other(Moves)));
+        }
+        if io.ahead.is_empty() {
+            let Some(gate) = &mut io.gate else {
+                return Poll::Ready(Err(gone()));
+            };
+            io.ahead.resize(READ, 0);
+            let mut ahead = ReadBuf::new(&mut io.ahead);
+            let read = Pin::new(gate).poll_read(cx, &mut ahead);
+            let count = ahead.filled().len();
+            io.ahead.truncate(count);
+            if read.is_pending() {
+                io.reader = Some(cx.waker().clone());
+            }
+            ready!(read)?;
+        }
+        let most = buffer.remaining().min(io.ahead.len());
+        let count = io.incoming.read(&io.ahead[..most]);
+        buffer.put_slice(&io.ahead[..count]);
+        io.ahead.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let io = &mut *self.0.io();
+        let Some(gate) = &mut io.gate else {
+            return Poll::Ready(Err(gone()));
+        };
+        let written = Pin::new(gate).poll_write(cx, octets);
+        if written.is_pending() {
+            io.writer = Some(cx.waker().clone());
+        }
+        let written = ready!(written)?;
+        if io.outgoing.written(&octets[..written]) {
+            io.incoming.answered();
+        }
+        io.wake_if_it_can_stop();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.0.io();
+        let Some(gate) = &mut io.gate else {
+            return Poll::Ready(Err(gone()));
+        };
+        let flushed = Pin::new(gate).poll_flush(cx);
+        if flushed.is_pending() {
+            io.writer = Some(cx.waker().clone());
+        }
+        flushed
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.0.io();
+        let Some(gate) = &mut io.gate else {
+            return Poll::Ready(Err(gone()));
+        };
+        io.shut = true;
+        Pin::new(gate).poll_shutdown(cx)
+    }
+}
