@@ -236,7 +236,7 @@ fn main() {
             ],
         );
         // The shared image is a handle to the same memory each time, so that its making is not measured.
-        let shared = Octets::from(bytes.clone()).slice(0..bytes.len());
+        let shared = bytes.clone().slice(0..bytes.len());
         table(
             &format!("decode, {len} KiB queued"),
             vec![

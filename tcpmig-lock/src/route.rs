@@ -176,10 +176,7 @@ impl Routes {
     }
 }
 
-fn no_device(
-    call: &'static str,
-    which: impl ToString,
-) -> impl FnOnce(io::Error) -> LockError {
+fn no_device(call: &'static str, which: impl ToString) -> impl FnOnce(io::Error) -> LockError {
     move |source| match source.raw_os_error() {
         // EINVAL: a number that no device can have.
         Some(libc::ENODEV | libc::ENXIO | libc::EINVAL) => LockError::NoDevice(which.to_string()),
