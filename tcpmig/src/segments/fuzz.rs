@@ -292,9 +292,12 @@ impl Captured<'_> {
             }
             Self::Burst { first, count, step } => {
                 let mut first = first.clone();
-                // Many, and seldom.
                 first.length %= 64;
-                let count = usize::from(*count).pow(2).min(left);
+                // As many as there can be are slow, and so seldom.
+                let count = match usize::from(*count) {
+                    255 => left,
+                    count => count.min(left),
+                };
                 let step = i32::from(*step) as u32;
                 for number in 0..count as u32 {
                     let off = step.wrapping_mul(number);
