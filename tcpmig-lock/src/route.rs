@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
@@ -144,6 +145,37 @@ impl Routes {
             address: target,
             ingress: self.lookup(peer, None)?.device,
         })
+    }
+
+    /// The link-layer address of a neighbour, of six octets, if this host knows it.
+    pub(crate) fn neighbour(
+        &self,
+        device: u32,
+        address: IpAddr,
+    ) -> Result<Option<[u8; 6]>, LockError> {
+        const CALL: &str = "RTM_GETNEIGH";
+        let mut request = NeighbourMessage::default();
+        request.header.family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        request.header.ifindex = device;
+        request
+            .attributes
+            .push(NeighbourAttribute::Destination(address.into()));
+        let reply = match self.rtnl.ask(RouteNetlinkMessage::GetNeighbour(request)) {
+            Ok(RouteNetlinkMessage::NewNeighbour(reply)) => reply,
+            Ok(_) => return Err(unexpected(CALL)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(error) => return Err(LockError::call(CALL)(error)),
+        };
+        Ok(reply.attributes.iter().find_map(|attribute| {
+            if let NeighbourAttribute::LinkLayerAddress(octets) = attribute {
+                octets.as_slice().try_into().ok()
+            } else {
+                None
+            }
+        }))
     }
 
     /// The index of the device with this name.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -288,6 +288,43 @@ fn what_cannot_be_redirected_is_refused_and_stays_locked() {
             );
         },
     );
+}
+
+/// A flow that comes back is for a moment redirected by both hosts to each other.
+#[test]
+fn what_the_target_sends_back_is_let_in_and_captured() {
+    isolated("what_the_target_sends_back_is_let_in_and_captured", || {
+        let net = Net::new();
+        let capturing = net
+            .source
+            .run(|| Nftables::new().unwrap().capturing(1 << 20).unwrap());
+        let own = [ip("10.0.0.3"), ip("2001:db8::3")];
+        for ([service, target, peer], own) in families().into_iter().zip(own) {
+            let mut flow = net.connection(service);
+            flow.ping();
+            // It is refused; then the source knows the target's link-layer address.
+            let known = net.source.run(|| UdpSocket::bind((own, 0)).unwrap());
+            known.connect((target, 9)).unwrap();
+            known.send(b"?").unwrap();
+            known.recv(&mut [0]).unwrap_err();
+            let at_target = net.at_target.lock(&[flow.flow()], LEASE).unwrap();
+            let hop = capturing.next_hop(target, peer).unwrap();
+            let guard = capturing.lock(&[flow.flow()], LEASE).unwrap();
+            guard.redirect(&hop, LEASE).unwrap().leave();
+            let mut lock = capturing.lock(&[flow.flow()], LEASE).unwrap();
+            let hop = net.at_target.next_hop(own, peer).unwrap();
+            let back = at_target.redirect(&hop, LEASE).unwrap();
+            send(&mut flow.client, b'x');
+            let packet = eventually("the packet is captured", || {
+                lock.captured().unwrap().packets.into_iter().next()
+            });
+            assert_eq!(packet.octets.last(), Some(&b'x'));
+            // Nobody has to say so when it is over here.
+            back.end().unwrap();
+            lock.release().unwrap();
+            expect(&mut flow.server, b'x');
+        }
+    });
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(super) fn message_type(message: u16) -> u16 {
 pub(super) enum Op<'a> {
     /// Adds them; EEXIST if one is there.
     Add(Extra<'a>),
+    /// Adds those that are not there.
+    Keep(Extra<'a>),
     /// Removes them; ENOENT if one is not there.
     Delete,
     /// Removes those that are there.
@@ -214,6 +216,12 @@ impl Batch {
                 "NFT_MSG_NEWSETELEM",
                 libc::NFT_MSG_NEWSETELEM as u16,
                 CREATE | EXCLUSIVE,
+                Some(extra),
+            ),
+            Op::Keep(extra) => (
+                "NFT_MSG_NEWSETELEM",
+                libc::NFT_MSG_NEWSETELEM as u16,
+                CREATE,
                 Some(extra),
             ),
             Op::Delete => (

@@ -121,6 +121,15 @@ pub(super) fn put_marks(bytes: &mut Vec<u8>, table: &str, set: &str, marks: &[u3
     wire::close(bytes, list);
 }
 
+/// Appends the attributes of a message that adds a link-layer address to a set.
+pub(super) fn put_link_address(bytes: &mut Vec<u8>, table: &str, set: &str, link: [u8; 6]) {
+    put_one(bytes, table, set, |bytes| {
+        put_value(bytes, NFTA_SET_ELEM_KEY, |bytes| {
+            bytes.extend_from_slice(&link);
+        });
+    });
+}
+
 /// Appends the attributes of a message about one element of a set, whose own attributes `fill` appends.
 pub(super) fn put_one(
     bytes: &mut Vec<u8>,

@@ -100,6 +100,12 @@ pub(super) fn load_local(register: u32, v4: bool) -> Expr {
     payload(network, offset, length, register)
 }
 
+/// Loads the link-layer address that the packet came from into the first registers.
+pub(super) fn load_link_source() -> Expr {
+    let register = libc::NFT_REG32_00 as u32;
+    payload(libc::NFT_PAYLOAD_LL_HEADER as u32, 6, 6, register)
+}
+
 /// Looks the first registers up; in a map, the value goes to the register `to`.
 pub(super) fn lookup(set: CString, to: Option<u32>) -> Expr {
     let mut attributes = vec![

@@ -4,8 +4,10 @@
 //! `gone*` (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
 //! reversed, on the way out. A lock's value in its map says who gets copies of what arrives, see [`capture`]. The one
 //! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them: for each
-//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`. The rules also
-//! notice the end of a flow: its redirect then ends soon after its last packet (`closing*`).
+//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`. What another
+//! host sends back of a flow that is coming back (`back*`) is let in; `hosts` has the link-layer addresses of those
+//! hosts. The rules also notice the end of a flow: its redirect then ends soon after its last packet
+//! (`closing*`).
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
 //! and the leases are what ends the locks of a process that died. (A table with the `owner` flag alone would vanish with
@@ -32,6 +34,7 @@ const PRIORITY: i32 = -300;
 /// Type numbers of `nft`, by which it shows a set's keys and values; the kernel does not look at them.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
+const TYPE_ETHER: u32 = 9;
 const TYPE_PORT: u32 = 13;
 pub(super) const TYPE_MARK: u32 = 19;
 const TYPE_DEVICE: u32 = 20;
@@ -57,6 +60,8 @@ const ACK: u8 = 16;
 pub(super) const NEW_TABLE: &str = "NFT_MSG_NEWTABLE";
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
+/// The set of link-layer addresses of the hosts that packets are sent to.
+const HOSTS: &str = "hosts";
 
 /// One of the two tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,13 +107,15 @@ pub(super) enum Set {
     Hop,
     /// Redirected flows whose end was seen.
     Closing,
+    /// Redirected flows that are locked again, because they come back.
+    Back,
 }
 
 impl Set {
     pub(super) fn table(self) -> Table {
         match self {
             Self::Locked | Self::Gone => Table::Inet,
-            Self::Device | Self::Hop | Self::Closing => Table::Netdev,
+            Self::Device | Self::Hop | Self::Closing | Self::Back => Table::Netdev,
         }
     }
 
@@ -124,6 +131,8 @@ impl Set {
             (Self::Hop, false) => "hop6",
             (Self::Closing, true) => "closing4",
             (Self::Closing, false) => "closing6",
+            (Self::Back, true) => "back4",
+            (Self::Back, false) => "back6",
         }
     }
 }
@@ -134,6 +143,8 @@ struct Flow4;
 struct Flow6;
 /// Key of the set of marks.
 pub(super) struct Mark;
+/// Key of the set of hosts.
+struct LinkAddress;
 
 // nftnl asks for the type and the length only; elements are written in `element`.
 impl SetKey for Flow4 {
@@ -148,6 +159,15 @@ impl SetKey for Flow4 {
 impl SetKey for Flow6 {
     const TYPE: u32 = concat(TYPE_IPV6);
     const LEN: u32 = 40;
+
+    fn data(&self) -> Box<[u8]> {
+        Box::default()
+    }
+}
+
+impl SetKey for LinkAddress {
+    const TYPE: u32 = TYPE_ETHER;
+    const LEN: u32 = 6;
 
     fn data(&self) -> Box<[u8]> {
         Box::default()
@@ -259,7 +279,20 @@ pub(super) fn add_exempt(batch: &mut Batch, name: &str, marks: &[u32]) {
 pub(super) fn set_up_maps(batch: &mut Batch, name: &str, owned: bool) {
     let table = Table::Netdev.object(name);
     add_table(batch, Table::Netdev, name, owned);
-    for set in [Set::Device, Set::Hop, Set::Closing] {
+    let hosts = nftnl::set::Set::<LinkAddress>::new_named(
+        &c_string(HOSTS),
+        set_id(batch),
+        &table,
+        table.get_family(),
+    );
+    batch.object(
+        "NFT_MSG_NEWSET",
+        Table::Netdev,
+        &hosts,
+        MsgType::Add,
+        CREATE,
+    );
+    for set in [Set::Device, Set::Hop, Set::Closing, Set::Back] {
         for v4 in [true, false] {
             let data = match (set, v4) {
                 (Set::Hop, true) => Some((TYPE_IPV4, 4)),
@@ -274,6 +307,20 @@ pub(super) fn set_up_maps(batch: &mut Batch, name: &str, owned: bool) {
             }
         }
     }
+}
+
+/// Adds the link-layer address of a host that packets are sent to.
+pub(super) fn add_host(batch: &mut Batch, name: &str, link: [u8; 6]) {
+    let message = libc::NFT_MSG_NEWSETELEM as u16;
+    batch.message(
+        "NFT_MSG_NEWSETELEM",
+        Table::Netdev,
+        message,
+        CREATE,
+        |bytes| {
+            element::put_link_address(bytes, name, HOSTS, link);
+        },
+    );
 }
 
 /// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there. A redirect
@@ -326,7 +373,7 @@ fn redirected(v4: bool) -> &'static str {
     if v4 { "redirected4" } else { "redirected6" }
 }
 
-fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<'a>; 3] {
+fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<'a>; 4] {
     let (device, hop) = (VALUE, VALUE + 1);
     let name = |set: Set| c_string(set.name(v4));
     // Each names its protocol once more: without that, nft cannot show it.
@@ -358,12 +405,19 @@ fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<
         closing.add_expr(&expression::update(name(set), closing_ms, data));
     }
 
+    let mut back = new_rule();
+    expression::load_flow(&mut back, v4, false);
+    back.add_expr(&expression::lookup(name(Set::Back), None));
+    back.add_expr(&expression::load_link_source());
+    back.add_expr(&expression::lookup(c_string(HOSTS), None));
+    back.add_expr(&Verdict::Accept);
+
     let mut send = new_rule();
     expression::load_flow(&mut send, v4, false);
     send.add_expr(&expression::lookup(name(Set::Device), Some(device)));
     send.add_expr(&expression::lookup(name(Set::Hop), Some(hop)));
     send.add_expr(&expression::forward(device, hop, v4));
-    [end, closing, send]
+    [back, end, closing, send]
 }
 
 /// Adds what removes a table with all it holds.
@@ -414,7 +468,7 @@ fn add_set<K: SetKey>(
     let name = c_string(which.name(v4));
     let mut set = nftnl::set::Set::<K>::new_named(&name, set_id(batch), table, table.get_family());
     let mut flags = libc::NFT_SET_TIMEOUT as u32;
-    if which != Set::Locked {
+    if !matches!(which, Set::Locked | Set::Back) {
         // Rules change it.
         flags |= libc::NFT_SET_EVAL as u32;
         ffi::set_u32(&mut set, sys::NFTNL_SET_DESC_SIZE, MAX_REDIRECTS);

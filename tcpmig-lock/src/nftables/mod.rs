@@ -75,8 +75,9 @@ const SWEEP_TRIES: usize = 8;
 ///   connection here with the same ports.
 /// - No more than 262 144 flows of each family are redirected at once.
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
-/// - Two hosts that redirect the same flow to each other pass its packets back and forth until their TTL ends:
-///   [`release`](LockGuard::release) on the host that a flow comes back to before the other redirects it.
+/// - A flow that comes back: for a moment both hosts redirect it to each other. What the other host sends back is let in
+///   here, where a lock captures it, if this host knew the other's link-layer address when it began to redirect;
+///   otherwise it goes back and forth until its TTL ends. [`release`](LockGuard::release) ends the older redirect.
 ///
 /// # Capture
 ///

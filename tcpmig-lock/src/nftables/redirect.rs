@@ -31,7 +31,8 @@ impl Shared {
                 hop: hop.address,
             });
         }
-        let data = HopData::new(self.routes.device_index(&hop.device)?, hop.address);
+        let device = self.routes.device_index(&hop.device)?;
+        let data = HopData::new(device, hop.address);
         self.routes.device_index(&hop.ingress)?;
         let state = &mut *self.state();
         let mut tries = 0..TRIES;
@@ -45,11 +46,18 @@ impl Shared {
                     &self.table,
                     &layout::ingress_chain(&hop.ingress),
                 )?);
+            if set_up {
+                state.hosts.clear();
+            }
+            let host = self.host(state, device, hop.address);
             let (owned, closing_ms) = (state.owned, state.closing_ms);
             let redirected = self.apply(state, flows, 8, |batch, flows| {
                 if set_up {
                     layout::set_up_redirects(batch, &self.table, owned, &hop.ingress, closing_ms);
                     set_up = false;
+                }
+                if let Some(link) = host {
+                    layout::add_host(batch, &self.table, link);
                 }
                 self.put_removals(batch, &removals, flows);
                 for (set, extra) in self.redirect_extras(lease_ms, &data) {
@@ -60,6 +68,7 @@ impl Shared {
             let Err((done, failure)) = redirected else {
                 state.last_token += 1;
                 let token = state.last_token;
+                state.hosts.extend(host.map(|_| hop.address));
                 if !state.ingresses.contains(&hop.ingress) {
                     state.ingresses.insert(hop.ingress.clone());
                 }
@@ -69,6 +78,7 @@ impl Shared {
                 return Ok((token, data, deadline));
             };
             state.ingresses.clear();
+            state.hosts.clear();
             self.back_to_locks(state, &flows[..done], until);
             if failure.lacks_destroy() && state.destroy {
                 state.destroy = false;
@@ -87,6 +97,15 @@ impl Shared {
                 return Err(failure.into_error(&self.table));
             }
         }
+    }
+
+    /// The link-layer address of a host to which packets are sent, if the set does not have it and it is known. Without
+    /// it, what that host sends back one day goes back and forth.
+    fn host(&self, state: &State, device: u32, address: IpAddr) -> Option<[u8; 6]> {
+        if state.hosts.contains(&address) {
+            return None;
+        }
+        self.routes.neighbour(device, address).ok()?
     }
 
     /// Takes the first part of a redirect back whose second part failed.

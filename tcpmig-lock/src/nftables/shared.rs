@@ -1,6 +1,7 @@
 //! What a handle and its guards share: one socket, and the operations on flows.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,12 @@ use super::batch::{Batch, Op};
 use super::capture::{self, Capture};
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
-use super::layout::{self, Set};
+use super::layout::{self, Set, Table};
 use crate::route::Routes;
 use crate::{LockError, owner};
 
 /// All sets of a redirect.
-pub(super) const REDIRECT: [Set; 4] = [Set::Gone, Set::Device, Set::Hop, Set::Closing];
+pub(super) const REDIRECT: [Set; 5] = [Set::Gone, Set::Device, Set::Hop, Set::Closing, Set::Back];
 
 /// So many flows are looked up one by one; for more, all are read.
 const FEW: usize = 100;
@@ -48,6 +49,8 @@ pub(super) struct State {
     pub(super) ready: bool,
     /// Devices whose redirects this handle has set up.
     pub(super) ingresses: HashSet<String>,
+    /// Hosts that packets are sent to and whose link-layer addresses are in their set.
+    pub(super) hosts: HashSet<IpAddr>,
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
     pub(super) destroy: bool,
     /// Which redirect is the newest of a flow: an older guard must not end a newer redirect.
@@ -76,6 +79,7 @@ impl Shared {
                 closing_ms: CLOSING_MS,
                 ready: false,
                 ingresses: HashSet::new(),
+                hosts: HashSet::new(),
                 destroy: true,
                 redirects: HashMap::new(),
                 last_token: 0,
@@ -163,6 +167,10 @@ impl Shared {
         }
         let group = self.group();
         let extra = self.extra(lease_ms, Some(&group));
+        let back = self.extra(lease_ms, None);
+        // Where this handle has redirected, a flow may be one that comes back: the other host redirects it here
+        // before this one ends its own redirect.
+        let mut may_come_back = !state.ingresses.is_empty();
         let mut inbox = self.capture.begin()?;
         let mut tries = 0..TRIES;
         loop {
@@ -170,7 +178,7 @@ impl Shared {
             let (exempt, owned) = (state.exempt.clone(), state.owned);
             let mut set_up = !state.ready;
             let mut check = self.capture.group().filter(|_| state.ready);
-            let added = self.apply(state, flows, 1, |batch, flows| {
+            let added = self.apply(state, flows, 2, |batch, flows| {
                 if set_up {
                     self.put_locks(batch, owned, &exempt);
                     set_up = false;
@@ -183,6 +191,9 @@ impl Shared {
                     capture::check(batch, &self.table, group);
                 }
                 batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
+                if may_come_back {
+                    batch.elements(&self.table, Set::Back, Op::Keep(back), flows);
+                }
             });
             let Err((done, failure)) = added else {
                 state.ready |= !flows.is_empty();
@@ -191,7 +202,10 @@ impl Shared {
             };
             // What cannot be taken back here ends with its lease; the first error is the one to tell.
             let _ = self.remove(state, &flows[..done], &[Set::Locked]);
-            if failure.is(libc::ENOENT) && state.ready && tries.next().is_some() {
+            if failure.is(libc::ENOENT) && failure.table == Some(Table::Netdev) {
+                // Without the table there are no redirects.
+                may_come_back = false;
+            } else if failure.is(libc::ENOENT) && state.ready && tries.next().is_some() {
                 // Somebody removed the table.
                 state.ready = false;
             } else if failure.already_there() {

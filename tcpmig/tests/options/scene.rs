@@ -91,6 +91,8 @@ pub(crate) fn with_options(mut image: Image, change: impl FnOnce(&mut SocketOpti
 /// Fails unless two images are of the same connection. The clock of the timestamps goes on, and the
 /// segment that a restore sends advertises the window anew.
 pub(crate) fn assert_same(first: &Image, mut second: Image) {
+    // The time goes on.
+    second.taken = first.taken;
     let mut tcp = second.tcp.take().unwrap().into_parts();
     let old = first.tcp.as_ref().unwrap();
     let (was, is) = (old.negotiated().timestamps, tcp.negotiated.timestamps);
