@@ -30,6 +30,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Cost
+//!
+//! Encoding copies the queues once, [`Image::decode_shared`] not at all; both sum them up. With queues of 1 MiB together encoding
+//! takes 1.1 times as long as copying them and decoding 0.4 times; an image without queues is encoded in 1.3 µs and decoded in 2.2 µs,
+//! of which plain `rmp-serde` would take 0.9 and 1.3. `cargo bench -p tcpmig-format` measures it. Dropping queues
+//! takes time too: they are zeroed, at the speed of memory.
+//!
 //! # Features
 //!
 //! * `arbitrary`: `arbitrary::Arbitrary` for [`Image`], for fuzz targets.

@@ -37,12 +37,13 @@ pub(crate) fn read(
     reader.critical(&wire)?;
     let image = crate::Image {
         taken: wire.taken,
-        ip: wire.ip.map(|ip| reader.ip(&ip)).transpose()?,
-        tcp: wire.tcp.map(|tcp| reader.tcp(&tcp)).transpose()?,
-        app: wire.app.map(|app| reader.app(&app)).transpose()?,
+        ip: wire.ip.as_ref().map(|ip| reader.ip(ip)).transpose()?,
+        tcp: wire.tcp.as_ref().map(|tcp| reader.tcp(tcp)).transpose()?,
+        app: wire.app.as_ref().map(|app| reader.app(app)).transpose()?,
         listen: wire
             .listen
-            .map(|listen| reader.listen(&listen))
+            .as_ref()
+            .map(|listen| reader.listen(listen))
             .transpose()?,
     };
     image.check_listen()?;

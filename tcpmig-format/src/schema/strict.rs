@@ -3,7 +3,7 @@
 //! FORMAT.md allows: derived code alone would also take lists for structures,
 //! numbers for their keys, and text and octets for each other.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::value::BorrowedStrDeserializer;
@@ -13,28 +13,21 @@ use serde::de::{
 
 use super::visit::{Bin, List, Name, Scalar, Text, refuse_text};
 
-/// The field being read, from the outermost structure inwards.
+/// Where an error is: the fields from the innermost structure outwards, noted as it passes them.
 #[derive(Default)]
-pub(super) struct Place<'de>(RefCell<Vec<Step<'de>>>);
+pub(super) struct Place(RefCell<Vec<&'static str>>);
 
-/// A key in the input, and the fields of its structure.
-struct Step<'de> {
-    key: &'de str,
-    fields: &'static [&'static str],
-}
-
-impl<'de> Place<'de> {
-    fn enter(&self, key: &'de str, fields: &'static [&'static str]) {
-        self.0.borrow_mut().push(Step { key, fields });
+impl Place {
+    fn passed(&self, key: &str, fields: &'static [&'static str]) {
+        // A name from the input could be of any length.
+        let known = fields.iter().find(|field| **field == key);
+        self.0
+            .borrow_mut()
+            .push(known.unwrap_or(&"(unknown field)"));
     }
 
-    /// Not called after an error, so that the place of the error stays.
-    fn leave(&self) {
-        self.0.borrow_mut().pop();
-    }
-
-    /// Reads a value, keeping track of the place.
-    pub(super) fn read<T, D>(&self, inner: D) -> Result<T, D::Error>
+    /// Reads a value; after an error this is where it is.
+    pub(super) fn read<'de, T, D>(&self, inner: D) -> Result<T, D::Error>
     where
         T: Deserialize<'de>,
         D: Deserializer<'de>,
@@ -43,29 +36,27 @@ impl<'de> Place<'de> {
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let steps = self.0.borrow();
-        if steps.is_empty() {
+        let fields = self.0.borrow();
+        if fields.is_empty() {
             return f.write_str("payload");
         }
-        for (depth, Step { key, fields }) in steps.iter().enumerate() {
+        for (depth, field) in fields.iter().rev().enumerate() {
             let dot = if depth > 0 { "." } else { "" };
-            // A name from the input could be of any length.
-            let known = fields.iter().find(|field| *field == key);
-            write!(f, "{dot}{}", known.unwrap_or(&"(unknown field)"))?;
+            write!(f, "{dot}{field}")?;
         }
         Ok(())
     }
 }
 
 /// A deserializer, seed or visitor and the place where it works.
-struct Strict<'p, 'de, T> {
+struct Strict<'p, T> {
     inner: T,
-    place: &'p Place<'de>,
+    place: &'p Place,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, 'de, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
@@ -74,7 +65,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Strict<'_, 'de, S> {
     }
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, 'de, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
     type Error = D::Error;
 
     fn is_human_readable(&self) -> bool {
@@ -128,7 +119,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, 'de, D> {
 }
 
 /// An optional field.
-impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, 'de, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,13 +136,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Strict<'_, 'de, V> {
     }
 }
 
-struct Structure<'p, 'de, V> {
+struct Structure<'p, V> {
     visitor: V,
     fields: &'static [&'static str],
-    place: &'p Place<'de>,
+    place: &'p Place,
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, 'de, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,20 +150,29 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<'_, 'de, V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.visitor.visit_map(Fields {
+        let key = Cell::new(None);
+        let value = self.visitor.visit_map(Fields {
             map,
-            fields: self.fields,
+            key: &key,
             place: self.place,
-        })
+        });
+        if value.is_err()
+            && let Some(key) = key.get()
+        {
+            self.place.passed(key, self.fields);
+        }
+        value
     }
 
     refuse_text!();
 }
 
+/// The fields of a structure.
 struct Fields<'p, 'de, A> {
     map: A,
-    fields: &'static [&'static str],
-    place: &'p Place<'de>,
+    /// The last key, until its value was read.
+    key: &'p Cell<Option<&'de str>>,
+    place: &'p Place,
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
@@ -185,7 +185,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
         let Some(Name(key)) = self.map.next_key()? else {
             return Ok(None);
         };
-        self.place.enter(key, self.fields);
+        self.key.set(Some(key));
         seed.deserialize(BorrowedStrDeserializer::new(key))
             .map(Some)
     }
@@ -195,7 +195,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
             inner: seed,
             place: self.place,
         })?;
-        self.place.leave();
+        self.key.set(None);
         Ok(value)
     }
 }
