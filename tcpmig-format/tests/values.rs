@@ -5,7 +5,8 @@ mod common;
 
 use common::wire::{decode, ip, layer, map, number, octets, tcp, text, with};
 use tcpmig_format::{
-    DecodeError, EncodeError, FilterInstruction, Image, InvalidListen, InvalidTcp, Limits,
+    DecodeError, EncodeError, FilterInstruction, Image, InvalidListen, InvalidTcp, Limits, Octets,
+    TcpImage,
 };
 
 #[test]
@@ -192,4 +193,23 @@ fn a_filter_has_whole_instructions() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_image_prints_no_octet_of_its_queues() {
+    let mut image = common::full();
+    let mut parts = image.tcp.take().unwrap().into_parts();
+    let secret = || Octets::from(&b"hunter2"[..]);
+    parts.send.sent = secret();
+    parts.send.unsent = secret();
+    parts.receive.queue = secret();
+    image.tcp = Some(TcpImage::new(parts).unwrap());
+    image.app.as_mut().unwrap().payload = secret();
+    let encoded = image.encode().unwrap();
+    for printed in [format!("{image:?} {image:#?}"), format!("{encoded:?}")] {
+        assert!(!printed.contains("hunter2"), "{printed}");
+        // Nor as numbers.
+        assert!(!printed.contains("104, 117, 110"), "{printed}");
+    }
+    assert!(format!("{image:?}").contains("Octets(7)"));
 }
