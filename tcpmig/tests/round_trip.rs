@@ -118,7 +118,9 @@ fn level(first: &Image, mut second: Image) -> Image {
     let old = first.tcp.as_ref().unwrap();
     let mut tcp = second.tcp.take().unwrap().into_parts();
 
-    // The clock of the timestamps goes on.
+    // Clocks go on.
+    assert!(first.taken.is_some() && first.taken <= second.taken);
+    second.taken = first.taken;
     let (was, is) = (old.negotiated().timestamps, tcp.negotiated.timestamps);
     let (was, is) = (was.unwrap(), is.unwrap());
     assert_eq!(was.unit, is.unit);

@@ -228,6 +228,7 @@ pub(crate) fn activate(prepared: Prepared) -> OwnedFd {
 /// The image without what may differ between two captures: the clock.
 pub(crate) fn without_clock(image: &Image) -> Image {
     let mut image = image.clone();
+    image.taken = None;
     let mut parts = image.tcp.take().unwrap().into_parts();
     if let Some(timestamps) = &mut parts.negotiated.timestamps {
         timestamps.value = 0;
