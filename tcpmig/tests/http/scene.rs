@@ -43,6 +43,9 @@ impl Scene {
 
     pub(crate) fn with(on_b: &OnB, drain_within: Duration) -> Self {
         let net = Net::new();
+        // By itself it grows to 32 MB, which is most of the largest response.
+        let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
+        window.expect("the peer's own setting");
         let options = Options {
             settle: Duration::from_millis(20),
             // Unoptimized programs take their time for images of megabytes.
