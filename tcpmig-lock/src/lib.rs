@@ -61,7 +61,6 @@ mod backend;
 mod captured;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-mod device;
 mod error;
 mod guard;
 mod hop;

@@ -10,9 +10,10 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::net::netdevice;
 
 use crate::rtnl::Rtnl;
-use crate::{LockError, NextHop, device};
+use crate::{LockError, NextHop};
 
 /// How this host reaches an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,18 +179,19 @@ impl Routes {
         }))
     }
 
+    // Asking for the whole link would take the kernel longer than locking a flow.
     /// The index of the device with this name.
     pub(crate) fn device_index(&self, name: &str) -> Result<u32, LockError> {
         self.rtnl
-            .with_socket(|socket| device::index(socket, name))
-            .map_err(no_device("ioctl(SIOCGIFINDEX)", name))
+            .with_socket(|socket| netdevice::name_to_index(socket, name))
+            .map_err(|error| no_device("ioctl(SIOCGIFINDEX)", name)(error.into()))
     }
 
     /// The name of the device with this index.
     pub(crate) fn device_name(&self, index: u32) -> Result<String, LockError> {
         self.rtnl
-            .with_socket(|socket| device::name(socket, index))
-            .map_err(no_device("ioctl(SIOCGIFNAME)", index))
+            .with_socket(|socket| netdevice::index_to_name(socket, index))
+            .map_err(|error| no_device("ioctl(SIOCGIFNAME)", index)(error.into()))
     }
 
     /// What the kernel says of the device with this index.

@@ -1,6 +1,7 @@
 //! The netlink socket for links, addresses and routes.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_core::{
@@ -49,8 +50,8 @@ impl Rtnl {
     }
 
     /// Something else with the socket than netlink.
-    pub(crate) fn with_socket<T>(&self, with: impl FnOnce(&Socket) -> T) -> T {
-        with(&self.channel().socket)
+    pub(crate) fn with_socket<T>(&self, with: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+        with(self.channel().socket.as_fd())
     }
 
     fn channel(&self) -> MutexGuard<'_, Channel> {

@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use tracing::warn;
 
 use super::record::{self, Record};
@@ -26,7 +24,7 @@ const GENERATION: usize = 32 << 10;
 /// of the kernel that it belongs to; after another boot all connections are gone, and so is what it says.
 ///
 /// It does not grow for ever. After 32768 records (25 to about 150 octets each) the file becomes `FILE.old`, in place of the one
-/// before, and what is open goes on in a new one: so at least the last 10000 ended handovers are remembered. `FILE.new` is
+/// before, and what is open goes on in a new one: so at least the last 10000 ended handovers are remembered. `FILE.new` and `FILE.link` are
 /// there for a moment meanwhile; a process that dies at any time leaves a journal that is whole. `FILE.lock` keeps a second
 /// process out, and stays. All of them are for their owner only.
 #[derive(Debug)]
@@ -35,7 +33,8 @@ pub struct File {
     state: Mutex<State>,
     paths: Paths,
     generation: usize,
-    _lock: Flock<fs::File>,
+    /// Held as long as it is open.
+    _lock: fs::File,
 }
 
 #[derive(Debug)]
@@ -202,16 +201,16 @@ impl Told {
     }
 }
 
-fn lock(path: &Path) -> Result<Flock<fs::File>, JournalError> {
+fn lock(path: &Path) -> Result<fs::File, JournalError> {
     let mut options = OpenOptions::new();
     let options = options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(path).map_err(failed("open", path))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, Errno::EWOULDBLOCK)) => Err(JournalError::InUse {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JournalError::InUse {
             path: path.to_owned(),
         }),
-        Err((_, error)) => Err(failed("flock", path)(error.into())),
+        Err(TryLockError::Error(error)) => Err(failed("lock", path)(error)),
     }
 }
 
@@ -233,7 +232,7 @@ pub fn read(path: &Path) -> Result<Listing, JournalError> {
     fs::metadata(path).map_err(failed("read", path))?;
     let paths = Paths::of(path);
     let in_use = match fs::File::open(&paths.lock) {
-        Ok(file) => Flock::lock(file, FlockArg::LockSharedNonblock).is_err(),
+        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
         Err(error) if error.kind() == ErrorKind::NotFound => false,
         Err(error) => return Err(failed("open", &paths.lock)(error)),
     };
