@@ -26,13 +26,18 @@ pub struct Limits {
     pub max_text: usize,
 }
 
+impl Limits {
+    /// The default, where a constant is wanted.
+    pub const DEFAULT: Self = Self {
+        max_image: 256 * MIB,
+        max_queue: 64 * MIB,
+        max_app: 64 * MIB,
+        max_text: 255,
+    };
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_image: 256 * MIB,
-            max_queue: 64 * MIB,
-            max_app: 64 * MIB,
-            max_text: 255,
-        }
+        Self::DEFAULT
     }
 }

@@ -55,6 +55,9 @@ pub enum LockError {
     /// The target of a redirect is this host.
     #[error("{0} is an address of this host")]
     TargetIsLocal(IpAddr),
+    /// The peer of a flow that was to be redirected is this host: its packets come from nowhere else.
+    #[error("{0} is an address of this host: what it sends to itself cannot be sent on")]
+    PeerIsLocal(IpAddr),
     /// There is no network device of this name (or with this index).
     #[error("no network device {0}")]
     NoDevice(String),
@@ -65,6 +68,15 @@ pub enum LockError {
         flow: FourTuple,
         /// The address of the next hop.
         hop: IpAddr,
+    },
+    /// So many flows of this family are redirected here that no other one can be.
+    #[error(
+        "{limit} flows of its family are redirected here, which is the limit (`tcpmig locks` lists them): move others when \
+         some of these have ended, or have a load balancer or router send their packets elsewhere"
+    )]
+    TooMany {
+        /// How many.
+        limit: u32,
     },
     /// This locker has no such operation.
     #[error("the {locker} locker cannot {operation}")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Captured, Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
 
 /// Flows that are locked. Dropping it unlocks them, and an error of that is lost: [`unlock`](Self::unlock) reports
 /// it.
@@ -17,6 +17,8 @@ pub struct LockGuard {
     flows: Vec<FourTuple>,
     /// None once the lock has ended or was left to its lease.
     held: Option<Box<dyn Held>>,
+    /// What the flows were before, of those that were taken over.
+    taken: Vec<Entry>,
 }
 
 impl LockGuard {
@@ -25,6 +27,41 @@ impl LockGuard {
         Self {
             flows,
             held: Some(held),
+            taken: Vec::new(),
+        }
+    }
+
+    /// A guard for flows that a [`Locker`](crate::Locker) has just locked with
+    /// [`take_over`](crate::Locker::take_over): `taken` says what those of them were that somebody held before, with
+    /// one entry or more for each.
+    pub fn with_taken(flows: Vec<FourTuple>, held: Box<dyn Held>, taken: Vec<Entry>) -> Self {
+        let mut guard = Self::new(flows, held);
+        guard.taken = taken;
+        guard
+    }
+
+    /// What those of the flows were, until this guard began, that were
+    /// [taken over](crate::Locker::take_over): as [`Locker::list`](crate::Locker::list) shows it. Empty if nobody held
+    /// any of them.
+    #[must_use]
+    pub fn taken_over(&self) -> &[Entry] {
+        &self.taken
+    }
+
+    /// Ends a lock that began with [`take_over`](crate::Locker::take_over) as if it had not been: what was locked stays
+    /// locked and what was redirected is redirected again, each left to the lease that it had, without a
+    /// moment in between in which a packet passes or is answered; what nobody held is unlocked. For who took over and
+    /// could not do what he wanted.
+    ///
+    /// The owner that others see is this process.
+    ///
+    /// # Errors
+    ///
+    /// If the locker could not do it: the flows are then locked until their leases end.
+    pub fn give_back(mut self) -> Result<(), LockError> {
+        match self.held.take() {
+            Some(mut held) => held.give_back(&self.flows, &self.taken),
+            None => Ok(()),
         }
     }
 
@@ -34,7 +71,8 @@ impl LockGuard {
         &self.flows
     }
 
-    /// Prolongs the lock: it now ends `lease` from now, which may also be earlier than before.
+    /// Prolongs the lock: it now ends `lease` from now. A renewal never shortens: a lock that would end later than that
+    /// stays as it is.
     ///
     /// # Errors
     ///
@@ -175,7 +213,8 @@ impl Redirect {
         &self.flows
     }
 
-    /// Prolongs the redirect: it now ends `lease` from now. Flows that have [closed](Self::closed) are left alone, so
+    /// Prolongs the redirect: it now ends `lease` from now. A renewal never shortens: a redirect that would end later
+    /// than that stays as it is. Flows that have [closed](Self::closed) are left alone, so
     /// whoever renews as long as some are open renews as long as the flows live.
     ///
     /// # Errors
@@ -185,6 +224,18 @@ impl Redirect {
     pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
         match &mut self.redirecting {
             Some(redirecting) => redirecting.renew(&self.flows, lease),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure that the redirect is there: somebody may have flushed the rules that it consists of. Prolongs nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`renew`](Self::renew).
+    pub fn check(&mut self) -> Result<(), LockError> {
+        match &mut self.redirecting {
+            Some(redirecting) => redirecting.check(&self.flows),
             None => Ok(()),
         }
     }

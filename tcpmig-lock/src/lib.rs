@@ -7,8 +7,8 @@
 //! The crate never opens, reads or closes a connection, knows nothing of what is done to a socket meanwhile, and touches
 //! no firewall rule outside its own tables and chains. Only [`Link`] and [`address`] change links, routes and addresses,
 //! and only [`Iptables`] starts programs. It needs `CAP_NET_ADMIN` in the user namespace that owns the network
-//! namespace, and for [`Nftables`] a kernel with `nf_tables`. Tested on Linux 6.18; what kernels before 6.3 lack
-//! (`DESTROYSETELEM`) is done otherwise there.
+//! namespace, and for [`Nftables`] a kernel with `nf_tables`. Tested on Linux 6.1, 6.12 and 6.18: what
+//! older kernels lack (`DESTROYSETELEM`, 6.3) is done otherwise there, and a table is owned from 6.9 on.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -36,7 +36,7 @@
 //! | [`NoLock`] | nothing: the caller keeps the packets away | | | no | no |
 //!
 //! [`Backend`] knows them by name. Others implement [`Locker`] and [`Held`], say in their [`Abilities`] what they
-//! cannot do, and run the suite of the module `conformance` (feature `conformance`), as those here do.
+//! cannot do and whether they wait, and run the suite of the module `conformance` (feature `conformance`), as those here do.
 //!
 //! # Capture
 //!
@@ -47,7 +47,8 @@
 //! # Leases
 //!
 //! Whoever holds a lock may die. So every lock and redirect has a lease after which it ends, and guards have
-//! [`renew`](LockGuard::renew). [`Nftables`] counts a lease in milliseconds, rounded up, 10 ms at least.
+//! [`renew`](LockGuard::renew). What a process leaves to its lease can be [taken over](Locker::take_over) by another one
+//! when it has ended ([`Owner::may_live`]). [`Nftables`] counts a lease in milliseconds, rounded up, 10 ms at least.
 //!
 //! # Files
 //!
@@ -61,7 +62,9 @@ mod backend;
 mod captured;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod conntrack;
 mod error;
+mod event;
 mod guard;
 mod hop;
 mod iptables;
@@ -80,12 +83,14 @@ pub use abilities::{Abilities, LeaseEnd, Silence};
 pub use backend::Backend;
 pub use captured::{Captured, Packet};
 pub use error::LockError;
+pub use event::Event;
 pub use guard::{LockGuard, Redirect};
 pub use hop::NextHop;
 pub use iptables::{Flavour, Iptables};
-pub use link::{Link, Unplug};
+pub use link::{Link, Unplug, Unplugged};
 pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept};
-pub use nftables::Nftables;
+pub use nftables::{Nftables, TableKind};
 pub use none::NoLock;
+pub use owner::Owner;
 pub use redirected_by::RedirectedBy;
 pub use tcpmig_format::FourTuple;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Abilities, Captured, LockError, LockGuard, NextHop};
+use crate::{Abilities, Captured, LockError, LockGuard, NextHop, Owner};
 
 const NO_CAPTURE: LockError = LockError::Unsupported {
     locker: "chosen",
@@ -14,6 +14,9 @@ const NO_CAPTURE: LockError = LockError::Unsupported {
 };
 
 /// Something that can keep the packets of single connections from passing.
+///
+/// The calls of a locker and of its guards are synchronous, and may come from any thread. One that can wait says so in
+/// [`Abilities::waits`]; async programs (such as the drivers of the crate `tcpmig`) then call it from threads of their own.
 ///
 /// Implementations outside this crate make their guards with [`LockGuard::new`] from a [`Held`];
 /// `examples/custom_locker.rs` is one.
@@ -42,6 +45,28 @@ pub trait Locker: Send + Sync {
     /// locker documents.
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError>;
 
+    /// As [`lock`](Self::lock), and makes locks and redirects of these flows that a process left behind which has ended
+    /// this process's own, with no moment in between in which a packet passes or is answered. A redirect ends in the step
+    /// in which its flow is locked. Flows that nobody holds are locked. A lock that would have lasted for longer than
+    /// `lease` ends when it would have ended.
+    ///
+    /// [`LockGuard::taken_over`] tells what that was, and [`LockGuard::give_back`] undoes it.
+    ///
+    /// All of them, or none, as for [`lock`](Self::lock).
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::AlreadyLocked`] if the process that made or last renewed a lock or redirect lives, or if that is not
+    /// known ([`Entry::owner_may_live`]). [`LockError::Unsupported`] for a locker that cannot, which is what this
+    /// answers unless it is implemented. Others as for [`lock`](Self::lock).
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let _ = (flows, lease);
+        Err(LockError::Unsupported {
+            locker: self.name(),
+            operation: "take over what another process left",
+        })
+    }
+
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
     /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
     ///
@@ -63,7 +88,8 @@ pub trait Locker: Send + Sync {
 /// `flows` is always the whole list that was locked. A guard calls [`unlock`](Self::unlock),
 /// [`release`](Self::release) and a successful [`redirect`](Self::redirect) at most once, and nothing after it.
 pub trait Held: Send + Sync {
-    /// Prolongs the lock: it ends `lease` from now.
+    /// Prolongs the lock: it ends `lease` from now, or later if it would have ended later anyway. **Never shortens
+    /// it**: several parts of a program may renew one lock, each with the lease that it needs itself.
     ///
     /// # Errors
     ///
@@ -85,6 +111,22 @@ pub trait Held: Send + Sync {
     /// As for [`unlock`](Self::unlock).
     fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
         self.unlock(flows)
+    }
+
+    /// Ends a lock that began with [`Locker::take_over`]: flows that were held before are held again as they were
+    /// (`taken`, in no order), for as long as they would have been, and the others are unlocked.
+    ///
+    /// Unless it is implemented, this unlocks if nothing was taken over, and leaves all flows to their leases otherwise.
+    /// A locker that redirects and takes over has to implement it.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents. The flows are then locked until their leases end.
+    fn give_back(&mut self, flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
+        if taken.is_empty() {
+            return self.unlock(flows);
+        }
+        Ok(())
     }
 
     /// Hands over what has arrived for these flows since the lock began, or since the last call, in the order in
@@ -115,12 +157,23 @@ pub trait Held: Send + Sync {
 
 /// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.
 pub trait Redirecting: Send + Sync {
-    /// Prolongs the redirect: it ends `lease` from now. Flows that have [closed](Self::closed) are left alone.
+    /// Prolongs the redirect: it ends `lease` from now, or later if it would have ended later anyway, as
+    /// [`Held::renew`]. Flows that have [closed](Self::closed) are left alone.
     ///
     /// # Errors
     ///
     /// [`LockError::NotHeld`] if the redirect of another flow has ended: then nothing is prolonged.
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError>;
+
+    /// Makes sure that the redirect is there, and changes no lease. A locker that is told what others do to its
+    /// redirects can answer without asking for them; by default this is the shortest [renewal](Self::renew).
+    ///
+    /// # Errors
+    ///
+    /// As [`renew`](Self::renew).
+    fn check(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        self.renew(flows, Duration::from_millis(1))
+    }
 
     /// Those of the flows whose end was seen (both ends have closed, or one has aborted). Their redirects end by
     /// themselves; until then late segments are sent on. None for a locker that does not look, which is what this
@@ -170,6 +223,10 @@ pub struct Entry {
     pub owner: Option<u32>,
     /// The name of that process (its `comm`), if the locker knows it.
     pub owner_name: Option<String>,
+    /// When that process was started ([`Owner::started`]), if the locker knows it.
+    pub owner_started: Option<u64>,
+    /// The pid namespace of that process ([`Owner::namespace`]), if the locker knows it.
+    pub owner_namespace: Option<u64>,
     /// Of a redirect: whether the flow's end was seen, so that the redirect ends soon after the last packet.
     pub closing: bool,
 }
@@ -185,8 +242,46 @@ impl Entry {
             age: None,
             owner: None,
             owner_name: None,
+            owner_started: None,
+            owner_namespace: None,
             closing: false,
         }
+    }
+
+    /// The same entry, made or last renewed by this process.
+    #[must_use]
+    pub fn owned_by(mut self, owner: &Owner) -> Self {
+        self.owner = Some(owner.pid);
+        self.owner_name = Some(owner.name.clone());
+        self.owner_started = owner.started;
+        self.owner_namespace = owner.namespace;
+        self
+    }
+
+    /// Where a redirect goes, and the lease that it was made with, by which traffic keeps it up.
+    pub(crate) fn redirected(&self) -> Option<(NextHop, Duration)> {
+        let EntryKind::Redirect { address, device } = &self.kind else {
+            return None;
+        };
+        let hop = NextHop {
+            device: device.clone(),
+            address: *address,
+            ingress: device.clone(),
+        };
+        Some((hop, self.remaining + self.age.unwrap_or_default()))
+    }
+
+    /// Whether the process that made or last renewed it lives, or may live ([`Owner::may_live`]). True also if it is not
+    /// known which that is.
+    #[must_use]
+    pub fn owner_may_live(&self) -> bool {
+        let Some(pid) = self.owner else {
+            return true;
+        };
+        let mut owner = Owner::new(pid, self.owner_name.clone().unwrap_or_default());
+        owner.started = self.owner_started;
+        owner.namespace = self.owner_namespace;
+        owner.may_live()
     }
 }
 
@@ -203,14 +298,16 @@ pub enum EntryKind {
         /// The device it leaves by.
         device: String,
     },
+    /// This host says nothing for the flow, and nothing is sent on: its redirect is over. [`Locker::sweep`] ends it.
+    Silent,
 }
 
 /// What [`Locker::sweep`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Swept {
-    /// Flows whose lease had ended and whose entry was still there. Empty for lockers whose entries the kernel
-    /// removes by itself, as `nftables`.
+    /// Flows whose lease had ended and whose entry was still there; of `nftables`, whose entries the kernel removes by
+    /// itself, those for which this host was silent though their redirect was over.
     pub flows: Vec<FourTuple>,
     /// Structures that held nothing any more, for example `inet tcpmig`.
     pub structures: Vec<String>,

@@ -28,6 +28,8 @@ impl Locker for NoLock {
             silence: Silence::Nothing,
             lease: LeaseEnd::Nothing,
             remembers: false,
+            takes_over: true,
+            waits: false,
             ..Abilities::default()
         }
     }
@@ -40,6 +42,15 @@ impl Locker for NoLock {
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         check(flows, lease)?;
         Ok(LockGuard::new(flows.to_vec(), Box::new(Nothing)))
+    }
+
+    /// The same as [`lock`](Locker::lock): nothing is held that could be taken over.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Locker::lock).
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        self.lock(flows, lease)
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {

@@ -1,5 +1,6 @@
 //! Two lockers as one.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,9 +58,12 @@ impl Locker for RedirectedBy {
     }
 
     fn abilities(&self) -> Abilities {
+        let (locks, redirects) = (self.locks.abilities(), self.redirects.abilities());
         Abilities {
-            redirects: self.redirects.abilities().redirects,
-            ..self.locks.abilities()
+            redirects: redirects.redirects,
+            takes_over: locks.takes_over && redirects.takes_over,
+            waits: locks.waits || redirects.waits,
+            ..locks
         }
     }
 
@@ -68,8 +72,42 @@ impl Locker for RedirectedBy {
             guard: Some(self.locks.lock(flows, lease)?),
             lease,
             redirects: self.redirects.clone(),
+            of_other: Vec::new(),
         };
         Ok(LockGuard::new(flows.to_vec(), Box::new(held)))
+    }
+
+    /// See [`Locker::take_over`]: the first locker takes over what it holds, and then the other one, whose locks and
+    /// redirects end behind that.
+    ///
+    /// # Errors
+    ///
+    /// As the two lockers document.
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let guard = self.locks.take_over(flows, lease)?;
+        let other = match self.redirects.take_over(flows, lease) {
+            Ok(other) => other,
+            Err(error) => {
+                // What cannot be given back stays locked until its lease ends; the first error is the one to tell.
+                let _ = guard.give_back();
+                return Err(error);
+            }
+        };
+        let of_other = other.taken_over().to_vec();
+        let taken = [guard.taken_over(), &of_other].concat();
+        // From here on the lock keeps packets away that a redirect would have sent on.
+        let mut held = Both {
+            guard: Some(guard),
+            lease,
+            redirects: self.redirects.clone(),
+            of_other,
+        };
+        if let Err(error) = other.release() {
+            let _ = held.give_back(flows, &taken);
+            return Err(error);
+        }
+        let flows = flows.to_vec();
+        Ok(LockGuard::with_taken(flows, Box::new(held), taken))
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {
@@ -92,6 +130,8 @@ struct Both {
     guard: Option<LockGuard>,
     lease: Duration,
     redirects: Arc<dyn Locker>,
+    /// What the other locker held, of what was taken over.
+    of_other: Vec<Entry>,
 }
 
 impl Both {
@@ -107,8 +147,9 @@ impl Both {
 
 impl Held for Both {
     fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
-        self.lease = lease;
-        self.guard()?.renew(lease)
+        self.guard()?.renew(lease)?;
+        self.lease = self.lease.max(lease);
+        Ok(())
     }
 
     fn unlock(&mut self, _: &[FourTuple]) -> Result<(), LockError> {
@@ -119,6 +160,26 @@ impl Held for Both {
         // The redirects first: what they would still forward is kept from here by the lock.
         self.redirects.lock(flows, self.lease)?.release()?;
         self.guard.take().map_or(Ok(()), LockGuard::release)
+    }
+
+    fn give_back(&mut self, _: &[FourTuple], _: &[Entry]) -> Result<(), LockError> {
+        let mut hops: HashMap<NextHop, (Vec<FourTuple>, Duration)> = HashMap::new();
+        for entry in &self.of_other {
+            match entry.redirected() {
+                Some((hop, lease)) => {
+                    let (flows, longest) = hops.entry(hop).or_default();
+                    flows.push(entry.flow);
+                    *longest = (*longest).max(lease);
+                }
+                None => self.redirects.lock(&[entry.flow], entry.remaining)?.leave(),
+            }
+        }
+        for (hop, (flows, lease)) in hops {
+            let other = self.redirects.lock(&flows, self.lease)?;
+            other.redirect(&hop, lease)?.leave();
+        }
+        // Last: until here it keeps the packets away.
+        self.guard.take().map_or(Ok(()), LockGuard::give_back)
     }
 
     fn captured(&mut self, _: &[FourTuple]) -> Result<Captured, LockError> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
@@ -30,6 +30,24 @@ pub struct Route {
     pub local: bool,
 }
 
+/// What an address is for a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AddressKind {
+    /// One of its own, also if it is so only by a local route.
+    Local,
+    /// One of another host.
+    Unicast,
+    /// All hosts of a subnet that it is in.
+    Broadcast,
+    /// A group.
+    Multicast,
+    /// Any router of a subnet, which it is itself.
+    Anycast,
+    /// It has no route there, or one that forbids it.
+    Unreachable,
+}
+
 /// How the calling thread's network namespace reaches `to`, with `from` (an address of this host) as source if it is
 /// given.
 ///
@@ -38,6 +56,14 @@ pub struct Route {
 /// [`LockError::NoRoute`] if it does not.
 pub fn lookup(to: IpAddr, from: Option<IpAddr>) -> Result<Route, LockError> {
     Routes::new()?.lookup(to, from)
+}
+
+/// A network device.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) loopback: bool,
 }
 
 /// A handle for look-ups in one network namespace: the one of the thread that made it, whatever thread uses it.
@@ -69,37 +95,12 @@ impl Routes {
     ///
     /// [`LockError::NoRoute`] if the address cannot be reached.
     pub fn lookup(&self, to: IpAddr, from: Option<IpAddr>) -> Result<Route, LockError> {
-        const CALL: &str = "RTM_GETROUTE";
-        let mut request = RouteMessage::default();
-        let (family, length) = match to {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        request.header.address_family = family;
-        request.header.destination_prefix_length = length;
-        request
-            .attributes
-            .push(RouteAttribute::Destination(to.into()));
+        let mut request = request(to);
         if let Some(from) = from {
-            request.header.source_prefix_length = length;
+            request.header.source_prefix_length = request.header.destination_prefix_length;
             request.attributes.push(RouteAttribute::Source(from.into()));
         }
-        let reply = self
-            .rtnl
-            .ask(RouteNetlinkMessage::GetRoute(request))
-            .map_err(|source| match source.raw_os_error() {
-                Some(
-                    libc::ENETUNREACH
-                    | libc::EHOSTUNREACH
-                    | libc::EACCES
-                    | libc::EINVAL
-                    | libc::ENONET,
-                ) => LockError::NoRoute(to),
-                _ => LockError::call(CALL)(source),
-            })?;
-        let RouteNetlinkMessage::NewRoute(reply) = reply else {
-            return Err(unexpected(CALL));
-        };
+        let reply = self.ask(to, request)?;
         let mut found = Route {
             device: String::new(),
             index: 0,
@@ -128,6 +129,49 @@ impl Routes {
         Ok(found)
     }
 
+    /// What an address is for this host; `device`, the index of one, if it is a link-local address or one of a VRF.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Netlink`].
+    pub fn kind(&self, address: IpAddr, device: Option<u32>) -> Result<AddressKind, LockError> {
+        let mut request = request(address);
+        request.attributes.extend(device.map(RouteAttribute::Oif));
+        let reply = match self.ask(address, request) {
+            Err(LockError::NoRoute(_)) => return Ok(AddressKind::Unreachable),
+            other => other?,
+        };
+        Ok(match reply.header.kind {
+            RouteType::Local => AddressKind::Local,
+            RouteType::Unicast => AddressKind::Unicast,
+            RouteType::Broadcast => AddressKind::Broadcast,
+            RouteType::Multicast => AddressKind::Multicast,
+            RouteType::Anycast => AddressKind::Anycast,
+            _ => AddressKind::Unreachable,
+        })
+    }
+
+    fn ask(&self, to: IpAddr, request: RouteMessage) -> Result<RouteMessage, LockError> {
+        const CALL: &str = "RTM_GETROUTE";
+        let reply = self
+            .rtnl
+            .ask(RouteNetlinkMessage::GetRoute(request))
+            .map_err(|source| match source.raw_os_error() {
+                Some(
+                    libc::ENETUNREACH
+                    | libc::EHOSTUNREACH
+                    | libc::EACCES
+                    | libc::EINVAL
+                    | libc::ENONET,
+                ) => LockError::NoRoute(to),
+                _ => LockError::call(CALL)(source),
+            })?;
+        match reply {
+            RouteNetlinkMessage::NewRoute(reply) => Ok(reply),
+            _ => Err(unexpected(CALL)),
+        }
+    }
+
     /// As [`NextHop::toward`].
     ///
     /// # Errors
@@ -141,10 +185,14 @@ impl Routes {
         if let Some(gateway) = route.gateway {
             return Err(LockError::NotOnLink { target, gateway });
         }
+        let back = self.lookup(peer, None)?;
+        if back.local {
+            return Err(LockError::PeerIsLocal(peer));
+        }
         Ok(NextHop {
             device: route.device,
             address: target,
-            ingress: self.lookup(peer, None)?.device,
+            ingress: back.device,
         })
     }
 
@@ -179,6 +227,31 @@ impl Routes {
         }))
     }
 
+    /// All devices.
+    pub(crate) fn devices(&self) -> Result<Vec<Device>, LockError> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let dump = self.rtnl.dump(&request);
+        let links = dump.map_err(LockError::call("RTM_GETLINK"))?;
+        let device = |message| {
+            let RouteNetlinkMessage::NewLink(link) = message else {
+                return None;
+            };
+            let name = link
+                .attributes
+                .into_iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name),
+                    _ => None,
+                })?;
+            Some(Device {
+                index: link.header.index,
+                name,
+                loopback: link.header.link_layer_type == LinkLayerType::Loopback,
+            })
+        };
+        Ok(links.into_iter().filter_map(device).collect())
+    }
+
     // Asking for the whole link would take the kernel longer than locking a flow.
     /// The index of the device with this name.
     pub(crate) fn device_index(&self, name: &str) -> Result<u32, LockError> {
@@ -208,6 +281,21 @@ impl Routes {
             _ => Err(unexpected(CALL)),
         }
     }
+}
+
+/// A look-up of the route to an address.
+fn request(to: IpAddr) -> RouteMessage {
+    let mut request = RouteMessage::default();
+    let (family, length) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    request.header.address_family = family;
+    request.header.destination_prefix_length = length;
+    request
+        .attributes
+        .push(RouteAttribute::Destination(to.into()));
+    request
 }
 
 fn no_device(call: &'static str, which: impl ToString) -> impl FnOnce(io::Error) -> LockError {

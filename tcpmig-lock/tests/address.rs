@@ -95,7 +95,7 @@ fn an_adopted_address_is_not_told_to_others() {
         for address in ["10.0.0.1", "2001:db8::1"].map(ip) {
             // No answer, and so no route to it: within three seconds the kernel says so.
             let failed = peer
-                .run(|| TcpStream::connect_timeout(&(address, 80).into(), Duration::from_secs(9)));
+                .run(|| TcpStream::connect_timeout(&(address, 80).into(), Duration::from_secs(90)));
             let kind = failed.unwrap_err().kind();
             assert_eq!(kind, std::io::ErrorKind::HostUnreachable);
             assert_eq!(known(&peer, address), None);
@@ -126,7 +126,7 @@ fn a_taken_address_moves_with_all_who_send_to_it() {
             let locks = [&source, &target].map(|host| {
                 let locker = host.run(|| Nftables::new().unwrap());
                 locker
-                    .lock(&[flow.flow()], Duration::from_secs(60))
+                    .lock(&[flow.flow()], Duration::from_secs(600))
                     .unwrap()
             });
 

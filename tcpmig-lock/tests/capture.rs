@@ -119,7 +119,7 @@ fn what_was_dropped_is_there_at_once() {
                 let start = Instant::now();
                 flow.client.write_all(b"x").unwrap();
                 while guard.captured().unwrap().packets.is_empty() {
-                    assert!(start.elapsed() < Duration::from_secs(5));
+                    assert!(start.elapsed() < Duration::from_secs(120));
                 }
                 times.push(start.elapsed());
             }

@@ -240,3 +240,67 @@ fn without_privileges_the_error_says_what_is_missing() {
         );
     }
 }
+
+/// Sets the clock of the whole machine: for one of its own, see `.ci/kernels`.
+#[test]
+#[ignore = "sets the clock of the machine"]
+fn a_clock_that_is_set_neither_ends_nor_prolongs_a_lease() {
+    isolated(
+        "a_clock_that_is_set_neither_ends_nor_prolongs_a_lease",
+        || {
+            assert!(
+                std::env::var_os("TCPMIG_OWN_MACHINE").is_some(),
+                "it sets the clock of the machine: run it by .ci/kernels"
+            );
+            let (server, client) = (Host::new(), Host::new());
+            link(&server, &client);
+            let set = |seconds: i64| {
+                let now = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs();
+                let to = format!("@{}", now.saturating_add_signed(seconds));
+                let output = Command::new("date").args(["-s", &to]).output().unwrap();
+                assert!(output.status.success(), "{output:?}");
+            };
+            for (flavour, name) in flavours(&server) {
+                let (tell, told) = std::sync::mpsc::channel();
+                let locker = server
+                    .run(|| Iptables::with_flavour(flavour).unwrap())
+                    .on_event(move |event| drop(tell.send(event.to_string())));
+                let connection = || Connection::new(&server, &client, "10.0.0.1".parse().unwrap());
+                let mut connections = [(); 3].map(|()| connection());
+                let mut neighbour = connection();
+                let flows = connections.each_ref().map(Connection::flow);
+                let lease = common::slowed(Duration::from_secs(60));
+                let guard = locker.lock(&flows, lease).unwrap();
+                let start = std::time::Instant::now();
+                // One connection for each step: what was sent before comes again, perhaps before the rules are right.
+                for (step, flow) in [3600, -7200, 90_000].into_iter().zip(&mut connections) {
+                    set(step);
+                    let event = told.recv_timeout(Duration::from_secs(60)).unwrap();
+                    println!("{name}: {event}");
+                    send(&mut flow.client, b'x');
+                    neighbour.ping();
+                    expect_nothing(&flow.server);
+                    let passed = start.elapsed();
+                    for entry in locker.list().unwrap() {
+                        assert!(
+                            entry.remaining <= lease - passed,
+                            "{entry:?} after {passed:?}"
+                        );
+                    }
+                    assert_eq!(locker.list().unwrap().len(), 3);
+                }
+                // Nor is it swept earlier.
+                assert!(locker.sweep().unwrap().flows.is_empty());
+                guard.unlock().unwrap();
+                for flow in &mut connections {
+                    expect(&mut flow.server, b'x');
+                }
+                set(-90_000 + 3600);
+                locker.sweep().unwrap();
+            }
+        },
+    );
+}

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::isolated;
 use common::net::{Connection, Host, expect, expect_nothing, link, send};
+use common::{isolated, slowed};
 use tcpmig_lock::{EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ fn a_renewed_lease_lasts() {
     isolated("a_renewed_lease_lasts", || {
         let locker = Nftables::new().unwrap();
         let flows = flows(3);
-        let mut guard = locker.lock(&flows, Duration::from_secs(2)).unwrap();
+        let mut guard = locker.lock(&flows, slowed(Duration::from_secs(2))).unwrap();
         guard.renew(LEASE).unwrap();
         let entries = locker.list().unwrap();
         assert_eq!(entries.len(), 3);
@@ -272,7 +272,7 @@ fn a_killed_holder_leaves_its_lock_to_the_lease() {
     if let Ok(flow) = std::env::var(HOLDER) {
         let locker = Nftables::new().unwrap();
         let _guard = locker
-            .lock(&[flow.parse().unwrap()], Duration::from_secs(2))
+            .lock(&[flow.parse().unwrap()], slowed(Duration::from_secs(2)))
             .unwrap();
         println!("locked");
         loop {

@@ -5,11 +5,12 @@ mod common;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, isolated};
+use common::{eventually, isolated, slowed};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
@@ -216,13 +217,240 @@ fn a_redirect_has_a_lease() {
         let mut flow = net.connection(service);
         let (guard, _at_target) = net.lock(&flow);
         let hop = net.at_source.next_hop(target, peer).unwrap();
-        let mut redirect = guard.redirect(&hop, Duration::from_secs(30)).unwrap();
-        redirect.renew(Duration::from_millis(300)).unwrap();
+        let mut redirect = guard
+            .redirect(&hop, slowed(Duration::from_secs(1)))
+            .unwrap();
+        redirect.check().unwrap();
         send(&mut flow.client, b'x');
         expect(&mut flow.server, b'x');
         assert_eq!(net.at_source.list().unwrap(), []);
-        assert!(matches!(redirect.renew(LEASE), Err(LockError::NotHeld(_))));
+        for ended in [redirect.check(), redirect.renew(LEASE)] {
+            assert!(matches!(ended, Err(LockError::NotHeld(_))), "{ended:?}");
+        }
         redirect.end().unwrap();
+    });
+}
+
+/// A lease that is shorter than the time between two looks, kept up by what comes: nobody renews it.
+#[test]
+fn traffic_keeps_a_redirect_and_its_silence() {
+    isolated("traffic_keeps_a_redirect_and_its_silence", || {
+        let net = Net::new();
+        let [service, target, peer] = families()[0];
+        let lease = slowed(Duration::from_millis(600));
+        let idle = net.connection(service);
+        let flow = net.connection(service);
+        let address = flow.client.local_addr().unwrap();
+        let flows = [flow.flow(), idle.flow()];
+        let _at_target = net.at_target.lock(&flows, LEASE).unwrap();
+        // The holder is gone, as after `tcpmig dump`.
+        let holder = net.source.run(|| Nftables::new().unwrap());
+        let hop = holder.next_hop(target, peer).unwrap();
+        let guard = holder.lock(&flows, LEASE).unwrap();
+        guard.redirect(&hop, lease).unwrap().leave();
+        drop(holder);
+        let start = std::time::Instant::now();
+        while start.elapsed() < lease * 6 {
+            inject(&net.peer, ACK, address, flow.flow().local());
+            std::thread::sleep(Duration::from_millis(20));
+            let entries = net.at_source.list().unwrap();
+            assert!(
+                entries.iter().any(|entry| entry.flow == flows[0]),
+                "after {:?}: {entries:?}",
+                start.elapsed()
+            );
+            let silent = gone(&net.source);
+            assert!(silent.contains(&address.port().to_string()), "{silent}");
+        }
+        let entries = net.at_source.list().unwrap();
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        eventually("it ends when nothing more comes", || {
+            net.at_source.list().unwrap().is_empty().then_some(())
+        });
+        assert!(!gone(&net.source).contains("elements"));
+    });
+}
+
+/// What this host is silent for.
+fn gone(host: &Host) -> String {
+    let list = || {
+        Command::new("nft")
+            .args(["list", "map", "inet", "tcpmig", "gone4"])
+            .output()
+    };
+    String::from_utf8(host.run(list).unwrap().stdout).unwrap()
+}
+
+/// Nobody lives who would notice the end of the flow.
+#[test]
+fn the_silence_for_a_flow_ends_soon_after_it() {
+    isolated("the_silence_for_a_flow_ends_soon_after_it", || {
+        let net = Net::new();
+        let closing = slowed(Duration::from_millis(300));
+        for [service, target, peer] in families() {
+            let holder = net
+                .source
+                .run(|| Nftables::new().unwrap().closing_time(closing).unwrap());
+            let listener = net
+                .source
+                .run(|| std::net::TcpListener::bind((service, 0)).unwrap());
+            let to = listener.local_addr().unwrap();
+            let Connection { server, client } = Connection::to(&listener, &net.peer, to);
+            let (local, remote) = (to, client.local_addr().unwrap());
+            let flow = tcpmig_lock::FourTuple::new(local, remote).unwrap();
+            let _at_target = net.at_target.lock(&[flow], LEASE).unwrap();
+            let hop = holder.next_hop(target, peer).unwrap();
+            let guard = holder.lock(&[flow], LEASE).unwrap();
+            guard.redirect(&hop, LEASE).unwrap().leave();
+            drop(holder);
+            for socket in [&client, &server] {
+                let socket = socket2::SockRef::from(socket);
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(client);
+            drop(server);
+            drop(listener);
+            eventually("all of it ends", || {
+                net.at_source.list().unwrap().is_empty().then_some(())
+            });
+            // This host can use the port again, towards the same peer.
+            let theirs = net.peer.run(|| {
+                use socket2::{Domain, Socket, Type};
+                let socket = Socket::new(Domain::for_address(remote), Type::STREAM, None).unwrap();
+                socket.set_reuse_address(true).unwrap();
+                socket.bind(&remote.into()).unwrap();
+                socket.listen(1).unwrap();
+                socket
+            });
+            let ours = net.source.run(|| {
+                use socket2::{Domain, Socket, Type};
+                let socket = Socket::new(Domain::for_address(local), Type::STREAM, None).unwrap();
+                socket.set_reuse_address(true).unwrap();
+                socket.bind(&local.into()).unwrap();
+                socket
+                    .connect_timeout(&remote.into(), Duration::from_secs(10))
+                    .unwrap();
+                socket
+            });
+            drop((theirs, ours));
+        }
+    });
+}
+
+/// The redirect of a flow is lost and the silence for it is not, as where somebody removes the one table.
+#[test]
+fn silence_for_nothing_is_listed_and_swept() {
+    isolated("silence_for_nothing_is_listed_and_swept", || {
+        let net = Net::new();
+        for [service, target, peer] in families() {
+            let [stale, moved] = [(); 2].map(|()| net.connection(service));
+            let flows = [stale.flow(), moved.flow()];
+            let holder = net.source.run(|| Nftables::new().unwrap());
+            let _at_target = net.at_target.lock(&flows, LEASE).unwrap();
+            let hop = holder.next_hop(target, peer).unwrap();
+            let guard = holder.lock(&flows, LEASE).unwrap();
+            guard.redirect(&hop, LEASE).unwrap().leave();
+            drop(holder);
+            let v = if service.is_ipv4() { 4 } else { 6 };
+            let (remote, local) = (flows[0].remote(), flows[0].local());
+            let key = format!(
+                "{} . {} . {} . {}",
+                remote.ip(),
+                remote.port(),
+                local.ip(),
+                local.port()
+            );
+            for map in ["device", "hop"] {
+                let script = format!("delete element netdev tcpmig {map}{v} {{ {key} }}");
+                let run = || Command::new("nft").arg(&script).output().unwrap();
+                let output = net.source.run(run);
+                assert!(output.status.success(), "{output:?}");
+            }
+            let entries = net.at_source.list().unwrap();
+            let kind = |flow| entries.iter().find(|entry| entry.flow == flow).unwrap();
+            assert_eq!(kind(flows[0]).kind, EntryKind::Silent, "{entries:?}");
+            assert!(kind(flows[0]).remaining > LEASE / 2);
+            assert!(matches!(kind(flows[1]).kind, EntryKind::Redirect { .. }));
+            assert_eq!(net.at_source.sweep().unwrap().flows, flows[..1]);
+            assert_eq!(net.at_source.sweep().unwrap().flows, []);
+            let entries = net.at_source.list().unwrap();
+            assert_eq!(entries.len(), 1, "what is alive stays: {entries:?}");
+            let Connection {
+                mut server,
+                mut client,
+            } = stale;
+            send(&mut client, b'x');
+            expect(&mut server, b'x');
+            send(&mut server, b'y');
+            expect(&mut client, b'y');
+            net.at_source.end_redirect(&flows).unwrap();
+        }
+    });
+}
+
+#[test]
+fn more_redirects_than_there_is_room_for_are_refused_by_name() {
+    isolated(
+        "more_redirects_than_there_is_room_for_are_refused_by_name",
+        || {
+            const LIMIT: u32 = 1 << 18;
+            let net = Net::new();
+            let [_, target, peer] = families()[0];
+            let flow = |n: u32| {
+                let [_, high, middle, low] = n.to_be_bytes();
+                format!("10.0.0.1:80,10.{high}.{middle}.{low}:1025")
+                    .parse()
+                    .unwrap()
+            };
+            let hop = net.at_source.next_hop(target, peer).unwrap();
+            let numbers: Vec<u32> = (0x0001_0000..0x0001_0000 + LIMIT).collect();
+            let mut redirects: Vec<Redirect> = numbers
+                .chunks(1 << 14)
+                .map(|part| {
+                    let flows: Vec<_> = part.iter().map(|n| flow(*n)).collect();
+                    let guard = net.at_source.lock(&flows, LEASE * 60).unwrap();
+                    guard.redirect(&hop, LEASE * 60).unwrap()
+                })
+                .collect();
+            let more = [flow(1), flow(2)];
+            let mut guard = net.at_source.lock(&more, LEASE).unwrap();
+            let error = guard.try_redirect(&hop, LEASE).unwrap_err();
+            assert!(
+                matches!(error, LockError::TooMany { limit: LIMIT }),
+                "{error}"
+            );
+            let text = error.to_string();
+            for said in ["262144", "tcpmig locks", "move others when"] {
+                assert!(text.contains(said), "{text}");
+            }
+            // They stay locked, and can go when others have ended.
+            redirects.pop().unwrap().end().unwrap();
+            let redirect = eventually("there is room", || guard.try_redirect(&hop, LEASE).ok());
+            assert_eq!(redirect.flows(), more);
+        },
+    );
+}
+
+#[test]
+fn a_renewal_never_shortens_a_redirect() {
+    isolated("a_renewal_never_shortens_a_redirect", || {
+        let net = Net::new();
+        let [service, target, peer] = families()[0];
+        let mut flow = net.connection(service);
+        let (guard, _at_target) = net.lock(&flow);
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let mut redirect = guard.redirect(&hop, LEASE).unwrap();
+        let short = Duration::from_millis(300);
+        for lease in [short, LEASE * 2, short] {
+            redirect.renew(lease).unwrap();
+            redirect.check().unwrap();
+        }
+        let mut seen = Capture::new(&net.target);
+        std::thread::sleep(short * 2);
+        let entries = net.at_source.list().unwrap();
+        assert!(entries[0].remaining > LEASE, "{entries:?}");
+        send(&mut flow.client, b'x');
+        data_from(&mut seen, flow.client.local_addr().unwrap());
     });
 }
 
@@ -436,6 +664,11 @@ fn traffic_after_one_end_has_closed_keeps_the_redirect() {
 
 /// Sends a segment that the receiver would not take.
 fn inject(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) {
+    injector(host, flags, from, to)();
+}
+
+/// Sends one each time that it is called.
+fn injector(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) -> impl Fn() + use<> {
     let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
         panic!("IPv4 only");
     };
@@ -453,7 +686,17 @@ fn inject(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) {
         socket
     });
     let to = SocketAddr::from((*to.ip(), 0));
-    socket.send_to(&segment, &to.into()).unwrap();
+    move || {
+        socket.send_to(&segment, &to.into()).unwrap();
+    }
+}
+
+fn nft_lists(host: &Host, what: &str) -> String {
+    let output = host.run(|| {
+        let mut command = Command::new("nft");
+        command.arg("list").args(what.split(' ')).output().unwrap()
+    });
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -497,7 +740,7 @@ fn a_new_connection_with_the_same_ports_ends_the_silence() {
                     socket.set_reuse_address(true).unwrap();
                     socket.bind(&from.into()).unwrap();
                     socket
-                        .connect_timeout(&to.into(), Duration::from_secs(10))
+                        .connect_timeout(&to.into(), Duration::from_secs(120))
                         .unwrap();
                     socket
                 });
@@ -561,6 +804,70 @@ fn many_flows_are_redirected_in_one_call() {
             assert_eq!(net.at_source.list().unwrap(), []);
             redirect.end().unwrap();
         }
+    });
+}
+
+/// Set when it is dropped, also by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A packet that comes while the kernel commits a redirect makes an element of its own, which packets find first.
+#[test]
+fn packets_that_come_while_flows_are_redirected_do_not_mislead_those_after_them() {
+    const NAME: &str =
+        "packets_that_come_while_flows_are_redirected_do_not_mislead_those_after_them";
+    isolated(NAME, || {
+        let net = Net::new();
+        let [service, target, peer] = families()[0];
+        let hop = net.at_source.next_hop(target, peer).unwrap();
+        let flow = net.connection(service);
+        let ends = (flow.client.local_addr().unwrap(), flow.flow().local());
+        // The more there are, the longer the kernel takes.
+        let other = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
+        let mut flows: Vec<_> = (0..1000)
+            .map(|number| other(number).parse().unwrap())
+            .collect();
+        flows.insert(500, flow.flow());
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _over = Over(&over);
+            scope.spawn(|| {
+                let send = injector(&net.peer, ACK, ends.0, ends.1);
+                while !over.load(Ordering::Relaxed) {
+                    send();
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+            let mut doubles = 0;
+            for _ in 0..10 {
+                let guard = net.at_source.lock(&flows, LEASE).unwrap();
+                let mut redirect = guard.redirect(&hop, LEASE).unwrap();
+                let port = ends.0.port().to_string();
+                let elements = || {
+                    let shown = nft_lists(&net.source, "map netdev tcpmig hop4");
+                    let lines = shown.lines().filter(|line| line.contains(&port));
+                    lines.map(str::to_owned).collect::<Vec<String>>()
+                };
+                doubles += usize::from(elements().len() > 1);
+                eventually("there is one, and it is right", || {
+                    let elements = elements();
+                    let is_right = elements.len() == 1 && elements[0].contains(&target.to_string());
+                    is_right.then_some(())
+                });
+                redirect.check().unwrap();
+                redirect.end().unwrap();
+                eventually("there is none", || {
+                    let none = elements().is_empty() && !gone(&net.source).contains(&port);
+                    none.then_some(())
+                });
+            }
+            println!("{doubles} of 10 had a double at first");
+        });
     });
 }
 

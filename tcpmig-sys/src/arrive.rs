@@ -59,9 +59,15 @@ impl RestoringSocket {
         if self.injector.is_none() {
             self.injector = Injector::open(self.as_fd()).ok();
         }
-        let Some(injector) = &self.injector else {
-            return Ok(false);
-        };
+        match &self.injector {
+            Some(injector) => {
+                self.with_injected(mark, || self.inject_segment(injector, octets, mark))
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn inject_segment(&self, injector: &Injector, octets: &[u8], mark: u32) -> Result<bool> {
         let fd = self.as_fd();
         self.room()?;
         let marks = frozen::marks(fd)?;

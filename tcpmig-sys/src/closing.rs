@@ -7,15 +7,15 @@
 
 use std::cell::Cell;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use crate::error::{Error, NotMigratable, Result};
-use crate::frozen::{self, Marks};
+use crate::frozen::Marks;
 use crate::info::{State, info};
-use crate::inject::{Injector, Ip, Segment};
+use crate::inject::{Injector, Segment};
 use crate::queue;
 use crate::rebuild::{RestoringSocket, all};
 use crate::sockopt::{self, Queue, Repair};
@@ -107,19 +107,24 @@ impl RestoringSocket {
 
     /// Goes from ESTABLISHED from one state to the next.
     pub(crate) fn walk(&self, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<Injector> {
-        let mark = tries.mark;
         let injector = Injector::open(self.as_fd())?;
         self.room()?;
+        self.with_injected(tries.mark, || self.step(&injector, steps, unsent, tries))?;
+        Ok(injector)
+    }
+
+    fn step(&self, injector: &Injector, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<()> {
+        let mark = tries.mark;
         for step in steps {
             match *step {
                 Step::Fin if unsent.is_empty() => self.fin_as_sent()?,
                 Step::Fin => self.fin_behind(unsent)?,
-                Step::PeerFin(next) => self.peer_fin(&injector, next, tries)?,
-                Step::PeerAck(next) => self.peer_ack(&injector, next, mark)?,
-                Step::PeerReset => self.peer_reset(&injector, mark)?,
+                Step::PeerFin(next) => self.peer_fin(injector, next, tries)?,
+                Step::PeerAck(next) => self.peer_ack(injector, next, mark)?,
+                Step::PeerReset => self.peer_reset(injector, mark)?,
             }
         }
-        Ok(injector)
+        Ok(())
     }
 
     /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
@@ -236,117 +241,5 @@ impl RestoringSocket {
             got: info(self.as_fd())?.state,
             mark,
         })
-    }
-
-    fn marks(&self) -> Result<Marks> {
-        frozen::marks(self.as_fd())
-    }
-
-    /// What [`RestoringSocket::activate`] does beside switching repair off.
-    ///
-    /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
-    /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
-    /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
-    /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
-    pub(crate) fn wake(&self) -> Result<Wake> {
-        let fd = self.as_fd();
-        let info = info(fd)?;
-        let marks = self.marks()?;
-        let window = sockopt::repair_window(fd)?;
-        let open = window
-            .rcv_wup
-            .wrapping_add(window.rcv_wnd)
-            .wrapping_sub(marks.rcv_nxt);
-        let scale = info.window_scale.map_or(0, |(_, rcv)| rcv);
-        let unsent = sockopt::unsent_len(fd)?;
-        let established = info.state == State::Established;
-        let fin = info.state.fin_unacknowledged() && unsent == 0;
-        let seq = if fin {
-            marks.write_seq.wrapping_sub(1)
-        } else {
-            // Older than what the peer expects: it answers, and acts on nothing in it.
-            marks.snd_una.wrapping_sub(1)
-        };
-        let (hops, class) = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
-            (libc::AF_INET6, remote) if !is_mapped(remote) => {
-                (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
-            }
-            _ => (sockopt::ttl(fd), sockopt::tos(fd)),
-        };
-        let octet = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
-        let ip = Ip {
-            hops: octet(hops).unwrap_or(64),
-            class: octet(class).unwrap_or(0),
-        };
-        let ask = Segment {
-            seq,
-            ack: marks.rcv_nxt,
-            fin,
-            rst: false,
-            // Of the FIN the peer takes the window: the one that it knows.
-            window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
-            timestamp: info
-                .timestamps
-                .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
-                .transpose()?,
-            ip,
-        };
-        let mut asks = Vec::new();
-        if !established {
-            // The peer's acknowledgement was taken: nothing is left to ask for.
-            if info.state != State::FinWait2 {
-                asks.push((ask, Vec::new()));
-            }
-        } else if self.again.is_empty() {
-            // An octet that the peer had long ago, and does not look at.
-            asks.push((ask, vec![0]));
-        } else {
-            asks.extend(self.again.iter().map(|again| {
-                let seq = again.seq;
-                (Segment { seq, ..ask }, again.octets.clone())
-            }));
-        }
-        Ok(Wake {
-            tell: established.then_some(Segment {
-                seq: marks.write_seq.wrapping_sub(unsent),
-                ..ask
-            }),
-            asks,
-            push: unsent > 0,
-            mark: sockopt::mark(fd)?,
-        })
-    }
-}
-
-fn is_mapped(address: std::net::SocketAddr) -> bool {
-    matches!(address.ip(), std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
-}
-
-/// What a connection needs when repair is off.
-pub(crate) struct Wake {
-    /// Tells the peer where this end stands.
-    tell: Option<Segment>,
-    /// Make the peer tell where it stands, with their data.
-    asks: Vec<(Segment, Vec<u8>)>,
-    push: bool,
-    mark: u32,
-}
-
-impl Wake {
-    /// Failures cost the peer a retransmission timer, no more.
-    pub(crate) fn run(&self, fd: BorrowedFd<'_>, injector: &Injector) {
-        if self.push
-            && let Ok(no_delay) = sockopt::no_delay(fd)
-        {
-            // It makes the kernel look at what waits.
-            let _ = sockopt::set_no_delay(fd, true);
-            let _ = sockopt::set_no_delay(fd, no_delay);
-        }
-        if let Some(tell) = &self.tell {
-            let _ = injector.send(tell, &[], self.mark);
-        }
-        for (ask, data) in &self.asks {
-            let _ = injector.send(ask, data, self.mark);
-        }
     }
 }

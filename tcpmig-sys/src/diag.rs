@@ -9,12 +9,17 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
+use crate::info::State;
+use crate::sockets::Occupant;
 use crate::{frozen, netns, raw, sockopt};
 
 /// `linux/netlink.h`, `linux/sock_diag.h` and `linux/inet_diag.h`.
-const NETLINK_SOCK_DIAG: i32 = 4;
+pub(crate) const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLMSG_ERROR: u16 = 2;
 const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 
@@ -25,10 +30,19 @@ const ANSWER: usize = 72;
 /// In `struct inet_diag_sockid`, which the answer has after four octets.
 const COOKIE: usize = HEADER + 4 + 40;
 
+/// In the answer: the socket's state.
+const STATE: usize = HEADER + 1;
+
 /// In the answer: which timer runs, and its milliseconds.
 const TIMER: usize = HEADER + 2;
 const EXPIRES: usize = HEADER + 4 + 48;
 const RETRANSMISSION: u8 = 1;
+const KEEPALIVE: u8 = 2;
+const TIME_WAIT: u8 = 3;
+
+/// In the answer: `struct inet_diag_sockid`, and the number of the file that a process has of it.
+const ID: usize = HEADER + 4;
+const INODE: usize = HEADER + 68;
 
 /// `asm-generic/socket.h`.
 const SO_NETNS_COOKIE: i32 = 71;
@@ -69,6 +83,15 @@ pub(crate) fn until_retransmission(fd: BorrowedFd<'_>) -> Result<Option<Duration
         let millis = u64::from(word(answer, EXPIRES)?);
         (answer.get(TIMER) == Some(&RETRANSMISSION)).then(|| Duration::from_millis(millis))
     }))
+}
+
+/// Whether the socket is the one that the kernel finds by its addresses and ports. `None` if the kernel cannot tell.
+pub(crate) fn is_found_by_its_addresses(fd: BorrowedFd<'_>) -> Result<Option<bool>> {
+    if !matches!(sockopt::protocol(fd), Ok(libc::IPPROTO_TCP)) {
+        return Ok(Some(false));
+    }
+    let (answer, cookie) = ask(fd)?;
+    Ok((!answer.is_empty()).then(|| about(&answer, cookie).is_some()))
 }
 
 /// What the kernel says about the socket, and the cookie that is in it if that is so.
@@ -143,7 +166,7 @@ fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
     )
 }
 
-fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
+pub(crate) fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
     let mut request = Vec::with_capacity(HEADER + REQUEST);
     request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -173,6 +196,60 @@ fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
     request.extend(device.to_ne_bytes());
     // Any cookie: the answer's is compared.
     request.extend([0xff; 8]);
+    request
+}
+
+/// In `struct nlmsghdr`.
+const SEQUENCE: usize = 8;
+
+/// Gives a request a number, which its answer has too.
+pub(crate) fn number(request: &mut [u8], sequence: u32) {
+    request[SEQUENCE..SEQUENCE + 4].copy_from_slice(&sequence.to_ne_bytes());
+}
+
+/// Whether this is the answer to the request with that number.
+pub(crate) fn is_numbered(answer: &[u8], sequence: u32) -> bool {
+    word(answer, SEQUENCE) == Some(sequence)
+}
+
+/// What an answer is about, or the kernel's error. Nothing if it only says that the request was carried out.
+pub(crate) fn answered(answer: &[u8]) -> io::Result<Option<Occupant>> {
+    match half(answer, 4) {
+        Some(NLMSG_ERROR) => match word(answer, HEADER) {
+            Some(0) => Ok(None),
+            negated => {
+                let errno = negated.map_or(0, |negated| (negated as i32).wrapping_neg());
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        },
+        Some(SOCK_DIAG_BY_FAMILY) if answer.len() >= HEADER + ANSWER => Ok(occupant(answer)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn occupant(answer: &[u8]) -> Option<Occupant> {
+    let state = State::from_number(answer[STATE])?;
+    let expires = word(answer, EXPIRES)?;
+    let stays = matches!(answer[TIMER], KEEPALIVE | TIME_WAIT)
+        .then(|| Duration::from_millis(expires.into()));
+    Some(Occupant {
+        state,
+        owned: word(answer, INODE)? != 0,
+        stays,
+        id: (answer[HEADER], answer.get(ID..ID + 48)?.try_into().ok()?),
+    })
+}
+
+/// A request to end the socket with this `struct inet_diag_sockid`, of either family.
+pub(crate) fn end_request(family: u8, id: &[u8; 48]) -> Vec<u8> {
+    let mut request = Vec::with_capacity(HEADER + REQUEST);
+    request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend(SOCK_DESTROY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(id);
     request
 }
 

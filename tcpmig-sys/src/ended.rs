@@ -12,6 +12,7 @@ use crate::frozen::{self, FrozenSocket, Marks, Snapshot};
 use crate::info::{State, counters};
 use crate::inject::Injector;
 use crate::rebuild::{BoundSocket, QueueStart, RestoringSocket};
+use crate::sockets::Lookup;
 use crate::sockopt::{self, Queue};
 use crate::uapi::RepairWindow;
 use crate::{queue, raw};
@@ -33,7 +34,8 @@ impl Ended {
     pub const CONNECTION_RESET: i32 = libc::ECONNRESET;
 }
 
-/// Refuses a socket in CLOSE that has had no connection.
+/// Refuses a socket in CLOSE that has had no connection, and one whose pending error could not be put back, because
+/// another connection has its addresses and ports by now. The thread has to be in the network namespace of the socket.
 pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
     let never = || Err(NotMigratable::State(State::Close).into());
     match peer_name(fd) {
@@ -46,7 +48,21 @@ pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
     if !counters.options_agreed && counters.delivered == 0 && counters.segs_in < 2 {
         return never();
     }
+    if has_error(fd)? {
+        let (local, remote) = frozen::addresses(fd)?;
+        if Lookup::new()?.find(local, remote)?.is_some() {
+            return Err(NotMigratable::PortsInUse.into());
+        }
+    }
     Ok(())
+}
+
+/// Whether an error waits for the application. POLLHUP is none: `LAST_ACK` and CLOSING have it.
+pub(crate) fn has_error(fd: BorrowedFd<'_>) -> Result<bool> {
+    let mut polled = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).map_err(|e| Error::new("poll(POLLERR)", e.into()))?;
+    let is_error = |events: PollFlags| events.contains(PollFlags::POLLERR);
+    Ok(polled[0].revents().is_some_and(is_error))
 }
 
 /// `getsockopt(fd, SO_PEERNAME)`, which tells the address in every state, as long as the socket has one.
@@ -56,13 +72,20 @@ pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
     let v6 = sockopt::domain(fd)? == libc::AF_INET6;
     let mut octets = [0_u8; 28];
     let len = if v6 { 28 } else { 16 };
-    raw::get_octets(
+    let got = raw::get_octets(
         fd,
         libc::SOL_SOCKET,
         libc::SO_PEERNAME,
         CALL,
         &mut octets[..len],
     )?;
+    if got != len {
+        return Err(Error::Length {
+            call: CALL,
+            got,
+            expected: len,
+        });
+    }
     // `struct sockaddr_in` and `sockaddr_in6`: family, port, then address or flow information, address and scope.
     let port = u16::from_be_bytes([octets[2], octets[3]]);
     let word = |at: usize| [octets[at], octets[at + 1], octets[at + 2], octets[at + 3]];
@@ -83,7 +106,7 @@ impl FrozenSocket {
         let ended = match self.ended.get() {
             Some(ended) => *ended,
             None => {
-                let ended = take(fd, receive_queue.len())?;
+                let ended = take(fd)?;
                 *self.ended.get_or_init(|| ended)
             }
         };
@@ -102,7 +125,7 @@ impl FrozenSocket {
 }
 
 fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    sockopt::set_peek_offset(fd, -1)?;
+    queue::peek_from_start(fd)?;
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let readable = sockopt::receive_queue_len(fd)? as usize;
     let octets = queue::read(fd, "recv(receive queue)", readable);
@@ -111,22 +134,18 @@ fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
 }
 
 /// Takes the pending error, if there is one: no call shows it and leaves it.
-fn take(fd: BorrowedFd<'_>, unread: usize) -> Result<Ended> {
+fn take(fd: BorrowedFd<'_>) -> Result<Ended> {
     let in_order = Ended {
         error: None,
         after_fin: true,
     };
-    let mut polled = [PollFd::new(fd, PollFlags::empty())];
-    poll(&mut polled, PollTimeout::ZERO).map_err(|e| Error::new("poll(POLLERR)", e.into()))?;
-    let waits = |events: PollFlags| events.contains(PollFlags::POLLERR);
-    if !polled[0].revents().is_some_and(waits) {
+    if !has_error(fd)? {
         return Ok(in_order);
     }
     // Not without the means to put it back.
     Injector::open(fd)?.check_local(0)?;
-    // Reading past the octets tells what the application would be told: the end after a FIN, else the error.
-    let shown = look_past(fd, unread);
-    if let Ok(Some(error)) = shown {
+    let shown = look_past(fd)?;
+    if let Shown::Taken(error) = shown {
         return Ok(Ended {
             error: Some(error),
             after_fin: false,
@@ -138,22 +157,40 @@ fn take(fd: BorrowedFd<'_>, unread: usize) -> Result<Ended> {
         None => in_order,
         Some(error) => Ended {
             error: Some(error),
-            after_fin: shown.is_ok() || error == libc::EPIPE,
+            after_fin: matches!(shown, Shown::End) || error == libc::EPIPE,
         },
     })
 }
 
-/// The error that `recv` would return after these octets. `SO_PEEK_OFF` is known to TCP since Linux 6.9.
-fn look_past(fd: BorrowedFd<'_>, unread: usize) -> Result<Option<i32>> {
-    if unread > 0 {
-        let offset = i32::try_from(unread).unwrap_or(i32::MAX);
-        sockopt::set_peek_offset(fd, offset)?;
-    }
+/// What an application would be told once it has read all octets.
+enum Shown {
+    /// The end: the peer had closed.
+    End,
+    /// The pending error, which was taken by looking.
+    Taken(i32),
+    /// The pending error, which is still there.
+    Error,
+}
+
+/// Two counts of the receive queue differ by the FIN: `TCP_INQ` includes it, and is never 0 once there was one; `SIOCINQ`
+/// leaves it out (`tcp_inq_hint` and `tcp_inq` of the kernel). A peek behind the octets would say it as well, but the offset
+/// for it came with Linux 6.9.
+fn look_past(fd: BorrowedFd<'_>) -> Result<Shown> {
+    let asked = sockopt::inq(fd)?;
+    sockopt::set_inq(fd, true)?;
     sockopt::set_repair_queue(fd, Queue::Receive)?;
-    let peeked = raw::peek(fd, &mut Vec::with_capacity(1));
+    let with_fin = raw::peek_inq(fd);
     sockopt::set_repair_queue(fd, Queue::None)?;
-    sockopt::set_peek_offset(fd, -1)?;
-    Ok(peeked.err().and_then(|error| error.raw_os_error()))
+    sockopt::set_inq(fd, asked)?;
+    let without = sockopt::receive_queue_len(fd)?;
+    match with_fin {
+        Ok(Some(with_fin)) if with_fin.unsigned_abs() > without => Ok(Shown::End),
+        Ok(_) => Ok(Shown::Error),
+        Err(error) => match error.raw_os_error() {
+            Some(number) => Ok(Shown::Taken(number)),
+            None => Err(Error::new("recvmsg(MSG_PEEK)", error)),
+        },
+    }
 }
 
 /// The way from ESTABLISHED to the end.
@@ -220,15 +257,19 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
         snd_una: marks.write_seq.wrapping_sub(1),
         copied_seq: end.wrapping_sub(octets.len() as u32),
     };
-    let socket = bound.connect(remote, start, negotiated.mss_clamp)?;
-    socket.negotiated(&negotiated, None)?;
-    socket.fill_receive_queue(&octets)?;
-    // The packets may be unlocked already.
+    let mut socket = bound.connect(remote, start, negotiated.mss_clamp)?;
+    // The packets may be unlocked already. Until it has ended it is mute: between two steps of a slow machine the timer of
+    // a delayed acknowledgement may run out.
     let tries = Tries {
         mark: 0,
         quiet_first: true,
     };
-    socket.walk(steps(ended), &[], tries)?;
+    let made = socket
+        .negotiated(&negotiated, None)
+        .and_then(|()| socket.fill_receive_queue(&octets))
+        .and_then(|()| socket.walk(steps(ended), &[], tries));
+    let unmuted = socket.unmute();
+    made.map(drop).and(unmuted)?;
     socket.release();
     Ok(())
 }

@@ -35,6 +35,22 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Another socket of this host has the addresses and ports of a connection.
+    #[error("connect: {occupant}")]
+    Occupied {
+        /// What has them.
+        occupant: crate::sockets::Occupant,
+    },
+    /// The local address is on this host, and cannot be used.
+    #[error("bind: {address} is on {device} of this host and {because}")]
+    NotUsable {
+        /// The address.
+        address: std::net::Ipv6Addr,
+        /// Where it is.
+        device: String,
+        /// Why not.
+        because: crate::NotUsable,
+    },
     /// A value came back with another length than its type has.
     #[error("{call}: the kernel returned {got} octets instead of {expected}")]
     Length {
@@ -48,6 +64,17 @@ pub enum Error {
     /// The connection cannot be moved; it was left as it was.
     #[error("the connection cannot be moved: {0}")]
     NotMigratable(#[from] NotMigratable),
+    /// There is nothing to thaw.
+    #[error("the socket is not under repair")]
+    NotUnderRepair,
+    /// A process that was to stand still is being traced by somebody else.
+    #[error("process {pid} is traced by process {by}: only one can do that at a time")]
+    Traced {
+        /// The process.
+        pid: u32,
+        /// Who traces it: a debugger, `strace`, another dump.
+        by: u32,
+    },
     /// A segment that stands for one of the peer did not reach the socket.
     #[error(
         "the peer's {segment} was injected to lead the connection to {asked}, and its state is {got} still: the lock must let packets with the firewall mark {mark:#x} pass, and the packet filter of this host packets of the peer that come in on lo"
@@ -107,6 +134,12 @@ pub enum NotMigratable {
     /// `SYN_RECEIVED` too.
     #[error("its handshake is under way with data in it (TCP Fast Open)")]
     FastOpen,
+    /// It has ended with an error that its application has not been told, which can be read only by taking it and put back
+    /// only with its addresses and ports; and those are another connection's by now.
+    #[error(
+        "it has ended with an error that its application has not read, and another connection lives with its addresses and ports"
+    )]
+    PortsInUse,
     /// Somebody else has put the socket under repair.
     #[error("somebody else has put the socket under repair (TCP_REPAIR)")]
     UnderRepair,
@@ -116,11 +149,20 @@ pub enum NotMigratable {
     /// Segments are signed with TCP-AO keys (RFC 5925), which the kernel does not hand out.
     #[error("its segments are signed with keys of the TCP authentication option (TCP-AO)")]
     Ao,
+    /// Its filter cannot be changed, and this kernel has no other means to keep what arrives from the connection while
+    /// it stands still (see [`mute`](crate::mute)).
+    #[error(
+        "its filter is locked (SO_LOCK_FILTER), and this kernel has no policies of IPsec for sockets, without which nothing else keeps it silent"
+    )]
+    FilterLocked,
+    /// The option of this name is used, which cannot be carried: see [`options`](crate::options).
+    #[error("it uses {0}, which cannot be carried")]
+    Option(&'static str),
     /// Urgent data waits to be read: its mark would be lost.
     #[error("urgent data waits to be read")]
     Urgent,
     /// An upper-layer protocol (kernel TLS, for example) is attached.
-    #[error("an upper-layer protocol such as kernel TLS is attached to the socket")]
+    #[error("an upper-layer protocol such as kernel TLS is attached to the socket (TCP_ULP)")]
     UpperLayer,
 }
 
@@ -146,6 +188,7 @@ impl Error {
             Self::NoPermission { source, .. }
             | Self::Unsupported { source, .. }
             | Self::Call { source, .. } => source.raw_os_error(),
+            Self::Occupied { .. } | Self::NotUsable { .. } => Some(libc::EADDRNOTAVAIL),
             _ => None,
         }
     }
@@ -155,9 +198,12 @@ impl Error {
 fn hint(call: &str, source: &io::Error) -> &'static str {
     match (call, source.raw_os_error()) {
         ("connect", Some(libc::EADDRNOTAVAIL)) => {
-            " (a connection with these addresses and ports lives here already, or the local address is not on this host)"
+            " (the local address is not on this host, or a socket that the kernel does not name has these addresses and ports)"
         }
         ("connect", Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => " (no route to the peer)",
+        ("bind" | "listen", Some(libc::EADDRINUSE)) => {
+            " (a listener of this host has the port, or a connection or TIME_WAIT whose socket did not share it: `ss -tanp` shows it)"
+        }
         ("bind", Some(libc::EADDRNOTAVAIL)) => " (the local address is not on this host)",
         ("setsockopt(TCP_REPAIR_WINDOW)", Some(libc::EINVAL)) => {
             " (max_window below snd_wnd, snd_wl1 after the receive window, or rcv_wup after rcv_nxt)"

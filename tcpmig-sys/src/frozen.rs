@@ -11,21 +11,26 @@ use std::sync::OnceLock;
 
 use crate::ended::{self, Ended};
 use crate::error::{Error, NotMigratable, Result};
-use crate::info::{State, info};
+use crate::info::{Info, State, info};
+use crate::inject::Injector;
+use crate::mute::{self, Mute, Timers};
+use crate::netns::Namespace;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
+use crate::wake::Wake;
 use crate::{diag, opening, queue, raw};
 
 /// A connection under repair that lives on here when this is dropped.
 ///
-/// While it is frozen its application gets EPERM from `recv` and EINVAL from
-/// `send`, on every duplicate of the descriptor. The kernel goes on: what
-/// arrives is queued and acknowledged, and timers transmit, so whoever freezes
-/// a connection keeps its packets away first and reads [`FrozenSocket::marks`] again before
-/// giving it up.
+/// While it is frozen its application gets EPERM from `recv` and EINVAL from `send`, on
+/// every duplicate of the descriptor, and it is [mute]: nothing arrives and nothing is
+/// sent. A packet that was on its way through this host when it was frozen can still have
+/// been taken, so whoever freezes a connection keeps its packets away first and reads
+/// [`FrozenSocket::marks`] again before giving it up.
 ///
 /// [`FrozenSocket::thaw`] and dropping switch repair off with a probe, an old
-/// ACK that makes the peer answer with its acknowledgement and window.
+/// ACK that makes the peer answer with its acknowledgement and window, and with segments that do the same where it would not
+/// answer that.
 /// [`FrozenSocket::discard`] ends the connection without a packet.
 #[must_use = "dropping thaws the connection"]
 pub struct FrozenSocket {
@@ -34,6 +39,44 @@ pub struct FrozenSocket {
     reuse_addr: i32,
     /// What was taken from a connection in CLOSE to be read.
     pub(crate) ended: OnceLock<Ended>,
+    still: Still,
+}
+
+/// What keeps a frozen connection as it is; nothing of one that has ended.
+#[derive(Debug, Default)]
+struct Still {
+    mute: Option<Mute>,
+    timers: Option<Timers>,
+}
+
+impl Still {
+    /// After an error the socket is as it was.
+    fn stand(fd: BorrowedFd<'_>, info: &Info, reuse_addr: bool) -> Result<Self> {
+        if info.state == State::Close {
+            return Ok(Self::default());
+        }
+        let mute = Mute::socket(fd)?;
+        match Timers::hold(fd, info, reuse_addr) {
+            Ok(timers) => Ok(Self {
+                mute: Some(mute),
+                timers: Some(timers),
+            }),
+            Err(error) => {
+                mute.lift(fd)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Of a socket that has no connection any more.
+    fn leave(mut self, fd: BorrowedFd<'_>) {
+        let _ = self.unmute(fd);
+        let _ = self.timers.map_or(Ok(()), |timers| timers.put_back(fd));
+    }
+
+    fn unmute(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.mute.take().map_or(Ok(()), |mute| mute.lift(fd))
+    }
 }
 
 /// The numbers that show whether a frozen connection moved on, as the kernel has them: a FIN counts one
@@ -103,22 +146,39 @@ pub struct FreezeError {
 /// Refuses what is no plain TCP connection, or is in a state that cannot be moved, without touching it.
 ///
 /// States that can be: those of [`State::is_movable`], `SYN_SENT`, and CLOSE if there was a connection. What this does not
-/// see: MD5 keys ([`check_keys`]), and a BPF program that has the socket in a sockmap.
+/// see: MD5 keys and headers that every segment has ([`options::check`](crate::options::check)), and a BPF program that has the socket in a sockmap.
 ///
 /// # Errors
 ///
 /// [`Error::NotMigratable`] with the reason.
 pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
+    examine(fd).map(drop)
+}
+
+/// Whether a socket of TCP is under repair, whoever did that.
+///
+/// # Errors
+///
+/// [`Error::NotMigratable`] with [`NotMigratable::NotTcp`] for any other descriptor, [`Error::Call`].
+pub fn is_under_repair(fd: BorrowedFd<'_>) -> Result<bool> {
+    plain_tcp(fd)?;
+    sockopt::repair(fd)
+}
+
+fn plain_tcp(fd: BorrowedFd<'_>) -> Result<()> {
     match sockopt::protocol(fd) {
-        Ok(libc::IPPROTO_TCP) => {}
-        Ok(libc::IPPROTO_MPTCP) => return Err(NotMigratable::Mptcp.into()),
-        Ok(_) => return Err(NotMigratable::NotTcp.into()),
-        Err(error) if error.errno() == Some(libc::ENOTSOCK) => {
-            return Err(NotMigratable::NotTcp.into());
-        }
-        Err(error) => return Err(error),
+        Ok(libc::IPPROTO_TCP) => Ok(()),
+        Ok(libc::IPPROTO_MPTCP) => Err(NotMigratable::Mptcp.into()),
+        Ok(_) => Err(NotMigratable::NotTcp.into()),
+        Err(error) if error.errno() == Some(libc::ENOTSOCK) => Err(NotMigratable::NotTcp.into()),
+        Err(error) => Err(error),
     }
-    match info(fd)?.state {
+}
+
+fn examine(fd: BorrowedFd<'_>) -> Result<Info> {
+    plain_tcp(fd)?;
+    let info = info(fd)?;
+    match info.state {
         state if state.is_movable() => {}
         State::SynSent => opening::check(fd)?,
         State::Close => ended::check(fd)?,
@@ -135,23 +195,9 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
     if diag::has_ao(fd)? {
         return Err(NotMigratable::Ao.into());
     }
-    refuse_urgent(fd)
-}
-
-/// Refuses a connection with MD5 keys, without touching it.
-///
-/// Only `sock_diag` tells of them, in about 9 µs, so this is apart from [`check`], which is run again when a connection
-/// is frozen. The thread has to be in the network namespace of the socket. A kernel without `CONFIG_INET_TCP_DIAG` tells
-/// nothing, and nothing is refused then.
-///
-/// # Errors
-///
-/// [`Error::NotMigratable`] with [`NotMigratable::Md5`]; [`Error::Call`].
-pub fn check_keys(fd: BorrowedFd<'_>) -> Result<()> {
-    if diag::has_md5(fd)? {
-        return Err(NotMigratable::Md5.into());
-    }
-    Ok(())
+    mute::check(fd)?;
+    refuse_urgent(fd)?;
+    Ok(info)
 }
 
 fn refuse_urgent(fd: BorrowedFd<'_>) -> Result<()> {
@@ -190,7 +236,7 @@ pub fn addresses(fd: BorrowedFd<'_>) -> Result<(SocketAddr, SocketAddr)> {
 impl FrozenSocket {
     /// Puts a connection under repair.
     ///
-    /// Lock its packets first. Needs `CAP_NET_ADMIN` in the user namespace that
+    /// Lock its packets first. From here on the connection is mute. Needs `CAP_NET_ADMIN` in the user namespace that
     /// owns the socket's network namespace, and Linux 4.19.
     ///
     /// # Errors
@@ -198,16 +244,66 @@ impl FrozenSocket {
     /// [`FreezeError`] with the descriptor, which goes on as before.
     pub fn freeze(fd: OwnedFd) -> Result<Self, FreezeError> {
         let begin = |fd: BorrowedFd<'_>| {
-            check(fd)?;
+            let info = examine(fd)?;
             let reuse_addr = sockopt::reuse_addr(fd)?;
             sockopt::set_repair(fd, Repair::On)?;
-            Ok(reuse_addr)
+            // Before anything of the connection is read.
+            let still = Still::stand(fd, &info, reuse_addr != 0).inspect_err(|_| {
+                // The first error is the one to tell.
+                let _ = sockopt::set_repair(fd, Repair::OffQuiet);
+                let _ = sockopt::set_reuse_addr(fd, reuse_addr);
+            })?;
+            Ok((reuse_addr, still))
         };
         match begin(fd.as_fd()) {
-            Ok(reuse_addr) => Ok(Self {
+            Ok((reuse_addr, still)) => Ok(Self {
                 fd: Some(fd),
                 reuse_addr,
                 ended: OnceLock::new(),
+                still,
+            }),
+            Err(error) => Err(FreezeError { fd, error }),
+        }
+    }
+
+    /// Takes a connection that its holder left under repair, for instance because it was killed, to [thaw](Self::thaw) it.
+    ///
+    /// `SO_REUSEADDR`, keepalive and `TCP_USER_TIMEOUT` are put back as they were, the last up to three days (ten minutes with
+    /// timestamps in microseconds), if this library froze it. Lost are a number of SYNs (`TCP_SYNCNT`), a pending error
+    /// in CLOSE, and a filter on a kernel without XFRM. A socket that somebody else put under repair
+    /// leaves it too.
+    ///
+    /// Make sure that its holder is gone: what it is doing with the socket would fail.
+    ///
+    /// # Errors
+    ///
+    /// [`FreezeError`] with the descriptor: [`NotMigratable::NotTcp`], [`Error::NotUnderRepair`], or a call that failed.
+    pub fn left_behind(fd: OwnedFd) -> Result<Self, FreezeError> {
+        let find = |fd: BorrowedFd<'_>| {
+            if !is_under_repair(fd)? {
+                return Err(Error::NotUnderRepair);
+            }
+            let info = info(fd)?;
+            let mut reuse_addr = 1;
+            let mut still = Still::default();
+            // One in CLOSE has nothing that could be sent, and no peer whose packets a policy is for.
+            if info.state == State::Close {
+                mute::lift(fd)?;
+            } else {
+                still.mute = Some(Mute::left(fd)?);
+            }
+            if let Some((timers, reuse)) = Timers::left(fd, &info)? {
+                still.timers = Some(timers);
+                reuse_addr = i32::from(reuse);
+            }
+            Ok((reuse_addr, still))
+        };
+        match find(fd.as_fd()) {
+            Ok((reuse_addr, still)) => Ok(Self {
+                fd: Some(fd),
+                reuse_addr,
+                ended: OnceLock::new(),
+                still,
             }),
             Err(error) => Err(FreezeError { fd, error }),
         }
@@ -254,7 +350,7 @@ impl FrozenSocket {
                 state => return Err(NotMigratable::State(state).into()),
             }
             refuse_urgent(fd)?;
-            sockopt::set_peek_offset(fd, -1)?;
+            queue::peek_from_start(fd)?;
             sockopt::set_repair_queue(fd, Queue::Receive)?;
             let readable = sockopt::receive_queue_len(fd)? as usize;
             let receive_queue = queue::read(fd, "recv(receive queue)", readable)?;
@@ -286,18 +382,34 @@ impl FrozenSocket {
         }
     }
 
+    /// Lets the connection take part in the network again, still in repair mode, while its packets are locked: what arrives
+    /// after the unlocking is taken then, and not missed until the peer sends it again. [`FrozenSocket::thaw`] does it otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn unmute(&mut self) -> Result<()> {
+        let mut still = std::mem::take(&mut self.still);
+        let lifted = still.unmute(self.as_fd());
+        self.still = still;
+        lifted
+    }
+
     /// Ends repair: the connection goes on here.
     ///
-    /// Unlock its packets first, or the probe that asks the peer for its
-    /// acknowledgement does not leave.
+    /// Unlock its packets first, or what asks the peer for its acknowledgement does not leave. Filter, keepalive and
+    /// `TCP_USER_TIMEOUT` are as they were, also after an error. This end's retransmission timer may have backed off meanwhile: the
+    /// peer is made to answer, and what was lost is sent again at once (a second segment for that needs `CAP_NET_RAW`
+    /// and the thread in the socket's network namespace). The peer's own timer nobody can hurry, but what it sent
+    /// meanwhile can be captured, and delivered after this ([`deliver`](crate::deliver)).
     ///
     /// # Errors
     ///
     /// [`FreezeError`] with the descriptor, which may still be under repair.
     pub fn thaw(mut self) -> Result<OwnedFd, FreezeError> {
-        let (reuse_addr, ended) = (self.reuse_addr, self.ended.get().copied());
+        let thawed = self.end();
         let fd = self.take();
-        match thaw(fd.as_fd(), reuse_addr, ended) {
+        match thawed {
             Ok(()) => Ok(fd),
             Err(error) => Err(FreezeError { fd, error }),
         }
@@ -318,7 +430,21 @@ impl FrozenSocket {
         raw::disconnect(fd.as_fd())?;
         // For whoever holds a duplicate: it is a socket without a connection now, and its calls say so.
         let _ = sockopt::set_repair(fd.as_fd(), Repair::OffQuiet);
+        let still = std::mem::take(&mut self.still);
+        still.leave(fd.as_fd());
         Ok(())
+    }
+
+    /// Takes back all that the freeze did. One failure stops none of the rest.
+    fn end(&mut self) -> Result<()> {
+        let mut still = std::mem::take(&mut self.still);
+        let fd = self.as_fd();
+        let unmuted = still.unmute(fd);
+        let ended = self.ended.get().copied();
+        let put_back = ended.map_or(Ok(()), |ended| ended::put_back(fd, ended));
+        let thawed = wake_up(fd).and_then(|()| sockopt::set_reuse_addr(fd, self.reuse_addr));
+        let timers = still.timers.map_or(Ok(()), |timers| timers.put_back(fd));
+        unmuted.and(thawed).and(put_back).and(timers)
     }
 
     fn take(&mut self) -> OwnedFd {
@@ -380,11 +506,19 @@ pub(crate) fn negotiated(fd: BorrowedFd<'_>) -> Result<(Negotiated, Option<(u32,
     Ok((negotiated, timestamp))
 }
 
-fn thaw(fd: BorrowedFd<'_>, reuse_addr: i32, ended: Option<Ended>) -> Result<()> {
-    let put_back = ended.map_or(Ok(()), |ended| ended::put_back(fd, ended));
+/// Ends repair, and makes the connection go on at once: it may have stood still for long, and its retransmission timer has
+/// backed off. What makes the kernel send again what was lost is the peer's next acknowledgement.
+fn wake_up(fd: BorrowedFd<'_>) -> Result<()> {
+    let wakes = info(fd)?.state.is_movable()
+        && Namespace::of_socket(fd).is_ok_and(|own| own.is_current().unwrap_or(false));
+    let waker = wakes
+        .then(|| Ok::<_, Error>((Injector::open(fd)?, Wake::read(fd, &[])?)))
+        .and_then(Result::ok);
     end_repair(fd)?;
-    sockopt::set_reuse_addr(fd, reuse_addr)?;
-    put_back
+    if let Some((injector, wake)) = waker {
+        wake.run(fd, &injector);
+    }
+    Ok(())
 }
 
 impl AsFd for FrozenSocket {
@@ -407,9 +541,9 @@ impl fmt::Debug for FrozenSocket {
 
 impl Drop for FrozenSocket {
     fn drop(&mut self) {
-        if let Some(fd) = &self.fd {
+        if self.fd.is_some() {
             // Nothing is left to try: the descriptor closes silently if this failed.
-            let _ = thaw(fd.as_fd(), self.reuse_addr, self.ended.get().copied());
+            let _ = self.end();
         }
     }
 }

@@ -117,6 +117,10 @@ pub struct Info {
 pub(crate) struct Counters {
     /// Both ends have agreed on timestamps, SACK or window scaling.
     pub(crate) options_agreed: bool,
+    /// Retransmission timers that ran out since something was acknowledged last.
+    pub(crate) retransmits: u8,
+    /// How many of those doubled the timeout.
+    pub(crate) backoff: u8,
     /// Segments sent and not acknowledged; of a listener, connections that wait to be accepted.
     pub(crate) unacked: u32,
     /// Of a listener, how many may wait.
@@ -158,6 +162,8 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
     };
     Ok(Counters {
         options_agreed: octets[5] & AGREED != 0,
+        retransmits: octets[2],
+        backoff: octets[4],
         unacked: word(24),
         sacked: word(28),
         segs_in: word(140),

@@ -234,6 +234,40 @@ pub fn set_option(fd: BorrowedFd<'_>, level: i32, option: i32, octets: &[u8]) ->
     raw::set_slice(fd, level, option, "setsockopt", octets)
 }
 
+/// `getsockopt` of octets, for what only tests read.
+///
+/// # Errors
+///
+/// [`Error`] of the call.
+pub fn option(fd: BorrowedFd<'_>, level: i32, option: i32) -> crate::Result<Vec<u8>> {
+    let mut octets = vec![0; 256];
+    let len = raw::get_octets(fd, level, option, "getsockopt", &mut octets)?;
+    octets.truncate(len);
+    Ok(octets)
+}
+
+/// An eBPF program for `SO_ATTACH_BPF` that accepts every packet.
+///
+/// # Errors
+///
+/// [`Error`] of the call: EPERM without `CAP_BPF` where `kernel.unprivileged_bpf_disabled` is set.
+pub fn accepting_program() -> crate::Result<std::os::fd::OwnedFd> {
+    // `struct bpf_insn`: r0 = -1; exit.
+    raw::load_filter(&[0xffff_ffff_0000_00b7, 0x95])
+}
+
+/// A time of a test on a machine as slow as this one: as many times as long as the variable `TCPMIG_TEST_SLOWNESS` says.
+///
+/// For what has to end in a test (a lease, an answer that does not come), so that what comes before it is done by then. What
+/// only has to happen some time has a deadline that is long for every machine.
+#[must_use]
+pub fn slowed(time: std::time::Duration) -> std::time::Duration {
+    let slowness = std::env::var("TCPMIG_TEST_SLOWNESS").ok();
+    time * slowness
+        .and_then(|slowness| slowness.parse().ok())
+        .unwrap_or(1)
+}
+
 /// Runs a test that makes networks.
 ///
 /// As root here and now; for an ordinary user it runs the test of this name again, in a process in a

@@ -4,18 +4,19 @@
 //! This crate is what the kernel does and nothing more. It keeps no packets away
 //! (a connection has to be locked before it is frozen, see `tcpmig-lock`),
 //! knows no file format and decides no policy. It needs Linux 5.14 (4.19 for repair
-//! itself) and `CAP_NET_ADMIN` in the user namespace that owns the network namespace, which
+//! itself; tested on 6.1, 6.12 and 6.18) and `CAP_NET_ADMIN` in the user namespace that owns the network namespace, which
 //! an ordinary user has inside `unshare -Urn`. Rebuilding a connection that one end has closed needs `CAP_NET_RAW`
 //! as well: segments of the peer are then sent from this host to itself.
 //!
 //! - [`frozen::FrozenSocket`]: a connection under repair that goes on here when dropped.
 //! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes
 //!   without a packet.
+//! - [`mute`]: both are silent while they stand still, whatever the packet filters do.
 //! - [`listener`]: a listener made again, and what waits in it.
-//! - [`sockopt`], [`info`]: one function per socket option.
-//! - [`owners`], [`take`]: which processes have a connection, and their descriptors. [`netns`]: network namespaces.
-//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`signals`]: held back while
-//!   something is half-done. [`probe`]: what this kernel and process can do.
+//! - [`sockopt`], [`info`]: one function per socket option. [`options`]: what becomes of every option there is.
+//! - [`sockets`]: whether a connection is there, or what is left of one. [`owners`], [`take`]: which processes have it, and their descriptors. [`pause`]: they stand still meanwhile. [`netns`]: network namespaces.
+//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`settings`]: what a process without privileges may set. [`signals`]: held back while
+//!   something is half-done. [`files`]: a file that never replaces another. [`probe`]: what this kernel and process can do.
 //!
 //! All `unsafe` of the project is here and in `tcpmig-lock`'s netlink code.
 //!
@@ -39,25 +40,36 @@ mod diag;
 mod ended;
 mod error;
 pub mod exec;
+pub mod files;
 pub mod flags;
+pub mod following;
 pub mod frozen;
 pub mod info;
 mod inject;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod listener;
+mod local_address;
+pub mod mute;
 pub mod netns;
 mod opening;
+pub mod options;
 pub mod owners;
+pub mod passing;
+pub mod pause;
 pub mod probe;
 mod queue;
 mod raw;
 pub mod rebuild;
+pub mod settings;
 pub mod signals;
+pub mod sockets;
 pub mod sockopt;
 pub mod take;
 mod uapi;
+mod wake;
 
 pub use ended::Ended;
 pub use error::{Error, NotMigratable, Result};
+pub use local_address::NotUsable;
 pub use uapi::RepairWindow;

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::error::{Error, NotMigratable, Result};
 use crate::info::{State, counters, info};
-use crate::{raw, sockopt};
+use crate::{local_address, raw, sockopt};
 
 /// Connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,12 +164,11 @@ impl NewListener {
     ///
     /// # Errors
     ///
-    /// [`Error::Call`], with EADDRINUSE if another socket has the port; [`Error::NotAsAsked`] if the host allows fewer
+    /// [`Error::Call`], with EADDRINUSE if another socket has the port; [`Error::NotUsable`] if the address is not ready;
+    /// [`Error::NotAsAsked`] if the host allows fewer
     /// connections to wait (`net.core.somaxconn`). The socket is closed.
     pub fn listen(self, local: SocketAddr, backlog: u32) -> Result<OwnedFd> {
-        self.0
-            .bind(&SockAddr::from(local))
-            .map_err(|e| Error::new("bind", e))?;
+        local_address::bind(&self.0, local)?;
         self.0
             .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
             .map_err(|e| Error::new("listen", e))?;

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use socket2::SockAddr;
-
 use crate::diag;
 use crate::error::{Error, NotMigratable, Result};
 use crate::frozen::{self, Marks, Snapshot};
-use crate::info::{State, counters, info};
-use crate::rebuild::{BoundSocket, RestoringSocket};
+use crate::info::{Counters, State, counters, info};
+use crate::mute::Mute;
+use crate::rebuild::{BoundSocket, RestoringSocket, set_clock};
+use crate::sockets;
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
 
@@ -38,6 +38,16 @@ pub(crate) fn check(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The time between the first SYN and the last one, for kernels before 6.7, which do not count it: the sum of the timeouts,
+/// of which the first ones may be of one length (`net.ipv4.tcp_syn_linear_timeouts`, Linux 6.5).
+fn before_last(counters: &Counters) -> Duration {
+    let linear = counters.retransmits.saturating_sub(counters.backoff);
+    let doubled = 1_u32
+        .checked_shl(counters.backoff.into())
+        .unwrap_or(u32::MAX);
+    FIRST_TIMEOUT.saturating_mul(u32::from(linear).saturating_add(doubled - 1))
+}
+
 /// What there is in `SYN_SENT`: a sequence number and a clock.
 pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
     let (negotiated, _) = frozen::negotiated(fd)?;
@@ -46,10 +56,12 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
     let rto = Duration::from_micros(info.rto.into());
     // First: what it takes to ask for the timer makes the result earlier, not later.
     let clock = sockopt::timestamp(fd)?;
-    let ago = match (
-        counters(fd)?.total_rto_time,
-        diag::until_retransmission(fd)?,
-    ) {
+    let counters = counters(fd)?;
+    let repeated = before_last(&counters);
+    let ago = match (counters.total_rto_time, diag::until_retransmission(fd)?) {
+        (0, left) if !repeated.is_zero() => {
+            repeated + rto.saturating_sub(left.unwrap_or_default()) + LATE
+        }
         (0, Some(left)) => rto.saturating_sub(left) + EARLIER,
         (0, None) => Duration::ZERO,
         (since, _) => FIRST_TIMEOUT + Duration::from_millis(since.into()) + LATE,
@@ -84,7 +96,7 @@ impl BoundSocket {
     /// call, or from a time that the clock has not reached, makes the kernel reset the peer's half of the handshake
     /// (`tcp_rcv_synsent_state_process`) and then open anew. So this waits until the clock is past it. The new SYN,
     /// a second later, has a later stamp, without which the peer would drop it. If the old SYN was sent several times, the
-    /// clock is that of the first (before Linux 6.7 of the last), and a peer that has answered can be reset; no application
+    /// clock is that of the first (before Linux 6.7 as far as the timeouts tell), and a peer that has answered can be reset; no application
     /// sees it.
     ///
     /// The scale of the windows, which the peer may know from the old SYN, is what this host chooses. Where
@@ -102,20 +114,24 @@ impl BoundSocket {
     ) -> Result<RestoringSocket> {
         let socket = self.into_socket();
         let fd = socket.as_fd();
+        let mute = Mute::before_connect(fd, &remote)?;
         sockopt::set_repair_queue(fd, Queue::Send)?;
         sockopt::set_queue_sequence(fd, initial)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
+        // With one that the kernel takes the place of, it also takes a sequence number after that one's.
+        sockets::clear(&socket, remote);
         sockopt::set_repair(fd, Repair::OffQuiet)?;
-        let connected = socket.connect(&SockAddr::from(remote));
+        let connected = sockets::connect(&socket, remote);
         // Also after an error: dropping it is silent only under repair.
         sockopt::set_repair(fd, Repair::On)?;
         match connected {
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(error) => return Err(Error::new("connect", error)),
+            Err(error) if error.errno() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
             // It cannot be: the peer's answer is as far away as the lock.
             Ok(()) => {}
         }
-        let restoring = RestoringSocket::from_socket(socket);
+        mute.connected(fd)?;
+        let restoring = RestoringSocket::from_socket(socket, mute);
         let fd = restoring.as_fd();
         let marks = frozen::marks(fd)?;
         for (what, asked, got) in [
@@ -135,7 +151,7 @@ impl BoundSocket {
             }
         }
         if let Some((value, microseconds)) = timestamp {
-            sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
+            set_clock(fd, value, microseconds)?;
             std::thread::sleep(PAST);
         }
         Ok(restoring)

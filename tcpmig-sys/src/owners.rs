@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 
+use crate::diag;
 use crate::error::{Error, Result};
 
 /// A process and its descriptor of a connection.
@@ -25,30 +27,101 @@ pub struct Owner {
 ///
 /// [`Error::Call`] if `/proc` cannot be read.
 pub fn find(local: SocketAddr, remote: SocketAddr) -> Result<Vec<Owner>> {
-    let Some(inode) = inode_of(local, remote)? else {
-        return Ok(Vec::new());
+    match inode_of(local, remote)? {
+        Some(inode) => with(inode),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Whether this socket is the one that the calling thread's network namespace knows by these ends: its inode and, where the
+/// kernel tells (`CONFIG_INET_DIAG`), its cookie, which no other socket ever has.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn is_connection(
+    socket: BorrowedFd<'_>,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> Result<bool> {
+    if inode_of(local, remote)? != Some(inode(socket)?) {
+        return Ok(false);
+    }
+    Ok(diag::is_found_by_its_addresses(socket)?.unwrap_or(true))
+}
+
+/// The number of a socket in `/proc`: its inode.
+pub(crate) fn inode(socket: BorrowedFd<'_>) -> Result<u64> {
+    let stat = nix::sys::stat::fstat(socket).map_err(|e| Error::new("fstat", e.into()))?;
+    Ok(stat.st_ino)
+}
+
+/// All processes that `/proc` shows.
+///
+/// # Errors
+///
+/// [`Error::Call`] if `/proc` cannot be read.
+pub fn processes() -> Result<Vec<u32>> {
+    let names = entries("/proc")?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// The descriptors of a process that are sockets, of whatever kind.
+///
+/// # Errors
+///
+/// [`Error::Call`] if there is no such process, or it is not the caller's to inspect.
+pub fn sockets_of(pid: u32) -> Result<Vec<(u32, i32)>> {
+    let folder = format!("/proc/{pid}/fd");
+    let is_socket = |fd: &String| {
+        let target = fs::read_link(format!("{folder}/{fd}"));
+        target.is_ok_and(|target| target.to_string_lossy().starts_with("socket:["))
     };
-    let wanted = format!("socket:[{inode}]");
+    let sockets = entries(&folder)?.into_iter().filter(is_socket);
+    Ok(sockets
+        .filter_map(|fd| Some((pid, fd.parse().ok()?)))
+        .collect())
+}
+
+/// Whether a process has the socket.
+pub(crate) fn has(pid: u32, inode: u64) -> bool {
+    !descriptors(pid, &link(inode)).is_empty()
+}
+
+/// The processes that have the socket.
+pub(crate) fn with(inode: u64) -> Result<Vec<Owner>> {
+    let wanted = link(inode);
     let mut owners = Vec::new();
-    for process in entries("/proc")? {
-        let Ok(pid) = process.parse::<u32>() else {
-            continue;
-        };
-        // A process that ended meanwhile, or that is not ours to inspect.
-        let Ok(descriptors) = entries(&format!("/proc/{pid}/fd")) else {
-            continue;
-        };
-        for fd in descriptors {
-            let target = fs::read_link(format!("/proc/{pid}/fd/{fd}"));
-            if target.is_ok_and(|target| target.to_str() == Some(&wanted))
-                && let Ok(fd) = fd.parse()
-            {
-                owners.push(Owner { pid, fd });
-            }
-        }
+    for pid in processes()? {
+        owners.extend(descriptors(pid, &wanted));
     }
     owners.sort_unstable();
     Ok(owners)
+}
+
+fn link(inode: u64) -> String {
+    format!("socket:[{inode}]")
+}
+
+/// The descriptors of a process that lead there.
+fn descriptors(pid: u32, wanted: &str) -> Vec<Owner> {
+    // A process that ended meanwhile, or that is not ours to inspect.
+    let Ok(descriptors) = entries(&format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    let leads_there = |fd: &String| {
+        let target = fs::read_link(format!("/proc/{pid}/fd/{fd}"));
+        target.is_ok_and(|target| target.to_str() == Some(wanted))
+    };
+    let found = descriptors.into_iter().filter(leads_there);
+    found
+        .filter_map(|fd| {
+            Some(Owner {
+                pid,
+                fd: fd.parse().ok()?,
+            })
+        })
+        .collect()
 }
 
 fn entries(folder: &str) -> Result<Vec<String>> {

@@ -1,13 +1,14 @@
 //! What this kernel and this process can do.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
+use crate::mute::{self, Means};
 use crate::sockopt::{self, Repair};
-use crate::{descriptors, netns, take};
+use crate::{descriptors, netns, rebuild, take};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,10 @@ pub fn checks() -> Vec<Check> {
         capability(),
         repair(),
         quiet_off(),
+        mute_sockets(),
         buffer_lock(),
+        options(),
+        microseconds(),
         force_buffers(),
         raw_packets(),
         take_descriptor(),
@@ -146,6 +150,28 @@ fn quiet_off() -> Check {
     )
 }
 
+fn mute_sockets() -> Check {
+    let (verdict, detail) = match mute::means() {
+        Ok(Means::Policies) => {
+            let works =
+                "a connection that stands still is silent without its lock (IP_XFRM_POLICY)";
+            (Verdict::Works, works.to_owned())
+        }
+        Ok(Means::Filter) => {
+            let limited = "without XFRM only the lock keeps in what the timers of a connection send that stands still";
+            (Verdict::Limited, limited.to_owned())
+        }
+        Err(error) => (Verdict::Fails, error.to_string()),
+    };
+    Check {
+        name: "mute sockets",
+        verdict,
+        detail,
+        remedy: (verdict != Verdict::Works)
+            .then_some("needs CAP_NET_ADMIN and a kernel with CONFIG_XFRM_USER"),
+    }
+}
+
 fn buffer_lock() -> Check {
     let outcome = socket(Domain::IPV4).and_then(|s| {
         sockopt::buffer_lock(s.as_fd())?;
@@ -156,6 +182,65 @@ fn buffer_lock() -> Check {
         outcome,
         Verdict::Limited,
         "use Linux 5.14 or newer: else a restored connection with large queues keeps fixed buffers",
+    )
+}
+
+/// Options that Linux has had since 5.18 and later, and what they are called.
+fn options() -> Check {
+    type Get = fn(BorrowedFd<'_>) -> Result<()>;
+    const NEWER: [(&str, Get); 6] = [
+        ("SO_PEEK_OFF", |fd| sockopt::peek_offset(fd).map(drop)),
+        ("SO_TXREHASH", |fd| sockopt::tx_rehash(fd).map(drop)),
+        ("IP_LOCAL_PORT_RANGE", |fd| {
+            sockopt::local_port_range(fd).map(drop)
+        }),
+        ("TCP_RTO_MAX_MS", |fd| sockopt::rto_max(fd).map(drop)),
+        ("TCP_RTO_MIN_US", |fd| sockopt::rto_min(fd).map(drop)),
+        ("TCP_DELACK_MAX_US", |fd| {
+            sockopt::delayed_ack_max(fd).map(drop)
+        }),
+    ];
+    let missing = socket(Domain::IPV4).map(|socket| {
+        let lacks = |(name, get): &(&'static str, Get)| {
+            let unknown = matches!(get(socket.as_fd()), Err(Error::Unsupported { .. }));
+            unknown.then_some(*name)
+        };
+        NEWER
+            .iter()
+            .filter_map(lacks)
+            .collect::<Vec<_>>()
+            .join(", ")
+    });
+    let all = missing.as_ref().is_ok_and(String::is_empty);
+    let mut check = check(
+        "options of sockets",
+        missing.map(|missing| match missing.as_str() {
+            "" => "this kernel knows all that are carried".to_owned(),
+            missing => format!("this kernel does not know {missing}"),
+        }),
+        Verdict::Limited,
+        "",
+    );
+    if !all {
+        check.verdict = Verdict::Limited;
+        check.remedy = Some(
+            "nothing here uses them; a connection from a newer kernel that has changed one is refused by its name, or restored without it (--options warn)",
+        );
+    }
+    check
+}
+
+/// Whether a timestamp clock can count microseconds, as that of a connection from elsewhere may do.
+fn microseconds() -> Check {
+    let outcome = repaired().and_then(|socket| {
+        rebuild::set_clock(socket.as_fd(), 0, true)?;
+        Ok("clocks of milliseconds and of microseconds can be restored".to_owned())
+    });
+    check(
+        "timestamps in microseconds",
+        outcome,
+        Verdict::Limited,
+        "they came with Linux 6.7, for routes that ask for them: such a connection stays where it is",
     )
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use socket2::SockRef;
 
 use crate::error::{Error, Result};
-use crate::raw;
+use crate::{raw, sockopt};
 
 /// A partly acknowledged segment at the head of the send queue is peeked whole:
 /// room for the largest segment that segmentation offload builds.
@@ -14,6 +14,15 @@ const HEAD_SLACK: usize = 1 << 16;
 
 /// The kernel takes about 68 KiB of receive queue per call.
 const CHUNK: usize = 1 << 16;
+
+/// Has peeks begin at the start of the queue, whatever `SO_PEEK_OFF` the application set.
+pub(crate) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
+    match sockopt::set_peek_offset(fd, -1) {
+        // Before Linux 6.9 (IPv6: 6.11) TCP does not have the option: they begin there anyway.
+        Err(Error::Unsupported { .. }) => Ok(()),
+        other => other,
+    }
+}
 
 /// Peeks the last `len` octets of the selected queue.
 pub(crate) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {

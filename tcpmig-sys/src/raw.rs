@@ -31,6 +31,9 @@ unsafe impl Plain for crate::uapi::RepairOption {}
 // SAFETY: integers only, no padding (asserted where it is declared).
 unsafe impl Plain for crate::uapi::RepairWindow {}
 
+// SAFETY: integers only, all padding is a field (its size is asserted where it is declared).
+unsafe impl Plain for crate::uapi::XfrmUserPolicy {}
+
 /// `getsockopt` into `buffer`; the length that the kernel filled.
 pub(crate) fn get_octets(
     fd: BorrowedFd<'_>,
@@ -124,6 +127,21 @@ pub(crate) fn set<T: Plain>(
     set_slice(fd, level, name, call, &[value])
 }
 
+/// `setsockopt` without a value.
+pub(crate) fn set_nothing(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    call: &'static str,
+) -> Result<()> {
+    // SAFETY: no pointer is passed, and the length says so.
+    let status = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::null(), 0) };
+    if status < 0 {
+        return Err(Error::last(call));
+    }
+    Ok(())
+}
+
 /// `getsockopt(SO_GET_FILTER)`, whose length counts instructions; how many there are.
 pub(crate) fn get_filter(fd: BorrowedFd<'_>, buffer: &mut [libc::sock_filter]) -> Result<usize> {
     let mut count = buffer.len() as libc::socklen_t;
@@ -168,6 +186,42 @@ pub(crate) fn attach_filter(
         return Err(Error::last("setsockopt(SO_ATTACH_FILTER)"));
     }
     Ok(())
+}
+
+/// `bpf(BPF_PROG_LOAD)` of a filter for sockets, each instruction a `struct bpf_insn`.
+#[cfg(feature = "lab")]
+pub(crate) fn load_filter(instructions: &[u64]) -> Result<OwnedFd> {
+    // The beginning of `union bpf_attr` (linux/bpf.h); the kernel takes what is left out as zero.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+    }
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const SOCKET_FILTER: u32 = 1;
+    let load = Load {
+        kind: SOCKET_FILTER,
+        count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    // SAFETY: the length is that of `load`, whose pointers are to instructions of that count and to a string with its
+    // end; the kernel reads all of them during the call.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of::<Load>(),
+        )
+    };
+    if got < 0 {
+        return Err(Error::last("bpf(BPF_PROG_LOAD)"));
+    }
+    // SAFETY: the kernel made this descriptor just now, for us alone; it is a small number.
+    Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
 }
 
 /// `ioctl` that answers with one integer.
@@ -227,6 +281,49 @@ pub(crate) fn peek(
     // SAFETY: `got` octets of the spare room were written, and they fit.
     unsafe { buffer.set_len(len) };
     Ok(Ok(got))
+}
+
+/// `recvmsg` of the first octet, which stays in the queue: what `TCP_INQ` says of the queue beside it, if it says anything.
+pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    // Timestamps may come beside it. `u64` for the alignment of `cmsghdr`.
+    let mut control = [0_u64; 64];
+    let mut octet = [0_u8; 1];
+    let mut part = libc::iovec {
+        iov_base: octet.as_mut_ptr().cast(),
+        iov_len: octet.len(),
+    };
+    // SAFETY: integers and pointers, for which zero is valid.
+    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: the header describes `part`, which describes `octet`, and `control`; all outlive the call.
+    let got = unsafe {
+        libc::recvmsg(
+            fd.as_raw_fd(),
+            &raw mut header,
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
+    };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel filled the header; the macros stay within its control octets.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !next.is_null() {
+        // SAFETY: it is the header of a message that the kernel wrote into `control`, which is aligned for it.
+        let message = unsafe { *next };
+        if (message.cmsg_level, message.cmsg_type) == (libc::IPPROTO_TCP, libc::TCP_CM_INQ) {
+            // SAFETY: it is the header of a message of `control`.
+            let data = unsafe { libc::CMSG_DATA(next) };
+            // SAFETY: the data of this message is an int (include/uapi/linux/tcp.h), in a place that may not be aligned.
+            return Ok(Some(unsafe { data.cast::<i32>().read_unaligned() }));
+        }
+        // SAFETY: as for the first.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
+    }
+    Ok(None)
 }
 
 /// `connect` to `AF_UNSPEC`, which no address type of the standard library can say.

@@ -10,18 +10,20 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
 use crate::frozen::{self, Marks};
-use crate::info::{Info, info};
+use crate::info::{Info, State, info};
 use crate::inject::Injector;
+use crate::mute::{Mute, Timers};
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
-use crate::{queue, raw};
+use crate::wake::{Again, Wake};
+use crate::{local_address, queue, raw, sockets};
 
-/// The kernel refuses a larger `TCP_MAXSEG` (its `MAX_TCP_WINDOW`).
-const LARGEST_MAXSEG: u32 = 32767;
+/// The kernel refuses others for `TCP_MAXSEG` (its `TCP_MIN_MSS` and `MAX_TCP_WINDOW`).
+const MAXSEG: std::ops::RangeInclusive<u32> = 88..=32767;
 
 /// The largest window that can be told without scaling.
 const LARGEST_UNSCALED: u32 = 0xffff;
@@ -32,15 +34,6 @@ const OLDEST: usize = 10;
 /// How many of the newest: as many acknowledgements of them as tell that what is before them was lost (RFC 6675,
 /// section 2).
 const NEWEST: usize = 3;
-
-/// A segment of the send queue.
-#[derive(Debug)]
-pub(crate) struct Again {
-    /// Its sequence number. Taken when the queue is filled: at activation the peer's acknowledgement
-    /// may have come and moved `snd_una`.
-    pub(crate) seq: u32,
-    pub(crate) octets: Vec<u8>,
-}
 
 /// A socket under repair in CLOSE, without addresses.
 ///
@@ -67,6 +60,9 @@ pub struct RestoringSocket {
     pub(crate) injector: Option<Injector>,
     /// What of the send queue is sent again at activation.
     pub(crate) again: Vec<Again>,
+    /// None once it may take part in the network.
+    mute: Option<Mute>,
+    timers: Option<Timers>,
 }
 
 /// Where the queues of a rebuilt connection begin.
@@ -76,6 +72,17 @@ pub struct QueueStart {
     pub snd_una: u32,
     /// Sequence number of the first octet of the receive queue.
     pub copied_seq: u32,
+}
+
+/// A failed [`RestoringSocket::activate`]: the reason, and the connection, which dropping discards without a packet.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct ActivateError {
+    /// The connection, under repair.
+    pub socket: RestoringSocket,
+    /// Why.
+    #[source]
+    pub error: Error,
 }
 
 impl ClosedSocket {
@@ -113,12 +120,10 @@ impl ClosedSocket {
     ///
     /// # Errors
     ///
-    /// [`Error::Call`]; EADDRNOTAVAIL if the address is not on this host and
-    /// neither `IP_FREEBIND` nor `IP_TRANSPARENT` is set. The socket is closed.
+    /// [`Error::Call`]: EADDRNOTAVAIL if the address is not on this host; [`Error::NotUsable`] if it is not ready. Neither
+    /// with `IP_FREEBIND` or `IP_TRANSPARENT`. The socket is closed.
     pub fn bind(self, local: SocketAddr) -> Result<BoundSocket> {
-        self.0
-            .bind(&SockAddr::from(local))
-            .map_err(|e| Error::new("bind", e))?;
+        local_address::bind(&self.0, local)?;
         Ok(BoundSocket(self.0))
     }
 }
@@ -132,14 +137,17 @@ impl BoundSocket {
         self.0
     }
 
-    /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED.
+    /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED. The socket is
+    /// [mute](crate::mute) from here until it is activated.
+    ///
+    /// What is left in `TIME_WAIT` of an earlier connection with the same four-tuple gives way.
     ///
     /// `mss_clamp` makes the first segments as large as the connection allows.
     ///
     /// # Errors
     ///
-    /// [`Error::Call`]; EADDRNOTAVAIL if a connection with the same four-tuple is on this
-    /// host, ENETUNREACH without a route. The socket is closed.
+    /// [`Error::Occupied`] if a connection with the same four-tuple is on this host; [`Error::Call`]: ENETUNREACH without a
+    /// route. The socket is closed.
     pub fn connect(
         self,
         remote: SocketAddr,
@@ -147,7 +155,8 @@ impl BoundSocket {
         mss_clamp: u16,
     ) -> Result<RestoringSocket> {
         let fd = self.0.as_fd();
-        let mss = u32::from(mss_clamp).min(LARGEST_MAXSEG);
+        let mute = Mute::before_connect(fd, &remote)?;
+        let mss = u32::from(mss_clamp).clamp(*MAXSEG.start(), *MAXSEG.end());
         // Without it `snd_mss` stays at 524 until the path MTU changes.
         sockopt::set_max_segment(fd, mss)?;
         sockopt::set_repair_queue(fd, Queue::Send)?;
@@ -155,20 +164,91 @@ impl BoundSocket {
         sockopt::set_repair_queue(fd, Queue::Receive)?;
         sockopt::set_queue_sequence(fd, start.copied_seq)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        self.0
-            .connect(&SockAddr::from(remote))
-            .map_err(|e| Error::new("connect", e))?;
+        sockets::connect(&self.0, remote)?;
+        mute.connected(fd)?;
         sockopt::set_max_segment(fd, 0)?;
-        Ok(RestoringSocket::from_socket(self.0))
+        Ok(RestoringSocket::from_socket(self.0, mute))
     }
 }
 
 impl RestoringSocket {
-    pub(crate) fn from_socket(socket: Socket) -> Self {
+    /// Lets another socket with the same four-tuple be connected on this host, which is to take this one's place:
+    /// `setsockopt(fd, SO_BINDTODEVICE)`. The kernel tells sockets of one four-tuple apart by their devices.
+    ///
+    /// Until it is dropped this one, which is mute, still takes what comes in by `device`, so that nothing
+    /// of it is answered with RST, also if no lock holds it back. It cannot be activated any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]: EPERM without `CAP_NET_RAW` if it is bound to another device, ENODEV. It is as it was.
+    pub fn step_aside(&self, device: &str) -> Result<()> {
+        sockopt::set_bound_device(self.as_fd(), device)
+    }
+
+    pub(crate) fn from_socket(socket: Socket, mute: Mute) -> Self {
         Self {
             socket: Some(socket),
             injector: None,
             again: Vec::new(),
+            mute: Some(mute),
+            timers: None,
+        }
+    }
+
+    /// Does something for which segments with this firewall mark, which this host injects, are let in.
+    pub(crate) fn with_injected<T>(
+        &self,
+        mark: u32,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let Some(mute) = &self.mute else {
+            return work();
+        };
+        mute.let_in(self.as_fd(), mark)?;
+        let done = work();
+        mute.shut(self.as_fd())?;
+        done
+    }
+
+    /// The numbers as the kernel has them. While the connection waits to be activated nothing changes them: it is mute.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn marks(&self) -> Result<Marks> {
+        frozen::marks(self.as_fd())
+    }
+
+    /// The last step before the connection waits for its activation, after the application's options were set: keepalive,
+    /// `TCP_USER_TIMEOUT` and the number of SYNs do not end it meanwhile. Activation puts them back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`]; without XFRM (see [`mute`](crate::mute)) [`Error::NotMigratable`] if the application's filter is
+    /// locked.
+    pub fn hold(&mut self) -> Result<()> {
+        let info = info(self.as_fd())?;
+        let fd = self.as_fd();
+        if info.state != State::Close {
+            self.timers = Some(Timers::hold(fd, &info, true)?);
+        }
+        if let Some(mut mute) = self.mute.take() {
+            mute.optioned(self.as_fd())?;
+            self.mute = Some(mute);
+        }
+        Ok(())
+    }
+
+    /// Lets the connection take part in the network again, still in repair mode, while its packets are locked: what
+    /// arrives after the unlocking is taken then. [`RestoringSocket::activate`] does it otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`].
+    pub fn unmute(&mut self) -> Result<()> {
+        match self.mute.take() {
+            Some(mute) => mute.lift(self.as_fd()),
+            None => Ok(()),
         }
     }
 
@@ -178,6 +258,7 @@ impl RestoringSocket {
     ///
     /// # Errors
     ///
+    /// [`Error::NotAsAsked`] if the clock counts microseconds and this kernel's does not (before Linux 6.7);
     /// [`Error::Call`].
     pub fn negotiated(
         &self,
@@ -186,10 +267,9 @@ impl RestoringSocket {
     ) -> Result<()> {
         let fd = self.as_fd();
         sockopt::set_repair_options(fd, negotiated)?;
-        if let Some((value, microseconds)) = timestamp {
-            sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
-        }
-        Ok(())
+        timestamp.map_or(Ok(()), |(value, microseconds)| {
+            set_clock(fd, value, microseconds)
+        })
     }
 
     /// Fills the receive queue; `rcv_nxt` moves on with it.
@@ -206,9 +286,11 @@ impl RestoringSocket {
         sockopt::set_repair_queue(fd, Queue::Receive)?;
         let mut done = queue::append(fd, CALL, octets)?;
         if done < octets.len() {
+            // The buffer may be smaller than what waits in it already.
+            let waiting = sockopt::receive_queue_len(fd)? as usize;
             grow(
                 fd,
-                octets.len(),
+                waiting + octets.len() - done,
                 sockopt::force_receive_buffer,
                 sockopt::set_receive_buffer,
             )?;
@@ -300,7 +382,7 @@ impl RestoringSocket {
         Ok(())
     }
 
-    /// Leaves the connection to the other descriptors of its socket, under repair still.
+    /// Leaves the connection to the other descriptors of its socket, under repair still and not mute.
     pub(crate) fn release(mut self) {
         self.socket = None;
     }
@@ -314,20 +396,33 @@ impl RestoringSocket {
     ///
     /// # Errors
     ///
-    /// [`Error::Call`]; the connection is then discarded without a packet.
-    pub fn activate(mut self, reuse_addr: bool) -> Result<OwnedFd> {
-        let wake = self.injector.as_ref().map(|_| self.wake()).transpose()?;
-        if let (Some(wake), Some(injector)) = (wake, &self.injector) {
-            sockopt::set_repair(self.as_fd(), Repair::OffQuiet)?;
-            wake.run(self.as_fd(), injector);
-        } else {
-            frozen::end_repair(self.as_fd())?;
+    /// [`ActivateError`] with the connection as it is, under repair.
+    pub fn activate(mut self, reuse_addr: bool) -> Result<OwnedFd, Box<ActivateError>> {
+        if let Err(error) = self.begin(reuse_addr) {
+            let socket = self;
+            return Err(Box::new(ActivateError { socket, error }));
         }
-        // The connection lives from here on: an option that could not be set must not end it.
-        let _ = sockopt::set_reuse_addr(self.as_fd(), i32::from(reuse_addr));
         // INVARIANT: this method consumes `self`, so it is taken once.
         let socket = self.socket.take().expect("a restoring socket is there");
         Ok(socket.into())
+    }
+
+    fn begin(&mut self, reuse_addr: bool) -> Result<()> {
+        self.unmute()?;
+        let fd = self.as_fd();
+        if let Some(injector) = &self.injector {
+            let wake = Wake::read(fd, &self.again)?;
+            sockopt::set_repair(fd, Repair::OffQuiet)?;
+            wake.run(fd, injector);
+        } else {
+            frozen::end_repair(fd)?;
+        }
+        // The connection lives from here on: an option that could not be set must not end it.
+        let _ = sockopt::set_reuse_addr(fd, i32::from(reuse_addr));
+        if let Some(timers) = &self.timers {
+            let _ = timers.put_back(fd);
+        }
+        Ok(())
     }
 }
 
@@ -388,6 +483,20 @@ pub(crate) fn all(call: &'static str, got: usize, expected: usize) -> Result<()>
         got,
         expected,
     })
+}
+
+/// Sets the timestamp clock, and fails if it does not count in this unit: a kernel before 6.7 takes the bit that says
+/// microseconds for a part of the value, and would measure round trips of a thousand times their length.
+pub(crate) fn set_clock(fd: BorrowedFd<'_>, value: u32, microseconds: bool) -> Result<()> {
+    sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
+    if microseconds && !info(fd)?.timestamps_in_microseconds {
+        return Err(differs(
+            "the unit of timestamps (microseconds need Linux 6.7)",
+            "microseconds",
+            "milliseconds",
+        ));
+    }
+    Ok(())
 }
 
 fn differs(what: &'static str, asked: impl fmt::Display, got: impl fmt::Display) -> Error {

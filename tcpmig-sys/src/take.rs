@@ -1,8 +1,8 @@
 //! Descriptors of other processes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::error::{Error, Result};
 
@@ -22,7 +22,10 @@ pub fn descriptor(pid: u32, fd: i32) -> Result<OwnedFd> {
 
 /// A process, held so that its number cannot come to mean another one.
 #[derive(Debug)]
-pub struct Process(OwnedFd);
+pub struct Process {
+    handle: OwnedFd,
+    pid: u32,
+}
 
 impl Process {
     /// `pidfd_open` (Linux 5.3).
@@ -34,12 +37,12 @@ impl Process {
     pub fn open(pid: u32) -> Result<Self> {
         const CALL: &str = "pidfd_open";
         let no_such = || Error::new(CALL, std::io::Error::from_raw_os_error(libc::ESRCH));
-        let pid = i32::try_from(pid)
+        let number = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
             .ok_or_else(no_such)?;
-        rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map(Self)
+        rustix::process::pidfd_open(number, PidfdFlags::empty())
+            .map(|handle| Self { handle, pid })
             .map_err(|e| Error::new(CALL, e.into()))
     }
 
@@ -49,7 +52,7 @@ impl Process {
     ///
     /// As [`descriptor`].
     pub fn descriptor(&self, fd: i32) -> Result<OwnedFd> {
-        rustix::process::pidfd_getfd(&self.0, fd, PidfdGetfdFlags::empty()).map_err(|e| {
+        rustix::process::pidfd_getfd(&self.handle, fd, PidfdGetfdFlags::empty()).map_err(|e| {
             let source = std::io::Error::from(e);
             match source.raw_os_error() {
                 // Not the network capability that `Error::new` would name.
@@ -62,31 +65,15 @@ impl Process {
         })
     }
 
-    /// Stops the process (SIGSTOP) until the guard is dropped, so that it does not meet
-    /// its socket under repair.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Call`] of `pidfd_send_signal`.
-    pub fn pause(&self) -> Result<Paused<'_>> {
-        self.signal(Signal::STOP)?;
-        Ok(Paused(self))
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        rustix::process::pidfd_send_signal(&self.0, signal)
-            .map_err(|e| Error::new("pidfd_send_signal", e.into()))
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 }
 
-/// A process that is stopped; dropping lets it go on (SIGCONT).
-#[derive(Debug)]
-#[must_use = "dropping lets the process go on"]
-pub struct Paused<'a>(&'a Process);
-
-impl Drop for Paused<'_> {
-    fn drop(&mut self) {
-        // A process that ended meanwhile needs no SIGCONT.
-        let _ = self.0.signal(Signal::CONT);
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 }

@@ -32,6 +32,13 @@ pub(crate) const SO_TXREHASH: i32 = 74;
 
 pub(crate) const IP_LOCAL_PORT_RANGE: i32 = 51;
 
+pub(crate) const IP_XFRM_POLICY: i32 = 17;
+pub(crate) const IPV6_XFRM_POLICY: i32 = 35;
+pub(crate) const XFRM_POLICY_IN: u8 = 0;
+pub(crate) const XFRM_POLICY_OUT: u8 = 1;
+pub(crate) const XFRM_POLICY_ALLOW: u8 = 0;
+pub(crate) const XFRM_POLICY_BLOCK: u8 = 1;
+
 pub(crate) const TCP_TX_DELAY: i32 = 37;
 pub(crate) const TCP_RTO_MAX_MS: i32 = 44;
 pub(crate) const TCP_RTO_MIN_US: i32 = 45;
@@ -63,5 +70,60 @@ pub struct RepairWindow {
     pub rcv_wup: u32,
 }
 
+/// `struct xfrm_userpolicy_info` of `linux/xfrm.h`: a policy of a socket.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct XfrmUserPolicy {
+    // `struct xfrm_selector`; prefixes of no length match every address.
+    daddr: [u8; 16],
+    saddr: [u8; 16],
+    ports_and_masks: [u16; 4],
+    family: u16,
+    prefixes_and_protocol: [u8; 3],
+    padding: [u8; 3],
+    ifindex: i32,
+    user: u32,
+    // `struct xfrm_lifetime_cfg`: four limits, four times to live.
+    limits: [u64; 4],
+    expires: [u64; 4],
+    // `struct xfrm_lifetime_cur`.
+    current: [u64; 4],
+    priority: u32,
+    index: u32,
+    direction: u8,
+    action: u8,
+    flags: u8,
+    share: u8,
+    end: [u8; 4],
+}
+
+impl XfrmUserPolicy {
+    /// For all packets of a family, for as long as the socket has it.
+    pub(crate) fn for_all(family: u16, direction: u8, action: u8) -> Self {
+        Self {
+            daddr: [0; 16],
+            saddr: [0; 16],
+            ports_and_masks: [0; 4],
+            family,
+            prefixes_and_protocol: [0; 3],
+            padding: [0; 3],
+            ifindex: 0,
+            user: 0,
+            // XFRM_INF.
+            limits: [u64::MAX; 4],
+            expires: [0; 4],
+            current: [0; 4],
+            priority: 0,
+            index: 0,
+            direction,
+            action,
+            flags: 0,
+            share: 0,
+            end: [0; 4],
+        }
+    }
+}
+
+const _: () = assert!(size_of::<XfrmUserPolicy>() == 168);
 const _: () = assert!(size_of::<RepairOption>() == 8);
 const _: () = assert!(size_of::<RepairWindow>() == 20);

@@ -47,7 +47,8 @@ fn an_acknowledgement_that_comes_before(v6: bool) {
         socket.fill_send_queue(&octets, 0).unwrap();
         socket.reach(State::Established, &[], 0).unwrap();
         socket.window(snapshot.window).unwrap();
-        // Nothing is locked.
+        // Nothing is locked: the moment between unlocking and the end of repair.
+        socket.unmute().unwrap();
         peer.write_all(b"up").unwrap();
         until("the peer's acknowledgement has come", || {
             sockopt::send_queue_len(socket.as_fd()).unwrap() == 0

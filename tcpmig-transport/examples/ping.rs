@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_transport::keys::Authority;
-use tcpmig_transport::{Endpoint, Exchange, Identity, TransportError, TransportLimits, Trust};
+use tcpmig_transport::{
+    Authorities, Endpoint, Exchange, Identity, TransportError, TransportLimits, Trust,
+};
 
 const SOURCE: &str = "source.example";
 const TARGET: &str = "target.example";
@@ -19,7 +21,8 @@ const REPEATS: usize = 15;
 fn host(authority: &Authority, name: &str) -> Result<Endpoint, Box<dyn Error>> {
     let issued = authority.issue(name)?;
     let identity = Identity::from_pem(issued.cert_pem.as_bytes(), issued.key_pem.as_bytes())?;
-    let trust = Trust::from_pem(authority.ca_pem().as_bytes())?;
+    let authorities = Authorities::from_pem(authority.ca_pem().as_bytes())?;
+    let trust = Trust::anyone_signed_by(authorities);
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     Ok(Endpoint::bind(
         any_port,

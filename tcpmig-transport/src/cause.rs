@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use rustls::{AlertDescription, CertificateError};
 
+use crate::dates::readable;
 use crate::error::TransportError;
 
 /// Application close code: the side that closes has no more use for the connection.
@@ -31,7 +32,7 @@ pub(crate) fn connection_error(error: ConnectionError, peer: SocketAddr) -> Tran
                 reason: format!(
                     "TLS alert {}: {}",
                     alert_name(alert),
-                    printable(&close.reason)
+                    readable(&printable(&close.reason))
                 ),
             },
             None if close.error_code == TransportErrorCode::CONNECTION_REFUSED => {
@@ -91,7 +92,7 @@ pub(crate) fn certificate_error(error: CertificateError, peer: SocketAddr) -> Tr
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => TransportError::Expired {
             peer,
-            reason: error.to_string(),
+            reason: readable(&error.to_string()),
         },
         other => TransportError::UntrustedCertificate {
             peer,
@@ -103,7 +104,10 @@ pub(crate) fn certificate_error(error: CertificateError, peer: SocketAddr) -> Tr
 /// Why this host refuses the certificate of a host that connected, as far as an alert tells.
 fn local_alert(alert: AlertDescription, peer: SocketAddr, reason: String) -> TransportError {
     match alert {
-        AlertDescription::CertificateExpired => TransportError::Expired { peer, reason },
+        AlertDescription::CertificateExpired => TransportError::Expired {
+            peer,
+            reason: readable(&reason),
+        },
         AlertDescription::UnknownCA
         | AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate

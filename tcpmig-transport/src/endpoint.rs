@@ -3,28 +3,29 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use quinn::{ClientConfig, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
+use quinn::{EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 
 use crate::budget::Budget;
 use crate::cause;
+use crate::credentials::{Credentials, Current};
+use crate::door::{Door, Guests};
 use crate::error::TransportError;
 use crate::handshake;
 use crate::identity::Identity;
+use crate::knocking::Knocks;
 use crate::limits::{MAX_DATAGRAM, Role, SOCKET_BUFFER, TransportLimits};
 use crate::peer::Peer;
 use crate::reset;
-use crate::tls::{self, Connector};
 use crate::trust::Trust;
 
-/// Handshakes under way at a time; further hosts that connect wait.
-const HANDSHAKES: usize = 128;
-/// Hosts that wait for their handshake; further ones are refused.
-const WAITING: usize = 256;
-/// Octets kept for hosts that wait.
+/// First packets that wait until `accept` has looked at them; QUIC drops further ones before it spends anything on them.
+const WAITING: usize = 1024;
+/// Octets kept of what follows them.
 const WAITING_OCTETS: u64 = 4 << 20;
 
 /// One UDP socket from which connections are made and on which they are accepted; clones are
@@ -44,13 +45,17 @@ pub struct Endpoint {
 #[derive(Debug)]
 struct Inner {
     endpoint: quinn::Endpoint,
-    connector: Connector,
+    /// Kept for the key of its tokens, which outlives the credentials: a host that was asked for its address
+    /// before they were replaced is asked once only.
+    accepting: ServerConfig,
+    credentials: Arc<Credentials>,
     connecting: Arc<TransportConfig>,
-    trust: Trust,
     limits: TransportLimits,
     budget: Arc<Budget>,
     warm: Mutex<HashMap<(SocketAddr, String), Slot>>,
-    handshakes: AsyncMutex<JoinSet<Result<Peer, TransportError>>>,
+    door: Arc<Door>,
+    /// Those whose handshakes are under way, locked by the one who accepts.
+    guests: AsyncMutex<Guests>,
 }
 
 /// The warm connection to one host. Locked while it is made, so that those who ask at the same
@@ -86,13 +91,15 @@ impl Endpoint {
         trust: &Trust,
         limits: TransportLimits,
     ) -> Result<Self, TransportError> {
-        trust.check_names()?;
         let connecting = limits.quic(Role::Connecting)?;
-        let mut server = ServerConfig::with_crypto(tls::accepting(identity, trust)?);
+        let (current, accepting) = Current::new(identity, trust)?;
+        let mut server = ServerConfig::with_crypto(accepting);
         server
             .transport_config(limits.quic(Role::Accepting)?)
             // Hosts have addresses that stay; a connection that moves would not be theirs.
             .migration(false)
+            // Its tokens tell seconds, rounded down.
+            .retry_token_lifetime(limits.handshake + Duration::from_secs(1))
             .max_incoming(WAITING)
             .incoming_buffer_size_total(WAITING_OCTETS);
         enlarge_buffers(&socket);
@@ -104,7 +111,7 @@ impl Endpoint {
             .map_err(socket_error("find the tokio runtime"))?;
         let endpoint = quinn::Endpoint::new(
             quic_config(identity, local),
-            Some(server),
+            Some(server.clone()),
             socket,
             Arc::new(TokioRuntime),
         )
@@ -112,13 +119,14 @@ impl Endpoint {
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
-                connector: Connector::new(identity, trust)?,
+                accepting: server,
+                credentials: Arc::new(Credentials::new(current)),
                 connecting,
-                trust: trust.clone(),
                 budget: Budget::new(limits.max_unfinished),
+                door: Arc::new(Door::new(&limits)),
                 limits,
                 warm: Mutex::default(),
-                handshakes: AsyncMutex::default(),
+                guests: AsyncMutex::default(),
             }),
         })
     }
@@ -160,13 +168,10 @@ impl Endpoint {
             return Ok(peer.clone());
         }
         *slot = None;
-        let (tls, verdict) = self.inner.connector.connecting()?;
-        let mut config = ClientConfig::new(tls);
-        config.transport_config(Arc::clone(&self.inner.connecting));
         let peer = handshake::connect(
             &self.inner.endpoint,
-            config,
-            &verdict,
+            &self.inner.credentials,
+            Arc::clone(&self.inner.connecting),
             (addr, name),
             &self.inner.limits,
             Arc::clone(&self.inner.budget),
@@ -178,36 +183,81 @@ impl Endpoint {
     /// Waits for a host to connect and to prove that it may. One that fails yields an error that
     /// names it, and the endpoint goes on; `None` when the endpoint is closed. Cancel-safe; a slow
     /// host delays no other.
+    ///
+    /// Anybody can send first packets, from any address, without end. So while more than
+    /// [`retry_above`](TransportLimits::retry_above) handshakes are under way a host has to show that it is where it says, which
+    /// takes a round trip more and costs this host no memory; an address has a
+    /// [share](TransportLimits::max_handshakes_per_address) of the [places](TransportLimits::max_handshakes); and a
+    /// handshake whose place is wanted is given up after [`crowded_handshake`](TransportLimits::crowded_handshake), without an error here.
+    /// What is turned away is [counted](Self::knocks), and reported to the log every ten seconds.
     pub async fn accept(&self) -> Option<Result<Peer, TransportError>> {
-        let mut handshakes = self.inner.handshakes.lock().await;
+        let inner = &*self.inner;
+        let mut guests = inner.guests.lock().await;
         loop {
             tokio::select! {
-                Some(done) = handshakes.join_next() => match done {
-                    Ok(result) => return Some(result),
+                Some(ended) = guests.next() => match ended {
+                    Ok(Some(result)) => return Some(result),
+                    Ok(None) => {}
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
                         // The runtime is shutting down.
                         Err(_) => return None,
                     },
                 },
-                incoming = self.inner.endpoint.accept(), if handshakes.len() < HANDSHAKES => {
-                    let incoming = incoming?;
-                    let peer = incoming.remote_address();
-                    if self.inner.endpoint.open_connections() >= self.inner.limits.max_connections {
-                        tracing::warn!(%peer, "refused: too many hosts are connected");
-                        incoming.refuse();
-                        continue;
+                incoming = inner.endpoint.accept() => {
+                    let admitted = inner.door.answer(incoming?, &inner.endpoint, &inner.credentials, &inner.limits);
+                    if let Some(admitted) = admitted {
+                        guests.begin(admitted, &inner.credentials, &inner.limits, &inner.budget);
                     }
-                    handshakes.spawn(handshake::accept(
-                        peer,
-                        incoming.accept(),
-                        self.inner.trust.clone(),
-                        self.inner.limits.clone(),
-                        Arc::clone(&self.inner.budget),
-                    ));
+                    // Those who knock may come faster than they are answered; other tasks want to run.
+                    consume_budget().await;
                 }
             }
         }
+    }
+
+    /// What became of the hosts that knocked, since the endpoint was made, and how many handshakes are under way.
+    #[must_use]
+    pub fn knocks(&self) -> Knocks {
+        Knocks {
+            connections: self.inner.endpoint.open_connections(),
+            ..self.inner.door.knocks()
+        }
+    }
+
+    /// Who this host is and whom it believes from now on: for a certificate that is renewed, another authority, hosts that
+    /// come and go, without a restart.
+    ///
+    /// Connections that are made from now on, in either direction, use the new ones. One that is open is closed if it could not be made by
+    /// them now: its other side is not admitted any more, has a certificate of an authority that is not believed any more, or
+    /// one that has expired. Its exchanges end with an error on both sides, a handover on it is asked about again. The
+    /// others go on; [`connect`](Self::connect) gives one that is made by the new ones, so that the other side
+    /// sees this host's new certificate.
+    ///
+    /// ```no_run
+    /// # use std::path::Path;
+    /// # use tcpmig_transport::{Authorities, Endpoint, Identity, Trust};
+    /// /// On SIGHUP, for instance. After an error everything is as it was.
+    /// fn reload(endpoint: &Endpoint) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (cert, key) = (Path::new("a.example.pem"), Path::new("a.example.key"));
+    ///     let identity = Identity::from_pem_files(cert, key)?;
+    ///     let authorities = Authorities::from_pem_file(Path::new("ca.pem"))?;
+    ///     endpoint.reload(&identity, &Trust::only(authorities, ["b.example"]))?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`TransportError::InvalidName`] for a name in `trust`, [`TransportError::Tls`]; everything is then as it was.
+    pub fn reload(&self, identity: &Identity, trust: &Trust) -> Result<(), TransportError> {
+        let (current, accepting) = Current::new(identity, trust)?;
+        let mut server = self.inner.accepting.clone();
+        server.crypto = accepting;
+        self.inner.endpoint.set_server_config(Some(server));
+        self.inner.credentials.replace(current);
+        // Those that are being made keep their slot, and are made by one or the other.
+        self.warm().clear();
+        Ok(())
     }
 
     /// Closes the endpoint and all its connections at once, telling the peers `reason`. Frames

@@ -174,6 +174,14 @@ pub enum TransportError {
         /// The names in its certificate.
         names: Vec<String>,
     },
+    /// A connecting peer would have been let in if there were not as many already as may be.
+    #[error("{peer} not let in: {limit} hosts are connected, which is the limit max_connections")]
+    Full {
+        /// The other side.
+        peer: SocketAddr,
+        /// [`TransportLimits::max_connections`](crate::TransportLimits::max_connections).
+        limit: usize,
+    },
     /// The other side refuses this host.
     #[error("{peer} refuses this host: {reason}")]
     Rejected {

@@ -7,28 +7,33 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quinn::{ClientConfig, ConnectError, Connecting, Connection, ConnectionError};
-use rustls::pki_types::CertificateDer;
+use quinn::{ClientConfig, ConnectError, Connecting, Connection, ConnectionError, TransportConfig};
 use tokio::time::{Instant, timeout_at};
 
 use crate::budget::Budget;
 use crate::cause::{self, certificate_error, connection_error};
+use crate::credentials::{Credentials, Current};
 use crate::error::TransportError;
-use crate::limits::TransportLimits;
+use crate::limits::{Role, TransportLimits};
+use crate::link::Link;
 use crate::peer::{Peer, canonical};
-use crate::tls::{PROTOCOL, Verdict};
-use crate::trust::{Trust, dns_name};
+use crate::tls::PROTOCOL;
+use crate::trust::dns_name;
 
 /// Connects to the host at the address, which must have the name.
 pub(crate) async fn connect(
     endpoint: &quinn::Endpoint,
-    config: ClientConfig,
-    verdict: &Verdict,
+    credentials: &Credentials,
+    transport: Arc<TransportConfig>,
     (peer, name): (SocketAddr, &str),
     limits: &TransportLimits,
     budget: Arc<Budget>,
 ) -> Result<Peer, TransportError> {
     dns_name(name)?;
+    let current = credentials.current();
+    let (tls, verdict) = current.connector.connecting()?;
+    let mut config = ClientConfig::new(tls);
+    config.transport_config(transport);
     let deadline = Instant::now() + limits.handshake;
     let late = |_| TransportError::HandshakeTimeout {
         peer,
@@ -56,14 +61,21 @@ pub(crate) async fn connect(
     timeout_at(deadline, welcome(&connection, peer))
         .await
         .map_err(late)??;
-    Ok(Peer::new(connection, name, limits.receipt(budget)))
+    let link = Link {
+        address: canonical(connection.remote_address()),
+        connection,
+        name: name.to_owned(),
+        role: Role::Connecting,
+    };
+    let link = credentials.watch(link, &current, usize::MAX)?;
+    Ok(Peer::new(link, limits.receipt(budget)))
 }
 
 /// Lets a host in, or tells it why not.
 pub(crate) async fn accept(
     peer: SocketAddr,
     accepted: Result<Connecting, ConnectionError>,
-    trust: Trust,
+    (credentials, by): (Arc<Credentials>, Arc<Current>),
     limits: TransportLimits,
     budget: Arc<Budget>,
 ) -> Result<Peer, TransportError> {
@@ -71,7 +83,7 @@ pub(crate) async fn accept(
     let let_in = async {
         let lost = |error| connection_error(error, peer);
         let connection = accepted.map_err(lost)?.await.map_err(lost)?;
-        let name = match authorise(&connection, &trust) {
+        let name = match credentials.current().authorise(&connection) {
             Ok(name) => name,
             Err(names) => {
                 let reason = format!("its certificate names {names:?}, none of which is allowed");
@@ -79,13 +91,23 @@ pub(crate) async fn accept(
                 return Err(TransportError::NotAllowed { peer, names });
             }
         };
-        let mut stream = connection.open_uni().await.map_err(lost)?;
+        let link = Link {
+            connection,
+            name,
+            address: peer,
+            role: Role::Accepting,
+        };
+        // Others may have been let in since it knocked.
+        let link = credentials.watch(link, &by, limits.max_connections)?;
+        let exchanges = limits.max_exchanges.into();
+        link.connection.set_max_concurrent_bi_streams(exchanges);
+        let mut stream = link.connection.open_uni().await.map_err(lost)?;
         if stream.write_all(PROTOCOL).await.is_err() {
-            return Err(lost(connection.closed().await));
+            return Err(lost(link.connection.closed().await));
         }
         // An error says that the other side does not care, which the next use will show.
         drop(stream.finish());
-        Ok(Peer::new(connection, &name, limits.receipt(budget)))
+        Ok(Peer::new(link, limits.receipt(budget)))
     };
     tokio::time::timeout(limits.handshake, let_in)
         .await
@@ -109,16 +131,6 @@ async fn welcome(connection: &Connection, peer: SocketAddr) -> Result<(), Transp
             peer,
             reason: "its welcome is not this protocol's".to_owned(),
         }),
-    }
-}
-
-fn authorise(connection: &Connection, trust: &Trust) -> Result<String, Vec<String>> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    match chain.as_deref().and_then(|chain| chain.first()) {
-        Some(certificate) => trust.authorise(certificate),
-        None => Err(Vec::new()),
     }
 }
 

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use crate::error::ConfigError;
+use crate::private;
 
 /// What errors call PEM text that did not come from a file.
 pub(crate) const IN_MEMORY: &str = "the given PEM";
@@ -31,12 +32,14 @@ impl Identity {
     /// PKCS #1) from PEM files.
     ///
     /// # Errors
-    /// A file that cannot be read, lacks its section, is damaged, or a key of another certificate.
+    /// A file that cannot be read, lacks its section, is damaged, or a key of another certificate. A file with the key that
+    /// others can read or write, or whose owner is neither root nor the user of this process.
     pub fn from_pem_files(cert: &Path, key: &Path) -> Result<Self, ConfigError> {
-        Self::parse(
-            (&read(cert)?, &cert.display().to_string()),
-            (&read(key)?, &key.display().to_string()),
-        )
+        let (chain, origin) = (read(cert)?, cert.display().to_string());
+        // Files that were given the wrong way round are told before one that is no key is held against the rules for keys.
+        certificates(&chain, &origin)?;
+        let key_pem = read_key(key)?;
+        Self::parse((&chain, &origin), (&key_pem, &key.display().to_string()))
     }
 
     /// Like [`from_pem_files`](Self::from_pem_files), from PEM text in memory.
@@ -103,6 +106,13 @@ pub(crate) fn hkdf() -> &'static dyn rustls::crypto::tls13::Hkdf {
         .tls13()
         .expect("a TLS 1.3 cipher suite")
         .hkdf_provider
+}
+
+fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    private::read(path).map_err(|source| ConfigError::Read {
+        origin: path.display().to_string(),
+        source,
+    })
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {

@@ -28,6 +28,8 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData,
 };
 use rustls::pki_types::pem::PemObject;
+
+use crate::private;
 use rustls::pki_types::{CertificateDer, DnsName};
 use thiserror::Error;
 use webpki::EndEntityCert;
@@ -133,12 +135,12 @@ impl Authority {
     /// Reads the authority that [`write_to`](Self::write_to) wrote to `dir`.
     ///
     /// # Errors
-    /// [`KeysError::File`]; [`KeysError::NotAnAuthority`] for a damaged file, a key of another
+    /// [`KeysError::File`], also for a key that others can read or write; [`KeysError::NotAnAuthority`] for a damaged file, a key of another
     /// certificate, or an authority that another tool gave a name of several parts.
     pub fn load(dir: &Path) -> Result<Self, KeysError> {
         let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
         let ca_pem = read(&cert_path)?;
-        let key_pem = read(&key_path)?;
+        let key_pem = read_key(&key_path)?;
         let refuse = |path: &Path, reason: String| KeysError::NotAnAuthority {
             path: path.to_owned(),
             reason,
@@ -263,6 +265,17 @@ fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_afte
     };
     params.not_before = epoch + since(not_before);
     params.not_after = epoch + since(not_after);
+}
+
+fn read_key(path: &Path) -> Result<String, KeysError> {
+    let read = private::read(path).and_then(|octets| {
+        String::from_utf8(octets).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    });
+    read.map_err(|source| KeysError::File {
+        call: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<String, KeysError> {

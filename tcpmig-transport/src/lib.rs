@@ -12,13 +12,14 @@
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 //! # runtime.block_on(async {
 //! use bytes::Bytes;
-//! use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust, keys::Authority};
+//! use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust, keys::Authority};
 //!
 //! let authority = Authority::create("example")?;
 //! let host = |name, allowed: &str| {
 //!     let issued = authority.issue(name)?;
 //!     let identity = Identity::from_pem(issued.cert_pem.as_bytes(), issued.key_pem.as_bytes())?;
-//!     let trust = Trust::from_pem(authority.ca_pem().as_bytes())?.allow(allowed);
+//!     let authorities = Authorities::from_pem(authority.ca_pem().as_bytes())?;
+//!     let trust = Trust::only(authorities, [allowed]);
 //!     let any_port = "127.0.0.1:0".parse()?;
 //!     let limits = TransportLimits::default();
 //!     Ok::<_, Box<dyn std::error::Error>>(Endpoint::bind(any_port, &identity, &trust, limits)?)
@@ -54,10 +55,23 @@
 //! # fn main() {}
 //! ```
 //!
-//! - [`Identity`] and [`Trust`]: who this host is, and whom it believes.
+//! - [`Identity`] and [`Trust`]: who this host is, and whom it believes and admits.
 //! - [`Endpoint`]: one UDP socket; connects and accepts. [`TransportLimits`]: what it allows.
 //! - [`Peer`]: one authenticated connection, kept warm.
 //! - [`Exchange`]: ordered frames both ways on one stream of it, or [in memory](memory) for tests.
+//!
+//! # Under a flood
+//! Anybody who reaches the UDP port can send first packets, with any source address and without end. While
+//! [`retry_above`](TransportLimits::retry_above) handshakes are under way, the endpoint keeps nothing of a host that has not shown that it is at its
+//! address: it sends a QUIC Retry, 8192 per second at most, each less than a tenth of the packet that drew it, and waits for the
+//! token in it to come back. The hosts that have shown theirs share a bounded number of
+//! [handshakes](TransportLimits::max_handshakes), a few for each address, and one that does not go on makes way for the next after a
+//! second. Hosts that are connected go on, and others connect.
+//! [`Endpoint::knocks`] counts, and a line of the log at level `warn` says every ten seconds what was turned away.
+//! `cargo run --release -p tcpmig-transport --features keys --example flood` shows it.
+//!
+//! What it does not do: a host that shares its address with an attacker who answers a Retry shares the few handshakes of
+//! that address as well; and what fills the link or the CPU has to be kept away by a packet filter.
 //!
 //! # Features
 //! - `arbitrary`: the body of the fuzz target.
@@ -73,6 +87,9 @@
 
 mod budget;
 mod cause;
+mod credentials;
+mod dates;
+mod door;
 mod endpoint;
 mod error;
 mod exchange;
@@ -84,9 +101,12 @@ mod handshake;
 mod identity;
 #[cfg(feature = "keys")]
 pub mod keys;
+mod knocking;
 mod limits;
+mod link;
 pub mod memory;
 mod peer;
+mod private;
 mod reset;
 mod stream;
 mod tls;
@@ -96,6 +116,7 @@ pub use endpoint::Endpoint;
 pub use error::{ConfigError, TransportError};
 pub use exchange::{Exchange, ExchangeReceiver, ExchangeSender, ExchangeStats};
 pub use identity::Identity;
+pub use knocking::Knocks;
 pub use limits::TransportLimits;
 pub use peer::Peer;
-pub use trust::Trust;
+pub use trust::{Authorities, Trust};

@@ -25,6 +25,8 @@ pub(crate) const MAX_DATAGRAM: u16 = 6400;
 const INITIAL_WINDOW: u64 = 1 << 20;
 /// Until measured: a lost handshake packet is repeated after three times this, not after a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Exchanges of a host that has not proved itself, for which QUIC makes ready; nobody looks at them before it has.
+const STRANGERS_EXCHANGES: u32 = 8;
 /// Asked of the kernel for the UDP socket, in octets; it may grant less.
 pub(crate) const SOCKET_BUFFER: usize = 8 << 20;
 
@@ -60,9 +62,25 @@ pub struct TransportLimits {
     /// Octets of unfinished frames that all exchanges of the endpoint may hold together; default 256 MiB. The frame that would be
     /// more is refused, and its exchange ends.
     pub max_unfinished: usize,
-    /// Connections that the endpoint may have at a time for others to connect, made by either side, those included that still
-    /// have to prove themselves; default 1024. Others are refused.
+    /// Connections that the endpoint may have at a time for others to connect, made by either side; default 1024. Others are
+    /// refused. Those that still have to prove themselves are not among them.
     pub max_connections: usize,
+    /// Handshakes under way at a time of hosts that connect and have shown their address; default 512, some 25 MiB, and
+    /// as much again while QUIC forgets those that were given up. The last quarter is for addresses that have none. Zero is
+    /// refused.
+    pub max_handshakes: usize,
+    /// Those of one IPv4 address, or of the IPv6 addresses that share their first 64 bits; default 16. One that fails counts
+    /// until `crowded_handshake` has passed since it began. Zero is refused.
+    pub max_handshakes_per_address: usize,
+    /// While so many handshakes are under way a host that connects has to show its address, which takes a round
+    /// trip more (QUIC Retry); default 16. Zero: always.
+    pub retry_above: usize,
+    /// How long a handshake may take when its place is wanted for another; default 1 s. Zero is refused.
+    pub crowded_handshake: Duration,
+    /// Retries and refusals that may be sent per second, all addresses together; default 8192, which is less than 1 MB. Who
+    /// knocks beyond that, or when no place is free, gets no answer. Zero: nobody is asked or refused, so that above `retry_above`
+    /// nobody connects.
+    pub answers_per_second: u32,
     /// Exchanges that one peer may have open at a time; default 1024. More wait in
     /// [`Peer::open`](crate::Peer::open).
     pub max_exchanges: u32,
@@ -78,13 +96,18 @@ impl Default for TransportLimits {
             frame: Duration::from_secs(30),
             max_unfinished: 256 << 20,
             max_connections: 1024,
+            max_handshakes: 512,
+            max_handshakes_per_address: 16,
+            retry_above: 16,
+            crowded_handshake: Duration::from_secs(1),
+            answers_per_second: 8192,
             max_exchanges: 1024,
         }
     }
 }
 
 /// Which side of a connection a configuration is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Connecting,
     Accepting,
@@ -118,6 +141,26 @@ impl TransportLimits {
                 reason: "must be above zero and at most an hour",
             });
         }
+        if self.crowded_handshake.is_zero() {
+            return Err(TransportError::Limit {
+                what: "crowded_handshake",
+                reason: "must not be zero",
+            });
+        }
+        for (what, places) in [
+            ("max_handshakes", self.max_handshakes),
+            (
+                "max_handshakes_per_address",
+                self.max_handshakes_per_address,
+            ),
+        ] {
+            if places == 0 {
+                return Err(TransportError::Limit {
+                    what,
+                    reason: "must not be zero",
+                });
+            }
+        }
         if self.frame.is_zero() || self.frame > LONGEST_HANDSHAKE {
             return Err(TransportError::Limit {
                 what: "frame",
@@ -135,11 +178,15 @@ impl TransportLimits {
         let mut cubic = CubicConfig::default();
         cubic.initial_window(INITIAL_WINDOW);
         // Only the accepting side's welcome travels on a stream of one direction.
-        let welcomes: u32 = if role == Role::Connecting { 1 } else { 0 };
+        let (welcomes, exchanges): (u32, u32) = match role {
+            Role::Connecting => (1, self.max_exchanges),
+            // QUIC takes memory for each that may come. A host that is let in may have all.
+            Role::Accepting => (0, self.max_exchanges.min(STRANGERS_EXCHANGES)),
+        };
 
         let mut config = TransportConfig::default();
         config
-            .max_concurrent_bidi_streams(self.max_exchanges.into())
+            .max_concurrent_bidi_streams(exchanges.into())
             .max_concurrent_uni_streams(welcomes.into())
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(idle))

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, ConnectionError};
+use quinn::ConnectionError;
 
 use crate::cause::{self, connection_error};
 use crate::error::TransportError;
 use crate::exchange::{Exchange, Receipt};
+use crate::link::Link;
 use crate::stream::{Inlet, Outlet};
 
 /// One authenticated connection to another host; clones are handles to the same one.
@@ -18,9 +19,7 @@ use crate::stream::{Inlet, Outlet};
 /// [`Endpoint`](crate::Endpoint) are dropped.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    connection: Connection,
-    name: Arc<str>,
-    address: SocketAddr,
+    link: Arc<Link>,
     receipt: Receipt,
     /// When it was last known to be there.
     seen: Arc<Mutex<Instant>>,
@@ -32,12 +31,9 @@ const FRESH: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(1);
 
 impl Peer {
-    pub(crate) fn new(connection: Connection, name: &str, receipt: Receipt) -> Self {
-        let address = canonical(connection.remote_address());
+    pub(crate) fn new(link: Arc<Link>, receipt: Receipt) -> Self {
         Self {
-            connection,
-            name: name.into(),
-            address,
+            link,
             receipt,
             seen: Arc::new(Mutex::new(Instant::now())),
         }
@@ -48,13 +44,13 @@ impl Peer {
     /// first in the certificate.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.link.name
     }
 
     /// Where it was when the connection was made; an IPv4 address is never shown as IPv6.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.link.address
     }
 
     /// Opens an exchange. Waits while the other side's limit of open exchanges is reached. The
@@ -63,19 +59,19 @@ impl Peer {
     /// # Errors
     /// The end of the connection.
     pub async fn open(&self) -> Result<Exchange, TransportError> {
-        match self.connection.open_bi().await {
+        match self.link.connection.open_bi().await {
             Ok(streams) => Ok(self.exchange(streams)),
-            Err(error) => Err(connection_error(error, self.address)),
+            Err(error) => Err(connection_error(error, self.link.address)),
         }
     }
 
     /// Waits for an exchange opened by the other side, in the order they were opened. `None` when
     /// either side closed the connection; an error is final too. Cancel-safe.
     pub async fn accept(&self) -> Option<Result<Exchange, TransportError>> {
-        match self.connection.accept_bi().await {
+        match self.link.connection.accept_bi().await {
             Ok(streams) => Some(Ok(self.exchange(streams))),
             Err(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => None,
-            Err(error) => Some(Err(connection_error(error, self.address))),
+            Err(error) => Some(Err(connection_error(error, self.link.address))),
         }
     }
 
@@ -83,7 +79,7 @@ impl Peer {
     /// so only after the idle limit, or when something is sent to it.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.connection.close_reason().is_some()
+        self.link.connection.close_reason().is_some()
     }
 
     /// Whether something answers for the connection, or did a moment ago. It is asked for an acknowledgement, by an
@@ -96,10 +92,10 @@ impl Peer {
         if seen().elapsed() < FRESH {
             return true;
         }
-        let heard = || self.connection.stats().udp_rx.datagrams;
+        let heard = || self.link.connection.stats().udp_rx.datagrams;
         let before = heard();
         let probe = async {
-            let (mut send, _receive) = self.connection.open_bi().await.ok()?;
+            let (mut send, _receive) = self.link.connection.open_bi().await.ok()?;
             send.finish().ok()?;
             send.stopped().await.ok()
         };
@@ -114,19 +110,19 @@ impl Peer {
 
     /// Waits for the end of the connection and says why it ended.
     pub async fn closed(&self) -> TransportError {
-        connection_error(self.connection.closed().await, self.address)
+        connection_error(self.link.connection.closed().await, self.link.address)
     }
 
     /// Closes the connection at once: exchanges end with [`TransportError::Closed`] on both sides
     /// and frames under way are lost. The other side is told `reason`.
     pub fn close(&self, reason: &str) {
-        self.connection.close(cause::DONE, reason.as_bytes());
+        self.link.connection.close(cause::DONE, reason.as_bytes());
     }
 
     fn exchange(&self, streams: (quinn::SendStream, quinn::RecvStream)) -> Exchange {
         Exchange::new(
-            Outlet::Quic(streams.0, self.address),
-            Inlet::Quic(streams.1, self.address),
+            Outlet::Quic(streams.0, Arc::clone(&self.link)),
+            Inlet::Quic(streams.1, Arc::clone(&self.link)),
             self.receipt.clone(),
         )
     }

@@ -1,12 +1,13 @@
 //! The two halves of an ordered stream of octets, over QUIC or in memory.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{ReadError, VarInt, WriteError};
 
 use crate::cause::connection_error;
 use crate::error::TransportError;
+use crate::link::Link;
 use crate::memory;
 
 /// Longest piece taken off a QUIC stream at once; pieces are not copied.
@@ -22,7 +23,7 @@ const TOO_MUCH: VarInt = VarInt::from_u32(3);
 /// Where octets are written.
 #[derive(Debug)]
 pub(crate) enum Outlet {
-    Quic(quinn::SendStream, SocketAddr),
+    Quic(quinn::SendStream, Arc<Link>),
     Memory(memory::Outlet),
 }
 
@@ -31,7 +32,7 @@ impl Outlet {
     /// off the front of `pieces`. Cancel-safe.
     pub(crate) async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), TransportError> {
         match self {
-            Self::Quic(stream, peer) => match stream.write_chunks(pieces).await {
+            Self::Quic(stream, link) => match stream.write_chunks(pieces).await {
                 Ok(_) => Ok(()),
                 Err(WriteError::Stopped(code)) => Err(TransportError::Stopped {
                     reason: match code {
@@ -41,7 +42,9 @@ impl Outlet {
                         _ => "it has no use for more",
                     },
                 }),
-                Err(WriteError::ConnectionLost(error)) => Err(connection_error(error, *peer)),
+                Err(WriteError::ConnectionLost(error)) => {
+                    Err(connection_error(error, link.address))
+                }
                 Err(WriteError::ClosedStream | WriteError::ZeroRttRejected) => {
                     Err(TransportError::Ended)
                 }
@@ -63,7 +66,7 @@ impl Outlet {
 /// Where octets are read.
 #[derive(Debug)]
 pub(crate) enum Inlet {
-    Quic(quinn::RecvStream, SocketAddr),
+    Quic(quinn::RecvStream, Arc<Link>),
     Memory(memory::Inlet),
 }
 
@@ -71,10 +74,10 @@ impl Inlet {
     /// The next octets, or `None` at the end of the stream. Cancel-safe.
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
         match self {
-            Self::Quic(stream, peer) => match stream.read_chunk(PIECE, true).await {
+            Self::Quic(stream, link) => match stream.read_chunk(PIECE, true).await {
                 Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
                 Err(ReadError::Reset(_)) => Err(TransportError::Abandoned),
-                Err(ReadError::ConnectionLost(error)) => Err(connection_error(error, *peer)),
+                Err(ReadError::ConnectionLost(error)) => Err(connection_error(error, link.address)),
                 Err(
                     ReadError::ClosedStream
                     | ReadError::IllegalOrderedRead

@@ -6,6 +6,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
@@ -17,14 +18,18 @@ use crate::trust::Trust;
 /// The protocol both sides must name, and the welcome of the accepting side.
 pub(crate) const PROTOCOL: &[u8] = b"tcpmig/1";
 
-/// How connections are accepted: the client must prove itself.
+/// Who is believed as a client: it must prove itself.
+pub(crate) fn clients(trust: &Trust) -> Result<Arc<dyn ClientCertVerifier>, TransportError> {
+    WebPkiClientVerifier::builder_with_provider(trust.roots(), provider())
+        .build()
+        .map_err(tls_error)
+}
+
+/// How connections are accepted.
 pub(crate) fn accepting(
     identity: &Identity,
-    trust: &Trust,
+    verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<Arc<QuicServerConfig>, TransportError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(trust.roots(), provider())
-        .build()
-        .map_err(tls_error)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
@@ -56,6 +61,10 @@ impl Connector {
             identity: identity.clone(),
             verifier,
         })
+    }
+
+    pub(crate) fn verifier(&self) -> &WebPkiServerVerifier {
+        &self.verifier
     }
 
     /// The settings for one connection, and where its verdict on the server's certificate will be.

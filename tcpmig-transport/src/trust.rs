@@ -1,4 +1,4 @@
-//! Whom this host believes.
+//! Whom this host believes and lets in.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,19 +10,13 @@ use webpki::EndEntityCert;
 use crate::error::{ConfigError, TransportError};
 use crate::identity::{self, IN_MEMORY};
 
-/// Whom this host believes: a certificate authority, and the names that may connect.
-///
-/// Both sides of a connection prove their name by a certificate of this authority. The names
-/// given to [`allow`](Self::allow) limit who may *connect to* this host; whom this host connects
-/// to is named in [`Endpoint::connect`](crate::Endpoint::connect).
+/// The certificates of an authority, or of several: by them both sides of a connection prove their
+/// name.
 #[derive(Debug, Clone)]
-pub struct Trust {
-    roots: Arc<RootCertStore>,
-    allowed: Vec<String>,
-}
+pub struct Authorities(Arc<RootCertStore>);
 
-impl Trust {
-    /// Reads the certificates of the authority, or of several, from a PEM file.
+impl Authorities {
+    /// Reads them from a PEM file.
     ///
     /// # Errors
     /// A file that cannot be read, has no certificate, or a damaged one.
@@ -38,14 +32,6 @@ impl Trust {
         Self::parse(ca, IN_MEMORY)
     }
 
-    /// Lets the host with the DNS name `name` in its certificate connect. As long as none is
-    /// named, every certificate of the authority may.
-    #[must_use]
-    pub fn allow(mut self, name: impl Into<String>) -> Self {
-        self.allowed.push(name.into());
-        self
-    }
-
     fn parse(pem: &[u8], origin: &str) -> Result<Self, ConfigError> {
         let mut roots = RootCertStore::empty();
         for certificate in identity::certificates(pem, origin)? {
@@ -56,21 +42,63 @@ impl Trust {
                     reason: error.to_string(),
                 })?;
         }
-        Ok(Self {
-            roots: Arc::new(roots),
-            allowed: Vec::new(),
-        })
+        Ok(Self(Arc::new(roots)))
+    }
+}
+
+/// Whom this host believes, and whom of those it lets in.
+///
+/// It says who may *connect to* this host; whom this host connects to is named in
+/// [`Endpoint::connect`](crate::Endpoint::connect). There is no default, because whoever is let in
+/// can offer connections: [`only`](Self::only) the hosts that are named, or explicitly
+/// [`anyone_signed_by`](Self::anyone_signed_by) an authority.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    authorities: Authorities,
+    admitted: Admitted,
+}
+
+#[derive(Debug, Clone)]
+enum Admitted {
+    Named(Vec<String>),
+    Anyone,
+}
+
+impl Trust {
+    /// Lets in the hosts with one of these DNS names in a certificate of the authority; nobody, if
+    /// there is none: then this host only connects to others.
+    #[must_use]
+    pub fn only(
+        authorities: Authorities,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        let names = names.into_iter().map(Into::into).collect();
+        Self {
+            authorities,
+            admitted: Admitted::Named(names),
+        }
+    }
+
+    /// Lets in every host that has a certificate of the authority, whatever its name. Only for an
+    /// authority that signs nothing but hosts which may all give each other connections.
+    #[must_use]
+    pub fn anyone_signed_by(authorities: Authorities) -> Self {
+        Self {
+            authorities,
+            admitted: Admitted::Anyone,
+        }
     }
 
     pub(crate) fn roots(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.roots)
+        Arc::clone(&self.authorities.0)
     }
 
     /// A misspelt name would lock its host out silently: found when the endpoint is made.
     pub(crate) fn check_names(&self) -> Result<(), TransportError> {
-        self.allowed
-            .iter()
-            .try_for_each(|name| dns_name(name).map(drop))
+        match &self.admitted {
+            Admitted::Named(names) => names.iter().try_for_each(|name| dns_name(name).map(drop)),
+            Admitted::Anyone => Ok(()),
+        }
     }
 
     /// The name by which the holder of `certificate`, which TLS has verified, may connect; or the
@@ -83,10 +111,10 @@ impl Trust {
             return Err(Vec::new());
         };
         let names = || parsed.valid_dns_names().map(str::to_owned);
-        if self.allowed.is_empty() {
+        let Admitted::Named(admitted) = &self.admitted else {
             return names().next().ok_or_else(Vec::new);
-        }
-        self.allowed
+        };
+        admitted
             .iter()
             .find(|name| {
                 dns_name(name)
@@ -94,6 +122,27 @@ impl Trust {
             })
             .cloned()
             .ok_or_else(|| names().collect())
+    }
+
+    /// Whether the holder of `certificate` may still connect by this name, by which it did before.
+    pub(crate) fn admits(&self, certificate: &CertificateDer<'_>, name: &str) -> bool {
+        let carries = || {
+            let parsed = EndEntityCert::try_from(certificate).ok();
+            parsed
+                .zip(dns_name(name).ok())
+                .is_some_and(|(parsed, name)| {
+                    parsed.verify_is_valid_for_subject_name(&name).is_ok()
+                })
+        };
+        match &self.admitted {
+            Admitted::Named(admitted) => {
+                admitted
+                    .iter()
+                    .any(|known| known.eq_ignore_ascii_case(name))
+                    && carries()
+            }
+            Admitted::Anyone => true,
+        }
     }
 }
 

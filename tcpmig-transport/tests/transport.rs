@@ -2,6 +2,10 @@
 
 #[path = "transport/authentication.rs"]
 mod authentication;
+#[path = "transport/flood.rs"]
+mod flood;
+#[path = "transport/flooded.rs"]
+mod flooded;
 #[path = "transport/frames.rs"]
 mod frames;
 #[path = "transport/hostile.rs"]
@@ -10,6 +14,8 @@ mod hostile;
 mod keys;
 #[path = "transport/lifetime.rs"]
 mod lifetime;
+#[path = "transport/reload.rs"]
+mod reload;
 #[path = "transport/setup.rs"]
 mod setup;
 #[path = "transport/support.rs"]

@@ -7,12 +7,10 @@
 //! are shared by the others. wrk (of Debian's package `wrk`) is the load and counts failures; a few connections of this
 //! program's own, which move like the others, time every request. Ends with 0 if none failed.
 
-use std::cell::RefCell;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{ExitCode, Stdio};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -23,13 +21,14 @@ use axum::extract::Extension;
 use axum::routing::get;
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
-use tcpmig::driver::{Destination, Mover, Options, Report, serve_if};
-use tcpmig::http::{ConnectionState, Movable, NotMoved, Server, State};
+use tcpmig::driver::policy::{Policy, Rules};
+use tcpmig::driver::{Acceptor, Destination, Mover, Options, Report};
+use tcpmig::http::{ConnectionState, Movable, NotMoved, Server, State, move_connections};
 use tcpmig::steer::Redirected;
 use tcpmig_sys::lab::{Host, Lab};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::keys::{Authority, Issued};
-use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
+use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
 use tokio::sync::{mpsc, oneshot};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -100,7 +99,7 @@ impl Site {
                 .enter_for_good()
                 .map_err(Into::into)
                 .and_then(|()| runtime.map_err(Into::into))
-                .and_then(|runtime| tokio::task::LocalSet::new().block_on(&runtime, run()));
+                .and_then(|runtime| runtime.block_on(run()));
             if let Err(error) = ended {
                 eprintln!("{}: {error}", own_name(number));
             }
@@ -115,10 +114,8 @@ impl Site {
         authority: &str,
     ) -> Result<(Self, impl Future<Output = Result<()>> + use<>)> {
         let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes())?;
-        let mut trust = Trust::from_pem(authority.as_bytes())?;
-        for other in 0..60 {
-            trust = trust.allow(own_name(other));
-        }
+        let authorities = Authorities::from_pem(authority.as_bytes())?;
+        let trust = Trust::only(authorities, (0..60).map(own_name));
         let limits = TransportLimits::default();
         let endpoint = Endpoint::bind(own_address(number), &identity, &trust, limits)?;
         let locker = Arc::new(tcpmig::locker::nftables()?);
@@ -128,9 +125,15 @@ impl Site {
         let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Served>();
         let server = Server::new(movable.clone(), mover);
         let lease = options.redirect_lease;
-        let mut arrivals = serve_if(endpoint, locker, options, move |app| {
-            movable.check(app).map_err(|error| error.to_string())
-        });
+        // Nothing but connections of the service, whatever the other servers bring.
+        let service: SocketAddr = SERVICE.parse()?;
+        let rules = Rules::new().local(service.ip().into());
+        let policy = Policy::new().others(rules.ports(service.port()..=service.port()));
+        let mut arrivals = Acceptor::new(endpoint, locker)
+            .options(options)
+            .policy(policy)
+            .accept_if(move |offered| movable.check(offered.app).map_err(|e| e.to_string()))
+            .serve();
         // All could listen; the network brings new connections to the first.
         let listener = tokio::net::TcpListener::bind(SERVICE).await?;
         let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
@@ -148,12 +151,16 @@ impl Site {
                         tokio::spawn(async move { server.serve(stream).await });
                     }
                     Some(arrived) = arrivals.next() => {
-                        tokio::spawn(async move { server.arrived(arrived).await });
+                        tokio::spawn(async move {
+                            if let Err(error) = server.arrived(arrived).await {
+                                eprintln!("{}: a connection was closed: {error}", own_name(number));
+                            }
+                        });
                     }
                     order = ordered.recv() => {
                         let Some(order) = order else { return Ok(()) };
                         let steer = Redirected::new(own_address(order.to).ip(), lease)?;
-                        tokio::task::spawn_local(obey(server, order, Arc::new(steer)));
+                        tokio::spawn(obey(server, order, Arc::new(steer)));
                     }
                 }
             }
@@ -182,24 +189,8 @@ async fn obey(server: Server<App>, order: Order, steer: Arc<Redirected>) {
     };
     let mut handles = server.connections();
     handles.truncate(order.count);
-    let handles = Rc::new(RefCell::new(handles));
-    let workers: Vec<_> = (0..AT_ONCE)
-        .map(|_| {
-            let (handles, to) = (handles.clone(), to.clone());
-            tokio::task::spawn_local(async move {
-                let mut results = Vec::new();
-                loop {
-                    let next = handles.borrow_mut().pop();
-                    let Some(handle) = next else { return results };
-                    results.push(handle.move_to(&to).await);
-                }
-            })
-        })
-        .collect();
-    let mut results = Vec::new();
-    for worker in workers {
-        results.extend(worker.await.unwrap_or_default());
-    }
+    let results = move_connections(handles, &to, AT_ONCE).await;
+    let results = results.into_iter().map(|(_, result)| result).collect();
     // Nobody asks any more if the program ends.
     let _ = order.done.send(results);
 }

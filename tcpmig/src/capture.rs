@@ -5,18 +5,26 @@
 //! ([`Frozen::keep`]) or given up ([`Frozen::discard`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Weak;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tcpmig_format::{
     AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, SocketOptions, TcpImage,
 };
-use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
+use tcpmig_lock::conntrack::{self, Translation};
+use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
 use tcpmig_sys::deliver::Delivery;
 use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
+use tcpmig_sys::info::{State, info};
 
+use crate::hold::{Hold, Keep};
 use crate::restore::INJECT_MARK;
 use crate::segments::{self, Taken};
 use crate::{convert, options};
+
+mod locked;
+
+pub use locked::Locked;
 
 /// Why a connection was not captured. It goes on where it is.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +42,18 @@ pub enum CaptureError {
     /// The kernel's numbers contradict each other.
     #[error("the connection's numbers: {0}")]
     Invalid(#[from] InvalidTcp),
-    /// The socket has an eBPF filter, which no call reads back.
-    #[error("the socket has an eBPF filter (SO_ATTACH_BPF), which cannot be read back")]
-    ExtendedFilter,
+    /// This host rewrites the connection's packets. The peer knows other addresses, or other sequence numbers, than the
+    /// socket has, and another host would not rewrite them in the same way.
+    #[error("this host's connection tracking translates its packets ({0})")]
+    Translated(Box<Translation>),
+    /// Connection tracking could not be asked.
+    #[error("connection tracking: {0}")]
+    Conntrack(#[source] LockError),
+    /// The socket has the mark [`INJECT_MARK`], which locks let pass: it could not be locked.
+    #[error(
+        "the socket has SO_MARK={INJECT_MARK:#x}, which is kept for what a restore injects and passes every lock"
+    )]
+    InjectMark,
     /// The peer reset the connection while its packets were locked.
     #[error("the peer reset the connection while its packets were locked")]
     Reset,
@@ -51,7 +68,9 @@ impl CaptureError {
     pub fn is_not_migratable(&self) -> bool {
         matches!(
             self,
-            Self::Socket(tcpmig_sys::Error::NotMigratable(_)) | Self::ExtendedFilter
+            Self::Socket(tcpmig_sys::Error::NotMigratable(_))
+                | Self::InjectMark
+                | Self::Translated(_)
         )
     }
 }
@@ -63,6 +82,7 @@ impl CaptureError {
 pub struct Plan {
     ip: IpImage,
     socket: SocketOptions,
+    ended: bool,
 }
 
 impl Plan {
@@ -71,14 +91,29 @@ impl Plan {
     /// # Errors
     ///
     /// [`CaptureError::Socket`] with [`NotMigratable`](tcpmig_sys::NotMigratable) if it is not
-    /// a TCP connection in a state that can be moved, or with the call that failed.
+    /// a TCP connection in a state that can be moved, or with the call that failed; [`CaptureError::Translated`] if this
+    /// host rewrites its packets, as far as that can be seen (see [`conntrack`]).
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         frozen::check(fd)?;
-        frozen::check_keys(fd)?;
+        tcpmig_sys::options::check(fd)?;
+        let ip = options::ip(fd)?;
+        if let Some(translation) =
+            conntrack::translation(fd, &ip.flow).map_err(CaptureError::Conntrack)?
+        {
+            return Err(CaptureError::Translated(Box::new(translation)));
+        }
         Ok(Self {
-            ip: options::ip(fd)?,
+            ip,
             socket: options::socket(fd)?,
+            ended: info(fd)?.state == State::Close,
         })
+    }
+
+    /// Whether the connection has ended (CLOSE). It has no packets, and its addresses and ports can be those of another
+    /// connection by now: do not lock or steer them.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// The connection's addresses and ports.
@@ -88,7 +123,8 @@ impl Plan {
     }
 }
 
-/// A connection that stands still: its packets are locked and its socket is under repair.
+/// A connection that stands still: its packets are locked and its socket is under repair, and [mute](tcpmig_sys::mute) also
+/// when the lock has ended.
 ///
 /// Dropping it keeps it: unlocked first, so that the probe at the end of repair can leave and
 /// fetch what the peer acknowledged meanwhile, then thawed.
@@ -102,13 +138,6 @@ pub struct Frozen {
     read: Option<Marks>,
     /// All that was captured: the connection gets it if it is kept.
     captured: Vec<Packet>,
-}
-
-/// What keeps the packets away.
-#[derive(Debug)]
-enum Hold {
-    Locked(LockGuard),
-    Redirected(Redirect),
 }
 
 /// A connection that was not frozen: the reason, and the descriptor back.
@@ -137,7 +166,7 @@ impl Frozen {
         lease: Duration,
     ) -> Result<Self, NotFrozen> {
         match locker.lock(&[plan.flow()], lease) {
-            Ok(lock) => Self::freeze_locked(fd, plan, lock),
+            Ok(lock) => Self::freeze_locked(fd, plan, lock, lease),
             Err(error) => Err(NotFrozen {
                 fd,
                 error: error.into(),
@@ -145,15 +174,21 @@ impl Frozen {
         }
     }
 
-    /// As [`Frozen::freeze`], with packets that are locked already.
+    /// As [`Frozen::freeze`], with packets that are locked already, for `lease` at a time.
     ///
     /// # Errors
     ///
     /// [`NotFrozen`] with the descriptor; the connection goes on, unlocked.
-    pub fn freeze_locked(fd: OwnedFd, plan: Plan, lock: LockGuard) -> Result<Self, NotFrozen> {
+    pub fn freeze_locked(
+        fd: OwnedFd,
+        plan: Plan,
+        lock: LockGuard,
+        lease: Duration,
+    ) -> Result<Self, NotFrozen> {
+        let hold = Hold::locked(lock, lease);
         match FrozenSocket::freeze(fd) {
             Ok(socket) => Ok(Self {
-                hold: Hold::Locked(lock),
+                hold,
                 socket,
                 plan,
                 read: None,
@@ -189,18 +224,20 @@ impl Frozen {
         })
     }
 
-    /// Adds to the image what arrived since the packets were locked, see [`Frozen::captured`].
+    /// Adds to the image what arrived since the packets were locked, see [`Frozen::captured`]; also what was handed over
+    /// before, so that an image that was [captured](Frozen::capture) again has all of it.
     ///
     /// # Errors
     ///
     /// [`CaptureError::Lock`] as there, [`CaptureError::Reset`]; the connection stays frozen.
     pub fn catch_up(&mut self, image: &mut Image) -> Result<(), CaptureError> {
-        let packets = self.captured()?;
+        self.captured()?;
         let Some(tcp) = image.tcp.take() else {
             return Ok(());
         };
         let mut parts = tcp.into_parts();
-        let octets = packets.iter().map(|packet| &packet.octets[..]);
+        // Nothing of it was acknowledged, so a later image lacks it as the first did; what the image has is skipped.
+        let octets = self.captured.iter().map(|packet| &packet.octets[..]);
         if segments::take_in(&mut parts, &self.flow(), octets) == Taken::Reset {
             return Err(CaptureError::Reset);
         }
@@ -228,10 +265,7 @@ impl Frozen {
     ///
     /// [`LockError`]; the connection stays frozen and locked.
     pub fn redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
-        if let Hold::Locked(lock) = &mut self.hold {
-            self.hold = Hold::Redirected(lock.try_redirect(hop, lease)?);
-        }
-        Ok(())
+        self.hold.redirect(hop, lease)
     }
 
     /// What arrived for the connection since its packets were locked, if the locker captures: in the order
@@ -242,19 +276,9 @@ impl Frozen {
     ///
     /// [`LockError::NotHeld`] if the lock has ended meanwhile, and others as the locker documents.
     pub fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
-        let captured = match &mut self.hold {
-            Hold::Locked(lock) => lock.captured(),
-            Hold::Redirected(redirect) => redirect.captured(),
-        };
-        match captured {
-            // What did not fit is as if it had been lost on the way: the peer sends it again.
-            Ok(captured) => {
-                self.captured.extend_from_slice(&captured.packets);
-                Ok(captured.packets)
-            }
-            Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        let packets = self.hold.captured()?;
+        self.captured.extend_from_slice(&packets);
+        Ok(packets)
     }
 
     /// The connection goes on here, and gets what was captured for it, on the calling thread's host. What
@@ -272,15 +296,14 @@ impl Frozen {
         let flow = self.flow();
         let Self {
             hold,
-            socket,
+            mut socket,
             plan,
             captured,
             ..
         } = self;
-        let unlocked = match hold {
-            Hold::Locked(lock) => lock.unlock(),
-            Hold::Redirected(redirect) => redirect.end(),
-        };
+        // Before the lock ends, so that nothing that passes it is missed; if it fails, the thaw tries once more.
+        let _ = socket.unmute();
+        let unlocked = hold.end();
         let fd = socket
             .thaw()
             .map_err(|frozen::FreezeError { fd, error }| NotFrozen {
@@ -306,31 +329,45 @@ impl Frozen {
     /// Ends the connection on this host without a packet.
     ///
     /// The lock or redirect stays until its lease ends, so that no late packet of the peer
-    /// draws an RST from here.
+    /// draws an RST from here. Of a connection that had ended when it was captured it ends now: nobody waits for its packets, and
+    /// its ports may be used again.
     ///
     /// # Errors
     ///
     /// [`CaptureError::Socket`]; the descriptor is closed, just as silently.
     pub fn discard(self) -> Result<(), CaptureError> {
-        let Self { hold, socket, .. } = self;
+        let Self {
+            hold, socket, read, ..
+        } = self;
+        let ended = read.is_some_and(|marks| marks.state == State::Close);
         let discarded = socket.discard();
-        match hold {
-            Hold::Locked(lock) => lock.leave(),
-            Hold::Redirected(redirect) => redirect.leave(),
+        if !ended {
+            hold.leave();
+        } else if let Err(error) = hold.end() {
+            tracing::warn!(
+                "the lock of a connection that had ended stays until its lease ends: {error}"
+            );
         }
         Ok(discarded?)
     }
 
-    /// Prolongs the lock or redirect.
+    /// For whoever renews the lock or redirect until the connection is settled.
+    pub(crate) fn to_keep(&self) -> (Weak<dyn Keep>, Duration) {
+        self.hold.to_keep()
+    }
+
+    /// Makes sure that the silence lasts for its lease, before nobody is left to renew it.
+    pub(crate) fn make_sure(&mut self, locker: &dyn Locker) {
+        self.hold.make_sure(locker);
+    }
+
+    /// Prolongs the lock or redirect by the lease that it was made with.
     ///
     /// # Errors
     ///
     /// [`LockError`].
-    pub fn renew(&mut self, lease: Duration) -> Result<(), LockError> {
-        match &mut self.hold {
-            Hold::Locked(lock) => lock.renew(lease),
-            Hold::Redirected(redirect) => redirect.renew(lease),
-        }
+    pub fn renew(&mut self) -> Result<(), LockError> {
+        self.hold.renew()
     }
 }
 

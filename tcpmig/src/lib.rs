@@ -92,6 +92,7 @@ pub mod driver;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handover;
+mod hold;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod listener;

@@ -21,7 +21,7 @@ use tcpmig_sys::{netns, sockopt};
 
 use crate::capture::{self, CaptureError};
 use crate::options::{self, Setter, Unsupported};
-use crate::restore::RestoreError;
+use crate::restore::{INJECT_MARK, RestoreError};
 
 /// What is done about connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,6 +129,10 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
     }
     listen.bound_device = sockopt::bound_device(fd)?;
     listen.mark = Some(sockopt::mark(fd)?).filter(|&mark| mark != 0);
+    if listen.mark == Some(INJECT_MARK) {
+        // The connections that it accepts have its mark.
+        return Err(CaptureError::InjectMark.into());
+    }
     listen.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0);
     listen.defer_accept = listener::defer_accept(fd)?;
     listen.fast_open = listener::fast_open(fd)?;
@@ -149,6 +153,9 @@ pub fn restore(image: &Image) -> Result<OwnedFd, RestoreError> {
         .listen
         .as_ref()
         .ok_or(RestoreError::Layer("listener"))?;
+    if listen.mark == Some(INJECT_MARK) {
+        return Err(RestoreError::InjectMark);
+    }
     let new = NewListener::open(listen.local.is_ipv6())?;
     let fd = new.as_fd();
     if let Some(device) = &listen.bound_device {

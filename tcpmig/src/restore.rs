@@ -5,18 +5,21 @@
 //! [`Prepared`] takes it all back without a packet.
 
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
     AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
 };
-use tcpmig_lock::{LockError, LockGuard, Locker, Packet};
+use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
+use tcpmig_lock::{LockError, LockGuard, Locker, Packet, route};
+use tcpmig_sys::frozen::Marks;
 use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsent};
 
 use crate::convert;
+use crate::hold::hold_on;
 use crate::options::{self, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
 
@@ -26,6 +29,8 @@ use crate::segments::{self, Taken};
 /// segments of the peer, sent from this host to itself while its packets are locked. The locker has to let
 /// this mark pass (`Nftables::new()?.exempt_mark(INJECT_MARK)`), and so has the packet filter of the
 /// host.
+///
+/// Because locks let it pass, no connection is captured or restored that has it as its `SO_MARK`.
 pub const INJECT_MARK: u32 = 0x7463_706d;
 
 /// Why a connection was not restored. Nothing of it is left on this host.
@@ -38,15 +43,26 @@ pub enum RestoreError {
     /// The image is that of a listener, which [`listener::restore`](crate::listener::restore) makes.
     #[error("the image is that of a listener, not of a connection")]
     Listener,
+    /// The image says that the socket has the mark [`INJECT_MARK`], with which its packets would pass every lock.
+    #[error(
+        "SO_MARK={INJECT_MARK:#x} is kept for what a restore injects: a socket with it would pass every lock"
+    )]
+    InjectMark,
     /// A state that cannot be restored.
     #[error("the image's state is {0}: there is no connection in it that can be restored")]
     State(TcpState),
     /// The peer reset the connection while it stood still.
     #[error("the peer reset the connection while it stood still")]
     Reset,
+    /// It took octets before it lived, although it was locked and mute.
+    #[error("it took octets of the peer before it lived here, which its source does not have")]
+    MovedOn,
     /// The packets could not be locked, or not unlocked.
     #[error("lock: {0}")]
     Lock(#[from] LockError),
+    /// This host's connection tracking would not let its packets pass.
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
     /// This host cannot honour an option of the connection, and [`Unsupported::Refuse`] holds.
     #[error("{0}")]
     Option(#[from] NotSet),
@@ -55,19 +71,27 @@ pub enum RestoreError {
     Socket(#[from] tcpmig_sys::Error),
 }
 
-/// A connection that is rebuilt, locked and under repair.
+/// A connection that is rebuilt, locked and under repair, and [mute](tcpmig_sys::mute) also when the lock has ended.
 #[derive(Debug)]
 #[must_use = "dropping discards the connection without a packet"]
 pub struct Prepared {
     // Drop order: the socket goes before its packets are unlocked. It is `None` only while it is
     // being rebuilt.
     socket: Option<RestoringSocket>,
+    known: Known,
     lock: LockGuard,
+    lease: Duration,
+    /// The numbers that it was built with.
+    built: Marks,
     ip: IpImage,
     tcp: TcpParts,
     app: Option<AppImage>,
     unsupported: Unsupported,
     not_set: Vec<NotSet>,
+    /// What was taken out of the image before it came here.
+    left_out: Vec<NotSet>,
+    /// Whether what arrived here has changed it since it was built, once that was looked at.
+    merged: Option<Result<bool, RestoreError>>,
 }
 
 /// How often what arrives is merged before the connection lives. Each time takes as long as
@@ -118,6 +142,58 @@ pub struct NotActivated {
     /// The lock of its packets, for as long as they may come here: one would draw an RST. `None` if it had ended
     /// already.
     pub lock: Option<LockGuard>,
+    /// Whether it had taken octets by then, as [`Prepared::has_moved_on`]: the source must not go on with it.
+    pub moved_on: bool,
+}
+
+/// A connection that was not rebuilt: the reason, and the lock that was to be its own. Dropping it unlocks.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotBuilt {
+    /// Why.
+    #[source]
+    pub error: RestoreError,
+    /// The lock of its packets.
+    pub lock: LockGuard,
+}
+
+/// The layers of an image that can be restored.
+struct Parts {
+    ip: IpImage,
+    tcp: TcpParts,
+    app: Option<AppImage>,
+}
+
+impl Parts {
+    fn of(image: Image) -> Result<Self, RestoreError> {
+        if image.listen.is_some() {
+            return Err(RestoreError::Listener);
+        }
+        let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
+        if ip.mark == Some(INJECT_MARK) {
+            return Err(RestoreError::InjectMark);
+        }
+        let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
+        convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
+        Ok(Self {
+            ip,
+            tcp,
+            app: image.app,
+        })
+    }
+
+    fn rebuild(
+        &self,
+        lease: Duration,
+        unsupported: Unsupported,
+        not_set: &mut Vec<NotSet>,
+    ) -> Result<(Known, RestoringSocket, Marks), RestoreError> {
+        let closed = open(&self.ip)?;
+        // Before it is rebuilt: the segments that close it pass the packet filter.
+        let known = Known::make(closed.as_fd(), arrival(&self.ip, &self.tcp), lease)?;
+        let (socket, built) = rebuild(closed, &self.ip, &self.tcp, unsupported, not_set)?;
+        Ok((known, socket, built))
+    }
 }
 
 impl Prepared {
@@ -127,6 +203,9 @@ impl Prepared {
     /// The connection's local address must be on this host, unless the image says freebind or
     /// transparent; in any state but ESTABLISHED and FIN-WAIT-1 also then. For those states the locker has to
     /// let [`INJECT_MARK`] pass, and the thread needs `CAP_NET_RAW`, as it does for FIN-WAIT-1.
+    ///
+    /// Where this host tracks connections, it knows this one from now on, so that a packet filter that lets
+    /// only established connections pass lets it pass ([`Known::make`]).
     ///
     /// A connection in SYN-SENT needs none of that, but a locker that stops what this host sends
     /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 100 ms.
@@ -150,29 +229,123 @@ impl Prepared {
         lease: Duration,
         unsupported: Unsupported,
     ) -> Result<Self, RestoreError> {
-        if image.listen.is_some() {
-            return Err(RestoreError::Listener);
+        let parts = Parts::of(image)?;
+        let lock = locker.lock(&[parts.ip.flow], lease)?;
+        Self::build_parts(parts, lock, lease, unsupported).map_err(|not| not.error)
+    }
+
+    /// As [`Prepared::build_with`], with a lock that was made before, for example by
+    /// [`Locker::take_over`]: of the image's connection and no other. `lease` is what [`Prepared::renew`] prolongs it by.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBuilt`], which gives the lock back: [`LockGuard::give_back`] undoes a take-over.
+    /// [`LockError::NotHeld`] if the lock is not that of the image's connection.
+    pub fn build_locked(
+        image: Image,
+        lock: LockGuard,
+        lease: Duration,
+        unsupported: Unsupported,
+    ) -> Result<Self, Box<NotBuilt>> {
+        match Parts::of(image) {
+            Ok(parts) if lock.flows() == [parts.ip.flow] => {
+                Self::build_parts(parts, lock, lease, unsupported)
+            }
+            Ok(parts) => {
+                let error = LockError::NotHeld(parts.ip.flow).into();
+                Err(Box::new(NotBuilt { error, lock }))
+            }
+            Err(error) => Err(Box::new(NotBuilt { error, lock })),
         }
-        let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
-        let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
-        convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
-        let lock = locker.lock(&[ip.flow], lease)?;
+    }
+
+    fn build_parts(
+        parts: Parts,
+        lock: LockGuard,
+        lease: Duration,
+        unsupported: Unsupported,
+    ) -> Result<Self, Box<NotBuilt>> {
         let mut not_set = Vec::new();
-        Ok(Self {
-            socket: Some(rebuild(&ip, &tcp, unsupported, &mut not_set)?),
-            lock,
-            ip,
-            tcp,
-            app: image.app,
-            unsupported,
-            not_set,
-        })
+        match parts.rebuild(lease, unsupported, &mut not_set) {
+            Ok((known, socket, built)) => Ok(Self {
+                socket: Some(socket),
+                known,
+                built,
+                lock,
+                lease,
+                ip: parts.ip,
+                tcp: parts.tcp,
+                app: parts.app,
+                unsupported,
+                not_set,
+                left_out: Vec::new(),
+                merged: None,
+            }),
+            Err(error) => Err(Box::new(NotBuilt { error, lock })),
+        }
+    }
+
+    /// Whether [`Prepared::activate`] would wait for nothing now, apart from the locker. Then it does not look again at what
+    /// arrives here, so that it has to follow at once.
+    pub(crate) fn get_ready(&mut self) -> bool {
+        // It has to be built again, or is lost, and that waits for whoever does it.
+        if matches!(self.merged, Some(Ok(true) | Err(_))) {
+            return false;
+        }
+        // With a user timeout the peer is listened for first.
+        if tcp_waits(self.tcp.state, &self.tcp.socket)
+            || self.tcp.socket.user_timeout.unwrap_or(0) != 0
+        {
+            return false;
+        }
+        let here = self.captured();
+        let merged = here.and_then(|here| self.merge(here.iter().map(|packet| &packet.octets[..])));
+        let ready = matches!(merged, Ok(false));
+        self.merged = Some(merged);
+        ready
+    }
+
+    /// Makes what arrived so far part of the connection, so that nothing is left to rebuild, and gives its socket: for whoever
+    /// is to have a duplicate of it when it lives. What arrives until [`Prepared::activate`] is not taken in, and the peer sends it again.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]; it can only be [discarded](Prepared::discard).
+    pub fn settle(&mut self) -> Result<BorrowedFd<'_>, RestoreError> {
+        let socket = self.take_in([])?;
+        self.merged = Some(Ok(false));
+        let socket = &*self.socket.insert(socket);
+        Ok(socket.as_fd())
     }
 
     /// Its addresses and ports.
     #[must_use]
     pub fn flow(&self) -> FourTuple {
         self.ip.flow
+    }
+
+    /// Prolongs the lock by the lease that it was made with, and takes it again if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`]: the connection is still mute.
+    pub fn renew(&mut self, locker: &dyn Locker) -> Result<(), LockError> {
+        hold_on(&mut self.lock, self.lease, locker)
+    }
+
+    /// Whether the connection has taken octets since it was built, which it can only if it was not mute and its lock ended.
+    /// Then nobody may have it back: the peer believes that they were received.
+    #[must_use]
+    pub fn has_moved_on(&self) -> bool {
+        // There is none only while it is being built anew from what is known of it.
+        let socket = self.socket.as_ref();
+        socket.is_some_and(|socket| moved_on(socket, &self.built))
+    }
+
+    /// Options that the connection had and its image has not: they are reported with those that could
+    /// not be set.
+    pub(crate) fn leave_out(&mut self, options: Vec<NotSet>) {
+        self.left_out = options;
     }
 
     /// Takes the connection back without a packet. Its packets stay locked as long as the guard:
@@ -205,19 +378,31 @@ impl Prepared {
         mut self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<Restored, Box<NotActivated>> {
-        let socket = match self.take_in(arrived) {
+        let mut socket = match self.take_in(arrived) {
             Ok(socket) => socket,
             Err(error) => {
+                let moved_on = self.has_moved_on();
                 let lock = Some(self.discard());
-                return Err(Box::new(NotActivated { error, lock }));
+                return Err(not_activated(error, lock, moved_on));
             }
         };
-        let unlocked = |error| Box::new(NotActivated { error, lock: None });
-        self.lock.release().map_err(|e| unlocked(e.into()))?;
+        if let Err(error) = socket.unmute() {
+            let moved_on = moved_on(&socket, &self.built);
+            drop(socket);
+            return Err(not_activated(error.into(), Some(self.lock), moved_on));
+        }
+        // From here on the socket takes what is let in, and keeps it: first it may hear, then packets come.
+        if let Err(error) = self.lock.release() {
+            let moved_on = moved_on(&socket, &self.built);
+            return Err(not_activated(error.into(), None, moved_on));
+        }
         let options = self.tcp.socket;
-        let socket = socket
-            .activate(options.reuse_addr.unwrap_or(false))
-            .map_err(|e| unlocked(e.into()))?;
+        let reuse_addr = options.reuse_addr.unwrap_or(false);
+        let socket = socket.activate(reuse_addr).map_err(|failed| {
+            let moved_on = moved_on(&failed.socket, &self.built);
+            not_activated(failed.error.into(), None, moved_on)
+        })?;
+        self.known.keep();
         Ok(Restored {
             socket,
             flow: self.ip.flow,
@@ -227,9 +412,29 @@ impl Prepared {
                 self.tcp.send.unsent
             },
             app: self.app,
-            not_set: self.not_set,
+            not_set: self.left_out.into_iter().chain(self.not_set).collect(),
             options,
         })
+    }
+
+    /// Makes room for another socket with the same four-tuple. If this one can stay beside it until that is there, it is given
+    /// back: packets may come here already, and without any socket they draw an RST as soon as the lock has ended, which
+    /// it does if this process is stopped just now.
+    fn step_aside(&mut self) -> Option<RestoringSocket> {
+        let socket = self.socket.take()?;
+        // Two sockets of one device cannot have the same four-tuple.
+        if self.ip.bound_device.is_some() {
+            return None;
+        }
+        let device = match &self.ip.scope {
+            Some(name) => name.clone(),
+            None => {
+                let (remote, local) = (self.ip.flow.remote().ip(), self.ip.flow.local().ip());
+                route::lookup(remote, Some(local)).ok()?.device
+            }
+        };
+        socket.step_aside(&device).ok()?;
+        Some(socket)
     }
 
     /// Makes what arrived part of the connection, and takes its socket.
@@ -237,18 +442,34 @@ impl Prepared {
         &mut self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<RestoringSocket, RestoreError> {
-        let mut changed = self.merge(arrived)?;
+        self.known.check()?;
+        let merged = self.merged.take();
+        let is_ready = matches!(merged, Some(Ok(false)));
+        let mut changed = merged.transpose()?.unwrap_or(false);
+        changed |= self.merge(arrived)?;
         for _ in 0..MERGES {
+            if is_ready && !changed {
+                break;
+            }
             let here = self.captured()?;
             changed |= self.merge(here.iter().map(|packet| &packet.octets[..]))?;
             if !std::mem::take(&mut changed) {
                 break;
             }
-            // The same four-tuple cannot be there twice.
-            self.socket = None;
+            // What it has taken by itself would not be in the next one.
+            if self.has_moved_on() {
+                return Err(RestoreError::MovedOn);
+            }
+            let before = self.step_aside();
+            // What was injected for the first one may have closed it for connection tracking.
+            self.known.renew()?;
             self.not_set.clear();
             let (policy, not_set) = (self.unsupported, &mut self.not_set);
-            self.socket = Some(rebuild(&self.ip, &self.tcp, policy, not_set)?);
+            let closed = open(&self.ip)?;
+            let (socket, built) = rebuild(closed, &self.ip, &self.tcp, policy, not_set)?;
+            self.socket = Some(socket);
+            self.built = built;
+            drop(before);
         }
         // INVARIANT: it was built before and each time that it was taken down.
         Ok(self
@@ -260,7 +481,8 @@ impl Prepared {
     fn captured(&mut self) -> Result<Vec<Packet>, RestoreError> {
         match self.lock.captured() {
             Ok(captured) => Ok(captured.packets),
-            Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
+            // What arrived after the end of a lock did not pass the socket, which is mute: the peer sends it again.
+            Err(LockError::Unsupported { .. } | LockError::NotHeld(_)) => Ok(Vec::new()),
             Err(error) => Err(error.into()),
         }
     }
@@ -278,19 +500,74 @@ impl Prepared {
     }
 }
 
-/// A socket under repair with all that the image holds.
+/// Whether to build this can wait, apart from the locker: for time to pass, or for what is sent in the peer's name to arrive.
+pub(crate) fn waits(image: &Image) -> bool {
+    let tcp = image.tcp.as_ref();
+    tcp.is_some_and(|tcp| tcp_waits(tcp.state(), tcp.socket()))
+}
+
+fn tcp_waits(state: TcpState, options: &SocketOptions) -> bool {
+    state != TcpState::Established || measures(options)
+}
+
+/// Whether the last of the receive queue has to arrive as a segment: the application set the size of the buffer.
+fn measures(options: &SocketOptions) -> bool {
+    options.receive_buffer.is_some()
+        && options.buffer_lock.unwrap_or(0) & RECEIVE_BUFFER_LOCKED != 0
+}
+
+/// What connection tracking on this host has to know.
+fn arrival(ip: &IpImage, tcp: &TcpParts) -> Arrival {
+    let mut arrival = Arrival::new(ip.flow);
+    arrival.opening = tcp.state == TcpState::SynSent;
+    arrival.sack = tcp.negotiated.sack;
+    let scale = tcp.negotiated.window_scale;
+    arrival.window_scale = scale.map(|scale| (scale.rcv, scale.snd));
+    arrival
+}
+
+/// A socket that cannot say may have.
+fn moved_on(socket: &RestoringSocket, built: &Marks) -> bool {
+    socket.marks().ok().as_ref() != Some(built)
+}
+
+fn not_activated(
+    error: RestoreError,
+    lock: Option<LockGuard>,
+    moved_on: bool,
+) -> Box<NotActivated> {
+    Box::new(NotActivated {
+        error,
+        lock,
+        moved_on,
+    })
+}
+
+/// A socket under repair, of the connection's family.
+fn open(ip: &IpImage) -> Result<ClosedSocket, RestoreError> {
+    Ok(ClosedSocket::open(ip.family != SocketFamily::Ipv4)?)
+}
+
+/// Gives it all that the image holds.
 fn rebuild(
+    closed: ClosedSocket,
     ip: &IpImage,
     tcp: &TcpParts,
     unsupported: Unsupported,
     not_set: &mut Vec<NotSet>,
-) -> Result<RestoringSocket, RestoreError> {
+) -> Result<(RestoringSocket, Marks), RestoreError> {
     let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
-    let mut socket = connect(ip, tcp, unsupported, not_set)?;
+    let mut socket = connect(closed, ip, tcp, unsupported, not_set)?;
     fill(&mut socket, tcp, state)?;
     let mut set = Setter::new(socket.as_fd(), unsupported, not_set);
     options::connected(&mut set, ip, &tcp.socket)?;
-    Ok(socket)
+    socket.hold()?;
+    let built = match state {
+        // Nothing was verified of it.
+        State::SynSent => socket.marks()?,
+        _ => convert::marks(tcp, state),
+    };
+    Ok((socket, built))
 }
 
 /// The address as the socket's family has it.
@@ -308,12 +585,12 @@ fn endpoint(address: SocketAddr, ip: &IpImage, scope: u32) -> SocketAddr {
 }
 
 fn connect(
+    closed: ClosedSocket,
     ip: &IpImage,
     tcp: &TcpParts,
     unsupported: Unsupported,
     not_set: &mut Vec<NotSet>,
 ) -> Result<RestoringSocket, RestoreError> {
-    let closed = ClosedSocket::open(ip.family != SocketFamily::Ipv4)?;
     let scope = match &ip.scope {
         Some(name) => netns::device_index(name)?,
         None => 0,
@@ -348,9 +625,8 @@ fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<()
     let negotiated = convert::negotiated(&tcp.negotiated);
     socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
     let queue = &tcp.receive.queue;
-    let fixed = tcp.socket.buffer_lock.unwrap_or(0) & RECEIVE_BUFFER_LOCKED != 0;
     match tcp.socket.receive_buffer {
-        Some(buffer) if fixed => {
+        Some(buffer) if measures(&tcp.socket) => {
             socket.fill_measured_receive_queue(queue, buffer / 2, INJECT_MARK)?;
         }
         _ => socket.fill_receive_queue(queue)?,

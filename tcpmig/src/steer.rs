@@ -10,7 +10,16 @@ use tcpmig_lock::{LockError, NextHop};
 use crate::capture::Frozen;
 
 /// A way to bring a connection's packets to the target.
+///
+/// What [waits](Steer::waits) is called from a thread that is in the network namespace of the mover and on which nothing else of
+/// the program runs, anything else from the task that moves the connection.
 pub trait Steer: Send + Sync {
+    /// Whether [`Steer::plan`] or [`Steering::steer`] can wait: for another host, a program, a lock that others hold. True unless it
+    /// is implemented.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Everything that takes time, before the connection stands still.
     ///
     /// # Errors
@@ -46,6 +55,10 @@ pub enum SteerError {
 pub struct Elsewhere;
 
 impl Steer for Elsewhere {
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn plan(&self, _: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
         Ok(Box::new(Self))
     }
@@ -91,6 +104,11 @@ struct Planned {
 }
 
 impl Steer for Redirected {
+    /// A question to the kernel, and then a call of the locker, which has its own word on that.
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
         if self.target.is_ipv4() != flow.is_ipv4() {
             return Err(LockError::HopFamily {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::lab::{Connection, eventually, expect, expect_nothing, send};
-use super::{Case, Ground, LEASE, Setup, faults};
+use super::lab::{Connection, eventually, expect, expect_nothing, send, slowed};
+use super::{Case, Ground, LEASE, Setup, faults, take_over};
 use crate::{EntryKind, FourTuple, LeaseEnd, LockError, Locker, NextHop, Silence};
 
 macro_rules! cases {
@@ -21,6 +21,7 @@ cases! {
     what_makes_no_sense_is_refused_and_locks_nothing: nonsense,
     a_lease_ends_by_itself: lease_ends,
     a_renewed_lease_lasts: renewed,
+    a_renewal_never_shortens: never_shortened,
     unlocking_what_is_over_is_no_error: unlock_twice,
     dropping_unlocks_and_leaving_does_not: drop_and_leave,
     the_list_names_flow_lease_age_and_owner: list,
@@ -31,7 +32,11 @@ cases! {
     a_locker_keeps_its_namespace: namespace,
     many_flows_in_one_call: many,
     a_killed_holder_leaves_its_lock_to_the_lease: faults::killed_holder,
+    a_killed_holder_takes_no_other_lock_with_it: faults::killed_beside_another,
     holders_killed_at_random_leave_nothing_behind: faults::killed_at_random,
+    what_a_dead_holder_left_is_taken_over_and_given_back: take_over::from_dead,
+    what_a_living_holder_has_is_not_taken_over: take_over::from_living,
+    what_nobody_holds_is_locked_by_taking_over: take_over::from_nobody,
 }
 
 /// Flows of no connection, all of the first family.
@@ -42,7 +47,7 @@ fn flows(count: u16) -> Vec<FourTuple> {
         .collect()
 }
 
-fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
+pub(super) fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
     let entries = locker.list().expect("list");
     let mut flows: Vec<_> = entries
         .iter()
@@ -54,13 +59,31 @@ fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
 }
 
 /// Asserts what is locked, as far as the locker remembers.
-fn assert_locked(locker: &dyn Locker, expected: &[FourTuple]) {
+pub(super) fn assert_locked(locker: &dyn Locker, expected: &[FourTuple]) {
     let mut expected = expected.to_vec();
     expected.sort_by_key(ToString::to_string);
     if !locker.abilities().remembers {
         expected.clear();
     }
-    assert_eq!(locked(locker), expected);
+    assert_eq!(
+        locked(locker),
+        expected,
+        "Locker::list names other flows (left) than those that are locked (right)"
+    );
+}
+
+/// The error of a call that has to fail with one of this kind; says what was demanded if it did not.
+pub(super) fn refused<T>(
+    result: Result<T, LockError>,
+    call: &str,
+    kind: &str,
+    is_of_kind: impl Fn(&LockError) -> bool,
+) {
+    match result {
+        Err(error) if is_of_kind(&error) => {}
+        Err(error) => panic!("{call} has to be refused with LockError::{kind}, not with {error:?}"),
+        Ok(_) => panic!("{call} has to be refused with LockError::{kind}, and was done"),
+    }
 }
 
 fn silent_until_unlocked(_test: &str, setup: &dyn Setup) {
@@ -139,10 +162,11 @@ fn second_lock(_test: &str, setup: &dyn Setup) {
     for locker in [&first, &second] {
         let again = locker.lock(&[free.flow(), held.flow()], LEASE);
         if abilities.remembers {
-            let error = again.map(drop).expect_err("a second lock");
-            assert!(
-                matches!(error, LockError::AlreadyLocked(flow) if flow == held.flow()),
-                "{error}"
+            refused(
+                again,
+                "Locker::lock of a flow that is locked",
+                "AlreadyLocked with the flow that is locked",
+                |error| matches!(error, LockError::AlreadyLocked(flow) if *flow == held.flow()),
             );
             assert_locked(&**locker, &[held.flow()]);
         } else {
@@ -176,13 +200,18 @@ fn nonsense(_test: &str, setup: &dyn Setup) {
     let before = setup.traces(&ground);
     let mut twice = flows(10);
     twice.push(twice[4]);
-    let error = locker.lock(&twice, LEASE).map(drop).expect_err("a double");
-    assert!(
-        matches!(error, LockError::Duplicate(flow) if flow == twice[4]),
-        "{error}"
+    refused(
+        locker.lock(&twice, LEASE),
+        "Locker::lock with a flow that is named twice",
+        "Duplicate with that flow",
+        |error| matches!(error, LockError::Duplicate(flow) if *flow == twice[4]),
     );
-    let error = locker.lock(&flows(1), Duration::ZERO).map(drop);
-    assert!(matches!(error, Err(LockError::LeaseZero)), "{error:?}");
+    refused(
+        locker.lock(&flows(1), Duration::ZERO),
+        "Locker::lock with a lease of zero",
+        "LeaseZero",
+        |error| matches!(error, LockError::LeaseZero),
+    );
     assert_locked(&*locker, &[]);
     locker
         .lock(&[], LEASE)
@@ -199,7 +228,7 @@ fn lease_ends(_test: &str, setup: &dyn Setup) {
     let locker = setup.locker(&ground);
     let abilities = locker.abilities();
     let mut flow = ground.connection(Ground::addresses()[0]);
-    let lease = Duration::from_millis(1500);
+    let lease = slowed(Duration::from_millis(1500));
     let start = Instant::now();
     let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
     if !abilities.remembers {
@@ -212,7 +241,7 @@ fn lease_ends(_test: &str, setup: &dyn Setup) {
     // The kernel counts in jiffies.
     assert!(
         start.elapsed() + Duration::from_millis(30) >= lease,
-        "the lease ended after {:?}",
+        "a lease of {lease:?} ended after {:?}",
         start.elapsed()
     );
     flow.ping();
@@ -220,10 +249,11 @@ fn lease_ends(_test: &str, setup: &dyn Setup) {
         locked(&*locker).is_empty().then_some(())
     });
     // An ended lease is told to who would prolong it.
-    let error = guard.renew(LEASE).expect_err("a lease that ended");
-    assert!(
-        matches!(error, LockError::NotHeld(ended) if ended == flow.flow()),
-        "{error}"
+    refused(
+        guard.renew(LEASE),
+        "LockGuard::renew after the lease has ended",
+        "NotHeld with the flow",
+        |error| matches!(error, LockError::NotHeld(ended) if *ended == flow.flow()),
     );
     // Somebody else's lock of the flow is not touched by the guard whose lease ended.
     let other = setup.locker(&ground);
@@ -240,10 +270,12 @@ fn renewed(_test: &str, setup: &dyn Setup) {
     let locker = setup.locker(&ground);
     let abilities = locker.abilities();
     let mut flow = ground.connection(Ground::addresses()[0]);
-    let lease = Duration::from_secs(2);
+    let lease = slowed(Duration::from_secs(2));
     let start = Instant::now();
     let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
-    guard.renew(LEASE).expect("renew");
+    // Half of it is left at the end.
+    let longer = lease * 4;
+    guard.renew(longer).expect("renew");
     ground.expect_locked(abilities.silence, &mut flow);
     // Past the first lease, and past what a lease may take to end.
     while abilities.remembers && start.elapsed() < lease * 2 {
@@ -252,8 +284,36 @@ fn renewed(_test: &str, setup: &dyn Setup) {
         std::thread::sleep(Duration::from_millis(50));
     }
     for entry in locker.list().expect("list") {
-        assert!(entry.remaining > Duration::from_secs(40), "{entry:?}");
-        assert!(entry.remaining <= LEASE, "{entry:?}");
+        assert!(entry.remaining > lease, "{entry:?}");
+        assert!(entry.remaining <= longer, "{entry:?}");
+    }
+    guard.unlock().expect("unlock");
+    Ground::expect_unlocked(abilities.silence, &mut flow);
+    assert_locked(&*locker, &[]);
+}
+
+fn never_shortened(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut flow = ground.connection(Ground::addresses()[0]);
+    let short = Duration::from_millis(300);
+    let mut guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
+    // By a longer lease between two shorter ones, too.
+    for lease in [short, LEASE * 2, short] {
+        guard.renew(lease).expect("renew");
+    }
+    let start = Instant::now();
+    ground.expect_locked(abilities.silence, &mut flow);
+    while abilities.remembers && start.elapsed() < short * 5 {
+        let entries = locker.list().expect("list");
+        let remaining: Vec<Duration> = entries.iter().map(|entry| entry.remaining).collect();
+        assert!(
+            remaining.len() == 1 && remaining[0] > LEASE,
+            "{remaining:?} is left of {:?}",
+            LEASE * 2
+        );
+        std::thread::sleep(Duration::from_millis(50));
     }
     guard.unlock().expect("unlock");
     Ground::expect_unlocked(abilities.silence, &mut flow);
@@ -291,7 +351,7 @@ fn drop_and_leave(_test: &str, setup: &dyn Setup) {
     assert_locked(&*locker, &[]);
     flow.ping();
     locker
-        .lock(&[flow.flow()], Duration::from_secs(4))
+        .lock(&[flow.flow()], slowed(Duration::from_secs(4)))
         .expect("lock")
         .leave();
     assert_locked(&*locker, &[flow.flow()]);
@@ -377,8 +437,12 @@ fn capture(_test: &str, setup: &dyn Setup) {
     let flow = ground.connection(Ground::addresses()[0]);
     let mut guard = plain.lock(&[flow.flow()], LEASE).expect("lock");
     if !plain.abilities().captures {
-        let error = guard.captured().expect_err("what it cannot do");
-        assert!(matches!(error, LockError::Unsupported { .. }), "{error}");
+        refused(
+            guard.captured(),
+            "LockGuard::captured of a locker whose abilities do not have it",
+            "Unsupported",
+            |error| matches!(error, LockError::Unsupported { .. }),
+        );
     }
     drop(guard);
     let Some(locker) = setup.capturing(&ground) else {
@@ -421,11 +485,21 @@ fn redirect(_test: &str, setup: &dyn Setup) {
         address: "10.0.0.7".parse().expect("an address"),
         ingress: "eth0".to_owned(),
     };
-    let error = guard.try_redirect(&hop, LEASE).expect_err("no such device");
+    let redirected = guard.try_redirect(&hop, LEASE);
     if abilities.redirects {
-        assert!(matches!(error, LockError::NoDevice(_)), "{error}");
+        refused(
+            redirected,
+            "a redirect to a device that does not exist",
+            "NoDevice",
+            |error| matches!(error, LockError::NoDevice(_)),
+        );
     } else {
-        assert!(matches!(error, LockError::Unsupported { .. }), "{error}");
+        refused(
+            redirected,
+            "a redirect by a locker whose abilities do not have it",
+            "Unsupported",
+            |error| matches!(error, LockError::Unsupported { .. }),
+        );
     }
     assert_locked(&*locker, &[flow.flow()]);
     ground.expect_locked(abilities.silence, &mut flow);
@@ -466,8 +540,12 @@ fn many(_test: &str, setup: &dyn Setup) {
     ground.expect_locked(abilities.silence, &mut flow);
     if abilities.remembers {
         // None of those before the one that is held.
-        let last = locker.lock(&flows[1000..], LEASE).map(drop);
-        assert!(matches!(last, Err(LockError::AlreadyLocked(_))), "{last:?}");
+        refused(
+            locker.lock(&flows[1000..], LEASE),
+            "Locker::lock of the last of many locked flows",
+            "AlreadyLocked",
+            |error| matches!(error, LockError::AlreadyLocked(_)),
+        );
     }
     guard.unlock().expect("unlock");
     assert_locked(&*locker, &[]);

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::cases::end_of_lease;
-use super::lab::{Connection, eventually};
+use super::cases::{assert_locked, end_of_lease};
+use super::lab::{Connection, eventually, slowed};
 use super::wire::{Capture, FIN, RST};
 use super::{GROUND, Ground, LEASE, Setup};
 use crate::{FourTuple, LeaseEnd, LockError, Locker, Silence};
@@ -20,7 +20,9 @@ const KILLS: &str = "TCPMIG_CONFORMANCE_KILLS";
 /// What the random times begin with, to repeat a run.
 const SEED: &str = "TCPMIG_CONFORMANCE_SEED";
 /// The lease of holders that are killed.
-const SHORT: Duration = Duration::from_millis(2500);
+pub(super) fn short() -> Duration {
+    slowed(Duration::from_millis(2500))
+}
 
 /// Whether this process is one that a case started.
 pub(super) fn is_holder() -> bool {
@@ -40,30 +42,30 @@ pub(super) fn hold(setup: &dyn Setup) {
     say("ready");
     let steady = std::env::var_os("TCPMIG_CONFORMANCE_STEADY").is_some();
     loop {
-        let mut guard = locker.lock(&[flow], SHORT).expect("lock");
+        let mut guard = locker.lock(&[flow], short()).expect("lock");
         say("locked");
         if steady {
             loop {
                 std::thread::park();
             }
         }
-        guard.renew(SHORT).expect("renew");
+        guard.renew(short()).expect("renew");
         say("locked");
-        guard.renew(SHORT).expect("renew");
+        guard.renew(short()).expect("renew");
         say("unlocking");
         guard.unlock().expect("unlock");
     }
 }
 
 /// A process that [`hold`]s a flow.
-struct Holder {
-    child: Child,
+pub(super) struct Holder {
+    pub(super) child: Child,
     lines: Receiver<String>,
 }
 
 impl Holder {
     /// Starts it. It has the server's end of the connection as its standard input.
-    fn start(
+    pub(super) fn start(
         test: &str,
         ground: &Ground,
         connection: Connection,
@@ -101,7 +103,7 @@ impl Holder {
         (Self { child, lines }, client)
     }
 
-    fn wait_for(&self, what: &str) {
+    pub(super) fn wait_for(&self, what: &str) {
         eventually(what, || {
             let line = self.lines.recv_timeout(Duration::from_secs(10));
             (line.expect("a line of the holder") == what).then_some(())
@@ -109,7 +111,7 @@ impl Holder {
     }
 
     /// Kills it, and gives the last that it said.
-    fn kill(mut self) -> String {
+    pub(super) fn kill(mut self) -> String {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("wait");
         // The reader ends with the pipe.
@@ -148,10 +150,13 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     // Sweeping does not end it.
     assert_eq!(locker.sweep().expect("sweep").flows, []);
     ground.expect_locked(abilities.silence, &mut flow);
-    assert!(start.elapsed() < SHORT, "the machine is too slow for this");
+    assert!(
+        start.elapsed() < short(),
+        "the machine is too slow for this"
+    );
     if abilities.lease == LeaseEnd::Sweep {
         // Nobody ends it but who sweeps.
-        while start.elapsed() < SHORT + Duration::from_millis(500) {
+        while start.elapsed() < short() + Duration::from_millis(500) {
             std::thread::sleep(Duration::from_millis(50));
         }
         super::lab::expect_nothing(&flow.server);
@@ -159,6 +164,40 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     end_of_lease(&*locker, name);
     Ground::expect_unlocked(abilities.silence, &mut flow);
     drop(locker.lock(&[name], LEASE).expect("lock"));
+}
+
+/// A holder that dies takes no lock with it that somebody else holds, and its own lock ends although another one goes on.
+pub(super) fn killed_beside_another(test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let mut dead = ground.connection(Ground::addresses()[0]);
+    let mut alive = ground.connection(Ground::addresses()[1]);
+    let (dead_flow, alive_flow) = (dead.flow(), alive.flow());
+    let guard = locker.lock(&[alive_flow], LEASE).expect("lock");
+    let copy = Connection {
+        server: dead.server.try_clone().expect("dup"),
+        client: dead.client.try_clone().expect("dup"),
+    };
+    let (holder, _client) = Holder::start(test, &ground, copy, true);
+    holder.wait_for("locked");
+    holder.kill();
+    if abilities.remembers {
+        end_of_lease(&*locker, dead_flow);
+    }
+    assert_locked(&*locker, &[alive_flow]);
+    // What is left of the dead one may be removed, the other lock may not.
+    let swept = locker.sweep().expect("sweep").flows;
+    assert!(swept.is_empty() || swept == [dead_flow], "swept {swept:?}");
+    assert_locked(&*locker, &[alive_flow]);
+    if abilities.silence == Silence::Flows {
+        dead.ping();
+    }
+    ground.expect_locked(abilities.silence, &mut alive);
+    guard.unlock().expect("unlock");
+    Ground::expect_unlocked(abilities.silence, &mut alive);
+    dead.ping();
+    assert_locked(&*locker, &[]);
 }
 
 /// Wherever a holder is killed: as long as its lease lasts, nothing ends the connection, and afterwards nothing is left
@@ -196,7 +235,7 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
         println!("killed after {delay:?}, last it said {last:?}");
         if held {
             strict += 1;
-            let lease = SHORT.saturating_sub(Duration::from_millis(500));
+            let lease = short().saturating_sub(Duration::from_millis(500));
             while killed.elapsed() < lease {
                 let _ = std::io::Write::write(&mut client, b"x");
                 let ended = wire.segments().into_iter().find(|segment| {
@@ -227,9 +266,9 @@ fn round(locker: &dyn Locker) -> Duration {
     let flow = "10.0.0.1:80,10.9.0.9:1025".parse().expect("a flow");
     let start = Instant::now();
     for _ in 0..2 {
-        let mut guard = locker.lock(&[flow], SHORT).expect("lock");
-        guard.renew(SHORT).expect("renew");
-        guard.renew(SHORT).expect("renew");
+        let mut guard = locker.lock(&[flow], short()).expect("lock");
+        guard.renew(short()).expect("renew");
+        guard.renew(short()).expect("renew");
         guard.unlock().expect("unlock");
     }
     locker.sweep().expect("sweep");

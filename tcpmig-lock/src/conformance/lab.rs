@@ -86,9 +86,23 @@ impl Host {
     }
 }
 
-/// Waits until `condition` gives something, for at most ten seconds.
+/// A time of a test on a machine as slow as this one: as many times as long as the variable `TCPMIG_TEST_SLOWNESS` says.
+///
+/// For what has to end in a test, such as a lease, so that what comes before it is done by then. What only has to happen some
+/// time has a deadline that is long for every machine.
+pub fn slowed(time: Duration) -> Duration {
+    let slowness = std::env::var("TCPMIG_TEST_SLOWNESS").ok();
+    time * slowness
+        .and_then(|slowness| slowness.parse().ok())
+        .unwrap_or(1)
+}
+
+/// How long anything may take that has to happen.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until `condition` gives something.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
             return value;
@@ -160,13 +174,11 @@ impl Connection {
 
     /// A new one to this listener.
     pub fn to(listener: &TcpListener, client: &Host, to: SocketAddr) -> Self {
-        let client = client
-            .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("connect"));
+        let client = client.run(|| TcpStream::connect_timeout(&to, PATIENCE).expect("connect"));
         let (server, _) = listener.accept().expect("accept");
         for end in [&server, &client] {
             end.set_nodelay(true).expect("nodelay");
-            end.set_read_timeout(Some(Duration::from_secs(10)))
-                .expect("timeout");
+            end.set_read_timeout(Some(PATIENCE)).expect("timeout");
         }
         Self { server, client }
     }

@@ -32,6 +32,7 @@ mod cases;
 mod faults;
 pub mod isolate;
 pub mod lab;
+mod take_over;
 pub mod wire;
 
 use std::net::IpAddr;
@@ -211,7 +212,7 @@ impl Ground {
 
 /// Waits until what the locker leaves is what was there before, and says what differs.
 fn expect_traces(setup: &dyn Setup, ground: &Ground, before: &str) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(60);
     loop {
         let after = setup.traces(ground);
         if after == before {
@@ -292,6 +293,7 @@ macro_rules! conformance_tests {
             what_makes_no_sense_is_refused_and_locks_nothing
             a_lease_ends_by_itself
             a_renewed_lease_lasts
+            a_renewal_never_shortens
             unlocking_what_is_over_is_no_error
             dropping_unlocks_and_leaving_does_not
             the_list_names_flow_lease_age_and_owner
@@ -302,7 +304,11 @@ macro_rules! conformance_tests {
             a_locker_keeps_its_namespace
             many_flows_in_one_call
             a_killed_holder_leaves_its_lock_to_the_lease
+            a_killed_holder_takes_no_other_lock_with_it
             holders_killed_at_random_leave_nothing_behind
+            what_a_dead_holder_left_is_taken_over_and_given_back
+            what_a_living_holder_has_is_not_taken_over
+            what_nobody_holds_is_locked_by_taking_over
         }
     };
     (@each $setup:expr; $($case:ident)*) => {

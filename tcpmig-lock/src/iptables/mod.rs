@@ -1,5 +1,6 @@
 //! The `iptables` locker.
 
+mod clock;
 mod program;
 mod rules;
 
@@ -7,21 +8,23 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::Flock;
 use tcpmig_format::FourTuple;
 
 pub use program::Flavour;
 
+use crate::event::Listener;
 use crate::locker::check;
 use crate::namespace::Namespace;
 use crate::nftables::{Capture, Receipt};
 use crate::{
-    Abilities, Captured, Entry, EntryKind, Held, LockError, LockGuard, Locker, NextHop,
-    Redirecting, Swept, owner, runtime,
+    Abilities, Captured, Entry, Event, Held, LockError, LockGuard, Locker, NextHop, Owner,
+    Redirecting, Swept, runtime,
 };
+use clock::{Now, Watch};
 use rules::{Rule, Rules};
 
 const NAME: &str = "iptables";
@@ -50,7 +53,10 @@ const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 ///
 /// A rule matches until the end of the second in which its lease ends (the match `time`), so the kernel ends it even
 /// if nobody lives who could, up to a second later than asked for; the rule itself stays until somebody locks, unlocks
-/// or sweeps. Both go by the wall clock: a clock that is set back prolongs a lease by as much. No lease ends after
+/// or sweeps. That match goes by the wall clock, leases by one that cannot be set: when the clock is set, a handle that
+/// has locked and lives writes the rules again, of all processes, within some ten milliseconds
+/// ([`on_event`](Self::on_event) tells of it). Where none lives, a clock that is set forward ends a lock early, and one that
+/// is set back prolongs it until somebody locks, unlocks or sweeps. No lease ends after
 /// January 19, 2038, and none lasts longer than ten years.
 ///
 /// # Many processes
@@ -71,7 +77,9 @@ struct Shared {
     namespace: Namespace,
     marks: Mutex<Vec<u32>>,
     capture: Arc<Capture>,
-    name: String,
+    listener: Mutex<Listener>,
+    /// None where the kernel gave no timer; that was told.
+    watch: OnceLock<Option<Arc<Watch>>>,
 }
 
 impl Iptables {
@@ -98,9 +106,18 @@ impl Iptables {
                 namespace: Namespace::current()?,
                 marks: Mutex::default(),
                 capture: Arc::new(Capture::new()?),
-                name: owner::name(),
+                listener: Mutex::default(),
+                watch: OnceLock::new(),
             }),
         })
+    }
+
+    /// Has somebody told what happens while nobody calls this handle, see [`Event`]: on a thread of its own.
+    #[must_use]
+    pub fn on_event(self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        let own = self.shared.listener.lock();
+        *own.unwrap_or_else(PoisonError::into_inner) = Listener::new(listener);
+        self
     }
 
     /// Lets packets with this mark pass all locks, in both directions: also those of others. They keep passing until
@@ -128,6 +145,37 @@ impl Iptables {
         Ok(self)
     }
 
+    fn begin(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+        taking: bool,
+    ) -> Result<LockGuard, LockError> {
+        let until = Instant::now() + lease.min(MAX_LEASE);
+        self.shared.watch();
+        let Locked { id, token, taken } = self.shared.lock(flows, lease, taking)?;
+        let lock = Lock {
+            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
+            shared: Arc::clone(&self.shared),
+            id,
+            until,
+        };
+        let flows = flows.to_vec();
+        Ok(LockGuard::with_taken(flows, Box::new(lock), taken))
+    }
+
+    /// Prolongs every lock of these flows, whoever made it, as [`LockGuard::renew`] does: for an operator. The process
+    /// that made it stays its owner in the list.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if a flow is not locked: then nothing is prolonged. [`LockError::NoPermission`] or what else
+    /// the programs say.
+    pub fn renew(&self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        check(flows, lease)?;
+        self.shared.prolong(flows, lease, |_| true, None)
+    }
+
     /// Ends every lock of these flows, whoever made it: for an operator who knows that the holder is gone. Flows
     /// without one are no error.
     ///
@@ -139,12 +187,19 @@ impl Iptables {
     }
 }
 
-/// Milliseconds since 1970.
+/// What was locked.
+struct Locked {
+    /// What the lock is called.
+    id: String,
+    /// In a handle that captures, whose the packets are.
+    token: Option<u64>,
+    /// What was locked before.
+    taken: Vec<Entry>,
+}
+
+/// Milliseconds since this host started.
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+    Now::read().running
 }
 
 /// When a lease ends that begins at `now`.
@@ -166,6 +221,58 @@ fn of_family(flows: &[FourTuple], v4: bool) -> Vec<FourTuple> {
 }
 
 impl Shared {
+    /// Begins to wait for the wall clock to be set, if that has not been done.
+    fn watch(self: &Arc<Self>) {
+        self.watch.get_or_init(|| {
+            let spawn = || {
+                let watch = Arc::new(Watch::new()?);
+                clock::spawn(Arc::clone(&watch), Arc::downgrade(self))?;
+                Ok(watch)
+            };
+            spawn()
+                .map_err(LockError::call("timerfd_create"))
+                .map_err(|error| self.tell(&Event::NotWatched { error }))
+                .ok()
+        });
+    }
+
+    fn tell(&self, event: &Event) {
+        let listener = self.listener.lock();
+        let listener = listener.unwrap_or_else(PoisonError::into_inner).clone();
+        listener.tell(event);
+    }
+
+    /// Writes the rules again whose leases run.
+    fn clock_was_set(&self) {
+        let corrected = self.exclusive(|turn| {
+            let mut corrected = 0;
+            for v4 in [true, false] {
+                let rules = match turn.read(v4) {
+                    Err(LockError::NoProgram { .. }) if !v4 => continue,
+                    other => other?,
+                };
+                let mut right = rules.clone();
+                let wrong = right.correct(Now::read());
+                if wrong > 0 {
+                    turn.change(v4, &rules, &right)?;
+                    corrected += wrong;
+                }
+            }
+            Ok(corrected)
+        });
+        match corrected {
+            Ok(0) => {}
+            Ok(locks) => {
+                self.capture.lost();
+                self.tell(&Event::ClockSet { locks });
+            }
+            Err(error) => self.tell(&Event::NotRestored {
+                table: "raw".to_owned(),
+                error,
+            }),
+        }
+    }
+
     /// Does something with the rules of the families that these flows are of, with nobody else in between.
     fn exclusive<T: Send>(
         &self,
@@ -186,49 +293,70 @@ impl Shared {
             .clone()
     }
 
-    /// Locks flows. Gives what the lock is called, and in a handle that captures whose their packets are.
+    /// Locks flows; with `taking` also those that a process has locked which has ended.
     fn lock(
         &self,
         flows: &[FourTuple],
         lease: Duration,
-    ) -> Result<(String, Option<u64>), LockError> {
+        taking: bool,
+    ) -> Result<Locked, LockError> {
         check(flows, lease)?;
         self.exclusive(|turn| {
             // Only now, because a sweep by this handle wants both in the same order.
             let mut inbox = self.capture.begin()?;
-            let made = now();
+            let clocks = Now::read();
+            let made = clocks.running;
             let id = new_id(made);
+            let owner = Owner::current();
             let rule = |flow: &FourTuple| Rule {
                 flow: *flow,
                 id: id.clone(),
                 made,
                 until: end(made, lease),
-                pid: std::process::id(),
-                name: self.name.clone(),
+                stop: clocks.stop(end(made, lease)),
+                owner: owner.clone(),
                 group: self.capture.group(),
             };
-            let mut done = Vec::new();
+            let mut taken = Vec::new();
+            let mut done: Vec<(bool, Rules, Rules)> = Vec::new();
             for v4 in [true, false] {
                 let mine = of_family(flows, v4);
                 if mine.is_empty() {
                     continue;
                 }
                 let rules: Vec<Rule> = mine.iter().map(rule).collect();
-                match turn.add(v4, rules) {
-                    Ok(()) => done.extend(mine),
+                match turn.add(v4, rules, taking) {
+                    Ok((before, after)) => {
+                        let (_, replaced) = before.difference(&after);
+                        let mine = replaced
+                            .iter()
+                            .filter(|rule| rule.runs(made) && mine.contains(&rule.flow));
+                        taken.extend(mine.map(|rule| rule.entry(made)));
+                        done.push((v4, before, after));
+                    }
                     Err(error) => {
                         // What cannot be taken back ends with its lease; the first error is the one to tell.
-                        let _ = turn.remove_family(&done, true, &|rule| rule.id == id);
+                        for (v4, before, _) in done {
+                            let _ = turn.put_back(v4, before);
+                        }
                         return Err(error);
                     }
                 }
             }
             let token = inbox.as_mut().map(|inbox| inbox.register(flows));
-            Ok((id, token))
+            Ok(Locked { id, token, taken })
         })
     }
 
-    fn renew(&self, flows: &[FourTuple], id: &str, lease: Duration) -> Result<(), LockError> {
+    /// Prolongs the locks of these flows that `which` takes, which has to take those of all. They are of `owner` from now on
+    /// if one is given.
+    fn prolong(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+        which: impl Fn(&Rule) -> bool + Send + Sync,
+        owner: Option<&Owner>,
+    ) -> Result<(), LockError> {
         check(&[], lease)?;
         self.exclusive(|turn| {
             let now = now();
@@ -240,20 +368,26 @@ impl Shared {
                 }
                 let rules = turn.read(v4)?;
                 let held = rules.by_flow(now);
-                let own = |flow: &FourTuple| held.get(flow).is_some_and(|rule| rule.id == id);
+                let own = |flow: &FourTuple| held.get(flow).is_some_and(|rule| which(rule));
                 if let Some(flow) = mine.iter().find(|flow| !own(flow)) {
                     return Err(LockError::NotHeld(*flow));
                 }
                 found.push((v4, rules));
             }
+            let flows: HashSet<&FourTuple> = flows.iter().collect();
             let mut before: Vec<(bool, Rules, Rules)> = Vec::new();
             for (v4, rules) in found {
                 let mut renewed = rules.clone();
-                for rule in renewed.rules.iter_mut().filter(|rule| rule.id == id) {
+                renewed.correct(Now::read());
+                let mine =
+                    |rule: &&mut Rule| flows.contains(&rule.flow) && rule.runs(now) && which(rule);
+                for rule in renewed.rules.iter_mut().filter(mine) {
                     rule.made = now;
-                    rule.until = end(now, lease);
-                    rule.pid = std::process::id();
-                    rule.name.clone_from(&self.name);
+                    rule.until = rule.until.max(end(now, lease));
+                    rule.stop = Now::read().stop(rule.until);
+                    if let Some(owner) = owner {
+                        rule.owner.clone_from(owner);
+                    }
                 }
                 if let Err(error) = turn.change(v4, &rules, &renewed) {
                     for (v4, rules, renewed) in before {
@@ -351,17 +485,34 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn add(&self, v4: bool, new: Vec<Rule>) -> Result<(), LockError> {
+    /// Adds rules; with `taking` in place of those that a process has made which has ended. Gives what was there and what
+    /// is.
+    fn add(&self, v4: bool, mut new: Vec<Rule>, taking: bool) -> Result<(Rules, Rules), LockError> {
         let mut rules = self.read(v4)?;
-        let now = now();
+        let clocks = Now::read();
+        let now = clocks.running;
         let held = rules.by_flow(now);
-        if let Some(rule) = new.iter().find(|rule| held.contains_key(&rule.flow)) {
-            return Err(LockError::AlreadyLocked(rule.flow));
+        let mut flows = HashSet::new();
+        for rule in &mut new {
+            flows.insert(rule.flow);
+            let Some(older) = held.get(&rule.flow) else {
+                continue;
+            };
+            if !taking || older.owner.may_live() {
+                return Err(LockError::AlreadyLocked(rule.flow));
+            }
+            if older.until > rule.until {
+                rule.until = older.until;
+                rule.stop = clocks.stop(rule.until);
+            }
         }
         let marks = self.shared.marks();
         let group = self.shared.capture.group();
         let before = rules.clone();
-        rules.rules.retain(|rule| rule.until > now);
+        rules
+            .rules
+            .retain(|rule| rule.runs(now) && !flows.contains(&rule.flow));
+        rules.correct(Now::read());
         rules.rules.extend(new);
         rules.marks.extend(marks);
         rules.marks.sort_unstable();
@@ -369,7 +520,16 @@ impl Turn<'_> {
         rules.groups.extend(group);
         rules.groups.sort_unstable();
         rules.groups.dedup();
-        self.change(v4, &before, &rules)
+        self.change(v4, &before, &rules)?;
+        Ok((before, rules))
+    }
+
+    /// Makes the table hold these rules again, and leaves what rules need.
+    fn put_back(&self, v4: bool, before: Rules) -> Result<(), LockError> {
+        let there = self.read(v4)?;
+        let mut right = there.clone();
+        right.rules = before.rules;
+        self.change(v4, &there, &right)
     }
 
     fn remove_family(
@@ -387,6 +547,7 @@ impl Turn<'_> {
         rules
             .rules
             .retain(|rule| !(flows.contains(&rule.flow) && which(rule)));
+        rules.correct(Now::read());
         if rules == before {
             return Ok(());
         }
@@ -405,11 +566,11 @@ impl Turn<'_> {
         }
         let now = now();
         let name = if v4 { "ip" } else { "ip6" };
-        let over = rules.rules.iter().filter(|rule| rule.until <= now);
+        let over = rules.rules.iter().filter(|rule| !rule.runs(now));
         let over: Vec<FourTuple> = over.map(|rule| rule.flow).collect();
-        if !over.is_empty() {
-            let before = rules.clone();
-            rules.rules.retain(|rule| rule.until > now);
+        let before = rules.clone();
+        rules.rules.retain(|rule| rule.runs(now));
+        if rules.correct(Now::read()) > 0 || !over.is_empty() {
             self.change(v4, &before, &rules)?;
             swept.flows.extend(over);
         }
@@ -437,6 +598,9 @@ impl Turn<'_> {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if let Some(Some(watch)) = self.watch.get() {
+            watch.end();
+        }
         let Some(group) = self.capture.group() else {
             return;
         };
@@ -464,6 +628,7 @@ impl Locker for Iptables {
         Abilities {
             captures: self.shared.capture.group().is_some(),
             exempts: true,
+            takes_over: true,
             ..Abilities::default()
         }
     }
@@ -476,15 +641,16 @@ impl Locker for Iptables {
     /// [`LockError::NoProgram`] (for IPv6, if only the programs for IPv4 are there), [`LockError::Program`] if the
     /// kernel lacks what the rules need, [`LockError::StateFile`] if others keep it waiting for 20 seconds.
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
-        let until = Instant::now() + lease.min(MAX_LEASE);
-        let (id, token) = self.shared.lock(flows, lease)?;
-        let lock = Lock {
-            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
-            shared: Arc::clone(&self.shared),
-            id,
-            until,
-        };
-        Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
+        self.begin(flows, lease, false)
+    }
+
+    /// See [`Locker::take_over`]. One change of the rules for each family, as a lock.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Locker::lock).
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        self.begin(flows, lease, true)
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {
@@ -506,14 +672,7 @@ impl Locker for Iptables {
                     Err(LockError::NoProgram { .. }) if !v4 => continue,
                     other => other?,
                 };
-                entries.extend(rules.held(now).map(|rule| {
-                    let ms = Duration::from_millis;
-                    let mut entry = Entry::new(rule.flow, EntryKind::Lock, ms(rule.until - now));
-                    entry.age = Some(ms(now.saturating_sub(rule.made)));
-                    entry.owner = Some(rule.pid);
-                    entry.owner_name = Some(rule.name.clone());
-                    entry
-                }));
+                entries.extend(rules.held(now).map(|rule| rule.entry(now)));
             }
             Ok(entries)
         })
@@ -531,13 +690,22 @@ struct Lock {
 impl Held for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let until = Instant::now() + lease.min(MAX_LEASE);
-        self.shared.renew(flows, &self.id, lease)?;
-        self.until = until;
+        let own = |rule: &Rule| rule.id == self.id;
+        let owner = Owner::current();
+        self.shared.prolong(flows, lease, own, Some(&owner))?;
+        self.until = self.until.max(until);
         Ok(())
     }
 
     fn unlock(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
         self.shared.remove(flows, |rule| rule.id == self.id)
+    }
+
+    fn give_back(&mut self, flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
+        let taken: HashSet<FourTuple> = taken.iter().map(|entry| entry.flow).collect();
+        let mut free = flows.to_vec();
+        free.retain(|flow| !taken.contains(flow));
+        self.unlock(&free)
     }
 
     fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {

@@ -2,19 +2,26 @@
 //!
 //! `PREROUTING` and `OUTPUT` jump to two chains of its own. In each, marks that pass come first, then one rule for each
 //! locked flow: it names both ends, the second in which the lease ends (the match `time`, so that the kernel ends it),
-//! and in its comment what a sweep and a list have to know. What arrives for a flow whose packets somebody wants goes
+//! and in its comment what a sweep and a list have to know. The match goes by the wall clock, which may be set; the
+//! comment by one that is not, see [`clock`](super::clock). What arrives for a flow whose packets somebody wants goes
 //! to a chain of his own, which logs and drops.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tcpmig_format::FourTuple;
+
+use super::clock::Now;
+use crate::{Entry, EntryKind, Owner};
 
 const IN: &str = "tcpmig-in";
 const OUT: &str = "tcpmig-out";
 /// In front of the group in the name of a chain that logs.
 const LOG: &str = "tcpmig-log";
+/// By how many seconds a rule may end early or late: it ends with a whole one, and clocks drift.
+const TOLERANCE: u64 = 1;
 const COMMENT: &str = "tcpmig";
 const HOOKS: [(&str, &str); 2] = [("PREROUTING", IN), ("OUTPUT", OUT)];
 
@@ -24,11 +31,12 @@ pub(super) struct Rule {
     pub(super) flow: FourTuple,
     /// Whose it is: no other lock has the same.
     pub(super) id: String,
-    /// When it was made and when its lease ends, in milliseconds since 1970.
+    /// When it was made and when its lease ends, in milliseconds since this host started.
     pub(super) made: u64,
     pub(super) until: u64,
-    pub(super) pid: u32,
-    pub(super) name: String,
+    /// The last second in which it matches, since 1970.
+    pub(super) stop: u64,
+    pub(super) owner: Owner,
     /// The group of NFLOG that gets copies.
     pub(super) group: Option<u16>,
 }
@@ -84,7 +92,21 @@ impl Rules {
 
     /// The rules whose lease has not ended.
     pub(super) fn held(&self, now: u64) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.until > now)
+        self.rules.iter().filter(move |rule| rule.runs(now))
+    }
+
+    /// Has the rules whose lease runs match to its end, whatever was done to the wall clock since they were written. Says
+    /// how many did not.
+    pub(super) fn correct(&mut self, now: Now) -> usize {
+        let mut wrong = 0;
+        for rule in self.rules.iter_mut().filter(|rule| rule.runs(now.running)) {
+            let stop = now.stop(rule.until);
+            if rule.stop.abs_diff(stop) > TOLERANCE {
+                rule.stop = stop;
+                wrong += 1;
+            }
+        }
+        wrong
     }
 
     /// By flow, the rules whose lease has not ended.
@@ -192,6 +214,21 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 impl Rule {
+    /// Whether its lease has not ended. One from before this host started, which somebody saved and loaded, holds
+    /// nothing.
+    pub(super) fn runs(&self, now: u64) -> bool {
+        self.made <= now && now < self.until
+    }
+
+    /// The same for those who list, at a moment in which its lease runs.
+    pub(super) fn entry(&self, now: u64) -> Entry {
+        let ms = Duration::from_millis;
+        let remaining = ms(self.until.saturating_sub(now));
+        let mut entry = Entry::new(self.flow, EntryKind::Lock, remaining).owned_by(&self.owner);
+        entry.age = Some(ms(now.saturating_sub(self.made)));
+        entry
+    }
+
     fn read(words: &[&str]) -> Option<Self> {
         let after = |name: &str| {
             let at = words.iter().position(|word| *word == name)?;
@@ -202,19 +239,26 @@ impl Rule {
         let remote = SocketAddr::new(ip("-s")?, port("--sport")?);
         let local = SocketAddr::new(ip("-d")?, port("--dport")?);
         let at = words.iter().position(|word| *word == "--comment")?;
-        let [tag, id, made, until, pid, name, ..] = words.get(at + 1..)? else {
+        let [tag, id, made, until, stop, pid, name, more @ ..] = words.get(at + 1..)? else {
             return None;
         };
         if tag.trim_start_matches('"') != COMMENT {
             return None;
+        }
+        let mut owner = Owner::new(pid.parse().ok()?, name.trim_end_matches('"').to_owned());
+        if let [started, namespace, ..] = more
+            && let Ok(started) = started.parse()
+        {
+            owner.started = Some(started);
+            owner.namespace = namespace.trim_end_matches('"').parse().ok();
         }
         Some(Self {
             flow: FourTuple::new(local, remote).ok()?,
             id: (*id).to_owned(),
             made: made.parse().ok()?,
             until: until.parse().ok()?,
-            pid: pid.parse().ok()?,
-            name: name.trim_end_matches('"').to_owned(),
+            stop: stop.parse().ok()?,
+            owner,
             group: after("-j").and_then(|chain| chain.strip_prefix(LOG)?.parse().ok()),
         })
     }
@@ -225,13 +269,18 @@ impl Rule {
             id,
             made,
             until,
-            pid,
-            name,
+            stop,
+            owner,
             group,
         } = self;
+        let Owner { pid, name, .. } = owner;
+        let start = match (owner.started, owner.namespace) {
+            (Some(started), Some(namespace)) => format!(" {started} {namespace}"),
+            _ => String::new(),
+        };
         let (remote, local) = (flow.remote(), flow.local());
         let target = group.map_or_else(|| "DROP".to_owned(), |group| format!("{LOG}{group}"));
-        let stop = date(until / 1000);
+        let date = date(*stop);
         for (chain, from, to, target) in [
             (IN, remote, local, target.as_str()),
             (OUT, local, remote, "DROP"),
@@ -239,8 +288,8 @@ impl Rule {
             line(
                 text,
                 format_args!(
-                    "{what} {chain} -s {} -d {} -p tcp -m tcp --sport {} --dport {} -m time --datestop {stop} \
-                     -m comment --comment \"{COMMENT} {id} {made} {until} {pid} {name}\" -j {target}",
+                    "{what} {chain} -s {} -d {} -p tcp -m tcp --sport {} --dport {} -m time --datestop {date} \
+                     -m comment --comment \"{COMMENT} {id} {made} {until} {stop} {pid} {name}{start}\" -j {target}",
                     from.ip(),
                     to.ip(),
                     from.port(),
@@ -295,13 +344,17 @@ mod tests {
 
     #[test]
     fn rules_read_as_written() {
-        let rule = |flow: &str, group| Rule {
+        let rule = |flow: &str, group: Option<u16>| Rule {
             flow: flow.parse().unwrap(),
             id: "1f-2".to_owned(),
             made: 1_700_000_000_000,
             until: 1_700_000_060_123,
-            pid: 4242,
-            name: "curl".to_owned(),
+            stop: 1_700_000_060,
+            owner: Owner {
+                started: group.map(|_| 777),
+                namespace: group.map(|_| 4_026_531_836),
+                ..Owner::new(4242, "curl".to_owned())
+            },
             group,
         };
         let rules = Rules {
@@ -320,6 +373,46 @@ mod tests {
         assert_eq!(read.jumps, [0, 1]);
         let jumps = rules.jumps.clone();
         assert_eq!(Rules { jumps, ..read }, rules);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_moves_the_end_of_rules() {
+        let flow = "10.0.0.1:80,10.0.0.9:51234";
+        let at = |running, wall| Now { running, wall };
+        let before = at(5_000, 1_700_000_000_000);
+        let rule = |made, until| Rule {
+            flow: flow.parse().unwrap(),
+            id: "1f-2".to_owned(),
+            made,
+            until,
+            stop: before.stop(until),
+            owner: Owner::new(4242, "curl".to_owned()),
+            group: None,
+        };
+        let mut rules = Rules {
+            // A lease of a minute, one that has ended, one that was saved before this host started.
+            rules: vec![
+                rule(5_000, 65_000),
+                rule(1_000, 4_000),
+                rule(900_000, 960_000),
+            ],
+            ..Rules::default()
+        };
+        assert_eq!(rules.rules[0].stop, 1_700_000_060);
+        assert_eq!(
+            rules.correct(at(15_000, 1_700_000_010_000)),
+            0,
+            "time passes"
+        );
+        for (step, name) in [(3_600_000, "forward"), (-7_200_000, "back")] {
+            let now = at(15_000, 1_700_000_010_000_u64.saturating_add_signed(step));
+            assert_eq!(rules.correct(now), 1, "{name}");
+            // 50 seconds are left.
+            assert_eq!(rules.rules[0].stop, now.wall / 1000 + 50, "{name}");
+            assert_eq!(rules.correct(now), 0, "{name}, once more");
+        }
+        assert_eq!(rules.held(15_000).count(), 1);
+        assert_eq!(rules.held(65_000).count(), 0);
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::locker::check;
 use crate::namespace::Namespace;
 use crate::route::Routes;
 use crate::{
-    Abilities, Entry, EntryKind, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop,
-    Redirecting, Silence, Swept, owner, runtime,
+    Abilities, Entry, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop, Owner, Redirecting,
+    Silence, Swept, runtime,
 };
 pub(crate) use saved::Rest;
 use saved::Saved;
@@ -60,6 +60,21 @@ impl Unplug {
     }
 }
 
+/// A device that is unplugged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unplugged {
+    /// Its name.
+    pub device: String,
+    /// In which way.
+    pub unplug: Unplug,
+    /// How long the lease still runs of the lock that ends last. Zero if all have ended.
+    pub remaining: Duration,
+    /// Whether one of the processes that locked may live ([`Owner::may_live`]): it puts the device back with the end of its
+    /// lease.
+    pub owner_may_live: bool,
+}
+
 /// The `link` locker: it unplugs a network device, for hosts without any packet filter.
 ///
 /// **Everything that uses the device falls silent**, not only the flows that are locked, as long as one of them is:
@@ -75,7 +90,7 @@ impl Unplug {
 ///
 /// The process that holds a lock ends it when its lease does, with a thread of its own for each lock. If the process is
 /// dead, the device stays unplugged until somebody calls [`sweep`](Locker::sweep) after the lease has ended, from
-/// whatever process: what it needs to put the device back is in a file in `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or
+/// whatever process ([`Link::unplugged_all`] tells what is due): what it needs to put the device back is in a file in `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or
 /// `tcpmig-` and the user's number in the directory for temporary files, where that cannot be written). Leases are
 /// counted by a clock that also runs while the host sleeps, in steps of 10 milliseconds.
 ///
@@ -99,7 +114,6 @@ struct Shared {
     keep: Mutex<Vec<IpAddr>>,
     routes: Routes,
     namespace: Namespace,
-    name: String,
 }
 
 impl Link {
@@ -118,7 +132,6 @@ impl Link {
                 keep: Mutex::default(),
                 routes,
                 namespace: Namespace::current()?,
-                name: owner::name(),
             }),
         })
     }
@@ -157,6 +170,42 @@ impl Link {
         self.shared.cuts_off(address)
     }
 
+    fn begin(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+        taking: bool,
+    ) -> Result<LockGuard, LockError> {
+        let start = Instant::now();
+        let (id, until, taken) = self.shared.lock(flows, lease, taking)?;
+        let timer = Arc::new(Timer::new(start + left(until).min(MAX_LEASE)));
+        if !flows.is_empty() {
+            let (shared, timer) = (Arc::clone(&self.shared), Arc::clone(&timer));
+            let own = id.clone();
+            let watch = move || {
+                while timer.wait() {
+                    // If the device cannot be put back now, a sweep does it. Somebody else may have prolonged it.
+                    match shared.end_at(&own) {
+                        Ok(Some(until)) => timer.prolong(Instant::now() + left(until)),
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+            };
+            let name = "tcpmig-lease".to_owned();
+            if let Err(source) = std::thread::Builder::new().name(name).spawn(watch) {
+                let _ = self.shared.end(|hold| hold.id != id);
+                return Err(LockError::call("pthread_create")(source));
+            }
+        }
+        let lock = Lock {
+            shared: Arc::clone(&self.shared),
+            id,
+            timer,
+        };
+        let flows = flows.to_vec();
+        Ok(LockGuard::with_taken(flows, Box::new(lock), taken))
+    }
+
     /// Ends every lock of these flows, whoever made it: for an operator who knows that the holder is gone. Flows
     /// without one are no error.
     ///
@@ -171,6 +220,62 @@ impl Link {
         })
     }
 
+    /// As [`release`](Self::release), on all devices of the calling thread's network namespace, without a handle.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release`](Self::release).
+    pub fn release_all(flows: &[FourTuple]) -> Result<(), LockError> {
+        let flows: HashSet<&FourTuple> = flows.iter().collect();
+        let (routes, namespace) = (Routes::new()?, Namespace::current()?);
+        let (directory, _others_wait) = runtime::exclusive()?;
+        for path in state::paths(&directory, namespace.inode())? {
+            end_holds(&routes, &namespace, &path, |hold| {
+                hold.flows.retain(|flow| !flows.contains(flow));
+                !hold.flows.is_empty()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Prolongs every lock of these flows, whoever made it, as [`LockGuard::renew`] does: for an operator, on all devices of
+    /// the calling thread's network namespace. The process that made it stays its owner in the list. Flows that were
+    /// locked together are prolonged together.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if a flow is not locked: then nothing is prolonged. [`LockError::StateFile`].
+    pub fn renew_all(flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        check(flows, lease)?;
+        let wanted: HashSet<&FourTuple> = flows.iter().collect();
+        let namespace = Namespace::current()?;
+        let (directory, _others_wait) = runtime::exclusive()?;
+        let now = state::now();
+        let mut found = HashSet::new();
+        let mut renewed = Vec::new();
+        for path in state::paths(&directory, namespace.inode())? {
+            let Some(mut state) = State::read(&path)? else {
+                continue;
+            };
+            for hold in state.holds.iter_mut().filter(|hold| hold.until > now) {
+                let mine = hold.flows.iter().filter(|flow| wanted.contains(flow));
+                let mine: Vec<FourTuple> = mine.copied().collect();
+                if !mine.is_empty() {
+                    hold.made = now;
+                    hold.until = hold.until.max(end(now, lease));
+                    found.extend(mine);
+                }
+            }
+            renewed.push((path, state));
+        }
+        if let Some(flow) = flows.iter().find(|flow| !found.contains(flow)) {
+            return Err(LockError::NotHeld(*flow));
+        }
+        renewed
+            .iter()
+            .try_for_each(|(path, state)| state.write(path))
+    }
+
     /// As [`Locker::sweep`], for all devices of the calling thread's network namespace, without a handle.
     ///
     /// # Errors
@@ -178,6 +283,30 @@ impl Link {
     /// As for [`Locker::sweep`].
     pub fn sweep_all() -> Result<Swept, LockError> {
         sweep(&Routes::new()?, &Namespace::current()?)
+    }
+
+    /// The devices of the calling thread's network namespace that are unplugged, also for locks that have ended: those that
+    /// nobody has put back, which [`sweep_all`](Self::sweep_all) does.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::StateFile`].
+    pub fn unplugged_all() -> Result<Vec<Unplugged>, LockError> {
+        let namespace = Namespace::current()?;
+        let (directory, _others_wait) = runtime::exclusive()?;
+        let mut unplugged = Vec::new();
+        for path in state::paths(&directory, namespace.inode())? {
+            if let Some(state) = State::read(&path)? {
+                let until = state.holds.iter().map(|hold| hold.until).max();
+                unplugged.push(Unplugged {
+                    device: state.device,
+                    unplug: state.unplug,
+                    remaining: left(until.unwrap_or_default()),
+                    owner_may_live: state.holds.iter().any(|hold| hold.owner.may_live()),
+                });
+            }
+        }
+        Ok(unplugged)
     }
 
     /// As [`Locker::list`], for all devices of the calling thread's network namespace, without a handle.
@@ -245,7 +374,14 @@ impl Shared {
         }))
     }
 
-    fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<String, LockError> {
+    /// Locks flows; with `taking` also those that a process has locked which has ended. Gives what the lock is called, when
+    /// it ends, and what was locked before.
+    fn lock(
+        &self,
+        flows: &[FourTuple],
+        lease: Duration,
+        taking: bool,
+    ) -> Result<(String, u64, Vec<Entry>), LockError> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         check(flows, lease)?;
         let (directory, _others_wait) = runtime::exclusive()?;
@@ -261,20 +397,31 @@ impl Shared {
                 holds: Vec::new(),
             },
         };
-        let held: HashSet<&FourTuple> = state
-            .holds
-            .iter()
-            .filter(|hold| hold.until > now)
-            .flat_map(|hold| &hold.flows)
-            .collect();
-        if let Some(flow) = flows.iter().find(|flow| held.contains(flow)) {
-            return Err(LockError::AlreadyLocked(*flow));
+        let wanted: HashSet<&FourTuple> = flows.iter().collect();
+        let mut until = end(now, lease);
+        let mut taken = Vec::new();
+        for hold in state.holds.iter().filter(|hold| hold.until > now) {
+            let mut mine = hold
+                .flows
+                .iter()
+                .filter(|flow| wanted.contains(flow))
+                .peekable();
+            if let Some(flow) = mine.peek()
+                && (!taking || hold.owner.may_live())
+            {
+                return Err(LockError::AlreadyLocked(**flow));
+            }
+            for flow in mine {
+                until = until.max(hold.until);
+                taken.push(hold.entry(*flow, now));
+            }
         }
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let id = format!("{:x}-{now:x}-{number:x}", std::process::id());
         if flows.is_empty() {
-            return Ok(id);
+            return Ok((id, until, taken));
         }
+        let before = state.clone();
         let unplugged = !state.holds.is_empty();
         if unplugged && state.unplug != self.unplug {
             return Err(LockError::CannotUnplug {
@@ -293,13 +440,15 @@ impl Shared {
             }
             state.saved = Saved::take(&self.routes, &self.namespace, &self.device, self.unplug)?;
         }
-        state.holds.retain(|hold| hold.until > now);
+        state.holds.retain_mut(|hold| {
+            hold.flows.retain(|flow| !wanted.contains(flow));
+            hold.until > now && !hold.flows.is_empty()
+        });
         state.holds.push(Hold {
             id: id.clone(),
             made: now,
-            until: end(now, lease),
-            pid: std::process::id(),
-            name: self.name.clone(),
+            until,
+            owner: Owner::current(),
             flows: flows.to_vec(),
         });
         // Before the device is touched, so that it is put back wherever this process dies.
@@ -307,13 +456,13 @@ impl Shared {
         // Also if it is said to be unplugged: whoever wrote that may have died before he did it.
         if let Err(error) = saved::unplug(&self.routes, self.index, self.unplug) {
             let _ = if unplugged {
-                end_holds(&self.routes, &self.namespace, &path, |hold| hold.id != id)
+                before.write(&path)
             } else {
                 state::remove(&path)
             };
             return Err(error);
         }
-        Ok(id)
+        Ok((id, until, taken))
     }
 
     fn renew(&self, flows: &[FourTuple], id: &str, lease: Duration) -> Result<(), LockError> {
@@ -335,10 +484,22 @@ impl Shared {
             return Err(LockError::NotHeld(*flow));
         }
         mine.made = now;
-        mine.until = end(now, lease);
-        mine.pid = std::process::id();
-        mine.name.clone_from(&self.name);
+        mine.until = mine.until.max(end(now, lease));
+        mine.owner = Owner::current();
         state.write(&path)
+    }
+
+    /// Ends a lock whose lease has ended; else gives when it does.
+    fn end_at(&self, id: &str) -> Result<Option<u64>, LockError> {
+        let mut later = None;
+        self.end(|hold| {
+            let ended = hold.id == id && hold.until <= state::now();
+            if hold.id == id && !ended {
+                later = Some(hold.until);
+            }
+            !ended
+        })?;
+        Ok(later)
     }
 
     /// Ends the locks that `keep` does not, and puts the device back if none is left.
@@ -353,6 +514,11 @@ fn end(now: u64, lease: Duration) -> u64 {
     let ms = lease.min(MAX_LEASE).as_nanos().div_ceil(1_000_000);
     // One step of the clock more, because it counts whole ones.
     now.saturating_add(u64::try_from(ms).unwrap_or(u64::MAX)) + 10
+}
+
+/// How long a lease lasts that ends at `until`.
+fn left(until: u64) -> Duration {
+    Duration::from_millis(until.saturating_sub(state::now()))
 }
 
 /// Ends the locks in a file that `keep` does not, and puts the device back if none is left.
@@ -417,22 +583,13 @@ fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
 fn list(namespace: &Namespace) -> Result<Vec<Entry>, LockError> {
     let (directory, _others_wait) = runtime::exclusive()?;
     let now = state::now();
-    let ms = Duration::from_millis;
     let mut entries = Vec::new();
     for path in state::paths(&directory, namespace.inode())? {
         let holds = State::read(&path)?
             .map(|state| state.holds)
             .unwrap_or_default();
         for hold in holds.iter().filter(|hold| hold.until > now) {
-            entries.extend(hold.flows.iter().map(|flow| {
-                // One step of the clock was added.
-                let remaining = ms((hold.until - now).saturating_sub(10));
-                let mut entry = Entry::new(*flow, EntryKind::Lock, remaining);
-                entry.age = Some(ms(now.saturating_sub(hold.made)));
-                entry.owner = Some(hold.pid);
-                entry.owner_name = Some(hold.name.clone());
-                entry
-            }));
+            entries.extend(hold.flows.iter().map(|flow| hold.entry(*flow, now)));
         }
     }
     Ok(entries)
@@ -447,6 +604,7 @@ impl Locker for Link {
         Abilities {
             silence: Silence::Device,
             lease: LeaseEnd::Sweep,
+            takes_over: true,
             ..Abilities::default()
         }
     }
@@ -459,30 +617,16 @@ impl Locker for Link {
     /// [`LockError::CannotUnplug`], [`LockError::NoPermission`], [`LockError::NoDevice`],
     /// [`LockError::StateFile`].
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
-        let deadline = Instant::now() + lease.min(MAX_LEASE);
-        let id = self.shared.lock(flows, lease)?;
-        let timer = Arc::new(Timer::new(deadline));
-        if !flows.is_empty() {
-            let (shared, timer) = (Arc::clone(&self.shared), Arc::clone(&timer));
-            let own = id.clone();
-            let watch = move || {
-                if timer.wait() {
-                    // If the device cannot be put back now, a sweep does it.
-                    let _ = shared.end(|hold| hold.id != own);
-                }
-            };
-            let name = "tcpmig-lease".to_owned();
-            if let Err(source) = std::thread::Builder::new().name(name).spawn(watch) {
-                let _ = self.shared.end(|hold| hold.id != id);
-                return Err(LockError::call("pthread_create")(source));
-            }
-        }
-        let lock = Lock {
-            shared: Arc::clone(&self.shared),
-            id,
-            timer,
-        };
-        Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
+        self.begin(flows, lease, false)
+    }
+
+    /// See [`Locker::take_over`]. The device stays unplugged meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Locker::lock).
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        self.begin(flows, lease, true)
     }
 
     /// See [`Locker::sweep`]: of all devices of the network namespace, not only this handle's.
@@ -524,6 +668,14 @@ impl Timer {
         self.changed.notify_all();
     }
 
+    /// Moves the deadline on, if this one is later. One that was reached stays so.
+    fn prolong(&self, later: Instant) {
+        let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        *deadline = deadline.map(|deadline| deadline.max(later));
+        drop(deadline);
+        self.changed.notify_all();
+    }
+
     /// Waits for the deadline; false if there is none any more.
     fn wait(&self) -> bool {
         let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
@@ -549,7 +701,7 @@ impl Held for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let deadline = Instant::now() + lease.min(MAX_LEASE);
         self.shared.renew(flows, &self.id, lease)?;
-        self.timer.set(Some(deadline));
+        self.timer.prolong(deadline);
         Ok(())
     }
 
@@ -557,6 +709,16 @@ impl Held for Lock {
         self.shared.end(|hold| hold.id != self.id)?;
         self.timer.set(None);
         Ok(())
+    }
+
+    fn give_back(&mut self, _flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
+        let taken: HashSet<FourTuple> = taken.iter().map(|entry| entry.flow).collect();
+        self.shared.end(|hold| {
+            if hold.id == self.id {
+                hold.flows.retain(|flow| taken.contains(flow));
+            }
+            !hold.flows.is_empty()
+        })
     }
 
     fn redirect(

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
 use super::Unplug;
 use super::saved::Saved;
-use crate::LockError;
+use crate::{Entry, EntryKind, LockError, Owner};
 
 const HEAD: &str = "tcpmig link 1";
 
@@ -21,9 +22,20 @@ pub(super) struct Hold {
     /// Milliseconds since this host started.
     pub(super) made: u64,
     pub(super) until: u64,
-    pub(super) pid: u32,
-    pub(super) name: String,
+    pub(super) owner: Owner,
     pub(super) flows: Vec<FourTuple>,
+}
+
+impl Hold {
+    /// Of one of its flows, at a moment in which its lease runs.
+    pub(super) fn entry(&self, flow: FourTuple, now: u64) -> Entry {
+        let ms = Duration::from_millis;
+        // One step of the clock was added.
+        let remaining = ms(self.until.saturating_sub(now).saturating_sub(10));
+        let mut entry = Entry::new(flow, EntryKind::Lock, remaining).owned_by(&self.owner);
+        entry.age = Some(ms(now.saturating_sub(self.made)));
+        entry
+    }
 }
 
 /// A device that is unplugged.
@@ -116,15 +128,19 @@ impl State {
                 "message" => state.saved.decode(&from_hex(value)?).ok()?,
                 "hold" => {
                     let words: Vec<&str> = value.split(' ').collect();
-                    let [id, made, until, pid, name] = words.as_slice() else {
+                    let [id, made, until, pid, name, start @ ..] = words.as_slice() else {
                         return None;
                     };
+                    let mut owner = Owner::new(pid.parse().ok()?, (*name).to_owned());
+                    if let [started, namespace] = start {
+                        owner.started = Some(started.parse().ok()?);
+                        owner.namespace = Some(namespace.parse().ok()?);
+                    }
                     state.holds.push(Hold {
                         id: (*id).to_owned(),
                         made: made.parse().ok()?,
                         until: until.parse().ok()?,
-                        pid: pid.parse().ok()?,
-                        name: (*name).to_owned(),
+                        owner,
                         flows: Vec::new(),
                     });
                 }
@@ -164,12 +180,19 @@ impl State {
             id,
             made,
             until,
-            pid,
-            name,
+            owner,
             flows,
         } in holds
         {
-            let _ = writeln!(text, "hold {id} {made} {until} {pid} {name}");
+            let _ = write!(
+                text,
+                "hold {id} {made} {until} {} {}",
+                owner.pid, owner.name
+            );
+            if let (Some(started), Some(namespace)) = (owner.started, owner.namespace) {
+                let _ = write!(text, " {started} {namespace}");
+            }
+            text.push('\n');
             for flow in flows {
                 let _ = writeln!(text, "flow {flow}");
             }
@@ -216,8 +239,11 @@ mod tests {
             id: id.to_owned(),
             made: 1,
             until: 2,
-            pid: 3,
-            name: "curl".to_owned(),
+            owner: Owner {
+                started: Some(777),
+                namespace: Some(4_026_531_836),
+                ..Owner::new(3, "curl".to_owned())
+            },
             flows: vec!["10.0.0.1:80,10.0.0.9:1025".parse().unwrap()],
         };
         let state = State {

@@ -8,7 +8,7 @@ use tcpmig_format::FourTuple;
 
 use super::batch::{self, Batch, DESTROY_CALL};
 use super::element::{self, Element};
-use super::layout::{Set, Table};
+use super::layout::{self, Set, Table};
 use super::{ffi, wire};
 use crate::LockError;
 
@@ -82,6 +82,10 @@ impl Failure {
             // The kind of table, chain or expression is not there; no message about structure removes anything that
             // has to exist.
             Some(libc::ENOENT) if set.is_none() => LockError::NoNftables { call, source },
+            // Only sets of redirected flows are of a limited size.
+            Some(libc::ENFILE) => LockError::TooMany {
+                limit: layout::MAX_REDIRECTS,
+            },
             Some(libc::EEXIST | libc::EINVAL | libc::EBUSY) => LockError::ForeignTable {
                 table: table.to_owned(),
                 call,
@@ -105,6 +109,7 @@ pub(super) fn no_socket(source: io::Error) -> LockError {
 
 pub(super) struct Connection {
     socket: Socket,
+    port: u32,
     next_seq: u32,
     reply: Vec<u8>,
     send_buffer: usize,
@@ -115,16 +120,17 @@ impl Connection {
     pub(super) fn open() -> Result<Self, LockError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(no_socket)?;
+        let (socket, port) = open().map_err(no_socket)?;
         Ok(Self {
             send_buffer: ffi::send_buffer(&socket),
             socket,
+            port,
             next_seq: 1,
             reply: Vec::with_capacity(REPLY),
         })
@@ -204,13 +210,14 @@ impl Connection {
         self.dump(set.table(), name, |list| element::read(list).collect())
     }
 
-    /// Whether a flow is in a set; not if there is no such set.
-    pub(super) fn has(
+    /// The element of a flow in a set; none if there is no such set.
+    pub(super) fn get(
         &mut self,
         table: &str,
         set: Set,
         flow: &FourTuple,
-    ) -> Result<bool, LockError> {
+    ) -> Result<Option<Element>, LockError> {
+        let mut element = None;
         let found = self.ask(
             libc::NFT_MSG_GETSETELEM as u16,
             libc::NLM_F_ACK as u16,
@@ -221,39 +228,69 @@ impl Connection {
                 element::put(bytes, flow, None);
                 wire::close(bytes, list);
             },
-            |_| {},
+            |payload| element = element::read(batch::elements_of(payload)).next(),
         );
         match found {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Ok(_) => Ok(element),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
         }
     }
 
-    /// Whether there is a chain of this name.
-    pub(super) fn has_chain(
+    /// The number of a table, which no other one gets; none if it is not there.
+    pub(super) fn table_handle(
         &mut self,
         which: Table,
         table: &str,
-        chain: &str,
-    ) -> Result<bool, LockError> {
-        const NFTA_CHAIN_TABLE: u16 = 1;
-        const NFTA_CHAIN_NAME: u16 = 3;
+    ) -> Result<Option<u64>, LockError> {
+        const NFTA_TABLE_HANDLE: u16 = 4;
+        let handle = self.of_table(which, table, NFTA_TABLE_HANDLE, |value| {
+            value
+                .first_chunk()
+                .map(|handle| u64::from_be_bytes(*handle))
+        })?;
+        Ok(handle.flatten())
+    }
+
+    /// The flags of the table for locks; none if it is not there.
+    pub(super) fn table_flags(&mut self, table: &str) -> Result<Option<u32>, LockError> {
+        const NFTA_TABLE_FLAGS: u16 = 2;
+        let flags = self.of_table(Table::Inet, table, NFTA_TABLE_FLAGS, |value| {
+            value.first_chunk().map(|flags| u32::from_be_bytes(*flags))
+        })?;
+        Ok(flags.map(Option::unwrap_or_default))
+    }
+
+    /// What the kernel says of a table under this attribute; none if the table is not there.
+    fn of_table<T>(
+        &mut self,
+        which: Table,
+        table: &str,
+        attribute: u16,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<Option<T>>, LockError> {
+        const NFTA_TABLE_NAME: u16 = 1;
+        let mut value = None;
         let found = self.ask(
-            libc::NFT_MSG_GETCHAIN as u16,
+            libc::NFT_MSG_GETTABLE as u16,
             libc::NLM_F_ACK as u16,
             which.family(),
-            |bytes| {
-                wire::put_str(bytes, NFTA_CHAIN_TABLE, table);
-                wire::put_str(bytes, NFTA_CHAIN_NAME, chain);
+            |bytes| wire::put_str(bytes, NFTA_TABLE_NAME, table),
+            |payload| {
+                let attributes = payload.get(wire::NF_HEADER - wire::HEADER..);
+                value = wire::attribute(attributes.unwrap_or_default(), attribute).and_then(&read);
             },
-            |_| {},
         );
         match found {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(LockError::call("NFT_MSG_GETCHAIN")(error)),
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(LockError::call("NFT_MSG_GETTABLE")(error)),
         }
+    }
+
+    /// The number by which the kernel names this socket in what it tells others of a change.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// All elements of the set that `name` appends the name of, or None if there is no such set.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use super::wire;
-use crate::{Entry, EntryKind, LockError};
+use crate::{Entry, EntryKind, LockError, Owner};
 
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
-pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
@@ -19,6 +19,9 @@ const NFTA_SET_ELEM_USERDATA: u16 = 6;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT`: what `nft list` shows as comment.
 const UDATA_COMMENT: u8 = 0;
 const COMMENT_START: &str = "pid ";
+/// Which start of a process with this number it was, and in which pid namespace: `nft` passes over types that it does not
+/// know.
+const UDATA_START: u8 = 0x74;
 
 /// A key value is padded to a register: 4 octets.
 const PORT_PADDING: [u8; 2] = [0; 2];
@@ -29,7 +32,7 @@ const MIN_LEASE_MS: u64 = 10;
 const MAX_LEASE_MS: u64 = 1_000_000_000_000;
 
 /// An element may take more octets than this on no path: IPv6 key, IPv6 data, lease and comment.
-pub(super) const MAX_LENGTH: usize = 128;
+pub(super) const MAX_LENGTH: usize = 144;
 
 /// The lease in milliseconds, as the kernel takes it.
 pub(super) fn lease_ms(lease: Duration) -> Result<u64, LockError> {
@@ -43,22 +46,47 @@ pub(super) fn lease_ms(lease: Duration) -> Result<u64, LockError> {
 }
 
 /// Says in every element which process made it, for people too: `pid 4242 curl`.
-pub(super) fn owner_comment(pid: u32, name: &str) -> Vec<u8> {
-    let text = format!("{COMMENT_START}{pid} {name}\0");
+pub(super) fn owner_comment(owner: &Owner) -> Vec<u8> {
+    let text = format!("{COMMENT_START}{} {}\0", owner.pid, owner.name);
     let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
     let mut comment = vec![UDATA_COMMENT, length];
     comment.extend_from_slice(text.as_bytes());
+    if let (Some(started), Some(namespace)) = (owner.started, owner.namespace) {
+        comment.extend_from_slice(&[UDATA_START, 16]);
+        comment.extend_from_slice(&started.to_be_bytes());
+        comment.extend_from_slice(&namespace.to_be_bytes());
+    }
     comment
 }
 
-/// The process in a comment, and its name.
-fn owner(comment: &[u8]) -> Option<(u32, String)> {
-    let [UDATA_COMMENT, _, text @ ..] = comment else {
-        return None;
-    };
+/// The process in a comment.
+fn owner(mut comment: &[u8]) -> Option<Owner> {
+    let mut owner = None;
+    let mut start = None;
+    while let [kind, length, rest @ ..] = comment {
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        comment = rest;
+        match *kind {
+            UDATA_COMMENT => owner = named(value),
+            UDATA_START => start = value.split_first_chunk::<8>(),
+            _ => {}
+        }
+    }
+    let mut owner = owner?;
+    if let Some((started, namespace)) = start {
+        owner.started = Some(u64::from_be_bytes(*started));
+        owner.namespace = namespace
+            .first_chunk()
+            .map(|inode| u64::from_be_bytes(*inode));
+    }
+    Some(owner)
+}
+
+/// The process in the text of a comment.
+fn named(text: &[u8]) -> Option<Owner> {
     let text = std::str::from_utf8(text).ok()?.trim_end_matches('\0');
     let (pid, name) = text.strip_prefix(COMMENT_START)?.split_once(' ')?;
-    Some((pid.parse().ok()?, name.to_owned()))
+    Some(Owner::new(pid.parse().ok()?, name.to_owned()))
 }
 
 /// What an element has besides its key.
@@ -85,6 +113,19 @@ pub(super) fn put_value(bytes: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut V
     fill(bytes);
     wire::close(bytes, value);
     wire::close(bytes, nest);
+}
+
+/// Appends the value of an element in a map of verdicts: what is to be done, and with which chain.
+pub(super) fn put_chain(bytes: &mut Vec<u8>, verdict: libc::c_int, chain: &str) {
+    const NFTA_DATA_VERDICT: u16 = 2;
+    const NFTA_VERDICT_CODE: u16 = 1;
+    const NFTA_VERDICT_CHAIN: u16 = 2;
+    let data = wire::open_nested(bytes, NFTA_SET_ELEM_DATA);
+    let nest = wire::open_nested(bytes, NFTA_DATA_VERDICT);
+    wire::put(bytes, NFTA_VERDICT_CODE, &verdict.to_be_bytes());
+    wire::put_str(bytes, NFTA_VERDICT_CHAIN, chain);
+    wire::close(bytes, nest);
+    wire::close(bytes, data);
 }
 
 /// Appends one element. All elements of one family with the same kind of extras have the same length.
@@ -162,8 +203,8 @@ pub(super) struct Element {
     pub(super) remaining: Duration,
     /// How long ago it was made.
     pub(super) age: Option<Duration>,
-    /// The process that made it, and its name.
-    pub(super) owner: Option<(u32, String)>,
+    /// The process that made it.
+    pub(super) owner: Option<Owner>,
     pub(super) data: Option<Vec<u8>>,
 }
 
@@ -172,11 +213,10 @@ impl Element {
     pub(super) fn entry(&self, kind: EntryKind) -> Entry {
         let mut entry = Entry::new(self.flow, kind, self.remaining);
         entry.age = self.age;
-        if let Some((pid, name)) = &self.owner {
-            entry.owner = Some(*pid);
-            entry.owner_name = Some(name.clone());
+        match &self.owner {
+            Some(owner) => entry.owned_by(owner),
+            None => entry,
         }
-        entry
     }
 }
 
@@ -231,7 +271,12 @@ mod tests {
 
     #[test]
     fn an_element_reads_as_written() {
-        let comment = owner_comment(4_194_304, "fifteen-letters");
+        let mut owner = Owner::new(4_194_304, "fifteen-letters".to_owned());
+        // A rule set that was loaded from its text does not have the rest.
+        assert_eq!(super::owner(&owner_comment(&owner)), Some(owner.clone()));
+        owner.started = Some(u64::MAX);
+        owner.namespace = Some(u64::MAX - 1);
+        let comment = owner_comment(&owner);
         for flow in [
             "10.0.0.1:80,10.0.0.9:51234",
             "[2001:db8::1]:443,[2001:db8::9]:1025",
@@ -249,8 +294,7 @@ mod tests {
             let read: Vec<_> = read(&bytes).collect();
             assert_eq!(read.len(), 1);
             assert_eq!(read[0].flow, flow);
-            let owner = (4_194_304, "fifteen-letters".to_owned());
-            assert_eq!(read[0].owner, Some(owner));
+            assert_eq!(read[0].owner.as_ref(), Some(&owner));
             assert_eq!(read[0].data.as_deref(), Some(&data[..]));
         }
     }

@@ -106,6 +106,25 @@ pub(super) fn load_link_source() -> Expr {
     payload(libc::NFT_PAYLOAD_LL_HEADER as u32, 6, 6, register)
 }
 
+/// Goes on only with packets that have this type in their link-layer header: of those with the tag of a VLAN, the tag's.
+pub(super) fn match_link_type(rule: &mut Rule<'_>, kind: u16) {
+    const TYPE: u32 = 12;
+    let link = libc::NFT_PAYLOAD_LL_HEADER as u32;
+    rule.add_expr(&payload(link, TYPE, 2, libc::NFT_REG32_00 as u32));
+    rule.add_expr(&Cmp::new(CmpOp::Eq, kind.to_be()));
+}
+
+/// Loads a number in host byte order.
+pub(super) fn immediate(register: u32, value: u32) -> Expr {
+    Expr {
+        name: c"immediate",
+        attributes: vec![
+            (sys::NFTNL_EXPR_IMM_DREG, Value::U32(register)),
+            (sys::NFTNL_EXPR_IMM_DATA, Value::U32(value)),
+        ],
+    }
+}
+
 /// Looks the first registers up; in a map, the value goes to the register `to`.
 pub(super) fn lookup(set: CString, to: Option<u32>) -> Expr {
     let mut attributes = vec![
@@ -137,11 +156,14 @@ pub(super) fn update(set: CString, timeout_ms: u64, data: Option<u32>) -> Expr {
     expr
 }
 
-/// Removes the element of the first registers from a set.
-pub(super) fn delete(set: CString) -> Expr {
+/// Removes the element of the first registers from a map, whatever value the register `data` holds.
+pub(super) fn delete(map: CString, data: u32) -> Expr {
     /// `NFT_DYNSET_OP_DELETE`, since Linux 5.4; libc does not have it.
     const DELETE: u32 = 2;
-    dynset(set, DELETE)
+    let mut expr = dynset(map, DELETE);
+    let data = (sys::NFTNL_EXPR_DYNSET_SREG_DATA, Value::U32(data));
+    expr.attributes.push(data);
+    expr
 }
 
 fn dynset(set: CString, op: u32) -> Expr {

@@ -9,7 +9,7 @@ use super::capture::Receipt;
 use super::layout::Set;
 use super::redirect::HopData;
 use super::shared::{REDIRECT, Shared};
-use crate::{Captured, Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
 pub(super) struct Lock {
@@ -63,6 +63,16 @@ impl Held for Lock {
         self.shared.remove(&mut state, flows, &sets)
     }
 
+    fn give_back(&mut self, flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
+        // What was taken over would have ended by then, too.
+        if self.is_over() {
+            return Ok(());
+        }
+        let mut state = self.shared.state();
+        self.shared.catch_up(&mut state);
+        self.shared.give_back(&mut state, flows, taken, self.until)
+    }
+
     fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
         let receipt = self.receipt.as_ref().ok_or(NOT_CAPTURING)?;
         self.check(flows)?;
@@ -76,14 +86,13 @@ impl Held for Lock {
         lease: Duration,
     ) -> Result<Box<dyn Redirecting>, LockError> {
         self.check(flows)?;
-        let (token, data, until) = self.shared.redirect(flows, hop, lease, self.until)?;
+        let (token, data) = self.shared.redirect(flows, hop, lease, self.until)?;
         Ok(Box::new(Redirected {
             shared: Arc::clone(&self.shared),
             flows: flows.to_vec(),
             over: Vec::new(),
             token,
             data,
-            until,
             receipt: self.receipt.take(),
         }))
     }
@@ -96,15 +105,14 @@ struct Redirected {
     /// Those that ended with their flow.
     over: Vec<FourTuple>,
     token: u64,
-    data: HopData,
-    until: Instant,
+    data: Arc<HopData>,
     /// For what arrived before the redirect.
     receipt: Option<Receipt>,
 }
 
 impl Redirected {
     fn end_closed(&mut self) -> Result<(), LockError> {
-        let over = self.shared.end_closed(&self.flows)?;
+        let over = self.shared.end_closed(&self.flows, self.token)?;
         self.flows.retain(|flow| !over.contains(flow));
         self.over.extend(over);
         Ok(())
@@ -114,11 +122,17 @@ impl Redirected {
 impl Redirecting for Redirected {
     fn renew(&mut self, _flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.end_closed()?;
-        let (token, data, until) = (self.token, &self.data, self.until);
-        self.until = self
-            .shared
-            .renew_redirect(&self.flows, token, data, lease, until)?;
-        Ok(())
+        let data = &mut self.data;
+        self.shared
+            .renew_redirect(&self.flows, self.token, data, lease)
+    }
+
+    fn check(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
+        if self.shared.are_there(&self.flows, self.token)? {
+            return Ok(());
+        }
+        // A renewal never shortens, so it changes nothing.
+        self.renew(flows, Duration::from_millis(1))
     }
 
     fn closed(&mut self, _flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
@@ -129,9 +143,6 @@ impl Redirecting for Redirected {
     }
 
     fn end(&mut self, _flows: &[FourTuple]) -> Result<(), LockError> {
-        if Instant::now() >= self.until {
-            return Ok(());
-        }
         self.shared.end_own_redirects(&self.flows, self.token)
     }
 

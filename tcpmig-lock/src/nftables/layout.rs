@@ -1,13 +1,10 @@
 //! The tables: which sets, chains and rules they hold, and how they are set up.
 //!
-//! Two tables of the same name. The one of family `inet` silences flows: the maps `locked*` (locks) and the sets
-//! `gone*` (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
+//! Two tables of the same name. The one of family `inet` silences flows: the maps `locked*` (locks) and `gone*`
+//! (redirected flows, for which this host must stay silent) are looked up on the way in and, with the tuple
 //! reversed, on the way out. A lock's value in its map says who gets copies of what arrives, see [`capture`]. The one
-//! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them: for each
-//! device on which such packets arrive, a chain that looks the flow up in the maps `device*` and `hop*`. What another
-//! host sends back of a flow that is coming back (`back*`) is let in; `hosts` has the link-layer addresses of those
-//! hosts. The rules also notice the end of a flow: its redirect then ends soon after its last packet
-//! (`closing*`).
+//! of family `netdev` sends the packets of redirected flows on before anything else of this host sees them, see
+//! [`forward`](super::forward).
 //!
 //! The tables belong to no process. Several of one host share them, each adding and removing only its own elements,
 //! and the leases are what ends the locks of a process that died. (A table with the `owner` flag alone would vanish with
@@ -16,7 +13,7 @@
 
 use std::ffi::CString;
 
-use nftnl::expr::{CmpOp, Meta, Verdict};
+use nftnl::expr::{Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::set::SetKey;
 use nftnl::{Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule};
@@ -26,10 +23,11 @@ use super::capture;
 use super::element;
 use super::expression;
 use super::ffi;
+use super::forward;
 use super::wire;
 
 /// Before everything that rules of others usually do: the priority `raw`.
-const PRIORITY: i32 = -300;
+pub(super) const PRIORITY: i32 = -300;
 
 /// Type numbers of `nft`, by which it shows a set's keys and values; the kernel does not look at them.
 const TYPE_IPV4: u32 = 7;
@@ -43,25 +41,30 @@ const fn concat(ip: u32) -> u32 {
     (((ip << 6 | TYPE_PORT) << 6 | ip) << 6) | TYPE_PORT
 }
 
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 
 /// The register behind those that an IPv6 flow fills, ten of four octets.
-const VALUE: u32 = libc::NFT_REG32_10 as u32;
+pub(super) const VALUE: u32 = libc::NFT_REG32_10 as u32;
 /// How many flows of each family can be redirected. Sets that rules change are of a limited size, and 65 535 if none is
 /// given; a kernel may take memory for all at once, 16 octets for each.
-const MAX_REDIRECTS: u32 = 1 << 18;
+pub(super) const MAX_REDIRECTS: u32 = 1 << 18;
 /// Flags of a segment.
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+pub(super) const FIN: u8 = 1;
+pub(super) const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
+pub(super) const ACK: u8 = 16;
 /// The call that refuses to make a table that is owned.
 pub(super) const NEW_TABLE: &str = "NFT_MSG_NEWTABLE";
+/// `NFT_TABLE_F_OWNER`, since Linux 5.12, and `NFT_TABLE_F_PERSIST`, since 6.9; libc has neither.
+pub(super) const OWNED: u32 = 2;
+const PERSISTENT: u32 = 4;
 /// The set of packet marks that pass.
 const EXEMPT: &str = "exempt";
 /// The set of link-layer addresses of the hosts that packets are sent to.
-const HOSTS: &str = "hosts";
+pub(super) const HOSTS: &str = "hosts";
 
 /// One of the two tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,12 +112,14 @@ pub(super) enum Set {
     Closing,
     /// Redirected flows that are locked again, because they come back.
     Back,
+    /// Redirected flows whose end was seen, for the silence of this host: as `Closing`, which another table has.
+    Ended,
 }
 
 impl Set {
     pub(super) fn table(self) -> Table {
         match self {
-            Self::Locked | Self::Gone => Table::Inet,
+            Self::Locked | Self::Gone | Self::Ended => Table::Inet,
             Self::Device | Self::Hop | Self::Closing | Self::Back => Table::Netdev,
         }
     }
@@ -133,6 +138,8 @@ impl Set {
             (Self::Closing, false) => "closing6",
             (Self::Back, true) => "back4",
             (Self::Back, false) => "back6",
+            (Self::Ended, true) => "ended4",
+            (Self::Ended, false) => "ended6",
         }
     }
 }
@@ -194,7 +201,8 @@ pub(super) fn c_string(name: &str) -> CString {
 pub(super) fn set_up_locks(batch: &mut Batch, name: &str, owned: bool, exempt: &[u32]) {
     let table = Table::Inet.object(name);
     add_table(batch, Table::Inet, name, owned);
-    for (set, data) in [(Set::Locked, Some((TYPE_MARK, 4))), (Set::Gone, None)] {
+    let mark = Some((TYPE_MARK, 4));
+    for (set, data) in [(Set::Locked, mark), (Set::Gone, mark), (Set::Ended, None)] {
         add_set::<Flow4>(batch, &table, set, true, data);
         add_set::<Flow6>(batch, &table, set, false, data);
     }
@@ -222,20 +230,17 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, owned: bool, exempt: &
         for v4 in [true, false] {
             for set in [Set::Locked, Set::Gone] {
                 if set == Set::Gone && !reverse {
-                    add_rule(batch, Table::Inet, &new_connection(&chain, v4));
+                    add_rule(batch, Table::Inet, &forward::new_connection(&chain, v4));
                 }
                 let mut rule = Rule::new(&chain);
                 expression::match_tcp(&mut rule, Table::Inet, v4);
                 expression::load_flow(&mut rule, v4, reverse);
-                let set_name = c_string(set.name(v4));
-                match set {
-                    Set::Locked => {
-                        // Only packets that are dropped get the mark, which says what of them is left to do.
-                        rule.add_expr(&expression::lookup(set_name, Some(VALUE)));
-                        rule.add_expr(&expression::set_mark(VALUE));
-                    }
-                    _ => rule.add_expr(&expression::lookup(set_name, None)),
-                }
+                // Only packets that are dropped get the mark, which says of those of locked flows what is left to do. It
+                // is set for the others because `nft` leaves a look-up out whose value nobody uses: a rule set that is
+                // loaded from its text would drop everything.
+                let name = c_string(set.name(v4));
+                rule.add_expr(&expression::lookup(name, Some(VALUE)));
+                rule.add_expr(&expression::set_mark(VALUE));
                 if set == Set::Locked && !reverse {
                     let chain = c_string(capture::LOCKED);
                     rule.add_expr(&Verdict::Goto { chain });
@@ -247,19 +252,6 @@ pub(super) fn set_up_locks(batch: &mut Batch, name: &str, owned: bool, exempt: &
         }
     }
     add_exempt(batch, name, exempt);
-}
-
-/// The rule that ends this host's silence for a flow when its peer opens a new connection with the same ports here:
-/// as long as the old one was redirected, its packets did not come so far.
-fn new_connection<'a>(chain: &'a Chain<'a>, v4: bool) -> Rule<'a> {
-    let mut rule = Rule::new(chain);
-    expression::match_tcp(&mut rule, Table::Inet, v4);
-    expression::match_flags(&mut rule, FIN | SYN | RST | ACK, CmpOp::Eq, SYN);
-    expression::load_flow(&mut rule, v4, false);
-    let gone = c_string(Set::Gone.name(v4));
-    rule.add_expr(&expression::lookup(gone.clone(), None));
-    rule.add_expr(&expression::delete(gone));
-    rule
 }
 
 /// Adds marks to those that pass.
@@ -323,103 +315,6 @@ pub(super) fn add_host(batch: &mut Batch, name: &str, link: [u8; 6]) {
     );
 }
 
-/// Adds what makes the table for redirects with the chain for one device, or makes it right if it is there. A redirect
-/// whose flow is seen to end lasts for `closing_ms` after its last packet.
-pub(super) fn set_up_redirects(
-    batch: &mut Batch,
-    name: &str,
-    owned: bool,
-    ingress: &str,
-    closing_ms: u64,
-) {
-    set_up_maps(batch, name, owned);
-    let table = Table::Netdev.object(name);
-    for v4 in [true, false] {
-        let chain_name = redirected(v4);
-        let chain = Chain::new(c_string(chain_name), &table);
-        let netdev = Table::Netdev;
-        batch.object("NFT_MSG_NEWCHAIN", netdev, &chain, MsgType::Add, CREATE);
-        flush_chain(batch, netdev, name, chain_name);
-        for rule in redirect_rules(&chain, v4, closing_ms) {
-            add_rule(batch, netdev, &rule);
-        }
-    }
-    let chain_name = ingress_chain(ingress);
-    let mut chain = Chain::new(c_string(&chain_name), &table);
-    // The number of the hook is the only one of the family, 0, and not that of the family inet.
-    chain.set_hook(Hook::PreRouting, PRIORITY);
-    chain.set_device(c_string(ingress));
-    add_chain(batch, Table::Netdev, name, &chain_name, &mut chain);
-    for v4 in [true, false] {
-        // The only look-up for packets of other flows.
-        let mut rule = Rule::new(&chain);
-        expression::match_tcp(&mut rule, Table::Netdev, v4);
-        expression::load_flow(&mut rule, v4, false);
-        let device = c_string(Set::Device.name(v4));
-        rule.add_expr(&expression::lookup(device, None));
-        let chain = c_string(redirected(v4));
-        rule.add_expr(&Verdict::Goto { chain });
-        add_rule(batch, Table::Netdev, &rule);
-    }
-}
-
-/// The chain for what arrives on a device. It is there only together with its rules.
-pub(super) fn ingress_chain(ingress: &str) -> String {
-    format!("in-{ingress}")
-}
-
-/// The chain for packets of redirected flows.
-fn redirected(v4: bool) -> &'static str {
-    if v4 { "redirected4" } else { "redirected6" }
-}
-
-fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> [Rule<'a>; 4] {
-    let (device, hop) = (VALUE, VALUE + 1);
-    let name = |set: Set| c_string(set.name(v4));
-    // Each names its protocol once more: without that, nft cannot show it.
-    let new_rule = || {
-        let mut rule = Rule::new(chain);
-        expression::match_tcp(&mut rule, Table::Netdev, v4);
-        rule
-    };
-    let mut end = new_rule();
-    expression::match_flags(&mut end, FIN | RST, CmpOp::Neq, 0);
-    expression::load_flow(&mut end, v4, false);
-    end.add_expr(&expression::update(name(Set::Closing), closing_ms, None));
-
-    // What still comes prolongs it: the other direction may stay open for long, and an RST may be forged. The values
-    // in the maps stay as they are. Those that are named here would be taken if an element were removed just now
-    // (`Shared::remove` sees to that): nft cannot show a rule that names those which it looked up.
-    let mut closing = new_rule();
-    closing.add_expr(&expression::load_device(device));
-    closing.add_expr(&expression::load_local(hop, v4));
-    expression::load_flow(&mut closing, v4, false);
-    for set in [Set::Closing, Set::Device, Set::Hop] {
-        closing.add_expr(&expression::lookup(name(set), None));
-    }
-    for (set, data) in [
-        (Set::Closing, None),
-        (Set::Device, Some(device)),
-        (Set::Hop, Some(hop)),
-    ] {
-        closing.add_expr(&expression::update(name(set), closing_ms, data));
-    }
-
-    let mut back = new_rule();
-    expression::load_flow(&mut back, v4, false);
-    back.add_expr(&expression::lookup(name(Set::Back), None));
-    back.add_expr(&expression::load_link_source());
-    back.add_expr(&expression::lookup(c_string(HOSTS), None));
-    back.add_expr(&Verdict::Accept);
-
-    let mut send = new_rule();
-    expression::load_flow(&mut send, v4, false);
-    send.add_expr(&expression::lookup(name(Set::Device), Some(device)));
-    send.add_expr(&expression::lookup(name(Set::Hop), Some(hop)));
-    send.add_expr(&expression::forward(device, hop, v4));
-    [back, end, closing, send]
-}
-
 /// Adds what removes a table with all it holds.
 pub(super) fn delete_table(batch: &mut Batch, table: Table, name: &str) {
     batch.object(
@@ -437,18 +332,25 @@ pub(super) fn own(batch: &mut Batch, name: &str) {
     add_table(batch, Table::Netdev, name, true);
 }
 
+/// Has tables that somebody put to sleep work again.
+pub(super) fn wake(batch: &mut Batch, name: &str) {
+    for which in [Table::Inet, Table::Netdev] {
+        let message = libc::NFT_MSG_NEWTABLE as u16;
+        batch.message(NEW_TABLE, which, message, CREATE, |bytes| {
+            wire::put_str(bytes, NFTA_TABLE_NAME, name);
+            wire::put(bytes, NFTA_TABLE_FLAGS, &0_u32.to_be_bytes());
+        });
+    }
+}
+
 /// Adds a table if it is missing. One that is owned can be changed by this socket only, and outlives it; it has to be
 /// named so each time.
 fn add_table(batch: &mut Batch, which: Table, name: &str, owned: bool) {
-    const NFTA_TABLE_NAME: u16 = 1;
-    const NFTA_TABLE_FLAGS: u16 = 2;
-    /// `NFT_TABLE_F_OWNER`, since Linux 5.12, and `NFT_TABLE_F_PERSIST`, since 6.9; libc has neither.
-    const OWNER_PERSIST: u32 = 2 | 4;
     let message = libc::NFT_MSG_NEWTABLE as u16;
     batch.message(NEW_TABLE, which, message, CREATE, |bytes| {
         wire::put_str(bytes, NFTA_TABLE_NAME, name);
         if owned {
-            wire::put(bytes, NFTA_TABLE_FLAGS, &OWNER_PERSIST.to_be_bytes());
+            wire::put(bytes, NFTA_TABLE_FLAGS, &(OWNED | PERSISTENT).to_be_bytes());
         }
     });
 }
@@ -494,7 +396,7 @@ pub(super) fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
 }
 
 /// Adds a chain and removes the rules that it may have.
-fn add_chain(
+pub(super) fn add_chain(
     batch: &mut Batch,
     which: Table,
     table_name: &str,

@@ -2,35 +2,61 @@
 
 mod batch;
 mod capture;
+mod care;
 mod connection;
 mod element;
+mod entries;
 mod expression;
-mod ffi;
+pub(crate) mod ffi;
+mod forward;
+mod frame;
 mod held;
 mod layout;
+mod lease;
 mod redirect;
+mod registry;
+mod restore;
 mod shared;
+mod take_over;
 #[cfg(test)]
 mod tests;
-mod wire;
+mod watch;
+pub(crate) mod wire;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
-use crate::{Abilities, Entry, EntryKind, LockError, LockGuard, Locker, NextHop, Swept};
+use crate::event::Listener;
+use crate::{Abilities, Entry, Event, LockError, LockGuard, Locker, NextHop, Swept};
+use batch::Op;
 pub(crate) use capture::{Capture, Receipt};
 use layout::{Set, Table};
 use shared::{REDIRECT, Shared};
 
 const DEFAULT_TABLE: &str = "tcpmig";
 const MAX_TABLE_NAME: usize = 200;
+/// How many flows go into one message of a sweep.
+const SWEPT_AT_ONCE: usize = 256;
 /// How often a sweep looks again because the rules changed while it looked.
 const SWEEP_TRIES: usize = 8;
+
+/// Whom the table of an [`Nftables`] handle belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TableKind {
+    /// There is none.
+    Missing,
+    /// To all processes that use it: whoever flushes the host's rules removes it, and what is in it comes back if a
+    /// process lives that holds it (or [keeps all](Nftables::keep_all)).
+    Shared,
+    /// To one process, [as long as it lives](Nftables::with_owned_table): no flush touches it.
+    Owned,
+}
 
 /// The `nftables` locker: flows are elements of a set in one nftables table, with their lease as timeout.
 ///
@@ -43,8 +69,14 @@ const SWEEP_TRIES: usize = 8;
 /// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
 /// each entry.
 ///
-/// Whoever flushes the host's rules unlocks all flows, unless the table is an
-/// [owned one](Self::with_owned_table), which one process has for itself.
+/// # Other people's rules
+///
+/// Whoever flushes the host's rules (`nft flush ruleset`, with which the rules of a firewall often begin) also removes
+/// these tables. A handle that has locked watches for that, with a thread of its own, and sets everything up again that
+/// it holds, also what its guards left to their leases: within a millisecond or two on an idle host, in which packets may
+/// pass and be answered. [`on_event`](Self::on_event) tells of it. What is held by a process that is gone is lost; an
+/// [owned table](Self::with_owned_table) is not touched as long as its owner lives. Flows that another process unlocks,
+/// or ends the redirect of, are left alone: that was on purpose.
 ///
 /// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
 /// that thread and the one that uses it need `CAP_NET_ADMIN`.
@@ -57,8 +89,10 @@ const SWEEP_TRIES: usize = 8;
 ///
 /// # Redirects
 ///
-/// Packets of a redirected flow are sent on where they come in, before anything else of this host looks at them: no
-/// routing rule, address translation or `ip_forward` is involved, and each loses one from its TTL. The target has to
+/// Packets of a redirected flow are sent on where they come in, on whatever device of this host that is (but `lo`),
+/// before anything else of this host looks at them: no routing rule, reverse path filter, bridge, address translation or
+/// `ip_forward` is involved, and each loses one from its TTL. A device that appears later is included as long as a
+/// handle lives that has redirected. The target has to
 /// take the packets for its own, which it does with the flow's local address on its `lo` (with `arp_ignore=1` and
 /// `arp_announce=2`).
 ///
@@ -69,11 +103,12 @@ const SWEEP_TRIES: usize = 8;
 ///   [`closing_time`](Self::closing_time) after the flow's last packet, also if its lease is longer. Every packet
 ///   prolongs it (by that time, not by the lease), because the other direction may stay open for hours, and because
 ///   an RST may be forged. The target's own segments do not pass here and are not needed: the peer answers a FIN with
-///   its own, or with RST.
-/// - This host stays silent for a flow to the end of the lease, unless the redirect's guard notices the end
-///   ([`Redirect::closed`](crate::Redirect::closed), [`renew`](crate::Redirect::renew)) or the peer opens a new
-///   connection here with the same ports.
-/// - No more than 262 144 flows of each family are redirected at once.
+///   its own, or with RST. Only a flow that the target aborts by an RST, which nobody answers, is not seen to end.
+/// - As long as nothing of that is seen, each packet prolongs the redirect by its lease, or by up to a quarter more: a
+///   flow keeps its redirect as long as it lives, without anybody who renews it, if it is never idle for a whole lease.
+/// - This host stays silent for a flow as long as it is redirected, or until the peer opens a new connection here with
+///   the same ports. From then on it can use the ports itself.
+/// - No more than 262 144 flows of each family are redirected at once ([`LockError::TooMany`]).
 /// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
 /// - A flow that comes back: for a moment both hosts redirect it to each other. What the other host sends back is let in
 ///   here, where a lock captures it, if this host knew the other's link-layer address when it began to redirect;
@@ -173,9 +208,49 @@ impl Nftables {
     pub fn closing_time(self, time: Duration) -> Result<Self, LockError> {
         let mut state = self.shared.state();
         state.closing_ms = element::lease_ms(time)?;
-        state.ingresses.clear();
+        state.frame.forget();
         drop(state);
         Ok(self)
+    }
+
+    /// From now on, as long as this handle lives, what others hold in the table is set up again, too, if somebody removes
+    /// its rules: for a process that stays, beside those that leave locks and redirects to their leases and end, like
+    /// `tcpmig dump`. What was made in the last moments before that, about 20 milliseconds, may be missing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`prepare`](Self::prepare).
+    pub fn keep_all(&self) -> Result<(), LockError> {
+        self.prepare()?;
+        self.shared.state().care.due = Some(Instant::now());
+        self.shared.monitor.wake();
+        Ok(())
+    }
+
+    /// Whom the table for locks belongs to now.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`] or what else the kernel says.
+    pub fn table_kind(&self) -> Result<TableKind, LockError> {
+        let flags = self
+            .shared
+            .state()
+            .connection
+            .table_flags(&self.shared.table)?;
+        Ok(match flags {
+            None => TableKind::Missing,
+            Some(flags) if flags & layout::OWNED != 0 => TableKind::Owned,
+            Some(_) => TableKind::Shared,
+        })
+    }
+
+    /// Has somebody told what happens to what this handle holds while nobody calls it, see [`Event`]: on a thread of
+    /// its own, and not while the handle is locked.
+    #[must_use]
+    pub fn on_event(self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.shared.set_listener(Listener::new(listener));
+        self
     }
 
     /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
@@ -230,8 +305,21 @@ impl Nftables {
     /// As for [`end_redirect`](Self::end_redirect).
     pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         let mut state = self.shared.state();
-        let sets = [Set::Locked, Set::Gone, Set::Device, Set::Hop, Set::Closing];
+        let mut sets = REDIRECT.to_vec();
+        sets.push(Set::Locked);
         self.shared.remove(&mut state, flows, &sets)
+    }
+
+    /// Prolongs every lock and redirect of these flows, whoever made it, as [`LockGuard::renew`] does: for an operator. The
+    /// process that made it stays its owner in the list. Packets prolong a redirect by the longer lease from now on. A
+    /// redirect whose flow was [seen to end](crate::Redirect::closed) is left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if a flow is neither locked nor redirected: then nothing is prolonged.
+    /// [`LockError::NoPermission`] or what else the kernel says.
+    pub fn renew(&self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+        self.shared.renew_any(flows, lease)
     }
 
     /// Removes the chains that log for nobody, and gives their names. True if others log.
@@ -253,6 +341,43 @@ impl Nftables {
             }
         }
         Ok(live)
+    }
+
+    /// Ends this host's silence for flows that are not redirected any more, and gives them.
+    fn sweep_silence(&self) -> Result<Vec<FourTuple>, LockError> {
+        for _ in 0..SWEEP_TRIES {
+            let generation = self.shared.state().connection.generation()?;
+            let mut stale: HashSet<FourTuple> = HashSet::new();
+            stale.extend(self.elements(Set::Gone)?.iter().map(|element| element.flow));
+            if stale.is_empty() {
+                break;
+            }
+            for set in [Set::Device, Set::Hop] {
+                for element in self.elements(set)? {
+                    stale.remove(&element.flow);
+                }
+            }
+            let stale: Vec<FourTuple> = stale.into_iter().collect();
+            let state = &mut *self.shared.state();
+            // Only if nobody has changed anything since, who might just have redirected one of them.
+            let mut batch = state.connection.batch(Some(generation));
+            for flows in stale.chunks(SWEPT_AT_ONCE) {
+                let op = if state.destroy {
+                    Op::Destroy
+                } else {
+                    Op::Delete
+                };
+                batch.elements(&self.shared.table, Set::Gone, op, flows);
+            }
+            match state.connection.send(batch) {
+                Ok(()) => return Ok(stale),
+                Err(failure) if failure.lacks_destroy() => state.destroy = false,
+                // One has ended just now.
+                Err(failure) if failure.is(libc::ERESTART) || failure.is(libc::ENOENT) => {}
+                Err(failure) => return Err(self.shared.explain(state, failure)),
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Removes a table if its sets hold nothing, and says whether it did. The one for redirects stays as long as there
@@ -315,6 +440,10 @@ impl Locker for Nftables {
             captures: self.shared.capture.group().is_some(),
             redirects: true,
             exempts: true,
+            takes_over: true,
+            // One message to the kernel and its answer: tens of microseconds. What it shares with threads of this process is held
+            // for no longer. Only a rule set of somebody else that is being replaced in the same moment adds to that.
+            waits: false,
             ..Abilities::default()
         }
     }
@@ -336,14 +465,18 @@ impl Locker for Nftables {
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
 
-    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this removes the chains that captured for
+    /// See [`Locker::sweep`]. The kernel removes what a lease has ended; this ends the silence for flows that are not
+    /// redirected any more (the list shows them as [`EntryKind::Silent`](crate::EntryKind::Silent)), and removes the chains that captured for
     /// processes that are gone, and the tables, if nothing is in them and no handle captures.
     ///
     /// # Errors
     ///
     /// [`LockError::NoPermission`] or what else the kernel says.
     fn sweep(&self) -> Result<Swept, LockError> {
-        let mut swept = Swept::default();
+        let mut swept = Swept {
+            flows: self.sweep_silence()?,
+            ..Swept::default()
+        };
         let inet = Table::Inet.family_name();
         let mut chains = Vec::new();
         let captured = self.sweep_captures(&mut chains)?;
@@ -361,52 +494,27 @@ impl Locker for Nftables {
         Ok(swept)
     }
 
+    /// See [`Locker::take_over`]. One transaction of the kernel, unless there are so many flows that a
+    /// [socket's buffer](Self#many-flows) does not take them. What others change in the tables at the same time has it
+    /// begin again.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Locker::lock).
+    fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+        let taken = self.shared.take_over(flows, lease)?;
+        let receipt = |token| Receipt::new(&self.shared.capture, flows, token);
+        let lock = held::Lock {
+            shared: Arc::clone(&self.shared),
+            until: taken.until,
+            receipt: taken.token.map(receipt),
+        };
+        let flows = flows.to_vec();
+        Ok(LockGuard::with_taken(flows, Box::new(lock), taken.entries))
+    }
+
     fn list(&self) -> Result<Vec<Entry>, LockError> {
-        let mut entries = Vec::new();
-        for element in self.elements(Set::Locked)? {
-            entries.push(element.entry(EntryKind::Lock));
-        }
-        let devices: HashMap<_, _> = self
-            .elements(Set::Device)?
-            .into_iter()
-            .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
-            .collect();
-        let closing: HashSet<_> = self
-            .elements(Set::Closing)?
-            .into_iter()
-            .map(|element| element.flow)
-            .collect();
-        let mut names = HashMap::new();
-        for element in self.elements(Set::Hop)? {
-            let data = element.data.as_deref().unwrap_or_default();
-            let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
-                Ipv4Addr::from(octets).into()
-            } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
-                Ipv6Addr::from(octets).into()
-            } else {
-                continue;
-            };
-            let index = devices
-                .get(&element.flow)
-                .map_or(0, |index| u32::from_ne_bytes(*index));
-            let device = names.entry(index).or_insert_with(|| {
-                // The device may be gone; its index is what is left to say.
-                let name = self.shared.routes.device_name(index);
-                name.unwrap_or_else(|_| index.to_string())
-            });
-            let kind = EntryKind::Redirect {
-                address,
-                device: device.clone(),
-            };
-            let mut entry = element.entry(kind);
-            entry.closing = closing.contains(&entry.flow);
-            if entry.closing {
-                // What is left is no longer the rest of what it was made with.
-                entry.age = None;
-            }
-            entries.push(entry);
-        }
-        Ok(entries)
+        self.shared.entries(|set| self.elements(set))
     }
 }
 

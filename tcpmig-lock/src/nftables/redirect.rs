@@ -1,15 +1,20 @@
 //! The operations on redirects.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
 use super::batch::Op;
+use super::connection::Failure;
 use super::element::{self, Extra};
 use super::layout::{self, Set, Table};
-use super::shared::{REDIRECT, Shared, State, TRIES, deadline, left_ms};
+use super::lease::Class;
+use super::registry::Moved;
+use super::shared::{FEW, REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};
 use crate::{LockError, NextHop};
 
 impl Shared {
@@ -20,7 +25,20 @@ impl Shared {
         hop: &NextHop,
         lease: Duration,
         until: Instant,
-    ) -> Result<(u64, HopData, Instant), LockError> {
+    ) -> Result<(u64, Arc<HopData>), LockError> {
+        let state = &mut *self.state();
+        self.catch_up(state);
+        self.redirect_in(state, flows, hop, lease, until)
+    }
+
+    pub(super) fn redirect_in(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        hop: &NextHop,
+        lease: Duration,
+        until: Instant,
+    ) -> Result<(u64, Arc<HopData>), LockError> {
         let lease_ms = element::lease_ms(lease)?;
         if let Some(flow) = flows
             .iter()
@@ -32,80 +50,91 @@ impl Shared {
             });
         }
         let device = self.routes.device_index(&hop.device)?;
-        let data = HopData::new(device, hop.address);
+        let data = Arc::new(HopData::new(device, hop.address, Class::of(lease_ms)));
         self.routes.device_index(&hop.ingress)?;
-        let state = &mut *self.state();
         let mut tries = 0..TRIES;
         loop {
             let deadline = deadline(lease_ms);
             let removals = self.removals(state, flows, &REDIRECT)?;
-            // Putting the rules again makes the kernel look at each element of the sets that they change.
-            let mut set_up = !(state.ingresses.contains(&hop.ingress)
-                && state.connection.has_chain(
-                    Table::Netdev,
-                    &self.table,
-                    &layout::ingress_chain(&hop.ingress),
-                )?);
-            if set_up {
-                state.hosts.clear();
-            }
-            let host = self.host(state, device, hop.address);
-            let (owned, closing_ms) = (state.owned, state.closing_ms);
-            let redirected = self.apply(state, flows, 8, |batch, flows| {
-                if set_up {
-                    layout::set_up_redirects(batch, &self.table, owned, &hop.ingress, closing_ms);
-                    set_up = false;
-                }
-                if let Some(link) = host {
-                    layout::add_host(batch, &self.table, link);
-                }
-                self.put_removals(batch, &removals, flows);
-                for (set, extra) in self.redirect_extras(lease_ms, &data) {
-                    batch.elements(&self.table, set, Op::Add(extra), flows);
-                }
-                batch.elements(&self.table, Set::Locked, Op::Delete, flows);
-            });
+            self.hook_devices(state, Some(&hop.ingress))?;
+            self.hook_class(state, data.class)?;
+            let redirected = self.put_redirect(state, flows, lease_ms, &data, &removals);
             let Err((done, failure)) = redirected else {
                 state.last_token += 1;
                 let token = state.last_token;
-                state.hosts.extend(host.map(|_| hop.address));
-                if !state.ingresses.contains(&hop.ingress) {
-                    state.ingresses.insert(hop.ingress.clone());
-                }
+                state.kept.redirect(flows, &data, deadline);
                 state
                     .redirects
                     .extend(flows.iter().map(|flow| (*flow, token)));
-                return Ok((token, data, deadline));
+                self.look_in_time(state);
+                self.look_for_doubles(state, flows);
+                return Ok((token, data));
             };
-            state.ingresses.clear();
             state.hosts.clear();
             self.back_to_locks(state, &flows[..done], until);
+            // Of the locks this is said if one has ended, of what it replaces also if that has ended just now.
+            let not_held = failure.is(libc::ENOENT)
+                && failure.table == Some(Table::Inet)
+                && failure
+                    .set
+                    .is_some_and(|set| set == Set::Locked || state.destroy);
             if failure.lacks_destroy() && state.destroy {
                 state.destroy = false;
-            } else if failure.is(libc::ENOENT) && failure.table == Some(Table::Inet) {
-                let ended_just_now = !state.destroy && failure.set == Some(Set::Gone);
-                if !(ended_just_now && tries.next().is_some()) {
-                    return Err(LockError::NotHeld(self.blame(
-                        state,
-                        &failure,
-                        Set::Locked,
-                        false,
-                    )?));
-                }
-            } else if !(failure.is(libc::ENOENT) && failure.set.is_some() && tries.next().is_some())
-            {
+            } else if not_held {
+                return Err(LockError::NotHeld(self.blame(
+                    state,
+                    &failure,
+                    Set::Locked,
+                    false,
+                )?));
+            } else if failure.is(libc::ENOENT) && tries.next().is_some() {
+                state.frame.forget();
+            } else if failure.is(libc::EEXIST) && tries.next().is_some() {
+                // Packets have made a second element of an earlier redirect, or are making one.
+                self.remove_once(state, flows, &REDIRECT)?;
+            } else {
                 return Err(failure.into_error(&self.table));
             }
         }
     }
 
+    fn put_redirect(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        lease_ms: u64,
+        data: &HopData,
+        removals: &[Removal],
+    ) -> Result<(), (usize, Box<Failure>)> {
+        let host = self.host(state, data);
+        let extras = self.redirect_extras(lease_ms, data);
+        let put = self.apply(state, flows, 9, |batch, flows| {
+            if let Some((link, _)) = host {
+                layout::add_host(batch, &self.table, link);
+            }
+            self.put_removals(batch, removals, flows);
+            for (set, extra) in &extras {
+                batch.elements(&self.table, *set, Op::Add(*extra), flows);
+            }
+            batch.elements(&self.table, Set::Locked, Op::Delete, flows);
+        });
+        if put.is_ok() {
+            state.hosts.extend(host.map(|(_, address)| address));
+        }
+        put
+    }
+
     /// The link-layer address of a host to which packets are sent, if the set does not have it and it is known. Without
     /// it, what that host sends back one day goes back and forth.
-    fn host(&self, state: &State, device: u32, address: IpAddr) -> Option<[u8; 6]> {
-        if state.hosts.contains(&address) {
+    fn host(&self, state: &State, data: &HopData) -> Option<([u8; 6], IpAddr)> {
+        if state.hosts.contains(&data.hop) {
             return None;
         }
-        self.routes.neighbour(device, address).ok()?
+        let link = self
+            .routes
+            .neighbour(data.device_index(), data.hop)
+            .ok()??;
+        Some((link, data.hop))
     }
 
     /// Takes the first part of a redirect back whose second part failed.
@@ -123,44 +152,118 @@ impl Shared {
         }
     }
 
-    /// Prolongs a redirect that ends at `until` now.
+    /// Prolongs redirects. Those that last for longer stay as they are, each for itself: traffic keeps some up.
     pub(super) fn renew_redirect(
         &self,
         flows: &[FourTuple],
         token: u64,
-        data: &HopData,
+        data: &mut Arc<HopData>,
         lease: Duration,
-        until: Instant,
-    ) -> Result<Instant, LockError> {
+    ) -> Result<(), LockError> {
         let lease_ms = element::lease_ms(lease)?;
+        // Traffic must not shorten what was granted before.
+        let class = Class::of(lease_ms);
+        if class.ms() > data.class.ms() {
+            *data = Arc::new(HopData::new(data.device_index(), data.hop, class));
+        }
+        let data = &*data;
         let state = &mut *self.state();
+        self.catch_up(state);
         if let Some(flow) = flows
             .iter()
             .find(|flow| state.redirects.get(flow) != Some(&token))
         {
             return Err(LockError::NotHeld(*flow));
         }
+        self.hook_class(state, data.class)?;
         let deadline = deadline(lease_ms);
         let closing = self.present(state, flows, Set::Closing)?;
-        let mut open = flows.to_vec();
-        open.retain(|flow| !closing.contains(flow));
-        let extras = |lease_ms| self.redirect_extras(lease_ms, data);
-        self.replace(state, &open, extras, lease_ms, until)?;
-        Ok(deadline)
+        let mut short = Vec::new();
+        let mut until = deadline;
+        for (flow, left) in self.left(state, flows)? {
+            match left {
+                None => return Err(LockError::NotHeld(flow)),
+                Some(left) if left < lease && !closing.contains(&flow) => {
+                    short.push(flow);
+                    until = until.min(Instant::now() + left);
+                }
+                Some(_) => {}
+            }
+        }
+        let extras = |left_ms| self.redirect_extras(left_ms, data);
+        self.replace(state, &short, extras, lease_ms, until)?;
+        state.kept.redirect(&short, data, deadline);
+        self.look_in_time(state);
+        self.look_for_doubles(state, &short);
+        Ok(())
+    }
+
+    /// Whether redirects are certainly there, without asking the kernel, which tells what others do to them. If not, only the
+    /// kernel knows.
+    pub(super) fn are_there(&self, flows: &[FourTuple], token: u64) -> Result<bool, LockError> {
+        let state = &mut *self.state();
+        if !self.watching.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        self.catch_up(state);
+        if state.later.is_damaged() {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        for flow in flows {
+            if state.redirects.get(flow) != Some(&token) {
+                return Err(LockError::NotHeld(*flow));
+            }
+            let until = state.kept.redirected(flow).map(|moved| moved.until);
+            if until.is_none_or(|until| until <= now) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// How long redirects last that are there.
+    fn left(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+    ) -> Result<Vec<(FourTuple, Option<Duration>)>, LockError> {
+        let mut left = Vec::with_capacity(flows.len());
+        if flows.len() <= FEW {
+            for flow in flows {
+                let found = state.connection.get(&self.table, Set::Device, flow)?;
+                left.push((*flow, found.map(|element| element.remaining)));
+            }
+            return Ok(left);
+        }
+        let mut found = HashMap::new();
+        for v4 in [true, false] {
+            let elements = state.connection.elements(&self.table, Set::Device, v4)?;
+            let elements = elements.into_iter().flatten();
+            found.extend(elements.map(|element| (element.flow, element.remaining)));
+        }
+        left.extend(flows.iter().map(|flow| (*flow, found.get(flow).copied())));
+        Ok(left)
     }
 
     /// Those of these flows whose end was seen, and whose redirect has ended for that. So does this host's silence for
-    /// them.
-    pub(super) fn end_closed(&self, flows: &[FourTuple]) -> Result<HashSet<FourTuple>, LockError> {
+    /// them. Whatever else ends a redirect before its lease is told to this handle.
+    pub(super) fn end_closed(
+        &self,
+        flows: &[FourTuple],
+        token: u64,
+    ) -> Result<HashSet<FourTuple>, LockError> {
         let state = &mut *self.state();
+        self.catch_up(state);
         let redirected = self.present(state, flows, Set::Device)?;
-        if flows.iter().all(|flow| redirected.contains(flow)) {
-            return Ok(HashSet::new());
-        }
-        // The silence is left of those that were not ended by somebody or by their lease.
-        let silent = self.present(state, flows, Set::Gone)?;
+        let now = Instant::now();
         let mut over = flows.to_vec();
-        over.retain(|flow| !redirected.contains(flow) && silent.contains(flow));
+        over.retain(|flow| {
+            let early = |moved: &Moved| now < moved.until;
+            !redirected.contains(flow)
+                && state.redirects.get(flow) == Some(&token)
+                && state.kept.redirected(flow).is_some_and(early)
+        });
         self.remove(state, &over, &REDIRECT)?;
         Ok(over.into_iter().collect())
     }
@@ -179,43 +282,64 @@ impl Shared {
         let state = &mut *self.state();
         let mut own = flows.to_vec();
         own.retain(|flow| state.redirects.get(flow) == Some(&token));
+        // After the end of a lease the flow may be redirected by somebody else.
+        let now = Instant::now();
+        let process = std::process::id();
+        own.retain(|flow| {
+            let runs = |moved: &Moved| now < moved.until;
+            state.kept.redirected(flow).is_some_and(runs) || {
+                let found = state.connection.get(&self.table, Set::Device, flow);
+                let owner = found.ok().flatten().and_then(|element| element.owner);
+                owner.is_some_and(|owner| owner.pid == process)
+            }
+        });
         self.remove(state, &own, &REDIRECT)
     }
 
     /// Forgets who made these redirects, whose guard is gone.
     pub(super) fn forget_redirects(&self, flows: &[FourTuple], token: u64) {
-        let state = &mut *self.state();
-        for flow in flows {
-            if state.redirects.get(flow) == Some(&token) {
-                state.redirects.remove(flow);
-            }
-        }
+        self.state().forget_redirects(flows, token);
     }
 
-    fn redirect_extras<'a>(&'a self, lease_ms: u64, data: &'a HopData) -> [(Set, Extra<'a>); 3] {
+    /// The elements of a redirect that lasts for `left_ms` from now, the silence first.
+    pub(super) fn redirect_extras<'a>(
+        &'a self,
+        left_ms: u64,
+        data: &'a HopData,
+    ) -> [(Set, Extra<'a>); 3] {
         [
-            (Set::Gone, self.extra(lease_ms, None)),
-            (Set::Device, self.extra(lease_ms, Some(&data.device))),
-            (Set::Hop, self.extra(lease_ms, Some(&data.address))),
+            (Set::Gone, self.extra(left_ms, Some(&data.class_id))),
+            (Set::Device, self.extra(left_ms, Some(&data.device))),
+            (Set::Hop, self.extra(left_ms, Some(&data.address))),
         ]
     }
 }
 
-/// The values of a redirect's elements.
-#[derive(Debug, Clone)]
+/// Where flows are redirected to, and the values of their elements.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct HopData {
+    hop: IpAddr,
+    pub(super) class: Class,
     device: [u8; 4],
     address: Vec<u8>,
+    class_id: [u8; 4],
 }
 
 impl HopData {
-    fn new(device: u32, address: IpAddr) -> Self {
+    fn new(device: u32, address: IpAddr, class: Class) -> Self {
         Self {
+            hop: address,
+            class,
+            class_id: class.id().to_ne_bytes(),
             device: device.to_ne_bytes(),
             address: match address {
                 IpAddr::V4(address) => address.octets().to_vec(),
                 IpAddr::V6(address) => address.octets().to_vec(),
             },
         }
+    }
+
+    fn device_index(&self) -> u32 {
+        u32::from_ne_bytes(self.device)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,19 +10,30 @@ use tcpmig_format::FourTuple;
 
 use super::batch::{Batch, Op};
 use super::capture::{self, Capture};
+use super::care::Care;
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
+use super::frame::Frame;
 use super::layout::{self, Set, Table};
+use super::registry::Registry;
+use super::restore::Later;
+use super::watch::Monitor;
+use crate::event::Listener;
 use crate::route::Routes;
-use crate::{LockError, owner};
+use crate::{LockError, Owner};
 
 /// All sets of a redirect.
-pub(super) const REDIRECT: [Set; 5] = [Set::Gone, Set::Device, Set::Hop, Set::Closing, Set::Back];
+pub(super) const REDIRECT: [Set; 6] = [
+    Set::Gone,
+    Set::Device,
+    Set::Hop,
+    Set::Closing,
+    Set::Back,
+    Set::Ended,
+];
 
 /// So many flows are looked up one by one; for more, all are read.
-const FEW: usize = 100;
-/// Longer than the rules take for a packet.
-const PACKET: Duration = Duration::from_millis(1);
+pub(super) const FEW: usize = 100;
 /// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
 const CLOSING_MS: u64 = 60_000;
 
@@ -35,6 +47,12 @@ pub(super) struct Shared {
     pub(super) routes: Routes,
     comment: Vec<u8>,
     pub(super) capture: Arc<Capture>,
+    pub(super) monitor: Arc<Monitor>,
+    /// Whether the thread that watches was started, or tried to.
+    pub(super) watching: AtomicBool,
+    /// For what takes long, so that nobody waits for it.
+    pub(super) reader: Mutex<Connection>,
+    listener: Mutex<Listener>,
     state: Mutex<State>,
 }
 
@@ -47,8 +65,14 @@ pub(super) struct State {
     pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
     pub(super) ready: bool,
-    /// Devices whose redirects this handle has set up.
-    pub(super) ingresses: HashSet<String>,
+    /// What of the rules for redirects is set up, as far as this handle knows.
+    pub(super) frame: Frame,
+    /// The number of the table for locks, once it was needed.
+    pub(super) handle: Option<u64>,
+    /// What this handle holds, to set it up again.
+    pub(super) kept: Registry,
+    pub(super) later: Later,
+    pub(super) care: Care,
     /// Hosts that packets are sent to and whose link-layer addresses are in their set.
     pub(super) hosts: HashSet<IpAddr>,
     /// Whether the kernel has `DESTROYSETELEM`; taken for granted until it says no.
@@ -65,20 +89,59 @@ pub(super) struct Removal {
     present: Option<HashSet<FourTuple>>,
 }
 
+impl State {
+    /// How many of so many flows go into one batch.
+    pub(super) fn at_once(&mut self, flows: usize, elements_per_flow: usize) -> usize {
+        let per_flow = elements_per_flow * element::MAX_LENGTH;
+        let room = self.connection.room(FIXED + per_flow * flows);
+        (room.saturating_sub(FIXED) / per_flow.max(1)).max(1)
+    }
+
+    /// Forgets who made these redirects, whose guard is gone.
+    pub(super) fn forget_redirects(&mut self, flows: &[FourTuple], token: u64) {
+        for flow in flows {
+            if self.redirects.get(flow) == Some(&token) {
+                self.redirects.remove(flow);
+            }
+        }
+    }
+
+    /// Flows are not locked any more, or (`Set::Gone`) not redirected.
+    pub(super) fn forget(&mut self, set: Set, flows: &[FourTuple]) {
+        self.care.forget(set, flows);
+        if set == Set::Locked {
+            self.kept.unlock(flows);
+            return;
+        }
+        self.kept.end(flows);
+        for flow in flows {
+            self.redirects.remove(flow);
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn new(table: &str, owned: bool) -> Result<Self, LockError> {
         Ok(Self {
             table: table.to_owned(),
             routes: Routes::new()?,
-            comment: element::owner_comment(std::process::id(), &owner::name()),
+            comment: element::owner_comment(&Owner::current()),
             capture: Arc::new(Capture::new()?),
+            monitor: Arc::new(Monitor::open()?),
+            watching: AtomicBool::new(false),
+            reader: Mutex::new(Connection::open()?),
+            listener: Mutex::default(),
             state: Mutex::new(State {
                 connection: Connection::open()?,
                 exempt: Vec::new(),
                 owned,
                 closing_ms: CLOSING_MS,
                 ready: false,
-                ingresses: HashSet::new(),
+                frame: Frame::default(),
+                handle: None,
+                kept: Registry::default(),
+                later: Later::default(),
+                care: Care::default(),
                 hosts: HashSet::new(),
                 destroy: true,
                 redirects: HashMap::new(),
@@ -92,15 +155,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn listener(&self) -> Listener {
+        let listener = self.listener.lock();
+        listener.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_listener(&self, listener: Listener) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = listener;
+    }
+
     /// Sets the tables up.
-    pub(super) fn prepare(&self) -> Result<(), LockError> {
-        let state = &mut *self.state();
+    pub(super) fn prepare(self: &Arc<Self>) -> Result<(), LockError> {
+        self.watch();
+        self.set_up(&mut self.state())
+    }
+
+    pub(super) fn set_up(&self, state: &mut State) -> Result<(), LockError> {
         self.own(state)?;
         self.set_up_maps(state);
         let mut batch = state.connection.batch(None);
         self.put_locks(&mut batch, state.owned, &state.exempt);
         self.send(state, batch)?;
         state.ready = true;
+        state.handle = None;
         Ok(())
     }
 
@@ -141,7 +218,7 @@ impl Shared {
     }
 
     /// What sets the table for locks up, and the handle's own chain in it if it captures.
-    fn put_locks(&self, batch: &mut Batch, owned: bool, exempt: &[u32]) {
+    pub(super) fn put_locks(&self, batch: &mut Batch, owned: bool, exempt: &[u32]) {
         layout::set_up_locks(batch, &self.table, owned, exempt);
         if let Some(group) = self.capture.group() {
             capture::set_up(batch, &self.table, group);
@@ -155,11 +232,12 @@ impl Shared {
 
     /// Locks flows. Gives when that ends, and in a handle that captures whose their packets are.
     pub(super) fn lock(
-        &self,
+        self: &Arc<Self>,
         flows: &[FourTuple],
         lease: Duration,
     ) -> Result<(Instant, Option<u64>), LockError> {
         let lease_ms = element::lease_ms(lease)?;
+        self.watch();
         let state = &mut *self.state();
         if !state.ready {
             self.own(state)?;
@@ -170,7 +248,7 @@ impl Shared {
         let back = self.extra(lease_ms, None);
         // Where this handle has redirected, a flow may be one that comes back: the other host redirects it here
         // before this one ends its own redirect.
-        let mut may_come_back = !state.ingresses.is_empty();
+        let mut may_come_back = state.frame.is_ready();
         let mut inbox = self.capture.begin()?;
         let mut tries = 0..TRIES;
         loop {
@@ -196,7 +274,11 @@ impl Shared {
                 }
             });
             let Err((done, failure)) = added else {
-                state.ready |= !flows.is_empty();
+                if !state.ready && !flows.is_empty() {
+                    state.ready = true;
+                    state.handle = None;
+                }
+                state.kept.lock(flows, deadline);
                 let token = inbox.as_mut().map(|inbox| inbox.register(flows));
                 return Ok((deadline, token));
             };
@@ -229,11 +311,15 @@ impl Shared {
         lease: Duration,
         until: Instant,
     ) -> Result<Instant, LockError> {
-        let lease_ms = element::lease_ms(lease)?;
+        // What is left of it is the least that it keeps.
+        let lease_ms = element::lease_ms(lease)?.max(left_ms(until)?);
         let deadline = deadline(lease_ms);
         let group = self.group();
         let extras = |lease_ms| [(Set::Locked, self.extra(lease_ms, Some(&group)))];
-        self.replace(&mut self.state(), flows, extras, lease_ms, until)?;
+        let state = &mut *self.state();
+        self.catch_up(state);
+        self.replace(state, flows, extras, lease_ms, until)?;
+        state.kept.lock(flows, deadline);
         Ok(deadline)
     }
 
@@ -280,26 +366,24 @@ impl Shared {
     ) -> Result<(), LockError> {
         let redirects = sets.contains(&Set::Gone);
         // A packet that is being looked at meanwhile may put back what a rule prolongs.
-        let prolonged: Vec<FourTuple> = if sets.contains(&Set::Closing) {
-            let closing = self.present(state, flows, Set::Closing)?;
-            closing.into_iter().collect()
-        } else {
-            Vec::new()
-        };
-        self.remove_once(state, flows, sets)?;
-        if !prolonged.is_empty() {
-            std::thread::sleep(PACKET);
-            self.remove_once(state, &prolonged, sets)?;
+        let mut prolonged = Vec::new();
+        if redirects && flows.len() <= FEW {
+            prolonged.extend(self.present(state, flows, Set::Device)?);
+        } else if redirects {
+            // Which of them were redirected would take long to find out.
+            prolonged.extend_from_slice(flows);
         }
-        if redirects {
-            for flow in flows {
-                state.redirects.remove(flow);
+        self.remove_once(state, flows, sets)?;
+        for set in [Set::Locked, Set::Gone] {
+            if sets.contains(&set) {
+                state.forget(set, flows);
             }
         }
+        self.remove_later(state, prolonged);
         Ok(())
     }
 
-    fn remove_once(
+    pub(super) fn remove_once(
         &self,
         state: &mut State,
         flows: &[FourTuple],
@@ -364,7 +448,7 @@ impl Shared {
         let mut present = HashSet::new();
         if flows.len() <= FEW {
             for flow in flows {
-                if state.connection.has(&self.table, set, flow)? {
+                if state.connection.get(&self.table, set, flow)?.is_some() {
                     present.insert(*flow);
                 }
             }
@@ -431,9 +515,7 @@ impl Shared {
         elements_per_flow: usize,
         mut fill: impl FnMut(&mut Batch, &[FourTuple]),
     ) -> Result<(), (usize, Box<Failure>)> {
-        let per_flow = elements_per_flow * element::MAX_LENGTH;
-        let room = state.connection.room(FIXED + per_flow * flows.len());
-        let at_once = (room.saturating_sub(FIXED) / per_flow.max(1)).max(1);
+        let at_once = state.at_once(flows.len(), elements_per_flow);
         for (index, chunk) in flows.chunks(at_once).enumerate() {
             let mut batch = state.connection.batch(None);
             fill(&mut batch, chunk);
@@ -445,6 +527,7 @@ impl Shared {
         Ok(())
     }
 
+    /// How many of so many flows go into one batch.
     fn send(&self, state: &mut State, batch: Batch) -> Result<(), LockError> {
         match state.connection.send(batch) {
             Err(failure) => Err(self.explain(state, failure)),
@@ -455,6 +538,8 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        self.monitor.wake();
+        self.finish();
         let state = &mut *self.state();
         if let Some(group) = self.capture.group().filter(|_| state.ready) {
             // Flows that are left to their leases stay silent without it. What cannot be removed here is swept.

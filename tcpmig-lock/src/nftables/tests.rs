@@ -6,7 +6,9 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use super::Nftables;
+use super::layout::Set;
 use crate::conformance::isolate;
+use crate::conformance::lab::eventually;
 use crate::{EntryKind, LockError, Locker, NextHop};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -82,4 +84,59 @@ fn everything_works_without_destroy() {
             locker.release(&flows).unwrap();
         }
     });
+}
+
+fn nft(script: &str) {
+    let output = Command::new("nft").arg(script).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// More changes than the socket that watches holds.
+fn flood() {
+    for _ in 0..20 {
+        let numbers = (0..500).map(|n| format!("10.0.{}.{}", n >> 8, n & 255));
+        let elements = numbers.collect::<Vec<_>>().join(", ");
+        nft(&format!(
+            "add table inet many; add set inet many s {{ type ipv4_addr; }}; add element inet many s {{ {elements} }}"
+        ));
+        nft("delete table inet many");
+    }
+}
+
+#[test]
+fn news_that_were_lost_are_made_up_for() {
+    isolate::isolated(
+        "nftables::tests::news_that_were_lost_are_made_up_for",
+        || {
+            let flows = flows();
+            let locker = Nftables::new().unwrap();
+            let other = Nftables::new().unwrap();
+            let mut guard = locker.lock(&flows, LEASE).unwrap();
+            eventually("it watches", || locker.shared.state().handle.map(drop));
+
+            // Nothing is read meanwhile. What somebody else unlocks stays unlocked.
+            let unread = locker.shared.state();
+            flood();
+            other.release(&flows[7..8]).unwrap();
+            drop(unread);
+            eventually("it is forgotten", || {
+                let state = locker.shared.state();
+                (!state.kept.has(Set::Locked, &flows[7])).then_some(())
+            });
+
+            // What somebody flushes comes back.
+            let unread = locker.shared.state();
+            flood();
+            nft("flush ruleset");
+            drop(unread);
+            eventually("all others are locked again", || {
+                (other.list().unwrap().len() == flows.len() - 1).then_some(())
+            });
+            let error = guard.renew(LEASE).unwrap_err();
+            assert!(
+                matches!(error, LockError::NotHeld(flow) if flow == flows[7]),
+                "{error}"
+            );
+        },
+    );
 }

@@ -1,9 +1,9 @@
 //! Netlink messages and attributes as octets.
 
 /// Length of `nlmsghdr`.
-pub(super) const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 /// Length of `nlmsghdr` and the `nfgenmsg` behind it.
-pub(super) const NF_HEADER: usize = 20;
+pub(crate) const NF_HEADER: usize = 20;
 
 const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
@@ -13,7 +13,7 @@ const fn align(length: usize) -> usize {
 }
 
 /// Appends the headers of a netfilter message; [`close_message`] fills in its length.
-pub(super) fn open_message(
+pub(crate) fn open_message(
     bytes: &mut Vec<u8>,
     kind: u16,
     flags: u16,
@@ -32,26 +32,26 @@ pub(super) fn open_message(
     at
 }
 
-pub(super) fn close_message(bytes: &mut [u8], at: usize) {
+pub(crate) fn close_message(bytes: &mut [u8], at: usize) {
     let length = u32::try_from(bytes.len() - at).unwrap_or(u32::MAX);
     bytes[at..at + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
 /// Adds flags to the message that begins at `at`.
-pub(super) fn add_flags(bytes: &mut [u8], at: usize, flags: u16) {
+pub(crate) fn add_flags(bytes: &mut [u8], at: usize, flags: u16) {
     let old = u16::from_ne_bytes([bytes[at + 6], bytes[at + 7]]);
     bytes[at + 6..at + 8].copy_from_slice(&(old | flags).to_ne_bytes());
 }
 
 /// Appends an attribute.
-pub(super) fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let at = open(bytes, kind);
     bytes.extend_from_slice(value);
     close(bytes, at);
 }
 
 /// Appends a string attribute.
-pub(super) fn put_str(bytes: &mut Vec<u8>, kind: u16, value: &str) {
+pub(crate) fn put_str(bytes: &mut Vec<u8>, kind: u16, value: &str) {
     let at = open(bytes, kind);
     bytes.extend_from_slice(value.as_bytes());
     bytes.push(0);
@@ -59,7 +59,7 @@ pub(super) fn put_str(bytes: &mut Vec<u8>, kind: u16, value: &str) {
 }
 
 /// Begins an attribute; [`close`] fills in its length.
-pub(super) fn open(bytes: &mut Vec<u8>, kind: u16) -> usize {
+pub(crate) fn open(bytes: &mut Vec<u8>, kind: u16) -> usize {
     let at = bytes.len();
     bytes.extend_from_slice(&[0; 2]);
     bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -67,11 +67,11 @@ pub(super) fn open(bytes: &mut Vec<u8>, kind: u16) -> usize {
 }
 
 /// Begins an attribute that holds attributes.
-pub(super) fn open_nested(bytes: &mut Vec<u8>, kind: u16) -> usize {
+pub(crate) fn open_nested(bytes: &mut Vec<u8>, kind: u16) -> usize {
     open(bytes, kind | NESTED)
 }
 
-pub(super) fn close(bytes: &mut Vec<u8>, at: usize) {
+pub(crate) fn close(bytes: &mut Vec<u8>, at: usize) {
     // Callers keep attributes below 64 KiB: see `element::per_message`.
     let length = u16::try_from(bytes.len() - at).unwrap_or(u16::MAX);
     bytes[at..at + 2].copy_from_slice(&length.to_ne_bytes());
@@ -79,7 +79,7 @@ pub(super) fn close(bytes: &mut Vec<u8>, at: usize) {
 }
 
 /// The attributes in `bytes`; ends at the first that is damaged.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
@@ -90,22 +90,22 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The value of the first attribute of this kind.
-pub(super) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
 /// A message as received.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) seq: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) seq: u32,
     /// What follows `nlmsghdr`.
-    pub(super) payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 /// The messages in one datagram; ends at the first that is damaged.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let half = |at: usize| Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));

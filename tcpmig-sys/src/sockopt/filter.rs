@@ -59,6 +59,18 @@ pub fn filter(fd: BorrowedFd<'_>) -> Result<Option<Vec<FilterInstruction>>> {
     Ok(Some(instructions.iter().map(ours).collect()))
 }
 
+/// `setsockopt(fd, SO_DETACH_FILTER)`: all packets are accepted.
+///
+/// # Errors
+///
+/// [`Error`] of the call: ENOENT if there is no filter, EPERM after `SO_LOCK_FILTER`.
+#[doc(alias = "SO_DETACH_FILTER")]
+pub fn detach_filter(fd: BorrowedFd<'_>) -> Result<()> {
+    const CALL: &str = "setsockopt(SO_DETACH_FILTER)";
+    // The kernel wants an int and does not look at it.
+    raw::set(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, CALL, 0_i32)
+}
+
 /// `setsockopt(fd, SO_ATTACH_FILTER)`: packets that the filter does not accept are dropped.
 ///
 /// # Errors

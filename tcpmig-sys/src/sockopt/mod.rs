@@ -12,6 +12,8 @@ use crate::raw;
 
 macro_rules! options {
     ($($(#[$doc:meta])* $get:ident, $set:ident: $ty:ty as $raw:ty = $level:ident, $name:expr, $text:literal;)*) => {$(
+        const _: () = crate::options::assert_known($text, $level, $name);
+
         #[doc = concat!("`getsockopt(fd, ", $text, ")`")]
         #[doc = ""]
         $(#[$doc])*

@@ -33,7 +33,7 @@ options! {
     buffer_lock, set_buffer_lock: u32 as u32 = SOL_SOCKET, uapi::SO_BUF_LOCK, "SO_BUF_LOCK";
     /// Octets that make the socket readable.
     receive_low_water, set_receive_low_water: u32 as u32 = SOL_SOCKET, libc::SO_RCVLOWAT, "SO_RCVLOWAT";
-    /// Offset that `recv(MSG_PEEK)` starts at; -1 for none.
+    /// Offset that `recv(MSG_PEEK)` starts at; -1 for none. TCP has it from Linux 6.9 on, over IPv6 from 6.11.
     peek_offset, set_peek_offset: i32 as i32 = SOL_SOCKET, libc::SO_PEEK_OFF, "SO_PEEK_OFF";
     /// Packets go to neighbours only, by no route.
     dont_route, set_dont_route: bool as i32 = SOL_SOCKET, libc::SO_DONTROUTE, "SO_DONTROUTE";
@@ -107,7 +107,7 @@ pub fn protocol(fd: BorrowedFd<'_>) -> Result<i32> {
 #[doc(alias = "SO_LINGER")]
 pub fn linger(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
     let value: libc::linger = raw::get(fd, SOL_SOCKET, libc::SO_LINGER, "getsockopt(SO_LINGER)")?;
-    Ok((value.l_onoff != 0).then_some(value.l_linger.unsigned_abs()))
+    Ok((value.l_onoff != 0).then_some(value.l_linger.cast_unsigned()))
 }
 
 /// `setsockopt(fd, SO_LINGER)`: the seconds, or off.
@@ -119,7 +119,8 @@ pub fn linger(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
 pub fn set_linger(fd: BorrowedFd<'_>, seconds: Option<u32>) -> Result<()> {
     let value = libc::linger {
         l_onoff: i32::from(seconds.is_some()),
-        l_linger: i32::try_from(seconds.unwrap_or(0)).unwrap_or(i32::MAX),
+        // The kernel takes it for a number without a sign.
+        l_linger: seconds.unwrap_or(0).cast_signed(),
     };
     raw::set(
         fd,
@@ -134,7 +135,8 @@ const MICROSECONDS: u64 = 1_000_000;
 
 fn timeout(fd: BorrowedFd<'_>, name: i32, call: &'static str) -> Result<u64> {
     let value: libc::timeval = raw::get(fd, SOL_SOCKET, name, call)?;
-    Ok(value.tv_sec.unsigned_abs() * MICROSECONDS + value.tv_usec.unsigned_abs())
+    let seconds = value.tv_sec.unsigned_abs().saturating_mul(MICROSECONDS);
+    Ok(seconds.saturating_add(value.tv_usec.unsigned_abs()))
 }
 
 fn set_timeout(fd: BorrowedFd<'_>, name: i32, call: &'static str, microseconds: u64) -> Result<()> {
@@ -145,7 +147,8 @@ fn set_timeout(fd: BorrowedFd<'_>, name: i32, call: &'static str, microseconds: 
     raw::set(fd, SOL_SOCKET, name, call, value)
 }
 
-/// `getsockopt(fd, SO_RCVTIMEO)`: how long a read waits, in microseconds; 0 is without end.
+/// `getsockopt(fd, SO_RCVTIMEO)`: how long a read waits, in microseconds; 0 is without end, and more than
+/// 64 bits hold (584 000 years) is `u64::MAX`.
 ///
 /// # Errors
 ///
@@ -166,7 +169,8 @@ pub fn set_receive_timeout(fd: BorrowedFd<'_>, microseconds: u64) -> Result<()> 
     set_timeout(fd, libc::SO_RCVTIMEO, CALL, microseconds)
 }
 
-/// `getsockopt(fd, SO_SNDTIMEO)`: how long a write waits, in microseconds; 0 is without end.
+/// `getsockopt(fd, SO_SNDTIMEO)`: how long a write waits, in microseconds; 0 is without end, and more than
+/// 64 bits hold (584 000 years) is `u64::MAX`.
 ///
 /// # Errors
 ///

@@ -48,7 +48,7 @@ impl Net {
         let (server, _) = listener.accept().unwrap();
         for stream in [&peer, &server] {
             stream
-                .set_read_timeout(Some(Duration::from_secs(20)))
+                .set_read_timeout(Some(Duration::from_secs(120)))
                 .unwrap();
             stream.set_nodelay(true).unwrap();
         }
@@ -104,7 +104,7 @@ pub(crate) fn nft_output(arguments: &str) -> String {
 
 /// Waits until a condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         std::thread::yield_now();

@@ -3,9 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use tcpmig_transport::keys::Authority;
-use tcpmig_transport::{ConfigError, Endpoint, Identity, TransportError, TransportLimits, Trust};
+use tcpmig_transport::{
+    Authorities, ConfigError, Endpoint, Identity, TransportError, TransportLimits, Trust,
+};
 
-use crate::support::{SOURCE, TARGET, authority, host, identity, in_time, loopback, trust};
+use crate::support::{
+    SOURCE, TARGET, authorities, authority, host, identity, in_time, loopback, trust,
+};
 
 fn endpoint(identity: &Identity, trust: &Trust) -> Endpoint {
     Endpoint::bind(loopback(), identity, trust, TransportLimits::default()).expect("bound")
@@ -32,7 +36,7 @@ async fn names_are_those_of_the_certificates() {
     let source = host(&authority, SOURCE);
     let target = endpoint(
         &identity(&authority.issue(TARGET).expect("issued")),
-        &trust(&authority).allow("other.example").allow(SOURCE),
+        &Trust::only(authorities(&authority), ["other.example", SOURCE]),
     );
     let address = target.local_addr().expect("bound");
     let (connected, accepted) =
@@ -101,12 +105,27 @@ async fn a_target_of_another_name_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_host_that_names_nobody_lets_nobody_in() {
+    let authority = authority();
+    let source = host(&authority, SOURCE);
+    let target = endpoint(
+        &identity(&authority.issue(TARGET).expect("issued")),
+        &Trust::only(authorities(&authority), [""; 0]),
+    );
+    let (_, accepting) = refusal(&source, &target, TARGET).await;
+    assert!(
+        matches!(&accepting, TransportError::NotAllowed { names, .. } if names[..] == [SOURCE]),
+        "{accepting}"
+    );
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_allowed_is_refused_with_the_reason() {
     let authority = authority();
     let source = host(&authority, SOURCE);
     let target = endpoint(
         &identity(&authority.issue(TARGET).expect("issued")),
-        &trust(&authority).allow("friend.example"),
+        &Trust::only(authorities(&authority), ["friend.example"]),
     );
     let (connecting, accepting) = refusal(&source, &target, TARGET).await;
     assert!(
@@ -173,7 +192,7 @@ async fn names_that_no_certificate_can_carry_are_found_early() {
     let bound = Endpoint::bind(
         loopback(),
         &identity(&issued),
-        &trust(&authority).allow("not a name"),
+        &Trust::only(authorities(&authority), ["not a name"]),
         TransportLimits::default(),
     );
     assert!(matches!(bound, Err(TransportError::InvalidName { .. })));
@@ -190,7 +209,7 @@ fn unusable_pem_names_the_file_and_what_is_missing() {
     }
     let (cert, key) = (path("source.example.pem"), path("source.example.key"));
     Identity::from_pem_files(&cert, &key).expect("usable");
-    Trust::from_pem_file(&path("ca.pem")).expect("usable");
+    Authorities::from_pem_file(&path("ca.pem")).expect("usable");
 
     let swapped = Identity::from_pem_files(&key, &cert).expect_err("no certificate");
     assert!(matches!(
@@ -203,16 +222,16 @@ fn unusable_pem_names_the_file_and_what_is_missing() {
     assert!(swapped.to_string().contains("source.example.key"));
     let other = Identity::from_pem_files(&cert, &path("target.example.key"));
     assert!(matches!(other, Err(ConfigError::KeyMismatch { .. })));
-    let absent = Trust::from_pem_file(&path("absent.pem"));
+    let absent = Authorities::from_pem_file(&path("absent.pem"));
     assert!(matches!(absent, Err(ConfigError::Read { .. })));
     let damaged = b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
     assert!(matches!(
-        Trust::from_pem(damaged),
+        Authorities::from_pem(damaged),
         Err(ConfigError::Pem { .. })
     ));
     let hollow = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     assert!(matches!(
-        Trust::from_pem(hollow),
+        Authorities::from_pem(hollow),
         Err(ConfigError::Certificate { .. })
     ));
 }

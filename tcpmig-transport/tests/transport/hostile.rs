@@ -364,6 +364,48 @@ async fn a_host_opens_no_more_exchanges_than_it_may() {
     in_time(fourth).await.expect("there is room again");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_hosts_connect_at_once_than_may() {
+    let authority = authority();
+    let limits = TransportLimits {
+        max_connections: 3,
+        handshake: Duration::from_secs(25),
+        ..Default::default()
+    };
+    let target = host_at(loopback(), &authority, TARGET, limits.clone());
+    let (target_address, mut connecting) = (address(&target), tokio::task::JoinSet::new());
+    let serving = tokio::spawn(async move {
+        let mut peers = Vec::new();
+        while let Some(peer) = target.accept().await {
+            peers.extend(peer);
+        }
+    });
+    for i in 0..12 {
+        let source = host_at(
+            loopback(),
+            &authority,
+            &format!("source{i}.example"),
+            limits.clone(),
+        );
+        connecting.spawn(async move {
+            let connected = source.connect(target_address, TARGET).await;
+            (source, connected)
+        });
+    }
+    let ended = in_time(connecting.join_all()).await;
+    let connected = ended.iter().filter(|(_, connected)| connected.is_ok());
+    assert_eq!(connected.count(), 3);
+    for refused in ended.iter().filter_map(|(_, ended)| ended.as_ref().err()) {
+        match refused {
+            TransportError::Rejected { reason, .. } => {
+                assert!(reason.contains("connections"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    serving.abort();
+}
+
 #[tokio::test]
 async fn no_more_hosts_connect_than_may() {
     let authority = authority();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use tcpmig_transport::keys::{Authority, KeysError};
-use tcpmig_transport::{Identity, Trust};
+use tcpmig_transport::{Authorities, Identity, Trust};
 
 use crate::support::{SOURCE, TARGET, host, in_time, loopback};
 
@@ -24,7 +24,7 @@ async fn a_loaded_authority_issues_for_the_same_trust() {
     let source = tcpmig_transport::Endpoint::bind(
         loopback(),
         &identity.expect("usable"),
-        &Trust::from_pem_file(&path("ca.pem")).expect("usable"),
+        &Trust::anyone_signed_by(Authorities::from_pem_file(&path("ca.pem")).expect("usable")),
         tcpmig_transport::TransportLimits::default(),
     )
     .expect("bound");

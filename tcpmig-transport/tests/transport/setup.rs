@@ -168,6 +168,18 @@ async fn limits_that_quic_cannot_express_are_refused() {
             idle: Duration::MAX,
             ..Default::default()
         },
+        TransportLimits {
+            max_handshakes: 0,
+            ..Default::default()
+        },
+        TransportLimits {
+            max_handshakes_per_address: 0,
+            ..Default::default()
+        },
+        TransportLimits {
+            crowded_handshake: Duration::ZERO,
+            ..Default::default()
+        },
     ] {
         let bound = Endpoint::bind(loopback(), &identity(&issued), &trust(&authority), limits);
         assert!(matches!(bound, Err(TransportError::Limit { .. })));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tcpmig_transport::keys::{Authority, Issued};
-use tcpmig_transport::{Endpoint, Exchange, Identity, Peer, TransportLimits, Trust};
+use tcpmig_transport::{Authorities, Endpoint, Exchange, Identity, Peer, TransportLimits, Trust};
 
 pub(crate) const SOURCE: &str = "source.example";
 pub(crate) const TARGET: &str = "target.example";
@@ -30,8 +30,12 @@ pub(crate) fn identity(issued: &Issued) -> Identity {
     Identity::from_pem(issued.cert_pem.as_bytes(), issued.key_pem.as_bytes()).expect("usable")
 }
 
+pub(crate) fn authorities(authority: &Authority) -> Authorities {
+    Authorities::from_pem(authority.ca_pem().as_bytes()).expect("usable")
+}
+
 pub(crate) fn trust(authority: &Authority) -> Trust {
-    Trust::from_pem(authority.ca_pem().as_bytes()).expect("usable")
+    Trust::anyone_signed_by(authorities(authority))
 }
 
 /// A host of `authority` that lets every host of it in.

@@ -7,7 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tcpmig::driver::{Ending, Mover, Report, serve};
+use tcpmig::driver::policy::{Policy, Rules};
+use tcpmig::driver::{Acceptor, Ending, Mover, Report};
 use tcpmig_format::{AppImage, FourTuple, Octets};
 use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
@@ -137,11 +138,10 @@ async fn work(
     });
     let mover = Mover::new(here.endpoint.clone(), locker, here.options.clone());
     let destination = here.other();
-    let mut arrivals = serve(
-        here.endpoint.clone(),
-        here.locker.clone(),
-        here.options.clone(),
-    );
+    let mut arrivals = Acceptor::new(here.endpoint.clone(), here.locker.clone())
+        .options(here.options.clone())
+        .policy(Policy::new().others(Rules::new().session("gaps", 1..=1)))
+        .serve();
     let mut next = first;
     loop {
         let (socket, mut state, unwritten) = match next.take() {

@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tcpmig::driver::{Options, serve_if};
+use tcpmig::driver::{Acceptor, Options};
 use tcpmig::http::{Movable, Server};
 use tokio::net::TcpListener;
 
@@ -152,9 +152,10 @@ fn movable(site: &Site) -> Server<Greet> {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
         let server = Server::new(Movable::new(Greet), here.mover());
         let movable = Movable::new(Greet);
-        let mut arrivals = serve_if(endpoint, locker, here.options.clone(), move |app| {
-            movable.check(app).map_err(|error| error.to_string())
-        });
+        let mut arrivals = Acceptor::new(endpoint, locker)
+            .options(here.options.clone())
+            .accept_if(move |offered| movable.check(offered.app).map_err(|e| e.to_string()))
+            .serve();
         let arriving = server.clone();
         tokio::spawn(async move {
             while let Some(arrived) = arrivals.next().await {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tcpmig::driver::{Destination, Ending, Mover, Options, Outcome, Report, serve};
+use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Outcome, Report};
 use tcpmig::steer::Redirected;
 use tcpmig_sys::{descriptors, flags};
 use tokio::task::JoinSet;
@@ -158,7 +158,9 @@ fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
 async fn target(task: &Task) {
     let locker = Arc::new(tcpmig::locker::nftables().unwrap());
     let endpoint = endpoint(TARGET.parse().unwrap(), &pem());
-    let mut arrivals = serve(endpoint, locker, options(task));
+    let mut arrivals = Acceptor::new(endpoint, locker)
+        .options(options(task))
+        .serve();
     say("serving");
     let before = memory();
     let mut echoes = JoinSet::new();

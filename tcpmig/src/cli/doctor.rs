@@ -1,17 +1,21 @@
 //! `tcpmig doctor`: what this kernel and this user can do.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 use tcpmig_format::FourTuple;
+use tcpmig_lock::conntrack::{self, Arrival, Known};
 use tcpmig_lock::{LockError, Locker, NextHop, Nftables};
 use tcpmig_sys::netns::{self, Namespace};
 use tcpmig_sys::probe::{self, Check, Verdict};
 
 use super::{FAILED, Output, enter};
+use crate::cli::print::{say, to_output};
 
 /// Tell what works on this host and what to change.
 ///
@@ -35,6 +39,7 @@ pub(crate) fn main(args: &DoctorArgs, output: Output) -> anyhow::Result<ExitCode
     enter(args.netns.as_deref())?;
     let mut checks = probe::checks();
     checks.extend(packets());
+    checks.push(tracking());
     checks.push(udp_buffers());
     for (program, what) in [("ip", "package iproute2"), ("curl", "package curl")] {
         checks.push(program_of_the_demo(program, what));
@@ -44,15 +49,18 @@ pub(crate) fn main(args: &DoctorArgs, output: Output) -> anyhow::Result<ExitCode
     Ok(ExitCode::from(if fails { FAILED } else { 0 }))
 }
 
+/// Longer than a slow machine takes; the namespace, and the lock with it, ends with this process.
+const LEASE: Duration = Duration::from_secs(60);
+
 /// Locks and redirects a flow that does not exist, in a namespace of its own.
 fn packets() -> Vec<Check> {
     let tried = Namespace::create().and_then(|namespace| {
         let entered = namespace.enter()?;
-        let outcome = (lock(), redirect());
+        let outcome = (lock(), redirect(), owned());
         drop(entered);
         Ok(outcome)
     });
-    let (locked, redirected) = match tried {
+    let (locked, redirected, owned) = match tried {
         Ok(outcome) => outcome,
         Err(error) => {
             return vec![Check {
@@ -94,6 +102,13 @@ fn packets() -> Vec<Check> {
             Verdict::Limited,
             "use a kernel with CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_FWD_NETDEV, or steer packets by other means",
         ),
+        check(
+            "owned tables",
+            owned,
+            "a table can belong to a process, so that `nft flush ruleset` leaves its locks",
+            Verdict::Limited,
+            "they came with Linux 6.9. Where the rules of this host are flushed, a process sets its own locks and redirects up again within milliseconds, and `tcpmig locks --guard` those of all",
+        ),
     ]
 }
 
@@ -105,18 +120,97 @@ fn example() -> Result<FourTuple, LockError> {
 
 fn lock() -> Result<(), LockError> {
     let locker = Nftables::new()?;
-    locker.lock(&[example()?], Duration::from_secs(1))?.unlock()
+    locker.lock(&[example()?], LEASE)?.unlock()
 }
 
 fn redirect() -> Result<(), LockError> {
     let locker = Nftables::new()?;
-    let lock = locker.lock(&[example()?], Duration::from_secs(1))?;
+    let lock = locker.lock(&[example()?], LEASE)?;
     let hop = NextHop {
         device: "lo".to_owned(),
         address: [192, 0, 2, 2].into(),
         ingress: "lo".to_owned(),
     };
-    lock.redirect(&hop, Duration::from_secs(1))?.end()
+    lock.redirect(&hop, LEASE)?.end()
+}
+
+/// What a packet filter that keeps to known connections would do with one that arrives.
+fn tracking() -> Check {
+    const NAME: &str = "connection tracking";
+    let limited = |detail: String, remedy| Check {
+        name: NAME,
+        verdict: Verdict::Limited,
+        detail,
+        remedy: Some(remedy),
+    };
+    if !conntrack::is_loaded() {
+        return Check {
+            name: NAME,
+            verdict: Verdict::Works,
+            detail: "not loaded: packet filters and translations here know no connections"
+                .to_owned(),
+            remedy: None,
+        };
+    }
+    let survey = match conntrack::survey() {
+        Ok(Some(survey)) => survey,
+        Ok(None) => {
+            return limited(
+                "cannot be asked: a firewall that accepts established connections only would drop what arrives, and translated connections are not noticed".to_owned(),
+                "use a kernel with CONFIG_NF_CT_NETLINK (modprobe nf_conntrack_netlink)",
+            );
+        }
+        Err(error) => {
+            return limited(error.to_string(), "see whether `conntrack -L` works here");
+        }
+    };
+    let setting = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}"));
+        text.ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    if let (Some(count), Some(max)) = (setting("nf_conntrack_count"), setting("nf_conntrack_max"))
+        && count >= max / 10 * 9
+    {
+        return limited(
+            format!(
+                "{count} of at most {max} entries: what arrives may find no room, and is refused then"
+            ),
+            "sysctl -w net.netfilter.nf_conntrack_max=1048576",
+        );
+    }
+    let made = example()
+        .map_err(|error| error.to_string())
+        .and_then(|flow| {
+            let here = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+                .map_err(|error| format!("socket: {error}"))?;
+            Known::make(here.as_fd(), Arrival::new(flow), Duration::ZERO)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        });
+    if let Err(error) = made {
+        return limited(error, "see whether `conntrack -I` works here");
+    }
+    let loose = match setting("nf_conntrack_tcp_loose") {
+        Some(0) => " (also with nf_conntrack_tcp_loose=0, as here)",
+        _ => "",
+    };
+    Check {
+        name: NAME,
+        verdict: Verdict::Works,
+        detail: format!(
+            "what arrives is made known{loose}: firewalls that accept established connections only let it pass. {} of {} TCP connections tracked here are translated, and stay",
+            survey.translated, survey.tracked
+        ),
+        remedy: None,
+    }
+}
+
+fn owned() -> Result<(), LockError> {
+    if Nftables::with_owned_table("tcpmig-doctor")?.owns_table()? {
+        return Ok(());
+    }
+    let unknown = "this kernel has no tables that are owned and stay (flags owner and persist)";
+    Err(LockError::Other(unknown.into()))
 }
 
 fn udp_buffers() -> Check {
@@ -178,7 +272,7 @@ fn print(checks: &[Check], fails: bool, output: Output) {
                 })
             })
             .collect();
-        println!("{}", json!({ "ok": !fails, "checks": checks }));
+        say!("{}", json!({ "ok": !fails, "checks": checks }));
         return;
     }
     let mut text = String::new();
@@ -199,5 +293,5 @@ fn print(checks: &[Check], fails: bool, output: Output) {
     } else {
         "Connections can be moved here.\n"
     };
-    print!("{text}");
+    to_output(format_args!("{text}"), "");
 }

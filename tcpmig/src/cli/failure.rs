@@ -8,6 +8,7 @@ use tcpmig::capture::CaptureError;
 use tcpmig::options::NotSet;
 use tcpmig::restore::RestoreError;
 use tcpmig_lock::LockError;
+use tcpmig_lock::conntrack::ConntrackError;
 use tcpmig_sys::NotMigratable;
 use tcpmig_sys::lab::LabError;
 
@@ -27,6 +28,17 @@ pub(crate) fn print(error: &anyhow::Error, output: Output) -> ExitCode {
         },
     };
     ExitCode::from(FAILED)
+}
+
+/// What was to be printed could not be. Whatever the command did is done, and its exit status tells of that.
+pub(crate) fn unprinted(error: &io::Error, code: ExitCode, output: Output) -> ExitCode {
+    let text = format!("standard output: {error}");
+    let mut err = io::stderr().lock();
+    let _ = match output {
+        Output::Json => writeln!(err, "{}", json!({ "warning": text })),
+        Output::Text => writeln!(err, "warning: {text}"),
+    };
+    code
 }
 
 /// The causes from the outside in, without those that the one before them has named already.
@@ -50,6 +62,14 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         // These show what is in them as themselves.
         if let Some(CaptureError::Socket(cause)) = cause.downcast_ref() {
             return of_socket(cause);
+        }
+        if let Some(CaptureError::Translated(_)) = cause.downcast_ref() {
+            return Some(
+                "it can be moved only where the translation is made on the way (by a router or a load balancer in front of both hosts), not on this host: `conntrack -L` shows the entry, `nft list ruleset` the rule",
+            );
+        }
+        if let Some(RestoreError::Conntrack(cause)) = cause.downcast_ref() {
+            return of_conntrack(cause);
         }
         if let Some(RestoreError::Socket(cause)) = cause.downcast_ref() {
             return of_socket(cause);
@@ -82,12 +102,25 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
         tcpmig_sys::Error::NotMigratable(NotMigratable::FastOpen) => {
             Some("try again when the handshake is done")
         }
-        tcpmig_sys::Error::NotMigratable(NotMigratable::UnderRepair) => Some(
-            "another move of it is under way, or one was cut off: its process can switch TCP_REPAIR off",
-        ),
+        tcpmig_sys::Error::NotMigratable(NotMigratable::UnderRepair) => {
+            Some("another move of it is under way, or one was cut off: `tcpmig thaw` lets it go on")
+        }
+        tcpmig_sys::Error::Traced { .. } => {
+            Some("end the debugger or strace that has the process, then try again")
+        }
         tcpmig_sys::Error::NoPermission { .. } => {
             Some("run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing")
         }
+        _ => None,
+    }
+}
+
+fn of_conntrack(error: &ConntrackError) -> Option<&'static str> {
+    match error {
+        ConntrackError::Translates(_) => Some(
+            "another connection of this host, or one that it forwards, has these addresses and ports: `conntrack -L` shows it",
+        ),
+        ConntrackError::Full => Some("sysctl -w net.netfilter.nf_conntrack_max=262144"),
         _ => None,
     }
 }
@@ -101,7 +134,7 @@ fn of_lock(error: &LockError) -> Option<&'static str> {
             "load nf_tables (modprobe nf_tables), or lock the packets yourself and use --lock none",
         ),
         LockError::AlreadyLocked(_) => Some(
-            "another move of this connection is under way, or one was cut off: its lock ends with its lease (`tcpmig locks` shows it)",
+            "`tcpmig locks` shows who holds it, and for how long: wait for that process or end it; what an ended one left, `tcpmig locks --release LOCAL,REMOTE` ends at once",
         ),
         _ => None,
     }

@@ -12,10 +12,11 @@ use tcpmig::driver::journal::{self, File, Journal, Note, Open, Role};
 use tcpmig::driver::{Mover, Options, Resolved};
 use tcpmig::handover::{Fate, HandoverId};
 use tcpmig_lock::{Locker, NoLock};
-use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
+use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
 
-/// Exit status 3: nobody can say where a connection lives.
-const IN_DOUBT: u8 = 3;
+use super::IN_DOUBT;
+use super::settle::SettleArgs;
+use crate::cli::print::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct JournalArgs {
@@ -42,6 +43,9 @@ pub(crate) struct JournalArgs {
     /// Take this handover off the list: its target is gone for good, and the connection counts as lost
     #[arg(long, value_name = "ID", requires = "journals")]
     forget: Vec<String>,
+
+    #[command(flatten)]
+    settling: SettleArgs,
 }
 
 /// What there is to say about journals.
@@ -65,6 +69,7 @@ impl JournalArgs {
         if !self.forget.is_empty() {
             self.forget()?;
         }
+        self.settling.settle(&self.journals)?;
         for path in &self.journals {
             if self.resolve {
                 handovers.resolved.extend(self.resolve(path)?);
@@ -83,7 +88,7 @@ impl JournalArgs {
             bail!("--resolve needs --cert, --key and --ca");
         };
         let identity = Identity::from_pem_files(cert, key)?;
-        let trust = Trust::from_pem_file(ca)?;
+        let trust = Trust::only(Authorities::from_pem_file(ca)?, [""; 0]);
         let journal = Arc::new(existing(path)?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -133,19 +138,28 @@ impl JournalArgs {
 }
 
 /// A journal that is there: a wrong name must not make one.
-fn existing(path: &Path) -> anyhow::Result<File> {
+pub(super) fn existing(path: &Path) -> anyhow::Result<File> {
     journal::read(path)?;
     Ok(File::open(path)?)
 }
 
-fn identifier(text: &str) -> Option<HandoverId> {
+pub(super) fn identifier(text: &str) -> Option<HandoverId> {
     let octets = u128::from_str_radix(text, 16).ok()?;
     (text.len() == 32).then(|| HandoverId::from_octets(octets.to_be_bytes()))
+}
+
+/// Since when nobody answers for it; a process that has died did not always say.
+pub(super) fn in_doubt(open: &Open, in_use: bool) -> bool {
+    let source = open.about.role == Role::Source;
+    source && open.note == Note::Committing && (!in_use || open.in_doubt_since.is_some())
 }
 
 /// What is known of a handover, and whether its source can ask about it.
 fn state(open: &Open, in_use: bool) -> (&'static str, bool) {
     match (open.about.role, open.note, in_use) {
+        (Role::Source, Note::Committing, true) if open.in_doubt_since.is_some() => {
+            ("in doubt: the target does not answer its process", false)
+        }
         (Role::Source, Note::Committing, true) => ("under way, COMMIT sent", false),
         (Role::Source, _, true) => ("under way", false),
         (Role::Source, Note::Committing, false) => ("in doubt: the target has it, or nobody", true),
@@ -154,6 +168,11 @@ fn state(open: &Open, in_use: bool) -> (&'static str, bool) {
         (Role::Target, Note::Activating, false) => ("lost with its process", false),
         (Role::Target, _, false) => ("gone with its process, the source may have it", false),
     }
+}
+
+fn elapsed(since: SystemTime) -> Duration {
+    // A clock that was set back.
+    since.elapsed().unwrap_or(Duration::ZERO)
 }
 
 fn fate(fate: Fate) -> &'static str {
@@ -192,7 +211,8 @@ impl Handovers {
                     "host": open.about.host,
                     "address": open.about.address,
                     "state": state,
-                    "in_doubt": can_be_asked && open.note == Note::Committing,
+                    "in_doubt": in_doubt(open, *in_use),
+                    "in_doubt_seconds": open.in_doubt_since.map(|since| elapsed(since).as_secs()),
                     "can_be_resolved": can_be_asked,
                     "since": since.map_or(0, |since| since.as_secs()),
                 })
@@ -215,24 +235,31 @@ impl Handovers {
     }
 
     pub(crate) fn print(&self) {
-        println!();
+        say!();
         for one in &self.resolved {
             let Open { id, about, .. } = &one.open;
             let (flow, fate, reason) = (&about.flow, fate(one.fate), &one.reason);
-            println!("{id}: {flow} is {fate} ({reason})");
+            say!("{id}: {flow} is {fate} ({reason})");
         }
         if self.open.is_empty() {
-            println!("every handover of these journals has an end");
+            say!("every handover of these journals has an end");
             return;
         }
-        println!(
+        say!(
             "{:<32} {:<46} {:<20} {:<16} STATE",
-            "HANDOVER WITHOUT AN END", "CONNECTION", "OTHER HOST", "BEGUN"
+            "HANDOVER WITHOUT AN END",
+            "CONNECTION",
+            "OTHER HOST",
+            "BEGUN"
         );
         for (_, in_use, open) in &self.open {
-            let age = open.since.elapsed().unwrap_or(Duration::ZERO);
-            println!(
-                "{:<32} {:<46} {:<20} {:<16} {}",
+            let age = elapsed(open.since);
+            let doubt = match open.in_doubt_since {
+                Some(since) => format!(", for {}", super::locks::span(elapsed(since))),
+                None => String::new(),
+            };
+            say!(
+                "{:<32} {:<46} {:<20} {:<16} {}{doubt}",
                 open.id.to_string(),
                 open.about.flow.to_string(),
                 open.about.host,
@@ -242,10 +269,17 @@ impl Handovers {
         }
         let asked = |(_, in_use, open): &(PathBuf, bool, Open)| state(open, *in_use).1;
         if self.open.iter().any(asked) {
-            println!(
+            say!(
                 "\nThe process that this journal belongs to settles them when it is started again, and so does \
                  `tcpmig locks --journal FILE --resolve --cert FILE --key FILE --ca FILE`, which asks the targets. \
                  If a target is gone for good, --forget ID takes its handover off the list."
+            );
+        }
+        let doubted = |(_, in_use, open): &(PathBuf, bool, Open)| *in_use && in_doubt(open, true);
+        if self.open.iter().any(doubted) {
+            say!(
+                "\nA process that lives has a connection in doubt: frozen and locked here until its target answers. If you know where it is, \
+                 `tcpmig locks --journal FILE --settle ID kept|moved|lost` says what each means."
             );
         }
     }

@@ -1,7 +1,6 @@
 //! `tcpmig inspect`: what an image holds.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -12,6 +11,7 @@ use tcpmig_format::{
     AppImage, Envelope, Image, IpImage, ListenImage, Octets, SocketOptions, TcpImage, TimestampUnit,
 };
 
+use super::print::{say, to_output};
 use super::{Output, files};
 
 /// Show what an image holds.
@@ -31,16 +31,12 @@ pub(crate) struct InspectArgs {
 pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCode> {
     let (image, envelope) = files::read(&args.file)?;
     let value = describe(&image, &envelope, args.payload);
-    let mut out = std::io::stdout().lock();
     match output {
-        Output::Json => {
-            serde_json::to_writer_pretty(&mut out, &value)?;
-            writeln!(out)?;
-        }
+        Output::Json => say!("{value:#}"),
         Output::Text => {
             let mut text = String::new();
             show(&value, 0, &mut text);
-            out.write_all(text.as_bytes())?;
+            to_output(format_args!("{text}"), "");
         }
     }
     Ok(ExitCode::SUCCESS)

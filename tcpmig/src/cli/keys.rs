@@ -9,6 +9,7 @@ use serde_json::json;
 use tcpmig_transport::keys::Authority;
 
 use super::Output;
+use crate::cli::print::say;
 
 /// Make an authority and certificates for hosts, as PEM files.
 ///
@@ -40,7 +41,7 @@ pub(crate) fn main(args: &KeysArgs, output: Output) -> anyhow::Result<ExitCode> 
         let issued = authority.issue(host)?;
         issued.write_to(&args.dir)?;
         match output {
-            Output::Text => println!("{dir}/{host}.pem and {dir}/{host}.key"),
+            Output::Text => say!("{dir}/{host}.pem and {dir}/{host}.key"),
             Output::Json => {
                 let file = |ending: &str| args.dir.join(format!("{host}.{ending}"));
                 let value = json!({
@@ -49,7 +50,7 @@ pub(crate) fn main(args: &KeysArgs, output: Output) -> anyhow::Result<ExitCode> 
                     "key": file("key"),
                     "authority": args.dir.join("ca.pem"),
                 });
-                println!("{value}");
+                say!("{value}");
             }
         }
     }

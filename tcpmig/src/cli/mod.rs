@@ -5,12 +5,17 @@ mod doctor;
 mod dump;
 mod failure;
 mod files;
+mod guardian;
 mod handovers;
 mod inspect;
 mod keys;
 mod lockers;
 mod locks;
+mod print;
 mod restore;
+mod settle;
+mod taken;
+mod thaw;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -20,6 +25,8 @@ use tcpmig_sys::netns::Namespace;
 
 /// Exit status 1: it failed, and a connection that was to move goes on where it was.
 pub(crate) const FAILED: u8 = 1;
+/// Exit status 3: nobody can say where a connection lives.
+pub(crate) const IN_DOUBT: u8 = 3;
 /// Exit status 4: there was nothing to do.
 pub(crate) const NOTHING: u8 = 4;
 
@@ -49,6 +56,7 @@ enum Verb {
     Dump(dump::DumpArgs),
     Inspect(inspect::InspectArgs),
     Restore(restore::RestoreArgs),
+    Thaw(thaw::ThawArgs),
     Locks(locks::LocksArgs),
     Keys(keys::KeysArgs),
     /// Print completions for a shell
@@ -56,9 +64,26 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Plugs a device in again when the lease of a lock has ended whose process is dead
+    #[command(hide = true, name = guardian::VERB)]
+    Guardian(guardian::GuardianArgs),
+    /// Sees whether a restored connection gets to its command
+    #[command(hide = true, name = restore::WITNESS)]
+    RestoreWitness(restore::WitnessArgs),
     /// A web server of the demo; it is told what to do on standard input
     #[command(hide = true)]
     DemoServer,
+}
+
+impl Verb {
+    /// Whether it has done nothing if its output is lost.
+    fn only_shows(&self) -> bool {
+        match self {
+            Self::Doctor(_) | Self::Inspect(_) | Self::Completions { .. } => true,
+            Self::Locks(locks) => locks.only_shows(),
+            _ => false,
+        }
+    }
 }
 
 /// For whom the output is.
@@ -72,21 +97,31 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
     let output = if cli.json { Output::Json } else { Output::Text };
+    let shows = cli.verb.only_shows();
     let result = match cli.verb {
         Verb::Demo(args) => demo::main(&args, output),
         Verb::Doctor(args) => doctor::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
         Verb::Restore(args) => restore::main(&args, output),
+        Verb::Thaw(args) => thaw::main(&args, output),
         Verb::Locks(args) => locks::main(&args, output),
         Verb::Keys(args) => keys::main(&args, output),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tcpmig", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tcpmig", &mut script);
+            print::to_output(format_args!("{}", String::from_utf8_lossy(&script)), "");
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Guardian(args) => guardian::main(&args),
+        Verb::RestoreWitness(args) => restore::main_witness(&args),
         Verb::DemoServer => demo::main_server(),
     };
-    result.unwrap_or_else(|error| failure::print(&error, output))
+    let code = result.unwrap_or_else(|error| failure::print(&error, output));
+    match print::failed() {
+        None => code,
+        Some(error) => failure::unprinted(error, if shows { FAILED.into() } else { code }, output),
+    }
 }
 
 /// Goes to a network namespace for good, if one is named.

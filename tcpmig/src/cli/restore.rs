@@ -1,5 +1,7 @@
 //! `tcpmig restore`: a connection from a file, for a command.
 
+mod witness;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::TcpStream;
@@ -13,12 +15,13 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tcpmig::listener;
 use tcpmig::options::{NotSet, Unsupported};
-use tcpmig::restore::Prepared;
 use tcpmig_format::Image;
 use tcpmig_lock::Backend;
 use tcpmig_sys::exec::{become_with_connection, become_with_listener};
 
-use super::{Output, enter, files, lockers};
+use super::{Output, enter, files, guardian, lockers, taken};
+
+pub(super) use self::witness::{VERB as WITNESS, Witness, WitnessArgs, main as main_witness};
 
 /// Let a connection from a file live here, under a command.
 ///
@@ -28,7 +31,16 @@ use super::{Output, enter, files, lockers};
 ///
 /// The image of a listener makes one like it: COMMAND gets it as descriptor 3, and its standard input and output are those of this command.
 ///
-/// If anything fails before the connection lives, nothing of it is left here and the image can be tried again.
+/// Nothing in the image is held against a policy: it can bring any address, mark and option that you may set. Restore
+/// only what you trust.
+///
+/// On the host where the connection was dumped, and on one where a restore was killed, the lock or the redirect that was left
+/// is taken over, and a redirect ends: the connection comes back as if it had not been away. If a process that lives holds
+/// the connection, nothing is done.
+///
+/// If anything fails before the connection lives, nothing of it is left here, what locked or redirected it before does so
+/// again, and the image can be tried again. If this command is killed when the connection lives and COMMAND does not have it
+/// yet, or COMMAND cannot be started, FILE gets an image of the connection as it is then, which can be restored.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// The image
@@ -69,9 +81,6 @@ impl From<Policy> for Unsupported {
     }
 }
 
-/// How long the packets stay locked if this process dies in between.
-const LEASE: Duration = Duration::from_secs(10);
-
 pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCode> {
     let (image, _) = files::read(&args.file)?;
     warn_of_age(&image, output);
@@ -85,16 +94,16 @@ pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCod
         .args(arguments)
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", std::process::id().to_string())
-        .env("TCPMIG_IMAGE", file);
+        .env("TCPMIG_IMAGE", &file);
     if image.listen.is_some() {
         let listener = listener::restore(&image)?;
         command.env("LISTEN_FDNAMES", "listener");
         let error = become_with_listener(&mut command, listener);
         return Err(error).context("start the command");
     }
-    let locker = tcpmig::locker::open(&args.lock).context("lock")?;
-    let prepared = Prepared::build_with(image, &*locker, LEASE, args.options.into())?;
-    let mut restored = prepared.activate()?;
+    let _guardian = guardian::start(&args.lock)?;
+    let witness = Witness::start(&file, &args.lock);
+    let mut restored = taken::restore(image, &args.lock, args.options.into(), &witness)?;
     restored.write();
     warn(&restored.not_set, output);
     let socket = blocking(restored.socket, &restored.unwritten)?;

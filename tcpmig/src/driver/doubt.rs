@@ -4,18 +4,22 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use tcpmig_format::AppImage;
+use tracing::Instrument;
 
+use super::journal::Decision;
 use super::run::Run;
 use super::source::{Destination, Ending, Mover};
+use super::spans;
 use super::unclaimed::Unclaimed;
 use crate::capture::Frozen;
 use crate::handover::{HandoverId, Source};
 
 /// A connection of which nobody can say where it lives.
 ///
-/// It is frozen and locked here. [`Doubt::ask`] asks the target again. Dropping it ends the
-/// connection on this host without a packet, because thawing could make two owners; the lock stays until its lease
-/// ends.
+/// It is frozen and locked here, and stays so: its lock or redirect is renewed for as long as this is there, by a thread for
+/// which nobody has to poll anything, and made again if somebody removed it. [`Doubt::ask`] asks the target again, [`Doubt::settle`] takes the word of a person. Dropping it ends the
+/// connection on this host without a packet, because thawing could make two owners; the lock or redirect stays
+/// for one more lease, so that nothing answers its packets.
 #[must_use = "dropping ends the connection on this host"]
 pub struct Doubt {
     // `None` once it is settled.
@@ -23,7 +27,7 @@ pub struct Doubt {
     mover: Mover,
     // Weak: the doubt itself may be in it.
     unclaimed: Weak<Unclaimed>,
-    to: Destination,
+    to: Arc<Destination>,
 }
 
 /// What is open about it.
@@ -35,12 +39,12 @@ pub(super) struct Open {
 }
 
 impl Doubt {
-    pub(super) fn new(open: Open, mover: &Mover, to: &Destination) -> Self {
+    pub(super) fn new(open: Open, mover: &Mover, to: Arc<Destination>) -> Self {
         Self {
             open: Some(open),
             mover: mover.apart(),
             unclaimed: Arc::downgrade(&mover.unclaimed),
-            to: to.clone(),
+            to,
         }
     }
 
@@ -50,9 +54,26 @@ impl Doubt {
         self.open.as_ref().map(|open| open.id)
     }
 
-    /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for). Dropping the future
-    /// puts the doubt among [`Mover::unclaimed`].
-    pub async fn ask(mut self) -> Ending {
+    /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for), and takes what a person
+    /// has [decided](super::journal::decide) meanwhile. Dropping the future puts the doubt among [`Mover::unclaimed`].
+    pub async fn ask(self) -> Ending {
+        self.go_on(None).await
+    }
+
+    /// Ends it by the word of a person who knows where the connection is, without the target's.
+    ///
+    /// **With [`Decision::Kept`] the connection may get two owners**: it is thawed here although the target may have it, and if it does, both
+    /// answer its peer and corrupt both streams. Make sure that the target's process has ended, or that it never had it. It is told
+    /// to give up what it has not activated, if it can be reached. With [`Decision::Moved`] and [`Decision::Lost`] the connection
+    /// ends here without a packet; what redirects it stays for [`Decision::Moved`] only. If the target does not have it,
+    /// nobody has.
+    ///
+    /// Dropping the future puts the doubt among [`Mover::unclaimed`].
+    pub async fn settle(self, decision: Decision) -> Ending {
+        self.go_on(Some(decision)).await
+    }
+
+    async fn go_on(mut self, decision: Option<Decision>) -> Ending {
         // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
         let open = self.open.take().expect("a doubt is open until it is asked");
         let Open {
@@ -64,17 +85,30 @@ impl Doubt {
         if let Some(unclaimed) = self.unclaimed.upgrade() {
             self.mover.unclaimed = unclaimed;
         }
-        let mut run = Run::new(&self.mover, &self.to, frozen, machine, id, app, None);
-        let decided = run.ask().await;
-        run.finish(decided).await
+        let (mover, to) = (self.mover.clone(), self.to.clone());
+        let run = Run::new(mover, to, frozen, machine, id, app, None);
+        let mut run = Box::new(run);
+        let span = spans::source(id, &self.to.name);
+        let going_on = async {
+            let decided = match decision {
+                Some(decision) => run.by_hand(decision).await,
+                None => run.ask().await,
+            };
+            run.finish(decided).await
+        };
+        going_on.instrument(span).await
     }
 }
 
 impl Drop for Doubt {
     fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            // An error leaves the descriptor closed, which is as silent.
-            let _ = open.frozen.discard();
+        if let Some(mut open) = self.open.take() {
+            let locker = self.mover.locker.clone();
+            self.mover.worker.leave(locker.abilities().waits, move || {
+                open.frozen.make_sure(&*locker);
+                // An error leaves the descriptor closed, which is as silent.
+                let _ = open.frozen.discard();
+            });
         }
     }
 }

@@ -7,13 +7,16 @@ use crate::options::Unsupported;
 /// Time limits of a handover, and the target's conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// How long a lock holds if nobody ends it (a process that died locks nobody out
-    /// for longer); default 30 s. Longer than `commit_within`, or a target's lock would
-    /// end before it gives up. A target that gave a connection up keeps the lock until the
-    /// source says ABORT or the lease ends, because the source may send the packets there still.
+    /// How long a lock holds if nobody renews it (a process that died locks nobody out
+    /// for longer); default 30 s. It is renewed for as long as a connection stands still, also
+    /// while it is in doubt. A target that gave a connection up keeps the lock until the
+    /// source says ABORT or the handover is forgotten ([`Options::remember`]), because the source
+    /// may send the packets there still.
     pub lease: Duration,
-    /// How long a redirect holds; default 24 h. It is not prolonged: a connection that lives
-    /// longer than this after it moved is cut off from a peer that still sends to the source.
+    /// How long a redirect holds after the last packet of its connection, or up to a quarter longer;
+    /// default 24 h. While the connection stands still it is renewed; afterwards packets prolong it by
+    /// themselves, so a connection keeps it as long as it lives, if its peer is never silent for that
+    /// long; one that is idle for longer is cut off from a peer that still sends to the source.
     pub redirect_lease: Duration,
     /// Source: how long a connection may go on, once its application has stopped writing, until
     /// little waits in its send queue; default 100 ms. What the peer fetches by itself meanwhile
@@ -42,6 +45,27 @@ pub struct Options {
     pub prepared_at_once: usize,
     /// Target: how many octets their images may have together; default 256 MiB. Refused as well.
     pub octets_prepared: usize,
+    /// Target: how many of those connections may be of one host; default 1024. So one cannot take all
+    /// the places, whatever it offers. One that was given up has its place until its source says
+    /// ABORT, because its packets stay locked.
+    pub prepared_by_each: usize,
+    /// Target: how many octets the images of one host may have together while they wait for COMMIT;
+    /// default 128 MiB.
+    pub octets_by_each: usize,
+    /// Target: how many exchanges may be open at a time, from all sources; default 16384. Further
+    /// ones are ended, and their sources keep the connections.
+    pub exchanges_at_once: usize,
+    /// Target: how many descriptors stay free for the application; default 256, or a quarter of
+    /// what the process may have (`RLIMIT_NOFILE`) if that is less. A connection that would need one
+    /// of them is refused.
+    pub reserved_descriptors: u64,
+    /// Target: whether the process's soft limit of descriptors is raised to its hard one when there are no more free than
+    /// those; default `true`. Programs that it starts from then on inherit the limit, which matters to
+    /// those that use `select`.
+    pub raise_descriptors: bool,
+    /// Target: how many ended handovers of one host are remembered; default 100000. Of more the
+    /// oldest are forgotten before their time; those that were refused are not remembered at all.
+    pub remembered_by_each: usize,
     /// Target: how long an ended handover is remembered, so that a COMMIT that comes again is
     /// answered; default 10 min.
     pub remember: Duration,
@@ -65,6 +89,12 @@ impl Default for Options {
             commit_within: Duration::from_secs(10),
             prepared_at_once: 4096,
             octets_prepared: 256 << 20,
+            prepared_by_each: 1024,
+            octets_by_each: 128 << 20,
+            exchanges_at_once: 16 << 10,
+            reserved_descriptors: 256,
+            raise_descriptors: true,
+            remembered_by_each: 100_000,
             remember: Duration::from_secs(600),
             unsupported: Unsupported::Refuse,
         }

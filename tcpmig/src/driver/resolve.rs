@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 use tcpmig_lock::LockGuard;
 use tcpmig_transport::{Exchange, TransportError};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument;
 
 use super::journal::{Note, Open};
 use super::source::Mover;
+use super::spans;
 use crate::handover::{Decoder, Fate, HandoverId, Message, Source, SourceAction, SourceEvent};
 
 /// What became of a handover that a process before this one had begun.
@@ -36,20 +39,38 @@ impl Mover {
     ///   A redirect of what is lost is ended, with this mover's locker.
     /// - A target that does not answer, or knows nothing of it, leaves it in doubt and in the journal: this may be called again.
     ///
-    /// A target is asked once, and not for the rest if it does not answer. Cancel-safe: what was
-    /// not settled is still open.
+    /// A target that does not answer is asked again, in all for as long as [`Options::ask_for`](super::Options::ask_for), and
+    /// after that not for the rest. Cancel-safe: what was not settled is still open.
     pub async fn resolve(&self) -> Vec<Resolved> {
-        let mut silent = HashSet::new();
+        let mut targets = Targets {
+            silent: HashSet::new(),
+            until: Instant::now() + self.options.ask_for,
+        };
         let mut resolved = Vec::new();
-        for open in self.journal.left_open() {
-            let (fate, reason) = self.resolve_one(&open, &mut silent).await;
-            if fate == Fate::Lost {
-                self.end_redirect(open.about.flow);
-            }
-            self.note_end(open.id, fate);
+        self.worker.start();
+        let (journal, waits) = (self.journal.clone(), self.journal.waits());
+        let left_open = self.worker.call(waits, move || journal.left_open()).await;
+        for open in left_open {
+            let span = spans::source(open.id, &open.about.host);
+            let resolving = self.resolve_one(&open, &mut targets);
+            let (fate, reason) = resolving.instrument(span).await;
+            let settling = {
+                let (mover, open) = (self.clone(), open.clone());
+                move || mover.note_resolved(&open, fate)
+            };
+            self.worker.call(self.waits(), settling).await;
             resolved.push(Resolved { open, fate, reason });
         }
         resolved
+    }
+
+    fn note_resolved(&self, Open { id, about, .. }: &Open, fate: Fate) {
+        match fate {
+            Fate::InDoubt => self.say_in_doubt(*id, about.flow, &about.host, about.address),
+            Fate::Lost => self.end_redirect(about.flow),
+            Fate::Moved | Fate::Kept => {}
+        }
+        self.note_end(*id, fate);
     }
 
     /// Ends the redirect of a connection that is lost: another one of the same addresses would be sent to the target. The
@@ -61,7 +82,7 @@ impl Mover {
         }
     }
 
-    async fn resolve_one(&self, open: &Open, silent: &mut HashSet<SocketAddr>) -> (Fate, String) {
+    async fn resolve_one(&self, open: &Open, targets: &mut Targets) -> (Fate, String) {
         let about = &open.about;
         let offered = open.note == Note::Offering;
         let own = "its process ended before the target was given it".to_owned();
@@ -71,32 +92,31 @@ impl Mover {
                 "the journal does not say where the target is".to_owned(),
             );
         };
-        if silent.contains(&address) {
+        if targets.silent.contains(&address) {
             return if offered {
                 (Fate::Lost, own)
             } else {
                 (Fate::InDoubt, "its target does not answer".to_owned())
             };
         }
-        if offered {
-            if let Err(error) = self.release(address, &about.host, open.id).await {
-                tracing::debug!(id = %open.id, %error, "the target discards it at its deadline");
-                silent.insert(address);
-            }
-            return (Fate::Lost, own);
-        }
-        let (event, reason) = match self.ask_once(address, &about.host, open.id).await {
-            Ok(answer) => answer,
-            Err(reason) => {
-                silent.insert(address);
-                (SourceEvent::GiveUp, reason)
+        let release = async |targets: &mut Targets| {
+            let saying = async || self.release(address, &about.host, open.id).await;
+            if let Err(Unanswered { reason, .. }) = targets.again(address, saying).await {
+                tracing::debug!(id = %open.id, %reason, "the target gives it up at its deadline, and is silent for as long as it remembers it");
             }
         };
+        if offered {
+            release(targets).await;
+            return (Fate::Lost, own);
+        }
+        let asking = async || self.ask_once(address, &about.host, open.id).await;
+        let (event, reason) = match targets.again(address, asking).await {
+            Ok(answer) => answer,
+            Err(unanswered) => (SourceEvent::GiveUp, unanswered.reason),
+        };
         let mut machine = Source::orphaned();
-        if machine.handle(event) == SourceAction::Release
-            && let Err(error) = self.release(address, &about.host, open.id).await
-        {
-            tracing::debug!(id = %open.id, %error, "the target unlocks at the end of the lease");
+        if machine.handle(event) == SourceAction::Release {
+            release(targets).await;
         }
         (machine.fate().unwrap_or(Fate::InDoubt), reason)
     }
@@ -107,14 +127,17 @@ impl Mover {
         address: SocketAddr,
         name: &str,
         id: HandoverId,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), Unanswered> {
         let mut exchange = self.open_at(address, name).await?;
         let (frame, _) = Message::Abort { id }.encode();
         exchange.send(frame).await?;
         exchange.finish().await?;
-        // It ends its direction when it has come to the end of ours, one way or the other.
-        let _ = timeout(self.options.answer_within, exchange.recv()).await;
-        Ok(())
+        // It ends its direction when it has come to the end of ours.
+        let within = self.options.answer_within;
+        match timeout(within, exchange.recv()).await {
+            Ok(read) => Ok(read.map(drop)?),
+            Err(_) => Err(Unanswered::late(within)),
+        }
     }
 
     async fn ask_once(
@@ -122,9 +145,8 @@ impl Mover {
         address: SocketAddr,
         name: &str,
         id: HandoverId,
-    ) -> Result<(SourceEvent, String), String> {
-        let failed = |error: TransportError| format!("link to the target: {error}");
-        let mut exchange = self.open_at(address, name).await.map_err(failed)?;
+    ) -> Result<(SourceEvent, String), Unanswered> {
+        let mut exchange = self.open_at(address, name).await?;
         let answer = async {
             let (frame, _) = Message::commit(id).encode();
             exchange.send(frame).await?;
@@ -132,11 +154,15 @@ impl Mover {
         };
         let within = self.options.prepared_within + self.options.answer_within;
         let message = match timeout(within, answer).await {
-            Ok(message) => message.map_err(failed)?,
-            Err(_) => return Err(format!("the target did not answer within {within:?}")),
+            Ok(message) => message?,
+            Err(_) => return Err(Unanswered::late(within)),
+        };
+        let disobeys = || Unanswered {
+            reason: "the target does not follow the protocol".to_owned(),
+            may_answer_later: false,
         };
         if message.as_ref().and_then(Message::id) != Some(id) {
-            return Err("the target does not follow the protocol".to_owned());
+            return Err(disobeys());
         }
         Ok(match message {
             Some(Message::Active { .. }) => (SourceEvent::Active, "the target has it".to_owned()),
@@ -146,8 +172,78 @@ impl Mover {
                 let reason = "the target knows nothing of it".to_owned();
                 (SourceEvent::Unknown, reason)
             }
-            _ => return Err("the target does not follow the protocol".to_owned()),
+            _ => return Err(disobeys()),
         })
+    }
+}
+
+/// What the targets have done so far.
+struct Targets {
+    /// Those that are not asked any more.
+    silent: HashSet<SocketAddr>,
+    /// When asking again ends.
+    until: Instant,
+}
+
+impl Targets {
+    /// Asks this target until it answers or the time is over; then it counts as silent.
+    async fn again<T>(
+        &mut self,
+        address: SocketAddr,
+        ask: impl AsyncFn() -> Result<T, Unanswered>,
+    ) -> Result<T, Unanswered> {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let unanswered = match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(unanswered) => unanswered,
+            };
+            if !unanswered.may_answer_later || Instant::now() + pause >= self.until {
+                self.silent.insert(address);
+                return Err(unanswered);
+            }
+            tracing::debug!(%address, reason = unanswered.reason, "the target is asked again");
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+struct Unanswered {
+    reason: String,
+    /// False if it has said something that the protocol does not have, or is not to be talked to.
+    may_answer_later: bool,
+}
+
+impl Unanswered {
+    fn late(within: Duration) -> Self {
+        Self {
+            reason: format!("the target did not answer within {within:?}"),
+            may_answer_later: true,
+        }
+    }
+}
+
+impl From<TransportError> for Unanswered {
+    fn from(error: TransportError) -> Self {
+        use TransportError as E;
+        // Not one that is somebody else, or refuses this host.
+        let may_answer_later = matches!(
+            error,
+            E::Unreachable { .. }
+                | E::HandshakeTimeout { .. }
+                | E::Idle { .. }
+                | E::Closed { .. }
+                | E::Restarted { .. }
+                | E::Abandoned
+                | E::Stopped { .. }
+                | E::FrameTimeout { .. }
+                | E::Truncated { .. }
+        );
+        Self {
+            reason: format!("link to the target: {error}"),
+            may_answer_later,
+        }
     }
 }
 

@@ -1,16 +1,17 @@
 //! One handover of the source, step by step.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::AppImage;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout, timeout_at};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Report;
 use super::doubt::{Doubt, Open};
-use super::journal::Note;
+use super::journal::{Decision, Note};
 use super::report::micros;
 use super::source::{Destination, Ending, Mover, Outcome, Reason, thaw};
 use super::unclaimed::Claim;
@@ -30,9 +31,11 @@ pub(super) enum Decided {
 }
 
 /// One handover under way.
-pub(super) struct Run<'a> {
-    mover: &'a Mover,
-    to: &'a Destination,
+///
+/// It owns all that it works on, so that it can go to a thread that may wait and come back, see [`Run::away`].
+pub(super) struct Run {
+    mover: Mover,
+    to: Arc<Destination>,
     // Taken out at the end; dropped with a committed machine it must not thaw.
     frozen: Option<Frozen>,
     machine: Source,
@@ -45,12 +48,14 @@ pub(super) struct Run<'a> {
     lost: String,
     /// What arrived here while the connection stood still.
     packets: Vec<Bytes>,
+    /// The connection goes on here, which the target has not heard yet.
+    owes_abort: bool,
 }
 
-impl<'a> Run<'a> {
+impl Run {
     pub(super) fn new(
-        mover: &'a Mover,
-        to: &'a Destination,
+        mover: Mover,
+        to: Arc<Destination>,
         frozen: Frozen,
         machine: Source,
         id: HandoverId,
@@ -69,7 +74,48 @@ impl<'a> Run<'a> {
             reason: None,
             lost: String::new(),
             packets: Vec::new(),
+            owes_abort: false,
         }
+    }
+
+    /// Does something that can wait with all of it on a thread of the worker. If the future is dropped meanwhile, it is
+    /// done to its end, and then this is dropped.
+    async fn away<T: Send + 'static>(
+        &mut self,
+        waits: bool,
+        job: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> T {
+        if !waits {
+            return job(self);
+        }
+        let worker = self.mover.worker.clone();
+        let mut run = Box::new(self.take());
+        let working = worker.call(waits, move || {
+            let result = job(&mut run);
+            (run, result)
+        });
+        let (run, result) = working.await;
+        *self = *run;
+        result
+    }
+
+    /// All that there is; what stays does nothing when it is dropped.
+    fn take(&mut self) -> Self {
+        let rest = Self {
+            mover: self.mover.clone(),
+            to: self.to.clone(),
+            frozen: None,
+            machine: self.machine.clone(),
+            id: self.id,
+            app: None,
+            exchange: None,
+            decoder: Decoder::default(),
+            reason: None,
+            lost: String::new(),
+            packets: Vec::new(),
+            owes_abort: false,
+        };
+        std::mem::replace(self, rest)
     }
 
     pub(super) async fn offer(
@@ -99,7 +145,9 @@ impl<'a> Run<'a> {
                 SourceAction::Confirm => {
                     report.transfer_us = micros(offering).saturating_sub(report.rebuild_us);
                     let steered = Instant::now();
-                    event = self.confirm(steering.take());
+                    let steering = steering.take();
+                    let waits = self.to.steer.waits() || self.mover.waits();
+                    event = self.away(waits, move |run| run.confirm(steering)).await;
                     report.steer_us = micros(steered);
                     report.captured_packets = self.packets.len() as u64;
                 }
@@ -162,18 +210,16 @@ impl<'a> Run<'a> {
     }
 
     pub(super) async fn ask(&mut self) -> Decided {
-        let options = &self.mover.options;
+        let options = self.mover.options.clone();
         let until = tokio::time::Instant::now() + options.ask_for;
         let mut pause = Duration::from_millis(10);
         let mut unreported = Report::default();
         while tokio::time::Instant::now() < until {
-            if let Some(frozen) = &mut self.frozen
-                && let Err(error) = frozen.renew(options.lease)
-            {
-                tracing::warn!("the lock of a connection in doubt was not prolonged: {error}");
+            if let Some(decision) = self.decided_by_hand().await {
+                return self.by_hand(decision).await;
             }
             self.decoder = Decoder::default();
-            let asked = match timeout_at(until, self.mover.open(self.to)).await {
+            let asked = match timeout_at(until, self.mover.open(&self.to)).await {
                 Ok(Ok(exchange)) => {
                     self.exchange = Some(exchange);
                     self.send_commit().await
@@ -200,6 +246,29 @@ impl<'a> Run<'a> {
         }
     }
 
+    async fn decided_by_hand(&self) -> Option<Decision> {
+        let (journal, id) = (self.mover.journal.clone(), self.id);
+        let waits = journal.waits();
+        let looking = move || journal.decided(id);
+        self.mover.worker.call(waits, looking).await
+    }
+
+    /// What a person says who knows more than the hosts.
+    pub(super) async fn by_hand(&mut self, decision: Decision) -> Decided {
+        warn!(id = %self.id, ?decision, "a handover in doubt is settled by hand, without the word of its target");
+        match decision {
+            Decision::Kept => {
+                // For the ABORT afterwards, by which a target that has not activated it gives it up.
+                let opening = self.mover.open(&self.to);
+                let opened = timeout(self.mover.options.answer_within, opening).await;
+                self.exchange = opened.ok().and_then(Result::ok);
+                Decided::Keep(Reason::Settled)
+            }
+            Decision::Moved => Decided::Moved,
+            Decision::Lost => Decided::Lost("it was settled by hand".to_owned()),
+        }
+    }
+
     /// `None` if the target has to be asked again.
     fn decide(&mut self, event: SourceEvent) -> Option<Decided> {
         match self.machine.handle(event) {
@@ -217,60 +286,89 @@ impl<'a> Run<'a> {
         Decided::Keep(self.reason.take().unwrap_or(Reason::Closed))
     }
 
-    pub(super) async fn finish(&mut self, decided: Decided) -> Ending {
-        // INVARIANT: `finish` is called once, at the end of each path.
-        let frozen = self.frozen.take().expect("a handover ends once");
-        match decided {
+    pub(super) async fn finish(mut self: Box<Self>, decided: Decided) -> Ending {
+        // A thaw can wait for the peer.
+        let waits = matches!(decided, Decided::Keep(_)) || self.mover.waits();
+        let claim = self.away(waits, move |run| run.end(decided)).await;
+        if self.owes_abort {
+            // Only now: the target unlocks, and answers packets that are still steered to it
+            // with RST. It notices the end of the exchange as well.
+            let id = self.id;
+            let within = self.mover.options.answer_within;
+            let _ = timeout(within, self.send(Message::Abort { id })).await;
+            self.owes_abort = false;
+        }
+        claim.take().ending
+    }
+
+    /// Where the connection is from here on.
+    fn end(&mut self, decided: Decided) -> Claim {
+        // INVARIANT: it is taken at the end of each path, and by whoever has it when nobody waits any longer.
+        let mut frozen = self.frozen.take().expect("a handover ends once");
+        let flow = frozen.flow();
+        let ending = match decided {
             Decided::Moved => {
+                frozen.make_sure(&*self.mover.locker);
                 if let Err(error) = frozen.discard() {
-                    tracing::warn!("the moved connection was closed here, but {error}");
+                    warn!("the moved connection was closed here, but {error}");
                 }
                 self.mover.note_end(self.id, Fate::Moved);
                 Ending::Moved
             }
             Decided::Keep(reason) => {
-                let flow = Some(frozen.flow());
-                let ending = Ending::Kept {
-                    socket: thaw(frozen),
+                let socket = thaw(frozen);
+                self.owes_abort = true;
+                Ending::Kept {
+                    socket,
                     app: self.app.take(),
                     reason,
-                };
-                self.mover.note_end(self.id, Fate::Kept);
-                let report = Report::default();
-                let kept = Outcome {
-                    flow,
-                    ending,
-                    report,
-                };
-                let claim = Claim::new(self.mover, kept);
-                // Only now: the target unlocks, and answers packets that are still steered to it
-                // with RST. It notices the end of the exchange as well.
-                let id = self.id;
-                let within = self.mover.options.answer_within;
-                let _ = timeout(within, self.send(Message::Abort { id })).await;
-                claim.take().ending
+                }
             }
             Decided::Lost(reason) => {
-                let flow = frozen.flow();
                 if let Err(error) = frozen.discard() {
-                    tracing::warn!("the lost connection was closed here, but {error}");
+                    warn!("the lost connection was closed here, but {error}");
                 }
                 self.mover.end_redirect(flow);
                 self.mover.note_end(self.id, Fate::Lost);
                 Ending::Lost(reason)
             }
             Decided::Doubt => self.doubt(frozen),
+        };
+        let kept = matches!(ending, Ending::Kept { .. });
+        let outcome = Outcome {
+            flow: Some(flow),
+            ending,
+            report: Report::default(),
+        };
+        let claim = Claim::new(&self.mover, outcome);
+        if kept {
+            self.mover.note_end(self.id, Fate::Kept);
         }
+        claim
     }
 
     fn doubt(&mut self, frozen: Frozen) -> Ending {
+        let Destination { address, name, .. } = &*self.to;
+        self.mover
+            .say_in_doubt(self.id, frozen.flow(), name, Some(*address));
         let open = Open {
             frozen,
             machine: self.machine.clone(),
             id: self.id,
             app: self.app.take(),
         };
-        Ending::InDoubt(Box::new(Doubt::new(open, self.mover, self.to)))
+        Ending::InDoubt(Box::new(Doubt::new(open, &self.mover, self.to.clone())))
+    }
+
+    /// For a future that nobody polls any more: before COMMIT the connection goes on here, and after it is in doubt.
+    fn give_up(mut self) {
+        let decided = if self.machine.has_committed() {
+            Decided::Doubt
+        } else {
+            Decided::Keep(Reason::Cancelled)
+        };
+        // Dropped it is among those that nobody has claimed.
+        drop(self.end(decided));
     }
 
     /// As at the end of [`Run::finish`], for a future that nobody polls any more.
@@ -389,30 +487,14 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Drop for Run<'_> {
+impl Drop for Run {
     fn drop(&mut self) {
-        // Only when the future is dropped half-way.
-        let Some(frozen) = self.frozen.take() else {
-            return;
-        };
-        let flow = Some(frozen.flow());
-        let ending = if self.machine.has_committed() {
-            self.doubt(frozen)
-        } else {
-            let kept = Ending::Kept {
-                socket: thaw(frozen),
-                app: self.app.take(),
-                reason: Reason::Cancelled,
-            };
-            self.mover.note_end(self.id, Fate::Kept);
+        // Only when a future is dropped half-way.
+        if self.frozen.is_some() {
+            let run = self.take();
+            self.mover.worker.leave(true, move || run.give_up());
+        } else if self.owes_abort {
             self.say_abort();
-            kept
-        };
-        let report = Report::default();
-        self.mover.unclaimed.put(Outcome {
-            flow,
-            ending,
-            report,
-        });
+        }
     }
 }

@@ -7,21 +7,25 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
-use tcpmig_lock::{LockGuard, Locker};
+use tcpmig_lock::{LockGuard, Locker, NoLock};
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::{sleep, timeout};
+use tracing::Instrument;
 
 use super::batch::{self, Limits, Moves};
 use super::doubt::Doubt;
 use super::journal::{About, Journal, Note, Nowhere, Role};
+use super::keeper::Keeper;
 use super::report::micros;
 use super::run::Run;
-use super::unclaimed::{Leaving, Unclaimed};
+use super::spans;
+use super::unclaimed::{Claim, Leaving, Unclaimed};
+use super::worker::Worker;
 use super::{Options, Report};
 use crate::capture::{CaptureError, Frozen, NotFrozen, Plan};
 use crate::handover::{Fate, HandoverId, Message, MessageError, Source, VERSION};
-use crate::steer::{Steer, SteerError, Steering};
+use crate::steer::{Elsewhere, Steer, SteerError, Steering};
 
 /// Gives connections away.
 #[derive(Clone)]
@@ -31,6 +35,8 @@ pub struct Mover {
     pub(super) options: Options,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) unclaimed: Arc<Unclaimed>,
+    pub(super) worker: Worker,
+    keeper: Arc<Keeper>,
 }
 
 /// A connection that is to leave this host.
@@ -152,6 +158,9 @@ pub enum Reason {
     /// The future or stream of the move was dropped before COMMIT.
     #[error("nobody waited for the move any longer")]
     Cancelled,
+    /// It was in doubt, and a person decided that it goes on here ([`Doubt::settle`]). The target may have it as well.
+    #[error("it was in doubt, and it was settled by hand that it goes on here")]
+    Settled,
     /// It was part of a batch that was stopped before its turn, by [`Moves::stop`] or because the target did not
     /// answer for another one.
     #[error("the batch was stopped before its turn")]
@@ -170,6 +179,8 @@ impl Mover {
     pub fn new(endpoint: Endpoint, locker: Arc<dyn Locker>, options: Options) -> Self {
         Self {
             endpoint,
+            keeper: Arc::new(Keeper::new(locker.clone())),
+            worker: Worker::new(),
             locker,
             options,
             journal: Arc::new(Nowhere),
@@ -226,9 +237,19 @@ impl Mover {
 
     /// What became of connections whose future or stream was dropped, since the last call. Until they are taken,
     /// this mover and its clones keep their descriptors open.
+    ///
+    /// To bring such a connection back to life can take a moment, in which nobody waits for it; this does. A program that ends
+    /// before asks here. Cancel-safe.
     #[must_use = "dropping it closes the connections"]
-    pub fn unclaimed(&self) -> Vec<Outcome> {
+    pub async fn unclaimed(&self) -> Vec<Outcome> {
+        self.worker.settled().await;
         self.unclaimed.take()
+    }
+
+    /// Whether what is done for each connection, locking it and noting it, can wait. If not it is done on the task that moves
+    /// it, and no connection stands still for the sake of a change of threads.
+    pub(super) fn waits(&self) -> bool {
+        self.locker.abilities().waits || self.journal.waits()
     }
 
     /// The same with nothing unclaimed.
@@ -252,18 +273,47 @@ impl Mover {
         }
     }
 
+    /// Tells whoever reads the log or the journal that nobody answers for a handover.
+    pub(super) fn say_in_doubt(
+        &self,
+        id: HandoverId,
+        flow: FourTuple,
+        host: &str,
+        address: Option<SocketAddr>,
+    ) {
+        tracing::warn!(
+            %id, %flow, target = host, address = ?address,
+            "a handover is in doubt: COMMIT was sent, and the target does not say whether it has the connection. Nothing of it leaves this \
+             host as long as the doubt is kept. Bring the target back or the link to it, and ask again; or find out which host has the connection, \
+             and settle it by hand (tcpmig locks --journal FILE --settle ID kept|moved|lost)"
+        );
+        if let Err(error) = self.journal.in_doubt(id) {
+            tracing::warn!(%id, "the journal does not have that a handover is in doubt: {error}");
+        }
+    }
+
     /// Everything that takes time, while the connection still lives.
     async fn prepare(
         &self,
         leaving: &mut Leaving,
         to: &Destination,
-    ) -> Result<(Plan, Box<dyn Steering>, Exchange, HandoverId), Reason> {
-        let id = HandoverId::random().map_err(Reason::Random)?;
+    ) -> Result<(Plan, Box<dyn Steering>, Exchange), Reason> {
         let plan = Plan::of(leaving.socket().as_fd())?;
         leaving.flow = Some(plan.flow());
-        let steering = to.steer.plan(plan.flow())?;
+        self.keeper.start();
+        self.worker.start();
+        let flow = plan.flow();
+        tracing::Span::current().record("flow", tracing::field::display(flow));
+        // What has ended has no packets, and another connection may live with its addresses and ports.
+        let steer: Arc<dyn Steer> = if plan.has_ended() {
+            Arc::new(Elsewhere)
+        } else {
+            to.steer.clone()
+        };
+        let planning = move || steer.plan(flow);
+        let steering = self.worker.call(to.steer.waits(), planning).await?;
         let exchange = self.open(to).await?;
-        Ok((plan, steering, exchange, id))
+        Ok((plan, steering, exchange))
     }
 
     /// Lets the peer fetch what waits in the send queue; how long that took.
@@ -306,6 +356,33 @@ impl Mover {
 
     pub(super) async fn hand_over(
         &self,
+        leaving: Leaving,
+        to: &Destination,
+        limits: Option<&Limits>,
+    ) -> Outcome {
+        let id = match HandoverId::random() {
+            Ok(id) => id,
+            Err(error) => return leaving.kept(Reason::Random(error)),
+        };
+        let handing_over = async {
+            let outcome = self.hand_over_as(id, leaving, to, limits).await;
+            match &outcome.ending {
+                Ending::Moved => tracing::info!("the connection lives on the target"),
+                Ending::Kept { reason, .. } => {
+                    tracing::info!(%reason, "the connection goes on here");
+                }
+                Ending::Lost(reason) => tracing::warn!(reason, "the connection is lost"),
+                // It was said when it came to that.
+                Ending::InDoubt(_) => {}
+            }
+            outcome
+        };
+        handing_over.instrument(spans::source(id, &to.name)).await
+    }
+
+    async fn hand_over_as(
+        &self,
+        id: HandoverId,
         mut leaving: Leaving,
         to: &Destination,
         limits: Option<&Limits>,
@@ -313,7 +390,7 @@ impl Mover {
         if let Some(Err(reason)) = limits.map(Limits::check) {
             return leaving.kept(reason);
         }
-        let (plan, steering, exchange, id) = match self.prepare(&mut leaving, to).await {
+        let (plan, steering, exchange) = match self.prepare(&mut leaving, to).await {
             Ok(prepared) => prepared,
             Err(reason) => return leaving.kept(reason),
         };
@@ -325,61 +402,116 @@ impl Mover {
             },
             None => None,
         };
+        let taking = {
+            let (mover, to) = (self.clone(), Arc::new(to.clone()));
+            move || mover.take(id, leaving, plan, to, exchange)
+        };
+        let taken = match self.worker.call(self.waits(), taking).await {
+            Ok(taken) => taken,
+            Err(claim) => return claim.take(),
+        };
+        let Taken {
+            mut run,
+            image,
+            flow,
+            mut report,
+            begin,
+        } = taken;
+        let decided = run.offer(image, steering, &mut report).await;
+        report.blackout_us = micros(begin);
+        if let Some(exchange) = &run.exchange {
+            let stats = exchange.stats();
+            report.frames_sent = stats.frames_sent;
+            report.frames_received = stats.frames_received;
+        }
+        report.settle_us = settle_us;
+        Outcome {
+            flow: Some(flow),
+            ending: run.finish(decided).await,
+            report,
+        }
+    }
+
+    /// Notes that the handover begins, locks and freezes the connection and reads it. All that is left of it is in what this
+    /// answers, which looks after it when it is dropped.
+    fn take(
+        self,
+        id: HandoverId,
+        leaving: Leaving,
+        plan: Plan,
+        to: Arc<Destination>,
+        exchange: Exchange,
+    ) -> Result<Taken, Box<Claim>> {
+        let flow = plan.flow();
         let about = About {
             role: Role::Source,
-            flow: plan.flow(),
+            flow,
             host: to.name.clone(),
             address: Some(to.address),
         };
         if let Err(error) = self.journal.begin(id, &about) {
-            return leaving.kept(Reason::Journal(error));
+            let kept = leaving.kept(Reason::Journal(error));
+            return Err(Claim::new(&self, kept).into());
         }
         let begin = Instant::now();
-        // Nothing waits from here until `Run` answers for the connection.
-        let lock = match self.locker.lock(&[plan.flow()], self.options.lease) {
+        // Nothing waits for another host from here until `Run` answers for the connection.
+        let locker: &dyn Locker = if plan.has_ended() {
+            &NoLock
+        } else {
+            &*self.locker
+        };
+        let lock = match locker.lock(&[flow], self.options.lease) {
             Ok(lock) => lock,
             Err(error) => {
                 self.note_end(id, Fate::Kept);
-                return leaving.kept(CaptureError::from(error).into());
+                let reason = CaptureError::from(error).into();
+                return Err(Claim::new(&self, leaving.kept(reason)).into());
             }
         };
         let lock_us = micros(begin);
         let reading = Instant::now();
-        let flow = leaving.flow;
         let (socket, app) = leaving.into_parts();
-        let (ending, mut report) = match read(socket, app.as_ref(), plan, lock) {
-            Ok((frozen, octets, read)) => {
-                let mut report = read;
+        let lock = (lock, self.options.lease);
+        match read(socket, app.as_ref(), plan, lock) {
+            Ok((frozen, image, mut report)) => {
                 report.read_us = micros(reading);
+                report.lock_us = lock_us;
+                self.keeper.keep(frozen.to_keep());
                 let machine = Source::offered();
-                let mut run = Run::new(self, to, frozen, machine, id, app, Some(exchange));
-                let decided = run.offer(octets, steering, &mut report).await;
-                report.blackout_us = micros(begin);
-                if let Some(exchange) = &run.exchange {
-                    let stats = exchange.stats();
-                    report.frames_sent = stats.frames_sent;
-                    report.frames_received = stats.frames_received;
-                }
-                (run.finish(decided).await, report)
+                let run = Run::new(self, to, frozen, machine, id, app, Some(exchange));
+                Ok(Taken {
+                    run: Box::new(run),
+                    image,
+                    flow,
+                    report,
+                    begin,
+                })
             }
             Err((socket, reason)) => {
-                self.note_end(id, Fate::Kept);
-                let ending = Ending::Kept {
-                    socket,
-                    app,
-                    reason,
+                let kept = Outcome {
+                    flow: Some(flow),
+                    ending: Ending::Kept {
+                        socket,
+                        app,
+                        reason,
+                    },
+                    report: Report::default(),
                 };
-                (ending, Report::default())
+                let claim = Claim::new(&self, kept);
+                self.note_end(id, Fate::Kept);
+                Err(claim.into())
             }
-        };
-        report.settle_us = settle_us;
-        report.lock_us = lock_us;
-        Outcome {
-            flow,
-            ending,
-            report,
         }
     }
+}
+
+/// A connection that stands still and was read.
+struct Taken {
+    run: Box<Run>,
+    image: Bytes,
+    flow: FourTuple,
+    report: Report,
+    begin: Instant,
 }
 
 /// Octets in the queues of a socket; one that cannot say will fail where the error can be told.
@@ -393,9 +525,9 @@ fn read(
     socket: OwnedFd,
     app: Option<&AppImage>,
     plan: Plan,
-    lock: LockGuard,
+    (lock, lease): (LockGuard, Duration),
 ) -> Result<(Frozen, Bytes, Report), (OwnedFd, Reason)> {
-    let mut frozen = Frozen::freeze_locked(socket, plan, lock)
+    let mut frozen = Frozen::freeze_locked(socket, plan, lock, lease)
         .map_err(|NotFrozen { fd, error }| (fd, error.into()))?;
     let image = match frozen.capture(app.cloned()) {
         Ok(image) => image,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tcpmig_format::{AppImage, FourTuple};
 
@@ -33,7 +33,7 @@ impl fmt::Debug for Unclaimed {
 
 /// A connection that is to leave and still lives. Dropped, it goes back to its mover.
 pub(super) struct Leaving {
-    mover: Mover,
+    unclaimed: Arc<Unclaimed>,
     connection: Option<Connection>,
     pub(super) flow: Option<FourTuple>,
 }
@@ -41,7 +41,7 @@ pub(super) struct Leaving {
 impl Leaving {
     pub(super) fn new(mover: &Mover, connection: Connection) -> Self {
         Self {
-            mover: mover.clone(),
+            unclaimed: mover.unclaimed.clone(),
             connection: Some(connection),
             flow: None,
         }
@@ -78,7 +78,7 @@ impl Leaving {
 impl Drop for Leaving {
     fn drop(&mut self) {
         if let Some(Connection { socket, app }) = self.connection.take() {
-            self.mover.unclaimed.put(Outcome {
+            self.unclaimed.put(Outcome {
                 flow: self.flow,
                 ending: Ending::Kept {
                     socket,
@@ -93,14 +93,14 @@ impl Drop for Leaving {
 
 /// An outcome on its way to the one who waits. Dropped, it goes back to its mover.
 pub(super) struct Claim {
-    mover: Mover,
+    unclaimed: Arc<Unclaimed>,
     outcome: Option<Outcome>,
 }
 
 impl Claim {
     pub(super) fn new(mover: &Mover, outcome: Outcome) -> Self {
         Self {
-            mover: mover.clone(),
+            unclaimed: mover.unclaimed.clone(),
             outcome: Some(outcome),
         }
     }
@@ -114,7 +114,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome.take() {
-            self.mover.unclaimed.put(outcome);
+            self.unclaimed.put(outcome);
         }
     }
 }

@@ -183,6 +183,7 @@ fn target(events: &[TargetEvent]) {
     use TargetAction as A;
     let mut target = Target::preparing();
     let (mut built, mut activating, mut lives, mut given_up) = (false, false, false, false);
+    let mut moved_on = false;
     for event in events {
         let before = target.fate();
         let action = target.handle(*event);
@@ -195,6 +196,11 @@ fn target(events: &[TargetEvent]) {
             A::SayActive => {
                 assert!(activating && !given_up);
                 assert_eq!(target.fate(), Some(Fate::Moved));
+            }
+            A::SayLost | A::Discard if moved_on || *event == TargetEvent::MovedOn => {
+                assert!(!lives && (built || !activating));
+                moved_on = true;
+                assert_eq!(target.fate(), Some(Fate::Lost));
             }
             A::SayRefused | A::SayAborted | A::Discard => {
                 assert!(!lives);

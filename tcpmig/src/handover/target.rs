@@ -38,6 +38,9 @@ pub enum TargetEvent {
     Activated,
     /// It could not be activated and was discarded without a packet.
     NotActivated,
+    /// In place of what ends a connection that was built (ABORT, the deadline, a failed activation): its numbers are
+    /// not those that it was built with, so it has taken octets that the source does not have.
+    MovedOn,
     /// The link to the source broke.
     LinkLost,
     /// COMMIT did not come in time.
@@ -117,6 +120,11 @@ impl Target {
             (State::Activating, E::Activated) => (State::Active, TargetAction::SayActive),
             // Nothing was sent for it yet: the source can still have it back.
             (State::Activating, E::NotActivated) => (State::Aborted, TargetAction::SayAborted),
+            // Whoever gives it up compares first. The source must not go on with what it has.
+            (State::Preparing | State::Prepared, E::MovedOn) => {
+                (State::Died, TargetAction::Discard)
+            }
+            (State::Activating, E::MovedOn) => (State::Died, TargetAction::SayLost),
             (State::Active, E::Commit) => (State::Active, TargetAction::SayActive),
             (State::Died, E::Commit) => (State::Died, TargetAction::SayLost),
             (State::Aborted, E::Commit) => (State::Aborted, TargetAction::SayAborted),

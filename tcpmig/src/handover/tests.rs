@@ -43,6 +43,24 @@ fn a_commit_after_the_deadline_is_answered_with_aborted() {
     assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayAborted);
 }
 
+#[test]
+fn what_moved_on_is_lost_and_not_given_back() {
+    let mut target = Target::preparing();
+    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
+    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::Discard);
+    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayLost);
+    assert_eq!(target.fate(), Some(Fate::Lost));
+
+    let mut target = Target::preparing();
+    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
+    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::Activate);
+    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::SayLost);
+    // After the word was given there is no other.
+    let mut target = Target::never_active();
+    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::Wait);
+    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayAborted);
+}
+
 fn messages() -> impl Strategy<Value = Message> {
     let id = any::<[u8; 16]>().prop_map(HandoverId::from_octets);
     (id, 0..10, any::<u32>(), ".{0,40}", any::<Vec<u8>>()).prop_map(

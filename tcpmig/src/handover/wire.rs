@@ -14,6 +14,10 @@ use super::{HandoverId, Message};
 /// Octets of the shortest IP header. Nothing shorter is a packet.
 const SHORTEST_PACKET: usize = 20;
 
+/// Packets of a COMMIT that are read: more than 64 MiB of full segments. Each one costs more memory than a short
+/// packet has octets.
+const MOST_PACKETS: usize = 1 << 16;
+
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Kind {
@@ -98,8 +102,8 @@ impl TryFrom<Wire> for Message {
     }
 }
 
-/// Packets, without those that cannot be any: a list of empty ones would take many times its
-/// octets in memory.
+/// Packets, without those that cannot be any, and not more than a source can have: a list of short ones would take
+/// many times its octets in memory.
 #[derive(Default)]
 struct Packets(Vec<Bytes>);
 
@@ -117,7 +121,7 @@ impl<'de> Deserialize<'de> for Packets {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Packets, A::Error> {
                 let mut packets = Vec::new();
                 while let Some(packet) = seq.next_element::<Bytes>()? {
-                    if packet.len() >= SHORTEST_PACKET {
+                    if packet.len() >= SHORTEST_PACKET && packets.len() < MOST_PACKETS {
                         packets.push(packet);
                     }
                 }

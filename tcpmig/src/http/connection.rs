@@ -1,9 +1,11 @@
 //! Connections that can be drained.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +15,10 @@ use hyper::service::Service;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use super::http1::{Http, Left};
+use super::http1::{Ending, Http, Left, Upgrade, Use};
+use super::resumable::NotResumed;
 use super::service::{BoxError, RequestBody, Watched};
-use super::session::{AnyState, Session};
+use super::session::{AnyState, Session, SessionError};
 use super::shared::Obstacle;
 use super::websocket::{At, Handler, Served};
 
@@ -32,6 +35,42 @@ pub(super) struct About {
     pub(super) state: Option<Arc<dyn AnyState>>,
     pub(super) times: Times,
     pub(super) websockets: Option<Handler>,
+    /// For the log.
+    pub(super) flow: Flow,
+}
+
+/// The two ends of a connection, as far as the kernel knows them.
+#[derive(Clone, Copy)]
+pub(super) struct Flow(Option<SocketAddr>, Option<SocketAddr>);
+
+impl Flow {
+    #[cfg(test)]
+    pub(super) const UNKNOWN: Self = Self(None, None);
+
+    pub(super) fn of(stream: &TcpStream) -> Self {
+        Self(stream.local_addr().ok(), stream.peer_addr().ok())
+    }
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.1) {
+            (Some(local), Some(peer)) => write!(f, "{local} <-> {peer}"),
+            _ => f.write_str("a connection that its peer has ended"),
+        }
+    }
+}
+
+/// Why a connection failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// hyper's: the socket, the peer or the service failed.
+    #[error(transparent)]
+    Http(hyper::Error),
+    /// The connection came with a response in the middle, and the service did not go on with it.
+    #[error(transparent)]
+    NotResumed(NotResumed),
 }
 
 /// A connection that can be drained: HTTP/1, and a WebSocket if it became one.
@@ -54,8 +93,11 @@ where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    Http(Box<Http<S>>),
+    Http(Box<Http<S, TcpStream>>),
+    /// A handler of the service has it, or nobody.
+    Upgraded(Upgrade<TcpStream>),
     WebSocket(Served),
+    Ending(Ending<TcpStream>),
 }
 
 /// A connection that stands at a safe point.
@@ -67,7 +109,8 @@ pub struct Drained {
     pub session: Session,
 }
 
-/// A connection that is not HTTP any longer: a response said 101 (Switching Protocols).
+/// A connection that is not HTTP any longer: a response said 101 (Switching Protocols), or 200 to CONNECT, and no
+/// handler has taken it by `hyper::upgrade`.
 #[derive(Debug)]
 pub struct Upgraded {
     /// The socket.
@@ -96,7 +139,14 @@ pub(super) struct Asked<'a, F> {
     is_ready: bool,
 }
 
-impl<F: Future<Output = ()>> Asked<'_, F> {
+impl<'a, F: Future<Output = ()>> Asked<'a, F> {
+    pub(super) fn new(future: Pin<&'a mut F>) -> Self {
+        Self {
+            future,
+            is_ready: false,
+        }
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_ready {
             self.is_ready = self.future.as_mut().poll(cx).is_ready();
@@ -128,76 +178,217 @@ where
     ///
     /// # Errors
     ///
-    /// hyper's; the connection is then closed.
-    pub async fn run(self, asked: impl Future<Output = ()>) -> hyper::Result<Ended<Self>> {
+    /// [`ConnectionError`]; the connection is then closed, when the peer has read what was written before.
+    pub async fn run(
+        self,
+        asked: impl Future<Output = ()>,
+    ) -> Result<Ended<Self>, ConnectionError> {
         let Self { mut stage, about } = self;
-        let mut asked = Asked {
-            future: pin!(asked),
-            is_ready: false,
-        };
+        let asked = pin!(asked);
+        let mut asked = Asked::new(asked);
         loop {
-            let begun = match stage {
-                Stage::Http(http) => match http.run(&mut asked, &about).await? {
-                    Left::Closed => return Ok(Ended::Closed),
-                    Left::Drained(drained) => return Ok(Ended::Drained(drained)),
-                    Left::Busy(http, obstacle) => {
-                        let stage = Stage::Http(http);
-                        return Ok(Ended::Busy(Self { stage, about }, obstacle));
-                    }
-                    Left::Switched {
-                        upgraded,
-                        head,
-                        websocket,
-                    } => {
-                        let (Some(agreed), Some(handler)) = (websocket, &about.websockets) else {
-                            return Ok(Ended::Upgraded(upgraded));
-                        };
-                        let at = At {
-                            stream: upgraded.stream,
-                            unread: &upgraded.unread,
-                            unwritten: &[],
-                            extended: agreed.extended,
-                            resumed: false,
-                        };
-                        Served::begin(handler.clone(), at, head, about.state.clone())
-                    }
-                },
-                Stage::WebSocket(served) => match serve(served, &mut asked, about.times).await {
-                    WebSocketEnded::Busy(served, obstacle) => {
-                        let stage = Stage::WebSocket(served);
-                        return Ok(Ended::Busy(Self { stage, about }, obstacle));
-                    }
-                    WebSocketEnded::Returned(served, in_time) => {
-                        let handler = served.handler();
-                        match served.end().await {
-                            Ok(None) => return Ok(Ended::Closed),
-                            Ok(Some(drained)) if in_time => return Ok(Ended::Drained(drained)),
-                            // The handler was told to return, and did when nobody waited for
-                            // it any longer.
-                            Ok(Some(Drained { stream, session })) => {
-                                let at = At {
-                                    stream,
-                                    unread: &session.unread,
-                                    unwritten: &session.unwritten,
-                                    extended: false,
-                                    resumed: true,
-                                };
-                                let head = session.websocket.unwrap_or_default();
-                                Served::begin(handler, at, head, about.state.clone())
-                            }
-                            Err(error) => Err(error),
-                        }
-                    }
-                },
+            let next = match stage {
+                Stage::Http(http) => self::http(*http, &mut asked, &about).await,
+                Stage::Upgraded(upgrade) => upgraded(upgrade, &mut asked, &about).await,
+                Stage::WebSocket(served) => websocket(served, &mut asked, &about).await,
+                Stage::Ending(ending) => self::ending(ending, &mut asked, about.times).await?,
             };
-            stage = match begun {
-                Ok(served) => Stage::WebSocket(served),
-                Err(error) => {
-                    tracing::warn!(%error, "a WebSocket is closed");
-                    return Ok(Ended::Closed);
+            stage = match next {
+                Next::Stage(stage) => stage,
+                Next::Busy(stage, obstacle) => {
+                    return Ok(Ended::Busy(Self { stage, about }, obstacle));
                 }
+                Next::Closed => return Ok(Ended::Closed),
+                Next::Drained(drained) => return Ok(Ended::Drained(drained)),
+                Next::Upgraded(upgraded) => return Ok(Ended::Upgraded(upgraded)),
             };
         }
+    }
+}
+
+/// What follows a stage.
+enum Next<S>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+{
+    Stage(Stage<S>),
+    Busy(Stage<S>, Obstacle),
+    Closed,
+    Drained(Drained),
+    Upgraded(Upgraded),
+}
+
+impl<S> Next<S>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+{
+    /// A WebSocket, if its handler could begin.
+    fn served(begun: Result<Served, SessionError>, about: &About) -> Self {
+        match begun {
+            Ok(served) => Self::Stage(Stage::WebSocket(served)),
+            Err(error) => {
+                tracing::warn!(flow = %about.flow, %error, "a WebSocket is closed");
+                Self::Closed
+            }
+        }
+    }
+}
+
+async fn http<S, B>(
+    http: Http<S, TcpStream>,
+    asked: &mut Asked<'_, impl Future<Output = ()>>,
+    about: &About,
+) -> Next<S>
+where
+    S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    match Box::new(http).run(asked, about).await {
+        Left::Over(ending) => {
+            if let Some(ConnectionError::NotResumed(cause)) = ending.error() {
+                tracing::warn!(
+                    flow = %about.flow, %cause,
+                    "a connection that moved here is closed in the middle of a response"
+                );
+            }
+            Next::Stage(Stage::Ending(ending))
+        }
+        Left::Drained(stream, session) => Next::Drained(Drained { stream, session }),
+        Left::Spoiled(error) => {
+            tracing::warn!(flow = %about.flow, %error, "a drained connection is closed");
+            Next::Closed
+        }
+        Left::Busy(http, obstacle) => Next::Busy(Stage::Http(http), obstacle),
+        Left::Upgraded(upgrade) => {
+            if upgrade.is_claimed() {
+                tracing::info!(
+                    flow = %about.flow,
+                    "a handler has upgraded a connection by hyper::upgrade: it stays on this host"
+                );
+            }
+            Next::Stage(Stage::Upgraded(upgrade))
+        }
+    }
+}
+
+/// Waits until nobody has an upgraded connection. If nobody had, it goes to the handler of WebSockets, or out.
+async fn upgraded<S>(
+    mut upgrade: Upgrade<TcpStream>,
+    asked: &mut Asked<'_, impl Future<Output = ()>>,
+    about: &About,
+) -> Next<S>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+{
+    let dropped = poll_fn(|cx| match upgrade.poll_use(cx) {
+        Poll::Ready(used) => Poll::Ready(Some(used)),
+        Poll::Pending => asked.poll(cx).map(|()| None),
+    });
+    let mut gate = match dropped.await {
+        None => return Next::Busy(Stage::Upgraded(upgrade), Obstacle::Upgraded),
+        Some(Use::Over) => return Next::Closed,
+        Some(Use::Unclaimed(gate)) => gate,
+    };
+    let Some(switched) = upgrade.switched.take() else {
+        return Next::Stage(Stage::Ending(Ending::new(gate)));
+    };
+    if gate.flush().await.is_err() {
+        return Next::Closed;
+    }
+    let (stream, ahead, _) = gate.into_parts();
+    let unread = [&upgrade.unread[..], &ahead].concat();
+    let (Some(agreed), Some(handler)) = (switched.websocket, &about.websockets) else {
+        tracing::info!(
+            flow = %about.flow,
+            "a connection has changed its protocol, and leaves the server of HTTP"
+        );
+        return Next::Upgraded(Upgraded {
+            stream,
+            unread: unread.into(),
+            extensions: switched.extensions,
+        });
+    };
+    let at = At {
+        stream,
+        unread: &unread,
+        unwritten: &[],
+        extended: agreed.extended,
+        resumed: false,
+    };
+    let head = std::mem::take(&mut upgrade.head);
+    Next::served(
+        Served::begin(handler.clone(), at, head, about.state.clone()),
+        about,
+    )
+}
+
+async fn websocket<S>(
+    served: Served,
+    asked: &mut Asked<'_, impl Future<Output = ()>>,
+    about: &About,
+) -> Next<S>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+{
+    let (served, in_time) = match serve(served, asked, about.times).await {
+        WebSocketEnded::Busy(served, obstacle) => {
+            return Next::Busy(Stage::WebSocket(served), obstacle);
+        }
+        WebSocketEnded::Returned(served, in_time) => (served, in_time),
+    };
+    let handler = served.handler();
+    match served.end().await {
+        Ok(None) => Next::Closed,
+        Ok(Some(drained)) if in_time => Next::Drained(drained),
+        // The handler was told to return, and did when nobody waited for it any longer.
+        Ok(Some(Drained { stream, session })) => {
+            let at = At {
+                stream,
+                unread: &session.unread,
+                unwritten: &session.unwritten,
+                extended: false,
+                resumed: true,
+            };
+            let head = session.websocket.unwrap_or_default();
+            Next::served(Served::begin(handler, at, head, about.state.clone()), about)
+        }
+        Err(error) => Next::served(Err(error), about),
+    }
+}
+
+/// Waits for a peer that has not read all that was written to it.
+async fn ending<S>(
+    mut ending: Ending<TcpStream>,
+    asked: &mut Asked<'_, impl Future<Output = ()>>,
+    times: Times,
+) -> Result<Next<S>, ConnectionError>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+{
+    let ended = {
+        let mut run = pin!(ending.run());
+        let mut late = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(error) = run.as_mut().poll(cx) {
+                return Poll::Ready(Some(error));
+            }
+            ready!(asked.poll(cx));
+            let late = late.get_or_insert_with(|| Box::pin(sleep(times.drain_within)));
+            late.as_mut().poll(cx).map(|()| None)
+        })
+        .await
+    };
+    match ended {
+        Some(None) => Ok(Next::Closed),
+        Some(Some(error)) => Err(error),
+        None => Ok(Next::Busy(Stage::Ending(ending), Obstacle::Ending)),
     }
 }
 

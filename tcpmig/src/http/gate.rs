@@ -7,14 +7,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::shared::Shared;
 
 /// A socket that can stop to be one: while the connection is drained, writes are taken into a
 /// buffer instead of waiting for the peer.
-pub(super) struct Gate {
-    stream: TcpStream,
+pub(super) struct Gate<T> {
+    stream: T,
     /// Read before what the socket has.
     unread: Bytes,
     /// Written before what hyper writes next.
@@ -27,9 +26,9 @@ pub(super) struct Gate {
 
 const HEAD_END: &[u8; 4] = b"\r\n\r\n";
 
-impl Gate {
+impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
     /// A gate that lets everything pass.
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(stream: T, shared: Arc<Shared>) -> Self {
         Self {
             stream,
             unread: Bytes::new(),
@@ -43,7 +42,7 @@ impl Gate {
     /// If a response is in the middle, its request is read before both, and the
     /// head of the answer to it is swallowed.
     pub(super) fn resume(
-        stream: TcpStream,
+        stream: T,
         shared: Arc<Shared>,
         request: Option<&[u8]>,
         unread: &[u8],
@@ -62,12 +61,12 @@ impl Gate {
         !self.unwritten.is_empty()
     }
 
-    /// Writes what waits.
+    /// Writes what waits, whether or not writes are absorbed.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_unwritten(cx)).await
     }
 
-    pub(super) fn into_parts(self) -> (TcpStream, Bytes, BytesMut) {
+    pub(super) fn into_parts(self) -> (T, Bytes, BytesMut) {
         (self.stream, self.unread, self.unwritten)
     }
 
@@ -91,7 +90,7 @@ impl Gate {
         octets.len()
     }
 
-    fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unwritten.is_empty() {
             self.shared.set_waits(true);
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unwritten))?;
@@ -125,7 +124,7 @@ impl Gate {
     }
 }
 
-impl AsyncRead for Gate {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gate<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -140,7 +139,7 @@ impl AsyncRead for Gate {
     }
 }
 
-impl AsyncWrite for Gate {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -194,7 +193,9 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.as_mut().poll_flush(cx))?;
+        // Not a flush, which says that all is well while octets are absorbed: what was written before
+        // the end has to reach the peer before it.
+        ready!(self.poll_unwritten(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -203,7 +204,7 @@ impl AsyncWrite for Gate {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -254,6 +255,19 @@ mod tests {
         let mut got = Vec::new();
         peer.read_to_end(&mut got).await.unwrap();
         assert!(got.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_absorbed_reaches_the_peer_before_the_end() {
+        let (mut peer, server) = pair().await;
+        let shared = Shared::new();
+        let mut gate = Gate::new(server, shared.clone());
+        shared.set_absorb(usize::MAX);
+        gate.write_all(b"the last octets").await.unwrap();
+        gate.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"the last octets");
     }
 
     #[tokio::test]

@@ -8,8 +8,8 @@ use hyper::{Request, Version};
 
 use super::session::SessionError;
 
-/// Writes a head as it could have been sent. `whole` keeps what tells of the body.
-pub(super) fn write(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
+/// Writes a head as it could have been sent, without what tells of a body.
+pub(super) fn write(head: &mut Vec<u8>, parts: &Parts) {
     head.clear();
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
@@ -26,7 +26,7 @@ pub(super) fn write(head: &mut Vec<u8>, parts: &Parts, whole: bool) {
         _ => b" HTTP/1.1\r\n",
     });
     for (name, value) in &parts.headers {
-        if whole || ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
+        if ![CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT].contains(name) {
             head.extend_from_slice(name.as_str().as_bytes());
             head.extend_from_slice(b": ");
             head.extend_from_slice(value.as_bytes());

@@ -1,102 +1,145 @@
 //! A connection while hyper has it.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http_body::Body;
 use hyper::Request;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 
-use super::connection::{About, Asked, Drained, Times, Upgraded};
+use super::connection::{About, Asked, ConnectionError, Times};
 use super::gate::Gate;
+use super::lent::{Home, Lent};
 use super::service::{BoxError, RequestBody, Watched};
 use super::session::{Session, SessionError};
-use super::shared::{Agreed, Obstacle, Safe, Shared};
+use super::shared::{Incoming, Obstacle, Safe, Shared, Switched};
 
 /// hyper's connection.
-pub(super) struct Http<S>
+pub(super) struct Http<S, T>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    pub(super) http: http1::Connection<TokioIo<Gate>, Watched<S>>,
-    pub(super) shared: Arc<Shared>,
+    http: http1::UpgradeableConnection<TokioIo<Lent<T>>, Watched<S>>,
+    home: Arc<Home<T>>,
+    shared: Arc<Shared>,
 }
 
 /// How hyper's part of a connection ended.
-pub(super) enum Left<S>
+pub(super) enum Left<S, T>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    Closed,
-    Drained(Drained),
-    Busy(Box<Http<S>>, Obstacle),
-    /// A response said 101.
-    Switched {
-        upgraded: Upgraded,
-        /// The head of its request.
-        head: Vec<u8>,
-        websocket: Option<Agreed>,
-    },
+    /// It is over but for what the peer has not read.
+    Over(Ending<T>),
+    Drained(T, Session),
+    /// It cannot be carried; it is closed.
+    Spoiled(SessionError),
+    Busy(Box<Http<S, T>>, Obstacle),
+    /// hyper gave it away.
+    Upgraded(Upgrade<T>),
 }
 
-impl<S, B> Http<S>
+/// A connection that hyper is done with.
+pub(super) struct Ending<T> {
+    gate: Gate<T>,
+    error: Option<ConnectionError>,
+}
+
+/// A connection that is not HTTP any longer.
+pub(super) struct Upgrade<T> {
+    home: Arc<Home<T>>,
+    /// Octets that hyper read and that belong to the new protocol.
+    pub(super) unread: Bytes,
+    /// The head of its last request.
+    pub(super) head: Vec<u8>,
+    /// What its last response said.
+    pub(super) switched: Option<Switched>,
+}
+
+impl<S, B, T> Http<S, T>
 where
     S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
     B::Error: Into<BoxError>,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    pub(super) fn new(
+        builder: &http1::Builder,
+        gate: Gate<T>,
+        service: Watched<S>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let home = Home::new();
+        let io = TokioIo::new(home.lend(gate, shared.clone()));
+        let http = builder.serve_connection(io, service).with_upgrades();
+        Self { http, home, shared }
+    }
+
+    /// Drives hyper. At its end hyper has written everything to the gate, as it would have to a
+    /// socket, and not closed it.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let was_dropped = self.shared.current().incoming == Incoming::Dropped;
+        let polling = self.home.hyper_is_polled();
+        let polled = Pin::new(&mut self.http).poll(cx);
+        drop(polling);
+        let mut current = self.shared.current();
+        if was_dropped && current.incoming == Incoming::Dropped {
+            // hyper looks at the request's body first.
+            current.incoming = Incoming::Skipped;
+        }
+        polled
+    }
+
     /// Runs until the connection is over or it is asked to drain it, and then drains it.
     pub(super) async fn run(
         mut self: Box<Self>,
         asked: &mut Asked<'_, impl Future<Output = ()>>,
         about: &About,
-    ) -> hyper::Result<Left<S>> {
+    ) -> Left<S, T> {
         let over = poll_fn(|cx| {
-            if let Poll::Ready(ended) = self.http.poll_without_shutdown(cx) {
-                return Poll::Ready(ended.map(|()| true));
+            if let Poll::Ready(ended) = self.poll(cx) {
+                return Poll::Ready(Some(ended));
             }
-            asked.poll(cx).map(|()| Ok(false))
-        })
-        .await?;
-        if over {
-            return Ok(self.end().await);
+            asked.poll(cx).map(|()| None)
+        });
+        if let Some(ended) = over.await {
+            return self.end(ended);
         }
         self.shared.set_draining(true);
         let drained = self.drain(about.times).await;
         self.shared.set_draining(false);
         self.shared.set_absorb(0);
-        match drained? {
-            Ok(safe) => Ok(match self.take(safe, about) {
-                Ok(drained) => Left::Drained(drained),
-                Err(error) => {
-                    tracing::warn!(%error, "a drained connection is closed");
-                    Left::Closed
-                }
-            }),
-            Err(None) => Ok(self.end().await),
-            Err(Some(obstacle)) => Ok(Left::Busy(self, obstacle)),
+        match drained {
+            Drain::Safe(safe) => self.take(safe, about),
+            Drain::Ended(ended) => self.end(ended),
+            Drain::Busy(obstacle) => Left::Busy(self, obstacle),
         }
     }
 
-    /// Until a safe point; `None` if the connection ended before.
-    async fn drain(&mut self, times: Times) -> hyper::Result<Result<Safe, Option<Obstacle>>> {
-        let (shared, http) = (&self.shared, &mut self.http);
+    /// Until a safe point or the end.
+    async fn drain(&mut self, times: Times) -> Drain {
+        let shared = self.shared.clone();
         let mut settle = pin!(sleep(times.settle));
         let mut late = pin!(sleep(times.drain_within));
         let mut settled = false;
         poll_fn(|cx| {
             loop {
-                if let Poll::Ready(ended) = http.poll_without_shutdown(cx) {
-                    return Poll::Ready(ended.map(|()| Err(None)));
+                if let Poll::Ready(ended) = self.poll(cx) {
+                    return Poll::Ready(Drain::Ended(ended));
+                }
+                if shared.current().incoming == Incoming::Dropped {
+                    // hyper has to know before the connection can be taken from it.
+                    continue;
                 }
                 let safe = shared.safe(cx);
                 if !settled && settle.as_mut().poll(cx).is_ready() {
@@ -111,11 +154,11 @@ where
                     Ok(_) if settled || !shared.waits() => {
                         // With every write taken at once, one more poll brings out the rest.
                         shared.set_absorb(usize::MAX);
-                        if let Poll::Ready(ended) = http.poll_without_shutdown(cx) {
-                            return Poll::Ready(ended.map(|()| Err(None)));
+                        if let Poll::Ready(ended) = self.poll(cx) {
+                            return Poll::Ready(Drain::Ended(ended));
                         }
                         match shared.safe(cx) {
-                            Ok(safe) => return Poll::Ready(Ok(Ok(safe))),
+                            Ok(safe) => return Poll::Ready(Drain::Safe(safe)),
                             Err(obstacle) => {
                                 shared.set_absorb(times.absorb);
                                 Some(obstacle)
@@ -126,7 +169,7 @@ where
                     Err(obstacle) => Some(obstacle),
                 };
                 return match (obstacle, late.as_mut().poll(cx)) {
-                    (Some(obstacle), Poll::Ready(())) => Poll::Ready(Ok(Err(Some(obstacle)))),
+                    (Some(obstacle), Poll::Ready(())) => Poll::Ready(Drain::Busy(obstacle)),
                     _ => Poll::Pending,
                 };
             }
@@ -135,50 +178,110 @@ where
     }
 
     /// Takes a connection at a safe point to pieces.
-    fn take(self, safe: Safe, about: &About) -> Result<Drained, SessionError> {
+    fn take(self, safe: Safe, about: &About) -> Left<S, T> {
         let state = about.state.as_ref().map(|state| state.store());
-        let state = state.transpose()?;
-        let parts = self.http.into_parts();
-        let (stream, unread, unwritten) = parts.io.into_inner().into_parts();
-        let (held, response) = match safe {
-            Safe::Rest => (Vec::new(), None),
-            Safe::Held(head) => (head, None),
-            Safe::Middle(middle) => (Vec::new(), Some(middle)),
+        let state = match state.transpose() {
+            Ok(state) => state,
+            Err(error) => return Left::Spoiled(error),
+        };
+        let Self { http, home, shared } = self;
+        let read = http.into_parts().map(|parts| parts.read_buf);
+        // INVARIANT: hyper has it until it ends, and it has not ended.
+        let (Some(read), Some(gate)) = (read, home.take()) else {
+            return Left::Spoiled(SessionError::Missing);
+        };
+        let (stream, ahead, unwritten) = gate.into_parts();
+        let inbound = shared.inbound();
+        // Empty lines before a request are hyper's to skip.
+        debug_assert!(inbound.kept().ends_with(&read) || matches!(safe, Safe::Held));
+        let (read, response) = match safe {
+            Safe::Rest => (&read[..], None),
+            // Of a request that was held, hyper may have read more than it has in its buffer.
+            Safe::Held => (inbound.kept(), None),
+            Safe::Middle(middle) => (&read[..], Some(middle)),
         };
         let session = Session {
-            unread: [&held[..], &parts.read_buf, &unread].concat(),
+            unread: [read, &ahead].concat(),
             unwritten: unwritten.into(),
             response,
             websocket: None,
             state,
         };
-        Ok(Drained { stream, session })
+        Left::Drained(stream, session)
     }
 
-    /// Ends the stream as hyper would have, or gives it to the next protocol.
-    async fn end(self) -> Left<S> {
-        let (switched, head) = {
-            let mut current = self.shared.current();
-            (current.switched.take(), std::mem::take(&mut current.head))
-        };
-        let parts = self.http.into_parts();
-        let mut gate = parts.io.into_inner();
-        let flushed = gate.flush().await;
-        let (mut stream, unread, _) = gate.into_parts();
-        if let (Some(switched), Ok(())) = (switched, flushed) {
-            let upgraded = Upgraded {
-                stream,
-                unread: [&parts.read_buf[..], &unread].concat().into(),
-                extensions: switched.extensions,
-            };
-            return Left::Switched {
-                upgraded,
-                head,
-                websocket: switched.websocket,
-            };
+    /// Takes a connection that hyper is done with.
+    fn end(self, ended: hyper::Result<()>) -> Left<S, T> {
+        let Self { http, home, shared } = self;
+        let is_upgraded = http.into_parts().is_none();
+        let mut current = shared.current();
+        let error = ended.err().map(|error| match current.not_resumed.take() {
+            Some(cause) => ConnectionError::NotResumed(cause),
+            None => ConnectionError::Http(error),
+        });
+        if !is_upgraded && let Some(gate) = home.take() {
+            return Left::Over(Ending { gate, error });
         }
-        // The peer may have closed it first.
-        let _ = stream.shutdown().await;
-        Left::Closed
+        let unread = Bytes::copy_from_slice(shared.inbound().kept());
+        Left::Upgraded(Upgrade {
+            home,
+            unread,
+            head: std::mem::take(&mut current.head),
+            switched: current.switched.take(),
+        })
+    }
+}
+
+/// What a drain came to.
+enum Drain {
+    Safe(Safe),
+    Ended(hyper::Result<()>),
+    Busy(Obstacle),
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Ending<T> {
+    pub(super) fn new(gate: Gate<T>) -> Self {
+        Self { gate, error: None }
+    }
+
+    pub(super) fn error(&self) -> Option<&ConnectionError> {
+        self.error.as_ref()
+    }
+
+    /// Ready when the peer has, or never will have, what was written, and the stream is closed.
+    /// It can be called again if it was dropped before.
+    pub(super) async fn run(&mut self) -> Option<ConnectionError> {
+        // hyper leaves what it could not write behind when it fails; what it has written reaches the peer.
+        if self.gate.flush().await.is_ok() && self.error.is_none() {
+            // The peer may have closed it first.
+            let _ = self.gate.shutdown().await;
+        }
+        self.error.take()
+    }
+}
+
+/// What became of an upgraded connection.
+pub(super) enum Use<T> {
+    /// Nobody took it.
+    Unclaimed(Gate<T>),
+    /// Who took it has dropped it.
+    Over,
+}
+
+impl<T> Upgrade<T> {
+    /// Whether a handler has it; who it is given to is known then.
+    pub(super) fn is_claimed(&self) -> bool {
+        !self.home.is_here()
+    }
+
+    /// Ready when nobody has it.
+    pub(super) fn poll_use(&self, cx: &Context<'_>) -> Poll<Use<T>> {
+        self.home.poll_take(cx).map(|gate| {
+            if self.home.was_used() {
+                Use::Over
+            } else {
+                Use::Unclaimed(gate)
+            }
+        })
     }
 }

@@ -20,7 +20,8 @@
 //! use bytes::Bytes;
 //! use hyper_util::service::TowerToHyperService;
 //! use serde::{Deserialize, Serialize};
-//! use tcpmig::driver::{Destination, Mover, Options, serve_if};
+//! use tcpmig::driver::policy::{Policy, Rules};
+//! use tcpmig::driver::{Destination, Mover, Options, Acceptor};
 //! use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, Server, State};
 //! use tcpmig_transport::Endpoint;
 //! use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -79,9 +80,11 @@
 //! let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
 //! let server = Server::new(movable.clone(), mover);
 //!
-//! let mut arrivals = serve_if(endpoint, locker, options, move |app| {
-//!     movable.check(app).map_err(|error| error.to_string())
-//! });
+//! let mut arrivals = Acceptor::new(endpoint, locker)
+//!     .options(options)
+//!     .policy(Policy::new().host("b.example", Rules::new().ports(80..=80)))
+//!     .accept_if(move |offered| movable.check(offered.app).map_err(|error| error.to_string()))
+//!     .serve();
 //! let listener = tokio::net::TcpListener::bind("198.18.0.80:80").await?;
 //! let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
 //! loop {
@@ -92,15 +95,19 @@
 //!             tokio::spawn(async move { server.serve(stream).await });
 //!         }
 //!         Some(arrived) = arrivals.next() => {
-//!             tokio::spawn(async move { server.arrived(arrived).await });
+//!             tokio::spawn(async move {
+//!                 if let Err(error) = server.arrived(arrived).await {
+//!                     eprintln!("a connection that moved here is closed: {error}");
+//!                 }
+//!             });
 //!         }
 //!         _ = term.recv() => break,
 //!     }
 //! }
-//! // Instead of an end for all of them: they go on at the other host.
-//! for connection in server.connections() {
-//!     if let Err(error) = connection.move_to(&to).await {
-//!         eprintln!("{}: {error}", connection.peer());
+//! // Instead of an end for all of them: they go on at the other host. 32 of them move at a time.
+//! for (peer, moved) in server.move_all(&to, 32).await {
+//!     if let Err(error) = moved {
+//!         eprintln!("{peer}: {error}");
 //!     }
 //! }
 //! # Ok(())
@@ -115,7 +122,10 @@
 //! | between requests that came together | takes it: what hyper has read and the service has not seen is read again on the target |
 //! | in the middle of a [`Resumable`] response | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
 //! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
-//! | receiving the body of a request | waits for the end of the request and what follows |
+//! | receiving the body of a request that the service has been given | waits for the end of the request and what follows |
+//! | holding a request that the service has not been given, with its body or without | takes it: the request is carried as it came, with all that hyper has read behind it |
+//! | upgraded by a handler (`hyper::upgrade`) | does not take it: [`Obstacle::Upgraded`] |
+//! | at its end, with octets that the peer has not read | waits for the peer: [`Obstacle::Ending`] |
 //! | a WebSocket | tells its handler to return, and takes it between two messages or in the middle of one: [`websocket`] |
 //!
 //! A wait ends after [`Movable::drain_within`]: the connection then goes on where it is, with the [`Obstacle`]. What
@@ -126,22 +136,39 @@
 //!
 //! # What the target has to know
 //!
-//! [`Movable::check`], asked before anything leaves the source, refuses a session whose [`ConnectionState`] is of a
-//! kind or version that is not known here, a WebSocket where no handler is, and what [`Movable::resumes_if`] says of a response in the
-//! middle: the source keeps the connection and [`Handle::move_to`] says why. Without [`Movable::resumes_if`] a response
-//! whose cursor cannot be read is ended with its connection, because that is found out when the service is called.
+//! [`Movable::check`], asked before anything leaves the source, refuses a session whose
+//! [`ConnectionState`] is of a kind or version that is not known here, a WebSocket where no
+//! handler is, and what [`Movable::resumes_if`] says of a response in the middle: the source
+//! keeps the connection and [`Handle::move_to`] says why.
+//!
+//! What the service itself answers to the request of a response in the middle is found out when
+//! it is called, which is after the connection has moved. It must be the rest, a [`Resumable`].
+//! If it is anything else (404, because the route is not known here; 429, because a limit counts
+//! the request again; 400, because an extractor refuses its empty body), or if the rest fails,
+//! nothing can follow the beginning that the peer has, and the connection is closed.
+//! [`Server::arrived`] returns [`SessionError::Cut`] then and [`Connection::run`]
+//! [`ConnectionError::NotResumed`], with the status and the beginning of the answer or the cause;
+//! a warning with the connection's flow is logged. [`Movable::resumes_if`] is the way to have
+//! such connections refused instead.
 //!
 //! # What does not move
 //!
-//! Requests that upgrade through `hyper::upgrade` (axum's `WebSocketUpgrade`): answer 101 and serve the WebSocket in
-//! [`Movable::with_websockets`]. A connection whose response said 101 for another protocol, or without such a handler, is given back as
-//! [`Upgraded`]. HTTP/2.
+//! Connections that a handler has taken by `hyper::upgrade`, as that of axum's `WebSocketUpgrade`
+//! does. They work as with plain hyper and stay on this host until the handler is done; a drain
+//! says [`Obstacle::Upgraded`], and a line is logged when they begin. For a WebSocket that moves,
+//! answer 101 without that extractor and serve it in [`Movable::with_websockets`]. A connection
+//! whose response said 101 for another protocol, or without such a handler, and that nobody has
+//! taken is given back as [`Upgraded`]. HTTP/2.
 
 mod connection;
 mod gate;
 mod head;
 mod http1;
+mod inbound;
+mod lent;
 mod movable;
+#[cfg(test)]
+mod parity_tests;
 mod resumable;
 mod server;
 mod service;
@@ -149,10 +176,10 @@ mod session;
 mod shared;
 pub mod websocket;
 
-pub use connection::{Connection, Drained, Ended, Upgraded};
+pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use movable::Movable;
-pub use resumable::{Resumable, Resumed};
-pub use server::{Handle, NotMoved, Server};
+pub use resumable::{NotResumed, Resumable, Resumed};
+pub use server::{Handle, NotMoved, Server, move_connections};
 pub use service::RequestBody;
 pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
 pub use shared::Obstacle;

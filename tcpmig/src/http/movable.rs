@@ -8,11 +8,11 @@ use http_body::Body;
 use hyper::Request;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper_util::rt::TokioIo;
 use tcpmig_format::AppImage;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::connection::{About, Connection, Stage, Times};
+use super::connection::{About, Connection, Flow, Stage, Times};
 use super::gate::Gate;
 use super::head;
 use super::http1::Http;
@@ -69,9 +69,11 @@ impl<S> Movable<S> {
         }
     }
 
-    /// With these settings of hyper.
+    /// With these settings of hyper. `pipeline_flush` is switched off, because a response that hyper keeps back for
+    /// the next one cannot be carried.
     #[must_use]
-    pub fn with_http1(mut self, builder: http1::Builder) -> Self {
+    pub fn with_http1(mut self, mut builder: http1::Builder) -> Self {
+        builder.pipeline_flush(false);
         self.builder = builder;
         self
     }
@@ -134,7 +136,7 @@ impl<S> Movable<S> {
     }
 
     /// Whether this server can go on with the session of an image: give it to
-    /// [`serve_if`](crate::driver::serve_if), and a connection that could not go on here is refused before it leaves
+    /// [`accept_if`](crate::driver::Acceptor::accept_if), and a connection that could not go on here is refused before it leaves
     /// its source.
     ///
     /// # Errors
@@ -171,10 +173,9 @@ where
     ///
     /// None that can be expected: a new connection has a new state.
     pub fn connection(&self, stream: TcpStream) -> Result<Connection<S>, SessionError> {
-        let shared = Shared::new();
-        let gate = Gate::new(stream, shared.clone());
-        let about = self.about((self.make_state)(None)?);
-        Ok(self.http(gate, shared, about, None))
+        let about = self.about((self.make_state)(None)?, Flow::of(&stream));
+        let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
+        Ok(Connection { stage, about })
     }
 
     /// A connection that was drained, here or elsewhere.
@@ -187,7 +188,8 @@ where
         stream: TcpStream,
         session: Session,
     ) -> Result<Connection<S>, SessionError> {
-        let about = self.about((self.make_state)(session.state.as_ref())?);
+        let state = (self.make_state)(session.state.as_ref())?;
+        let about = self.about(state, Flow::of(&stream));
         if let Some(head) = session.websocket {
             let handler = self.websockets.clone().ok_or(SessionError::NoWebSockets)?;
             let at = websocket::At {
@@ -201,16 +203,8 @@ where
             let stage = Stage::WebSocket(served);
             return Ok(Connection { stage, about });
         }
-        let shared = Shared::new();
-        let request = session.response.as_ref().map(|middle| &middle.request[..]);
-        let gate = Gate::resume(
-            stream,
-            shared.clone(),
-            request,
-            &session.unread,
-            &session.unwritten,
-        );
-        Ok(self.http(gate, shared, about, session.response))
+        let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about)));
+        Ok(Connection { stage, about })
     }
 
     /// A connection that moved to this host.
@@ -230,31 +224,58 @@ where
         self.resume(TcpStream::from_std(stream)?, session)
     }
 
-    fn about(&self, state: Option<Arc<dyn AnyState>>) -> About {
+    pub(super) fn about(&self, state: Option<Arc<dyn AnyState>>, flow: Flow) -> About {
         About {
             state,
             times: self.times,
             websockets: self.websockets.clone(),
+            flow,
         }
     }
 
-    fn http(
+    /// hyper's part of a connection that was accepted, whatever it runs over.
+    pub(super) fn begin_http<T>(&self, stream: T, about: &About) -> Http<S, T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = Shared::new();
+        let gate = Gate::new(stream, shared.clone());
+        self.http(gate, shared, about, None)
+    }
+
+    /// hyper's part of a connection that was drained.
+    pub(super) fn resume_http<T>(&self, stream: T, session: Session, about: &About) -> Http<S, T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = Shared::new();
+        let request = session.response.as_ref().map(|middle| &middle.request[..]);
+        let gate = Gate::resume(
+            stream,
+            shared.clone(),
+            request,
+            &session.unread,
+            &session.unwritten,
+        );
+        self.http(gate, shared, about, session.response)
+    }
+
+    fn http<T>(
         &self,
-        gate: Gate,
+        gate: Gate<T>,
         shared: Arc<Shared>,
-        about: About,
+        about: &About,
         resumed: Option<Middle>,
-    ) -> Connection<S> {
+    ) -> Http<S, T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let common = Common {
             service: self.service.clone(),
             shared: shared.clone(),
             state: about.state.clone(),
         };
         let service = Watched::new(common, resumed);
-        let http = self.builder.serve_connection(TokioIo::new(gate), service);
-        Connection {
-            stage: Stage::Http(Box::new(Http { http, shared })),
-            about,
-        }
+        Http::new(&self.builder, gate, service, shared)
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use hyper::Response;
+use hyper::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -161,4 +161,28 @@ impl Resumed {
     pub fn cursor<C: DeserializeOwned>(&self) -> Result<C, SessionError> {
         rmp_serde::from_slice(&self.0).map_err(SessionError::Cursor)
     }
+}
+
+/// Why a response in the middle did not go on: the connection is closed, because its peer has the
+/// beginning of the response and nothing else can follow it.
+///
+/// It is logged as a warning with the connection's flow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotResumed {
+    /// The service answered the resumed request with something else than the rest of the
+    /// response: it does not know the target here, an extractor refused the request, a limit was
+    /// reached.
+    #[error(
+        "the service answered the request of a response in the middle with {status} and no rest of that response: {reason:?}"
+    )]
+    Answered {
+        /// The answer's status.
+        status: StatusCode,
+        /// The beginning of the answer's body.
+        reason: String,
+    },
+    /// The service, or the rest that it answered with, failed; the cause.
+    #[error("the rest of a response in the middle failed: {0}")]
+    Failed(String),
 }

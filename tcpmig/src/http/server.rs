@@ -1,24 +1,33 @@
 //! Connections that move when they are told to.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http_body::Body;
 use hyper::Request;
 use hyper::service::Service;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::sleep;
 
-use super::connection::{Connection, Ended, Upgraded};
+use super::connection::{Connection, ConnectionError, Ended, Upgraded};
 use super::movable::Movable;
-use super::service::{BoxError, RequestBody};
+use super::resumable::NotResumed;
+use super::service::{BoxError, RequestBody, chain};
 use super::session::{Session, SessionError};
 use super::shared::Obstacle;
 use crate::driver::{Arrived, Destination, Ending, Mover, Reason, Report};
 
 /// Serves connections and keeps a [`Handle`] of each, by which it is moved.
+///
+/// A connection that a handler of the service has upgraded (`hyper::upgrade`, axum's
+/// `WebSocketUpgrade`) stays on the list until that handler drops it, and says
+/// [`Obstacle::Upgraded`] when it is to move.
 ///
 /// It runs no tasks of its own: spawn [`Server::serve`] for each connection that is accepted and
 /// [`Server::arrived`] for each that arrives.
@@ -64,7 +73,43 @@ pub enum NotMoved {
 
 struct Order {
     to: Destination,
+    /// Who else moves at the same time.
+    turns: Option<Arc<Semaphore>>,
     answer: Answer,
+}
+
+/// How long a connection keeps the turn of others before it stands at a safe point. Then it goes
+/// on waiting, which costs nothing, and asks for another.
+const TURN: Duration = Duration::from_millis(100);
+
+/// The turn that a connection has.
+#[derive(Default)]
+struct Turn {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    given: Notify,
+}
+
+impl Turn {
+    fn permit(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        // A panic elsewhere leaves whole values only.
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn get(&self, order: &Order) {
+        let Some(turns) = &order.turns else { return };
+        // INVARIANT: nobody closes the semaphore.
+        let permit = turns.clone().acquire_owned().await.ok();
+        *self.permit() = permit;
+        self.given.notify_one();
+    }
+
+    /// Gives it back if it is not used in time.
+    async fn give_back(&self) -> Infallible {
+        self.given.notified().await;
+        sleep(TURN).await;
+        self.permit().take();
+        pending().await
+    }
 }
 
 /// A connection of a [`Server`].
@@ -95,12 +140,48 @@ impl Handle {
     ///
     /// [`NotMoved`].
     pub async fn move_to(&self, to: &Destination) -> Result<Report, NotMoved> {
+        let answered = self.order(to, None).await;
+        answered.unwrap_or(Err(NotMoved::Closed))
+    }
+
+    /// Orders a move. The answer does not come if the connection is over.
+    fn order(
+        &self,
+        to: &Destination,
+        turns: Option<Arc<Semaphore>>,
+    ) -> oneshot::Receiver<Result<Report, NotMoved>> {
         let (answer, answered) = oneshot::channel();
         let to = to.clone();
-        let sent = self.orders.send(Order { to, answer });
-        sent.map_err(|_| NotMoved::Closed)?;
-        answered.await.unwrap_or(Err(NotMoved::Closed))
+        // Whose connection is over drops the order, and the sender in it.
+        let _ = self.orders.send(Order { to, turns, answer });
+        answered
     }
+}
+
+/// Moves connections side by side, and says what became of each, in their order.
+///
+/// All of them wait for their safe points at the same time; of those that have come to it,
+/// `at_once` move at the same time, and the others stand still until it is their turn. So it
+/// takes [`Movable::drain_within`](super::Movable::drain_within) at most, and the time of the
+/// moves.
+///
+/// Dropping the future does not take the orders back.
+pub async fn move_connections(
+    connections: impl IntoIterator<Item = Handle>,
+    to: &Destination,
+    at_once: usize,
+) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
+    let turns = Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS)));
+    let ordered: Vec<_> = connections
+        .into_iter()
+        .map(|handle| (handle.peer, handle.order(to, Some(turns.clone()))))
+        .collect();
+    let mut results = Vec::with_capacity(ordered.len());
+    for (peer, answered) in ordered {
+        let result = answered.await.unwrap_or(Err(NotMoved::Closed));
+        results.push((peer, result));
+    }
+    results
 }
 
 /// The connections that live here.
@@ -147,6 +228,16 @@ impl<S> Server<S> {
         self.live.lock().1.values().cloned().collect()
     }
 
+    /// Moves all connections that live here now: [`move_connections`]. What comes later is not
+    /// among them, so stop accepting before; what stays goes on here and can be moved again.
+    pub async fn move_all(
+        &self,
+        to: &Destination,
+        at_once: usize,
+    ) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
+        move_connections(self.connections(), to, at_once).await
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -169,37 +260,59 @@ where
     /// [`SessionError::Socket`].
     pub async fn serve(&self, stream: TcpStream) -> Result<Option<Upgraded>, SessionError> {
         let peer = stream.peer_addr()?;
-        Ok(self.run(peer, self.movable.connection(stream)?).await)
+        Ok(self.run(peer, self.movable.connection(stream)?).await?)
     }
 
     /// Serves a connection that moved to this host, as [`Server::serve`].
     ///
     /// # Errors
     ///
-    /// [`SessionError`] if it cannot go on here: it is closed. [`Movable::check`] prevents that.
+    /// [`SessionError`] if it cannot go on here: it is closed. [`Movable::check`] prevents that, but for
+    /// [`SessionError::Cut`]: what the service answers to the request of a response in the middle is known when it is asked.
     pub async fn arrived(&self, arrived: Arrived) -> Result<Option<Upgraded>, SessionError> {
         let peer = arrived.flow.remote();
         let connection = self.movable.resume_arrived(arrived)?;
-        Ok(self.run(peer, connection).await)
+        Ok(self.run(peer, connection).await?)
     }
 
-    async fn run(&self, peer: SocketAddr, first: Connection<S>) -> Option<Upgraded> {
+    async fn run(
+        &self,
+        peer: SocketAddr,
+        first: Connection<S>,
+    ) -> Result<Option<Upgraded>, NotResumed> {
         let (orders, mut ordered) = mpsc::unbounded_channel();
         let _entry = self.live.enter(Handle { peer, orders });
         let mut connection = first;
         loop {
             let mut order = None;
-            // The list holds a sender, so that there is no end.
-            let asked = async { order = ordered.recv().await };
-            let ended = connection.run(asked).await;
+            let turn = Turn::default();
+            let asked = async {
+                // The list holds a sender, so that there is no end.
+                let next = ordered.recv().await;
+                if let Some(next) = &next {
+                    turn.get(next).await;
+                }
+                order = next;
+            };
+            let ended = tokio::select! {
+                biased;
+                ended = connection.run(asked) => ended,
+                never = turn.give_back() => match never {},
+            };
             connection = match (ended, order) {
                 (Ok(Ended::Drained(drained)), Some(order)) => {
-                    let stream = self.depart(&drained.session, drained.stream, order).await?;
+                    if turn.permit().is_none() {
+                        turn.get(&order).await;
+                    }
+                    let departed = self.depart(&drained.session, drained.stream, order);
+                    let Some(stream) = departed.await else {
+                        return Ok(None);
+                    };
                     match self.movable.resume(stream, drained.session) {
                         Ok(connection) => connection,
                         Err(error) => {
-                            tracing::error!(%error, "a connection that was kept is closed");
-                            return None;
+                            tracing::error!(%peer, %error, "a connection that was kept is closed");
+                            return Ok(None);
                         }
                     }
                 }
@@ -207,11 +320,12 @@ where
                     answer(order.map(|order| order.answer), Err(obstacle.into()));
                     connection
                 }
-                (Ok(Ended::Upgraded(upgraded)), _) => return Some(upgraded),
-                (Ok(Ended::Closed | Ended::Drained(_)), _) => return None,
-                (Err(error), _) => {
-                    tracing::debug!(%error, "a connection ended");
-                    return None;
+                (Ok(Ended::Upgraded(upgraded)), _) => return Ok(Some(upgraded)),
+                (Ok(Ended::Closed | Ended::Drained(_)), _) => return Ok(None),
+                (Err(ConnectionError::NotResumed(cause)), _) => return Err(cause),
+                (Err(ConnectionError::Http(error)), _) => {
+                    tracing::debug!(%peer, error = chain(&error), "a connection ended");
+                    return Ok(None);
                 }
             };
         }

@@ -5,18 +5,18 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
     TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::service::Service;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::head;
-use super::resumable::{Cursor, HasCursor, Resumed};
+use super::resumable::{Cursor, HasCursor, NotResumed, Resumed};
 use super::session::AnyState;
 use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
 
@@ -59,15 +59,18 @@ where
         let common = self.common.clone();
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
         let resumed = resumed.take();
+        let shared = &common.shared;
         let version = request.version();
-        // A request that is resumed was begun before.
-        let stage = if resumed.is_none() && common.shared.is_draining() {
-            let (parts, body) = request.into_parts();
-            let mut current = common.shared.current();
-            head::write(&mut current.head, &parts, true);
+        let method = request.method().clone();
+        // A request that is resumed was begun before. One whose octets are not at hand cannot be carried: then
+        // it is served here.
+        let holds = resumed.is_none() && shared.is_draining() && shared.inbound().has_request();
+        let stage = if holds {
+            let mut current = shared.current();
             current.phase = Phase::Held;
             current.incoming = Incoming::Done;
-            Stage::Held(Some(Box::new(Request::from_parts(parts, body))))
+            drop(current);
+            Stage::Held(Some(Box::new(request)))
         } else {
             Stage::Running(common.begin(request, resumed.as_ref()))
         };
@@ -75,6 +78,7 @@ where
             stage,
             resumed,
             version,
+            method,
             common,
         }
     }
@@ -89,9 +93,11 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
     ) -> Pin<Box<S::Future>> {
         let (mut parts, body) = request.into_parts();
         let ended = body.is_end_stream();
+        let is_ambiguous = self.shared.inbound().begun(body.size_hint().exact());
         {
             let mut current = self.shared.current();
-            head::write(&mut current.head, &parts, false);
+            head::write(&mut current.head, &parts);
+            current.closes = is_ambiguous;
             current.phase = Phase::Service;
             current.incoming = if ended {
                 Incoming::Done
@@ -116,6 +122,7 @@ pub(super) struct Answer<S: Service<Request<RequestBody>>> {
     stage: Stage<S::Future>,
     resumed: Option<Middle>,
     version: Version,
+    method: Method,
     common: Arc<Common<S>>,
 }
 
@@ -125,13 +132,6 @@ enum Stage<F> {
     /// In a box, because hyper is polled without being pinned.
     Running(Pin<Box<F>>),
 }
-
-/// The service did not go on with a response in the middle.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the answer to the request of a response in the middle was {0} and no rest of that response"
-)]
-struct NotResumed(StatusCode);
 
 impl<S, B> Future for Answer<S>
 where
@@ -143,8 +143,9 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let shared = &this.common.shared;
         if let Stage::Held(request) = &mut this.stage {
-            if this.common.shared.is_draining() {
+            if shared.is_draining() {
                 return Poll::Pending;
             }
             let Some(request) = request.take() else {
@@ -156,31 +157,75 @@ where
         let Stage::Running(future) = &mut this.stage else {
             return Poll::Pending;
         };
-        let response = ready!(future.as_mut().poll(cx)).map_err(Into::into)?;
-        let resumed = this.resumed.take();
-        Poll::Ready(tracked(
-            response,
-            &this.common.shared,
-            resumed,
-            this.version,
-        ))
+        let answered = ready!(future.as_mut().poll(cx)).map_err(Into::into);
+        let Some(middle) = this.resumed.take() else {
+            let switches = |status: StatusCode| {
+                status == StatusCode::SWITCHING_PROTOCOLS
+                    || this.method == Method::CONNECT && status.is_success()
+            };
+            return Poll::Ready(answered.map(|response| {
+                let switches = switches(response.status());
+                tracked(response, shared, None, switches, this.version)
+            }));
+        };
+        let refused = match answered {
+            Ok(response) if goes_on(&response) => {
+                let rest = tracked(response, shared, Some(&middle), false, this.version);
+                return Poll::Ready(Ok(rest));
+            }
+            Ok(response) => NotResumed::Answered {
+                status: response.status(),
+                reason: beginning(response.into_body(), cx),
+            },
+            Err(error) => NotResumed::Failed(chain(&*error)),
+        };
+        shared.current().not_resumed = Some(refused.clone());
+        Poll::Ready(Err(refused.into()))
     }
 }
 
-/// Follows a response from now on.
+/// Whether a response can be the rest of one in the middle.
+fn goes_on<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<HasCursor>().is_some() && has_body(response.status())
+}
+
+/// How much of an answer's body tells its reason, in octets.
+const REASON: usize = 200;
+
+/// The beginning of a body, as far as it is there: nobody waits for it.
+fn beginning<B: Body>(body: B, cx: &mut Context<'_>) -> String {
+    let mut body = std::pin::pin!(body);
+    let mut octets = Vec::new();
+    while octets.len() < REASON
+        && let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx)
+    {
+        if let Ok(data) = frame.into_data() {
+            let most = REASON - octets.len();
+            octets.put(data.take(most));
+        }
+    }
+    String::from_utf8_lossy(&octets).trim().to_owned()
+}
+
+/// An error and what caused it.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    causes.join(": ")
+}
+
+/// Follows a response from now on; `resumed` is the one in the middle that it is the rest of.
 fn tracked<B: Body>(
     response: Response<B>,
     shared: &Arc<Shared>,
-    resumed: Option<Middle>,
+    resumed: Option<&Middle>,
+    switches: bool,
     version: Version,
-) -> Result<Response<Tracked<B>>, BoxError> {
+) -> Response<Tracked<B>> {
     let (mut parts, body) = response.into_parts();
     let cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
-    let framing = match &resumed {
+    let framing = match resumed {
         Some(middle) => {
-            if cursor.is_none() || !has_body(parts.status) {
-                return Err(NotResumed(parts.status).into());
-            }
             resume_headers(&mut parts.headers, middle);
             middle.framing
         }
@@ -190,7 +235,7 @@ fn tracked<B: Body>(
     };
     let close = cursor.is_some() && says_close(&parts.headers);
     let mut current = shared.current();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    if switches {
         current.switched = Some(switched(&mut parts));
     }
     current.phase = Phase::Response(Responding {
@@ -209,7 +254,7 @@ fn tracked<B: Body>(
         changed: false,
         shared: InFlight(shared.clone()),
     };
-    Ok(Response::from_parts(parts, body))
+    Response::from_parts(parts, body)
 }
 
 fn switched(parts: &mut hyper::http::response::Parts) -> Switched {
@@ -243,6 +288,9 @@ fn says_close(headers: &HeaderMap) -> bool {
 
 /// What hyper will make of a response.
 fn framing<B: Body>(headers: &HeaderMap, body: &B, version: Version) -> Framing {
+    if version != Version::HTTP_10 && headers.contains_key(TRANSFER_ENCODING) {
+        return Framing::Chunked;
+    }
     let length = headers.get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     match length.or(body.size_hint().exact()) {
@@ -312,10 +360,25 @@ where
         }
         let frame = match ready!(this.body.poll_frame(cx)) {
             Some(Ok(frame)) => frame,
-            end => return Poll::Ready(end.map(|frame| frame.map_err(Into::into))),
+            Some(Err(error)) => {
+                let error = error.into();
+                if this.resumed.is_some() {
+                    shared.current().not_resumed = Some(NotResumed::Failed(chain(&*error)));
+                }
+                return Poll::Ready(Some(Err(error)));
+            }
+            None => {
+                if let Some(Framing::Length(left)) = *this.resumed
+                    && let missing @ 1.. = left.saturating_sub(*this.passed)
+                {
+                    let cause = format!("it ends {missing} octets before the response does");
+                    shared.current().not_resumed = Some(NotResumed::Failed(cause));
+                }
+                return Poll::Ready(None);
+            }
         };
         if let Some(data) = frame.data_ref() {
-            *this.passed += bytes::Buf::remaining(data) as u64;
+            *this.passed += data.remaining() as u64;
             // Once is for ever: that the numbers agree again means nothing then.
             *this.changed |= cursor.yielded() != *this.passed;
             if let Phase::Response(responding) = &mut shared.current().phase {

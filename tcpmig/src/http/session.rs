@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tcpmig_format::{AppImage, Octets};
 
+use super::resumable::NotResumed;
 use super::shared::Middle;
 
 /// The kind of a session's [`AppImage`].
@@ -93,6 +94,9 @@ pub enum SessionError {
     /// The application does not go on with the response in the middle.
     #[error("the response in the middle cannot go on here: {0}")]
     NotResumed(String),
+    /// The connection moved here in the middle of a response, and was closed because the service did not go on with it.
+    #[error(transparent)]
+    Cut(#[from] NotResumed),
     /// Something cannot be encoded.
     #[error("the session cannot be encoded: {0}")]
     Encode(#[from] rmp_serde::encode::Error),

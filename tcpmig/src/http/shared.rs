@@ -6,7 +6,8 @@ use std::task::{Context, Waker};
 
 use serde::{Deserialize, Serialize};
 
-use super::resumable::Cursor;
+use super::inbound::Inbound;
+use super::resumable::{Cursor, NotResumed};
 
 /// Why a connection stands at no safe point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +28,14 @@ pub enum Obstacle {
     /// The cursor of a response could not be encoded.
     #[error("the cursor of a response in the middle cannot be encoded")]
     Cursor,
+    /// A handler has taken the connection by `hyper::upgrade`, as that of axum's `WebSocketUpgrade` does.
+    #[error(
+        "the connection was upgraded by its handler (hyper::upgrade, axum's WebSocketUpgrade), which cannot give it back"
+    )]
+    Upgraded,
+    /// The last response is written and the peer has not read it to its end; then the connection is closed.
+    #[error("the connection is being closed: the end of its last response waits for the peer")]
+    Ending,
     /// A WebSocket's handler has not returned.
     #[error("the handler of the WebSocket is still at work")]
     Handler,
@@ -71,8 +80,8 @@ pub(super) struct Middle {
 /// What there is to carry at a safe point.
 pub(super) enum Safe {
     Rest,
-    /// A request was read that the service has not seen: its head.
-    Held(Vec<u8>),
+    /// A request was read that the service has not seen.
+    Held,
     Middle(Middle),
 }
 
@@ -99,8 +108,10 @@ pub(super) enum Incoming {
     /// There is none, or it was read to its end.
     Done,
     Arriving,
-    /// Nobody reads it to its end: hyper skips the rest or closes the connection.
+    /// Nobody reads it to its end, and hyper does not know yet.
     Dropped,
+    /// hyper knows: it has skipped the rest, or will close the connection behind the response.
+    Skipped,
 }
 
 /// A response that said 101.
@@ -120,10 +131,14 @@ pub(super) struct Agreed {
 pub(super) struct Current {
     /// The head of the request in the making; kept for its allocation.
     pub(super) head: Vec<u8>,
+    /// hyper closes the connection behind the response to it, whatever the two say of that.
+    pub(super) closes: bool,
     pub(super) phase: Phase,
     pub(super) incoming: Incoming,
     /// What a response that said 101 told.
     pub(super) switched: Option<Switched>,
+    /// Why the response in the middle with which the connection came does not go on.
+    pub(super) not_resumed: Option<NotResumed>,
     waker: Option<Waker>,
 }
 
@@ -137,8 +152,10 @@ impl Current {
 
     fn safe(&self) -> Result<Safe, Obstacle> {
         match &self.phase {
-            Phase::Held => Ok(Safe::Held(self.head.clone())),
-            Phase::Rest if self.incoming != Incoming::Arriving => Ok(Safe::Rest),
+            Phase::Held => Ok(Safe::Held),
+            Phase::Rest if matches!(self.incoming, Incoming::Done | Incoming::Skipped) => {
+                Ok(Safe::Rest)
+            }
             Phase::Service if self.incoming == Incoming::Done => Err(Obstacle::Service),
             Phase::Response(responding) if self.incoming == Incoming::Done => {
                 let Some(cursor) = &responding.cursor else {
@@ -158,7 +175,7 @@ impl Current {
                     request: self.head.clone(),
                     cursor: cursor.save().ok_or(Obstacle::Cursor)?,
                     framing,
-                    close: responding.close,
+                    close: responding.close || self.closes,
                 }))
             }
             _ => Err(Obstacle::Request),
@@ -172,6 +189,7 @@ pub(super) struct Shared {
     absorb: AtomicUsize,
     /// Octets wait for the socket to take them.
     waits: AtomicBool,
+    inbound: Mutex<Inbound>,
     current: Mutex<Current>,
 }
 
@@ -181,11 +199,14 @@ impl Shared {
             draining: AtomicBool::new(false),
             absorb: AtomicUsize::new(0),
             waits: AtomicBool::new(false),
+            inbound: Mutex::default(),
             current: Mutex::new(Current {
                 head: Vec::new(),
+                closes: false,
                 phase: Phase::Rest,
                 incoming: Incoming::Done,
                 switched: None,
+                not_resumed: None,
                 waker: None,
             }),
         })
@@ -195,6 +216,12 @@ impl Shared {
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
         // A panic elsewhere leaves whole values only.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the service has not been given.
+    pub(super) fn inbound(&self) -> MutexGuard<'_, Inbound> {
+        // A panic elsewhere leaves whole values only.
+        self.inbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on no request is begun, and resumable bodies stand still.

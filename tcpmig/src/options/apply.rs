@@ -80,6 +80,21 @@ impl<'a> Setter<'a> {
         Ok(())
     }
 
+    /// An option of newer kernels that a socket always has a value of. A kernel that does not know it behaves like
+    /// `fixed`, so that a connection which never changed it can go there.
+    fn set_or_fixed<T: Value + PartialEq>(
+        &mut self,
+        value: Option<T>,
+        fixed: T,
+        set: Set<T>,
+    ) -> Result<(), NotSet> {
+        let Some(value) = value else { return Ok(()) };
+        match set(self.fd, value) {
+            Err(Error::Unsupported { .. }) if value == fixed => Ok(()),
+            result => self.done(result, || value.show()).map(drop),
+        }
+    }
+
     /// One that a new socket has at 0 or off, on any host: a call less where it is.
     fn set_unless_off<T: Value + PartialEq + Default>(
         &mut self,
@@ -226,6 +241,7 @@ fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
         set.set_unless_off(Some(keep.on), sockopt::set_keep_alive)?;
     }
     rarer(set, options)?;
+    peek_offset_is_known(set, options)?;
     if options.shut_read == Some(true) {
         set.done(flags::shut_read(set.fd), || "SHUT_RD".to_owned())?;
     }
@@ -262,6 +278,15 @@ fn received_beside(set: &mut Setter<'_>, ip: &IpImage) -> Result<(), NotSet> {
     Ok(())
 }
 
+/// `SOCK_TXREHASH_ENABLED`: before Linux 5.18 every timeout changes the hash.
+const TX_REHASH: bool = true;
+
+// What the kernel has built in before Linux 6.15 (`include/net/tcp.h`): TCP_RTO_MAX in milliseconds, TCP_RTO_MIN and
+// TCP_DELACK_MAX in microseconds.
+const RTO_MAX: u32 = 120_000;
+const RTO_MIN: u32 = 200_000;
+const DELAYED_ACK_MAX: u32 = 200_000;
+
 fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     set.set_unless_off(options.receive_timeout, sockopt::set_receive_timeout)?;
     set.set_unless_off(options.send_timeout, sockopt::set_send_timeout)?;
@@ -270,7 +295,7 @@ fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     set.set_unless_off(options.zero_copy, sockopt::set_zero_copy)?;
     set.set_unless_off(options.select_error_queue, sockopt::set_select_error_queue)?;
     timestamps(set, options)?;
-    set.set(options.tx_rehash, sockopt::set_tx_rehash)?;
+    set.set_or_fixed(options.tx_rehash, TX_REHASH, sockopt::set_tx_rehash)?;
     set.set_unless_off(options.defer_accept, sockopt::set_defer_accept)?;
     set.set_unless_off(
         options.thin_linear_timeouts,
@@ -278,9 +303,13 @@ fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     )?;
     set.set_unless_off(options.tx_delay, sockopt::set_tx_delay)?;
     set.set_unless_off(options.inq, sockopt::set_inq)?;
-    set.set(options.rto_max, sockopt::set_rto_max)?;
-    set.set(options.rto_min, sockopt::set_rto_min)?;
-    set.set(options.delayed_ack_max, sockopt::set_delayed_ack_max)
+    set.set_or_fixed(options.rto_max, RTO_MAX, sockopt::set_rto_max)?;
+    set.set_or_fixed(options.rto_min, RTO_MIN, sockopt::set_rto_min)?;
+    set.set_or_fixed(
+        options.delayed_ack_max,
+        DELAYED_ACK_MAX,
+        sockopt::set_delayed_ack_max,
+    )
 }
 
 fn timestamps(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
@@ -324,12 +353,29 @@ fn set_alive(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
     set.set_unless_off(options.cork, sockopt::set_cork)?;
     // The kernel switches it off by itself, for instance when the peer closes.
     set.set(options.quick_ack, sockopt::set_quick_ack)?;
-    let peek_offset = options.peek_offset.and_then(|at| i32::try_from(at).ok());
-    set.set(peek_offset, sockopt::set_peek_offset)?;
+    match peek_offset(options).map(|at| sockopt::set_peek_offset(set.fd, at)) {
+        // Refused or left out before (`peek_offset_is_known`).
+        None | Some(Err(Error::Unsupported { .. })) => {}
+        Some(result) => drop(set.done(result, || peek_offset(options).unwrap_or(-1).show())?),
+    }
     // A rebuilt socket has both.
     let off = |flag: Option<bool>| flag.filter(|on| !on);
     set.set(off(options.non_blocking), flags::set_non_blocking)?;
     set.set(off(options.close_on_exec), flags::set_close_on_exec)
+}
+
+fn peek_offset(options: &SocketOptions) -> Option<i32> {
+    options.peek_offset.and_then(|at| i32::try_from(at).ok())
+}
+
+/// It is set last, when nothing can be refused any more; that TCP does not have it before Linux 6.9 is found out here.
+fn peek_offset_is_known(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
+    match (peek_offset(options), sockopt::peek_offset(set.fd)) {
+        (Some(at), Err(error @ Error::Unsupported { .. })) => {
+            set.done(Err(error), || at.show()).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 const SEND: u8 = 1;
@@ -381,8 +427,48 @@ fn reaches(
 
 /// What reading a connection changed: for one that stays.
 pub(crate) fn kept(fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<(), Error> {
-    match options.peek_offset.and_then(|at| i32::try_from(at).ok()) {
+    match peek_offset(options) {
         Some(offset) => sockopt::set_peek_offset(fd, offset),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn unknown<T>(_: BorrowedFd<'_>, _: T) -> Result<(), Error> {
+        let source = std::io::Error::from_raw_os_error(crate::options::ERRNO_NOPROTOOPT);
+        let call = "setsockopt(TCP_RTO_MAX_MS)";
+        Err(Error::Unsupported { call, source })
+    }
+
+    fn set_unknown(policy: Unsupported, value: Option<u32>) -> (Result<(), NotSet>, Vec<NotSet>) {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let mut not_set = Vec::new();
+        let mut set = Setter::new(socket.as_fd(), policy, &mut not_set);
+        let done = set.set_or_fixed(value, RTO_MAX, unknown);
+        (done, not_set)
+    }
+
+    #[test]
+    fn what_older_kernels_do_anyway_needs_no_option() {
+        for value in [None, Some(RTO_MAX)] {
+            let (done, not_set) = set_unknown(Unsupported::Refuse, value);
+            assert!(done.is_ok() && not_set.is_empty(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_older_kernels_do_otherwise_is_refused_or_left_out_by_name() {
+        let text = "TCP_RTO_MAX_MS=5000: this kernel does not know it (ENOPROTOOPT)";
+        let (done, _) = set_unknown(Unsupported::Refuse, Some(5000));
+        assert_eq!(done.expect_err("refused").to_string(), text);
+        let (done, not_set) = set_unknown(Unsupported::Warn, Some(5000));
+        assert!(done.is_ok());
+        assert_eq!(not_set[0].to_string(), text);
     }
 }

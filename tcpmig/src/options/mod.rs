@@ -5,55 +5,32 @@
 //! ([`Plan::of`](crate::capture::Plan::of)). A restore sets it again: what decides binding and routing
 //! before `bind`, the rest before the connection lives, and what would get in the way of its queues
 //! in [`Restored::write`](crate::restore::Restored::write). Options that every new socket has at 0 or off are set only if they
-//! are not. Those whose default a host can choose (`net.ipv4.*`) are always set: the connection goes on as it was.
+//! are not. What a target takes of them from another host is up to its
+//! [`policy`](crate::driver::policy). Those whose default a host can choose (`net.ipv4.*`) are always set: the connection goes on as it was.
 //!
-//! # Carried
+//! # Which
 //!
-//! | Option | |
+//! The tables of [`tcpmig_sys::options`] have every option of the levels [`SOL_SOCKET`](tcpmig_sys::options::SOCKET),
+//! [`IPPROTO_IP`](tcpmig_sys::options::IP), [`IPPROTO_IPV6`](tcpmig_sys::options::IPV6) and
+//! [`IPPROTO_TCP`](tcpmig_sys::options::TCP), and say of each whether it is carried, or why not. A connection that uses one
+//! that is refused there is not captured ([`NotMigratable`](tcpmig_sys::NotMigratable)).
+//!
+//! Besides options these are carried:
+//!
+//! | | |
 //! |---|---|
-//! | `SO_REUSEADDR`, `SO_REUSEPORT` | as before repair, which overwrites the first |
-//! | `SO_BINDTODEVICE`, `SO_BINDTOIFINDEX` | by the device's name, also that of a VRF |
 //! | Scope of link-local addresses | by the interface's name; no policy can leave it out |
-//! | `SO_MARK`, `SO_PRIORITY`, `IP_TOS`, `IPV6_TCLASS` | before routing is decided |
-//! | `IP_TTL`, `IPV6_UNICAST_HOPS`, `IP_MINTTL`, `IPV6_MINHOPCOUNT` | |
-//! | `IP_FREEBIND`, `IP_TRANSPARENT`, `IPV6_V6ONLY`, `IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER` | `FREEBIND` and `TRANSPARENT` let a connection be rebuilt before its address is there |
-//! | `IP_BIND_ADDRESS_NO_PORT`, `IP_LOCAL_PORT_RANGE` | |
-//! | `IP_OPTIONS` | what the socket sends |
-//! | `IPV6_FLOWLABEL_MGR`, `IPV6_FLOWINFO_SEND`, `IPV6_AUTOFLOWLABEL` | a label that the socket leased is leased on the target; one that `connect` took while another socket's lease allowed it is not seen |
-//! | `IPV6_FL_F_REFLECT` | with the label, which the peer sent in its SYN |
-//! | `IP_RECVERR`, `IP_PKTINFO`, `IP_RECVTTL`, `IP_RECVTOS` | of IPv4 packets |
-//! | `IPV6_RECVERR`, `IPV6_RECVPKTINFO`, `IPV6_RECVHOPLIMIT`, `IPV6_RECVTCLASS`, `IPV6_FLOWINFO`, `IPV6_RECVHOPOPTS`, `IPV6_RECVRTHDR`, `IPV6_RECVDSTOPTS` | of IPv6 sockets |
-//! | `SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT` | the time that has passed starts anew |
-//! | `SO_LINGER`, `SO_OOBINLINE`, `SO_RCVLOWAT`, `SO_RCVTIMEO`, `SO_SNDTIMEO`, `SO_PEEK_OFF`, `SO_DONTROUTE` | |
-//! | `SO_RCVBUF`, `SO_SNDBUF`, `SO_BUF_LOCK` | a size above `net.core.rmem_max` or `wmem_max` of the target only with `CAP_NET_ADMIN` in the initial user namespace, if the application asked for it; one that tuned itself as far as the limit |
-//! | `SO_ATTACH_FILTER`, `SO_LOCK_FILTER` | the classic filter |
-//! | `SO_BUSY_POLL`, `SO_PREFER_BUSY_POLL` | a longer time than the host has by default, and the second, with `CAP_NET_ADMIN` in the initial user namespace |
-//! | `SO_ZEROCOPY`, `SO_SELECT_ERR_QUEUE`, `SO_TIMESTAMP`, `SO_TIMESTAMPNS`, `SO_TIMESTAMPING` | not the numbers that `SOF_TIMESTAMPING_OPT_ID` counts, which start anew, nor notifications that were not read |
-//! | `SO_MAX_PACING_RATE`, `SO_TXREHASH` | |
-//! | `TCP_NODELAY`, `TCP_CORK`, `TCP_QUICKACK` | the last is as the kernel left it |
-//! | `TCP_USER_TIMEOUT`, `TCP_LINGER2`, `TCP_SYNCNT`, `TCP_DEFER_ACCEPT`, `TCP_NOTSENT_LOWAT`, `TCP_WINDOW_CLAMP` | |
-//! | `TCP_CONGESTION` | the name; not what the algorithm has measured |
-//! | `TCP_THIN_LINEAR_TIMEOUTS`, `TCP_TX_DELAY`, `TCP_INQ` | |
-//! | `TCP_RTO_MAX_MS`, `TCP_RTO_MIN_US`, `TCP_DELACK_MAX_US` | from Linux 6.15 on |
+//! | `shutdown(SHUT_RD)` | the peer does not see it |
 //! | `O_NONBLOCK` | of the description; until [`Restored::write`](crate::restore::Restored::write) it is on |
 //! | `FD_CLOEXEC` | of the descriptor that was read; until [`Restored::write`](crate::restore::Restored::write), and in an image that does not say, it is on |
 //!
-//! # Not carried
+//! And these are not:
 //!
-//! | Option | Why |
+//! | | Why |
 //! |---|---|
-//! | `SO_ATTACH_BPF` | no call reads it back: the connection is not captured ([`CaptureError::ExtendedFilter`](crate::capture::CaptureError::ExtendedFilter)) |
-//! | `TCP_ULP`, `TCP_MD5SIG`, `TCP_AO_*` | state beside them would be lost; `tcpmig_sys::NotMigratable` says which are refused |
-//! | `SO_INCOMING_CPU` | each packet overwrites it with the CPU that handled it |
-//! | `SO_ATTACH_REUSEPORT_CBPF`, `SO_ATTACH_REUSEPORT_EBPF` | they choose among listeners |
-//! | `TCP_SAVE_SYN`, `TCP_FASTOPEN` and the like | they act on listeners and while a connection is opened |
-//! | `TCP_THIN_DUPACK` | the kernel ignores it |
-//! | `IPV6_ADDR_PREFERENCES`, `IP_UNICAST_IF`, multicast options | they act on no TCP connection that is established |
-//! | `SO_RCVMARK`, `SO_RCVPRIORITY`, `SO_RXQ_OVFL`, `SO_WIFI_STATUS`, `SO_NO_CHECK`, `SO_BROADCAST`, `SO_TXTIME`, `IP_RECVORIGDSTADDR`, `IP_RECVFRAGSIZE`, `IPV6_DONTFRAG` and the like | they act on no TCP connection |
-//! | `SO_BUSY_POLL_BUDGET`, `SO_CNX_ADVICE` | no call reads them back |
-//! | `SO_RESERVE_MEM`, `SO_DEBUG` | they concern the host |
 //! | `O_ASYNC`, `F_SETOWN`, `F_SETSIG` | they name a process of the source |
 //! | Membership in `epoll` sets, duplicates of the descriptor | they belong to a process |
+//! | What only BPF programs set (`TCP_BPF_*`, a place in a sockmap) | no call reads it back |
 
 mod apply;
 mod read;
@@ -110,6 +87,27 @@ impl NotSet {
         }
     }
 
+    /// An option that the policy of this host does not allow: as if this process could not set it.
+    pub(crate) fn not_permitted(option: &'static str, value: String) -> Self {
+        Self::failed(option, value, ERRNO_PERM)
+    }
+
+    /// A congestion control that this host does not have.
+    pub(crate) fn no_congestion(name: String) -> Self {
+        Self::failed("TCP_CONGESTION", name, ERRNO_NOENT)
+    }
+
+    fn failed(option: &'static str, value: String, errno: i32) -> Self {
+        Self {
+            option,
+            value,
+            error: Error::Call {
+                call: option,
+                source: std::io::Error::from_raw_os_error(errno),
+            },
+        }
+    }
+
     /// Why, in a few words.
     fn reason(&self) -> Option<&'static str> {
         Some(match (self.option, self.error.errno()?) {
@@ -129,7 +127,6 @@ impl NotSet {
 // Of Linux on every architecture, but for the last two on a few.
 const ERRNO_PERM: i32 = 1;
 const ERRNO_NOENT: i32 = 2;
-const ERRNO_ACCES: i32 = 13;
 const ERRNO_NODEV: i32 = 19;
 const ERRNO_INVAL: i32 = 22;
 const ERRNO_NOPROTOOPT: i32 = 92;
@@ -143,9 +140,4 @@ impl fmt::Display for NotSet {
             None => self.error.fmt(f),
         }
     }
-}
-
-/// Whether reading a filter failed because it is an eBPF program.
-fn is_extended_filter(error: &Error) -> bool {
-    error.errno() == Some(ERRNO_ACCES)
 }

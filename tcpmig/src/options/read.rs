@@ -10,6 +10,7 @@ use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, flags, frozen, netns, sockopt};
 
 use crate::capture::CaptureError;
+use crate::restore::INJECT_MARK;
 
 /// An option of newer kernels: `None` where it does not exist.
 fn known<T>(value: Result<T, Error>) -> Result<Option<T>, Error> {
@@ -57,6 +58,9 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     }
     ip.bound_device = sockopt::bound_device(fd)?;
     ip.mark = unless_off(sockopt::mark(fd))?;
+    if ip.mark == Some(INJECT_MARK) {
+        return Err(CaptureError::InjectMark);
+    }
     // A type of service brings a priority with it, which an application may have taken back.
     let with_tos = ip.tos.is_some_and(|tos| tos != 0);
     ip.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0 || with_tos);
@@ -184,18 +188,13 @@ fn timestamps(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Err
     Ok(())
 }
 
-fn filter(fd: BorrowedFd<'_>) -> Result<Option<Vec<FilterInstruction>>, CaptureError> {
-    match sockopt::filter(fd) {
-        Ok(filter) => Ok(filter.map(|instructions| {
-            let ours = |i: sockopt::FilterInstruction| FilterInstruction {
-                code: i.code,
-                jt: i.jt,
-                jf: i.jf,
-                k: i.k,
-            };
-            instructions.into_iter().map(ours).collect()
-        })),
-        Err(error) if super::is_extended_filter(&error) => Err(CaptureError::ExtendedFilter),
-        Err(error) => Err(error.into()),
-    }
+/// An eBPF program is refused before ([`tcpmig_sys::options::check`]).
+fn filter(fd: BorrowedFd<'_>) -> Result<Option<Vec<FilterInstruction>>, Error> {
+    let ours = |i: sockopt::FilterInstruction| FilterInstruction {
+        code: i.code,
+        jt: i.jt,
+        jf: i.jf,
+        k: i.k,
+    };
+    Ok(sockopt::filter(fd)?.map(|all| all.into_iter().map(ours).collect()))
 }

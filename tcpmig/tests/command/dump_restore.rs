@@ -44,10 +44,15 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
                     image,
                     "--redirect",
                     "10.66.0.2",
+                    "--lease",
+                    "1",
                 ],
             );
             let said: serde_json::Value = serde_json::from_str(&succeeds(&dumped)).unwrap();
             assert_eq!(said["flow"], echo.flow);
+            // A redirect does not end with the lock that it was made of.
+            assert_eq!(said["lease_seconds"], 86400);
+            assert!(crate::disks::locked(&net, &echo.flow).unwrap() > 3600.0);
             assert_eq!(said["receive_queue_octets"], 7);
 
             let shown = succeeds(&tcpmig(&net.b, &["inspect", image]));
@@ -124,12 +129,10 @@ fn the_command_gets_the_connection_as_descriptor_3_too() {
             let image = image.to_str().unwrap();
             let dump = ["dump", "--flow", &echo.flow, "-o", image];
             succeeds(&tcpmig(&net.a, &dump));
-            // On the same host, where the lock of the dump still holds: the lock is ours to pass by.
+            // On the same host, where the lock of the dump still runs.
             let script = "echo \"$LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID == $$))\" >&3; basename \"$TCPMIG_IMAGE\" >&3";
             let mut restore = net.a.command(&TCPMIG).unwrap();
-            restore.args(["restore", image, "--lock", "none", "--", "sh", "-c", script]);
-            let released = net.a.run(tcpmig_lock::Nftables::new).unwrap().unwrap();
-            released.release(&[echo.flow.parse().unwrap()]).unwrap();
+            restore.args(["restore", image, "--", "sh", "-c", script]);
             let _server = Program::spawn(&mut restore);
             assert_eq!(echo.client.hear(), "1 connection 1");
             assert_eq!(echo.client.hear(), "connection.image");

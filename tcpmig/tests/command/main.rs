@@ -3,9 +3,18 @@
 
 mod bad_images;
 mod demo;
+mod devices;
+mod disks;
 mod dump_restore;
+mod held;
+mod killed;
+mod killed_restore;
 mod listeners;
 mod locks;
 mod options;
 mod support;
+mod translated;
+mod unprinted;
+mod way_back;
+mod which;
 mod wrong_input;

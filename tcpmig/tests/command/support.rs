@@ -62,10 +62,19 @@ impl Net {
 
     /// An echo server on A that knows nothing of tcpmig, and a client at the peer.
     pub(crate) fn echo(&self) -> Echo {
+        self.served("PIPE")
+    }
+
+    /// The same with a server that says what the test tells it, and tells what it hears.
+    pub(crate) fn talk(&self) -> Echo {
+        self.served("STDIO")
+    }
+
+    fn served(&self, by: &str) -> Echo {
         let server = Program::start(
             &self.a,
             "socat",
-            &["TCP-LISTEN:7000,bind=10.66.0.80", "PIPE"],
+            &["TCP-LISTEN:7000,bind=10.66.0.80,reuseaddr", by],
         );
         until("socat listens", || {
             let table = self
@@ -75,18 +84,19 @@ impl Net {
         });
         let mut client = Program::start(&self.peer, "nc", &["-N", "10.66.0.80", "7000"]);
         client.say("one");
-        assert_eq!(client.hear(), "one");
+        let hears = if by == "PIPE" { &client } else { &server };
+        assert_eq!(hears.hear(), "one");
         let peer_end = self.peer.run(peer_end).unwrap();
         let flow = format!("10.66.0.80:7000,{peer_end}");
         let (local, remote) = flow.split_once(',').unwrap();
-        let owners = self
-            .a
-            .run(|| owners::find(local.parse().unwrap(), remote.parse().unwrap()));
-        let owner = *owners
-            .unwrap()
-            .unwrap()
-            .first()
-            .expect("socat has the connection");
+        let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
+        let mut owner = None;
+        until("socat has the connection", || {
+            let owners = self.a.run(|| owners::find(local, remote));
+            owner = owners.unwrap().unwrap().first().copied();
+            owner.is_some()
+        });
+        let owner = owner.unwrap();
         assert_eq!(owner.pid, server.child.id());
         Echo {
             server,
@@ -97,10 +107,12 @@ impl Net {
     }
 }
 
-/// The peer's end of its only connection.
-fn peer_end() -> std::net::SocketAddr {
+/// The peer's end of its only connection that is established.
+pub(crate) fn peer_end() -> std::net::SocketAddr {
     let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-    let line = table.lines().nth(1).expect("the peer has a connection");
+    let mut lines = table.lines().skip(1);
+    let established = |line: &&str| line.split_whitespace().nth(3) == Some("01");
+    let line = lines.find(established).expect("the peer has a connection");
     let local = line.split_whitespace().nth(1).unwrap();
     let (address, port) = local.split_once(':').unwrap();
     let address = u32::from_str_radix(address, 16).unwrap().to_ne_bytes();
@@ -166,7 +178,7 @@ impl Program {
 
     pub(crate) fn hear(&self) -> String {
         self.lines
-            .recv_timeout(Duration::from_secs(20))
+            .recv_timeout(Duration::from_secs(120))
             .expect("the program says something")
     }
 
@@ -219,7 +231,7 @@ pub(crate) fn succeeds(output: &Output) -> String {
 
 /// Waits until a condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         std::thread::sleep(Duration::from_millis(2));

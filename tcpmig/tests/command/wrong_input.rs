@@ -1,6 +1,6 @@
 //! Wrong input: a clear error, the right exit status, and the connection goes on.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -213,6 +213,13 @@ fn keys_are_made_once_and_never_overwritten() {
     fails(&run(&["keys", dir, "--host", "../evil"]), 1, &["evil"]);
     let mode = fs::metadata(format!("{dir}/ca.key")).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
+    // Whoever could read it could sign a host of his own.
+    fs::set_permissions(format!("{dir}/ca.key"), Permissions::from_mode(0o644)).unwrap();
+    fails(
+        &run(&["keys", dir, "--host", "c.example"]),
+        1,
+        &["ca.key", "others can read", "0644", "chmod 600"],
+    );
 }
 
 #[test]

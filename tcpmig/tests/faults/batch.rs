@@ -6,18 +6,25 @@ use std::time::Duration;
 
 use crate::peer::{Peer, until};
 use crate::roles::BATCH;
-use crate::{Fault, Scene};
+use crate::{Fault, Scene, When};
+
+/// How often each peer sends: together they leave room for what moves them.
+const EVERY: Duration = Duration::from_millis(25);
 
 /// The fault comes so long after so many have ended. How many became what.
 pub(crate) fn try_fault(ended: usize, time: Duration, fault: Fault) -> String {
-    let scene = Scene::new();
+    let scene = Scene::new(fault, When::Many(ended, time));
     let mut target = scene.target("targets");
     let mut source = scene.source("sources");
     source.hear("listening");
-    let peers: Vec<Peer> = (0..BATCH).map(|_| Peer::start(&scene.net.peer)).collect();
-    for peer in &peers {
-        peer.gets_on("before the move");
-    }
+    let peers: Vec<Peer> = (0..BATCH)
+        .map(|_| Peer::start(&scene.net.peer, EVERY))
+        .collect();
+    let marks: Vec<u64> = peers.iter().map(Peer::mark).collect();
+    until("all get on before the move", || {
+        let mut both = peers.iter().zip(&marks);
+        both.all(|(peer, mark)| peer.mark() > mark + 20_000)
+    });
     source.say("move");
     source.hear("moving");
     let mut lines: Vec<String> = (0..ended).map(|_| source.hear_next()).collect();
@@ -47,7 +54,7 @@ pub(crate) fn try_fault(ended: usize, time: Duration, fault: Fault) -> String {
                 assert!(fault.kills_source() || fault.kills_target());
                 lost.push((peer, peer.mark()));
             }
-            Some("Moved") if fault.kills_target() => {
+            Some("Moved") if fault.kills_target() || fault == Fault::FlushSource => {
                 until("it moved", || goes_on() || peer.has_ended());
             }
             // On a slow machine the target can be too late.
@@ -56,8 +63,8 @@ pub(crate) fn try_fault(ended: usize, time: Duration, fault: Fault) -> String {
             }
             Some("Kept" | "Moved") => {
                 let what = format!("{}: {fate:?}, {lines:?}", peer.port());
-                until(&what, goes_on);
-                assert!(!peer.has_ended(), "FIN or RST at the peer");
+                until(&what, || goes_on() || peer.has_ended());
+                assert!(!peer.has_ended(), "{what}: FIN or RST at the peer");
             }
             // It was not begun, or it had ended.
             None if fault.kills_source() => {

@@ -3,7 +3,7 @@
 //! it is said, if need be by the process that is started after the one that died.
 //!
 //! `TCPMIG_FAULTS=N` tries N faults in random order and at random moments instead of each once, `TCPMIG_FAULTS_SEED=S` those
-//! of S:
+//! of S, `TCPMIG_FAULTS_ONLY=FAULT` only those of one kind:
 //!
 //!     TCPMIG_FAULTS=500 cargo test -p tcpmig --test faults
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
@@ -18,14 +18,14 @@ mod support;
 
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::{END, Keys, Net, nft};
+use support::{END, Keys, Net, PATIENCE, nft};
 use tcpmig_lock::{EntryKind, Locker};
 use tcpmig_sys::lab::Host;
 
 use peer::{Peer, until};
-use process::Process;
+use process::{Limits, Process};
 
 /// Where a process stands when it is stopped for a moment, in the order in which a handover comes there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,15 +79,27 @@ enum Fault {
     TargetDown,
     /// The source is.
     SourceDown,
+    /// The source's process stands still for longer than its lease.
+    StopSource,
+    /// The target's does.
+    StopTarget,
+    /// Somebody loads another rule set on the source: its locks and redirects are gone.
+    FlushSource,
+    /// On the target.
+    FlushTarget,
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 10] = [
     Fault::KillSource,
     Fault::KillTarget,
     Fault::KillBoth,
     Fault::CutLink,
     Fault::TargetDown,
     Fault::SourceDown,
+    Fault::StopSource,
+    Fault::StopTarget,
+    Fault::FlushSource,
+    Fault::FlushTarget,
 ];
 
 impl Fault {
@@ -97,6 +109,32 @@ impl Fault {
 
     fn kills_target(self) -> bool {
         matches!(self, Self::KillTarget | Self::KillBoth)
+    }
+
+    /// Whether a connection that moved can have ended. Between a flush on the source and the moment in which its process
+    /// has set the redirect up again a packet of the peer draws RST; before the move, the frozen socket keeps it silent.
+    fn may_end(self) -> bool {
+        self.kills_source() || self.kills_target() || self == Self::FlushSource
+    }
+
+    /// What a process that is killed has locked ends with its lease: not before the one after it is there. In all other
+    /// cases somebody has to renew it.
+    fn lease(self) -> Duration {
+        if self.kills_source() || self.kills_target() {
+            Duration::from_secs(90)
+        } else {
+            Duration::from_secs(1)
+        }
+    }
+
+    /// Longer than the source waits for PREPARED, and than a lease.
+    fn lasts(self) -> Duration {
+        match self {
+            Self::StopSource | Self::StopTarget => self.lease() * 5 / 2,
+            Self::KillSource | Self::KillTarget | Self::KillBoth => Duration::ZERO,
+            Self::FlushSource | Self::FlushTarget => Duration::ZERO,
+            _ => roles::PREPARED_WITHIN + Duration::from_millis(400),
+        }
     }
 }
 
@@ -111,6 +149,22 @@ enum Expected {
     Lost,
     /// It moved and ended with the target's process.
     Ended,
+    /// Either, by chance.
+    KeptOrMoved,
+    /// It moved, and may have ended since.
+    MovedOrEnded,
+}
+
+impl Expected {
+    fn allows(self, became: Self) -> bool {
+        match self {
+            Self::KeptOrMoved => matches!(became, Self::Kept | Self::Moved),
+            Self::MovedOrEnded => matches!(became, Self::Moved | Self::Ended),
+            // Whether the source had heard of the move before it died is chance.
+            Self::Ended => matches!(became, Self::Ended | Self::Lost),
+            _ => self == became,
+        }
+    }
 }
 
 /// With a fault at a step; the source may have died and been started again.
@@ -126,8 +180,13 @@ fn expected(step: Step, fault: Fault) -> Expected {
             Step::Noted => Expected::Lost,
             _ => Expected::Kept,
         },
-        // It has no way to the peer, so it does not take the connection.
-        Fault::TargetDown if matches!(step, Step::Activate | Step::Noted) => Expected::Kept,
+        // It has no way to the peer, so it does not take the connection; unless the link is back before it gets on.
+        Fault::TargetDown if matches!(step, Step::Activate | Step::Noted) => Expected::KeptOrMoved,
+        // Its own deadline may be the first thing that it sees when it goes on.
+        Fault::StopSource if step <= Step::Decided => Expected::KeptOrMoved,
+        Fault::FlushSource if step == Step::Active => Expected::MovedOrEnded,
+        // It is set up again, and the handover goes on. It may begin before that, and is kept then.
+        Fault::FlushSource | Fault::FlushTarget => Expected::KeptOrMoved,
         _ if step <= Step::Prepare => Expected::Kept,
         _ => Expected::Moved,
     }
@@ -162,6 +221,13 @@ fn main() {
         .iter()
         .flat_map(|&step| FAULTS.map(|fault| (When::At(step), fault)));
     let mut cases: Vec<(When, Fault)> = steps.collect();
+    let only = std::env::var("TCPMIG_FAULTS_ONLY").ok();
+    let wanted = |fault: Fault| {
+        only.as_ref()
+            .is_none_or(|only| format!("{fault:?}") == *only)
+    };
+    cases.retain(|(_, fault)| wanted(*fault));
+    assert!(!cases.is_empty(), "no fault is called {only:?}");
     let count = number("TCPMIG_FAULTS");
     println!(
         "TCPMIG_FAULTS={} TCPMIG_FAULTS_SEED={seed}",
@@ -185,26 +251,32 @@ fn main() {
             })
             .collect();
     } else {
-        cases.extend(FAULTS.map(|fault| (When::After(some_time(random())), fault)));
-        cases.extend(FAULTS.map(|fault| (many(random()), fault)));
+        for fault in FAULTS.into_iter().filter(|fault| wanted(*fault)) {
+            cases.push((When::After(some_time(random())), fault));
+            cases.push((many(random()), fault));
+        }
     }
     notes::a_process_that_dies_while_it_notes(splitmix64(random()));
 
-    // They wait more than they compute.
+    // They wait more than they compute; but what starves meets time limits that are not what is tested here.
+    let at_once = 2 * thread::available_parallelism().map_or(1, usize::from);
     let cases = Mutex::new(cases.into_iter());
     thread::scope(|scope| {
-        for _ in 0..4 {
+        for _ in 0..at_once.clamp(2, 4) {
             scope.spawn(|| {
                 loop {
                     let next = cases.lock().unwrap().next();
                     let Some((when, fault)) = next else { return };
                     let what = format!("{fault:?} {when:?}");
+                    let begin = Instant::now();
                     let tried = std::panic::catch_unwind(|| match when {
                         When::Many(ended, time) => batch::try_fault(ended, time, fault),
                         _ => format!("{:?}", try_fault(when, fault)),
                     });
                     match tried {
-                        Ok(became) => println!("{what}: {became}"),
+                        Ok(became) => {
+                            println!("{what}: {became} ({:.1} s)", begin.elapsed().as_secs_f32());
+                        }
                         Err(_) => {
                             println!("FAILED: {what}, TCPMIG_FAULTS_SEED={seed}");
                             std::process::exit(1);
@@ -232,12 +304,23 @@ struct Scene {
     net: Net,
     pem: [[String; 3]; 2],
     directory: tempfile::TempDir,
+    limits: Limits,
 }
 
 impl Scene {
-    fn new() -> Self {
+    fn new(fault: Fault, when: When) -> Self {
         let keys = Keys::new();
+        // Where a fault comes before PREPARED its end is not waited for; where it comes later it has to be reached, however
+        // busy the machine is.
+        let prepared_within = match when {
+            When::At(step) if step > Step::Prepare => PATIENCE,
+            _ => roles::PREPARED_WITHIN,
+        };
         Self {
+            limits: Limits {
+                lease: fault.lease(),
+                prepared_within,
+            },
             net: Net::new(),
             // A host that starts again has the same key.
             pem: ["host-a", "host-b"].map(|name| keys.pem(name)),
@@ -247,12 +330,12 @@ impl Scene {
 
     fn source(&self, role: &str) -> Process {
         let journal = self.directory.path().join("source");
-        Process::start(&self.net.a, role, &self.pem[0], &journal)
+        Process::start(&self.net.a, role, &self.pem[0], &journal, self.limits)
     }
 
     fn target(&self, role: &str) -> Process {
         let journal = self.directory.path().join("target");
-        let target = Process::start(&self.net.b, role, &self.pem[1], &journal);
+        let target = Process::start(&self.net.b, role, &self.pem[1], &journal, self.limits);
         target.hear("serving");
         target
     }
@@ -267,21 +350,46 @@ impl Scene {
             *target = self.target(target.role());
         }
         let link = |host: &Host, state| host.ip(&format!("link set eth0 {state}")).unwrap();
-        match fault {
-            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
-            Fault::CutLink => cut(&self.net.b),
-            Fault::TargetDown => link(&self.net.b, "down"),
-            Fault::SourceDown => link(&self.net.a, "down"),
-        }
+        let stopped = match fault {
+            Fault::StopSource => Some(source.stop()),
+            Fault::StopTarget => Some(target.stop()),
+            Fault::CutLink => {
+                cut(&self.net.b);
+                None
+            }
+            Fault::TargetDown => {
+                link(&self.net.b, "down");
+                None
+            }
+            Fault::SourceDown => {
+                link(&self.net.a, "down");
+                None
+            }
+            Fault::FlushSource => {
+                nft(&self.net.a, "flush ruleset");
+                None
+            }
+            Fault::FlushTarget => {
+                nft(&self.net.b, "flush ruleset");
+                None
+            }
+            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => None,
+        };
         // Steps that come after the fault pass.
         source.let_on();
         target.let_on();
-        if !fault.kills_source() && !fault.kills_target() {
-            // Longer than the source waits for PREPARED.
-            thread::sleep(Duration::from_millis(1200));
+        if fault.lasts() > Duration::ZERO {
+            thread::sleep(fault.lasts());
         }
+        drop(stopped);
         match fault {
-            Fault::KillSource | Fault::KillTarget | Fault::KillBoth => {}
+            Fault::KillSource
+            | Fault::KillTarget
+            | Fault::KillBoth
+            | Fault::StopSource
+            | Fault::StopTarget
+            | Fault::FlushSource
+            | Fault::FlushTarget => {}
             Fault::CutLink => nft(&self.net.b, "delete table inet cut"),
             Fault::TargetDown => link(&self.net.b, "up"),
             Fault::SourceDown => link(&self.net.a, "up"),
@@ -299,12 +407,12 @@ impl Scene {
 }
 
 fn try_fault(when: When, fault: Fault) -> Expected {
-    let scene = Scene::new();
+    let scene = Scene::new(fault, when);
     let mut target = scene.target("target");
     let mut source = scene.source("source");
     source.hear("listening");
     let ends = scene.net.count_at_peer(END);
-    let peer = Peer::start(&scene.net.peer);
+    let peer = Peer::start(&scene.net.peer, Duration::from_millis(5));
     peer.gets_on("before the move");
     if !matches!(when, When::At(_)) {
         source.let_on();
@@ -355,18 +463,13 @@ fn try_fault(when: When, fault: Fault) -> Expected {
         if goes_on() {
             Expected::Moved
         } else {
-            assert!(fault.kills_source() || fault.kills_target());
+            assert!(fault.may_end());
             Expected::Ended
         }
     };
     if let When::At(step) = when {
         let expected = expected(step, fault);
-        // Whether the source had heard of the move before it died is chance.
-        let as_well = expected == Expected::Ended && became == Expected::Lost;
-        assert!(
-            became == expected || as_well,
-            "{became:?}, not {expected:?}"
-        );
+        assert!(expected.allows(became), "{became:?}, not {expected:?}");
     }
     match became {
         Expected::Kept => peer.gets_on("at the source"),
@@ -381,7 +484,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
                 !Scene::has(&scene.net.a, false)
             });
         }
-        Expected::Ended => {}
+        Expected::Ended | Expected::KeptOrMoved | Expected::MovedOrEnded => {}
     }
     if matches!(became, Expected::Kept | Expected::Moved) {
         assert_eq!(ends.packets(), 0, "FIN or RST at the peer");

@@ -21,6 +21,9 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Octets that it sends at once: few pieces leave the processors to what is tested.
+const PIECE: usize = 1000;
+
 #[derive(Default)]
 struct Seen {
     back: AtomicU64,
@@ -35,7 +38,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn start(host: &Host) -> Self {
+    /// It sends so often.
+    pub(crate) fn start(host: &Host, every: Duration) -> Self {
         let stream = host.run(|| TcpStream::connect(SERVICE)).unwrap().unwrap();
         stream.set_nodelay(true).unwrap();
         let seen = Arc::new(Seen::default());
@@ -44,10 +48,10 @@ impl Peer {
         thread::spawn(move || {
             let mut sent = 0;
             while !writing.stop.load(Ordering::Relaxed)
-                && out.write_all(&numbered(sent, 200)).is_ok()
+                && out.write_all(&numbered(sent, PIECE)).is_ok()
             {
-                sent += 200;
-                thread::sleep(Duration::from_millis(1));
+                sent += PIECE as u64;
+                thread::sleep(every);
             }
         });
         let reading = seen.clone();

@@ -5,11 +5,21 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tcpmig_sys::lab::Host;
 
 use crate::STEPS;
 use crate::support::PATIENCE;
+
+/// What its handovers wait for.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Limits {
+    pub(crate) lease: Duration,
+    pub(crate) prepared_within: Duration,
+}
 
 /// A host's process.
 pub(crate) struct Process {
@@ -22,13 +32,22 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(host: &Host, role: &str, pem: &[String; 3], journal: &Path) -> Self {
+    pub(crate) fn start(
+        host: &Host,
+        role: &str,
+        pem: &[String; 3],
+        journal: &Path,
+        limits: Limits,
+    ) -> Self {
         let program = std::env::current_exe().unwrap();
         let mut command = host.command(program.to_str().unwrap()).unwrap();
         command.args(["role", role, journal.to_str().unwrap()]);
         for (name, value) in ["CERT", "KEY", "CA"].iter().zip(pem) {
             command.env(name, value);
         }
+        command.env("LEASE_MS", limits.lease.as_millis().to_string());
+        let prepared = limits.prepared_within.as_millis().to_string();
+        command.env("PREPARED_MS", prepared);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -48,6 +67,18 @@ impl Process {
             on: false,
             role: role.to_owned(),
         }
+    }
+
+    /// Stops it until the guard is dropped.
+    pub(crate) fn stop(&self) -> Stopped {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let stopped = Stopped(pid);
+        crate::support::until("it stands still", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.contains(") T ")
+        });
+        stopped
     }
 
     pub(crate) fn role(&self) -> &str {
@@ -109,5 +140,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A process that was sent SIGSTOP.
+pub(crate) struct Stopped(Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tcpmig::capture::Frozen;
 use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
-use tcpmig::driver::{Destination, Ending, Mover, Options, Resolved, serve_with};
+use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Resolved};
 use tcpmig::handover::{Fate, HandoverId};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
@@ -58,12 +58,18 @@ fn hear() -> String {
     line
 }
 
+/// How long a single handover waits for PREPARED where the fault comes before it.
+pub(crate) const PREPARED_WITHIN: Duration = Duration::from_millis(1500);
+
 fn options() -> Options {
+    let limit = |name| {
+        let milliseconds = std::env::var(name).unwrap().parse().unwrap();
+        Duration::from_millis(milliseconds)
+    };
     Options {
-        // Longer than anything is waited for: no lock ends by itself.
-        lease: Duration::from_secs(90),
+        lease: limit("LEASE_MS"),
         settle: Duration::ZERO,
-        prepared_within: Duration::from_millis(800),
+        prepared_within: limit("PREPARED_MS"),
         answer_within: Duration::from_millis(300),
         ..Options::default()
     }
@@ -81,7 +87,12 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
             Ok(0) => return,
             Ok(count) if stream.write_all(&octets[..count]).is_err() => return,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Interrupted: the process stood still for a while (signal(7), with SO_RCVTIMEO).
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             // The peer has gone.
             Err(_) => return,
         }
@@ -112,9 +123,10 @@ async fn source(journal: &Path) {
     let journal = Arc::new(StoppingJournal(File::open(journal).unwrap()));
     let mover = Mover::new(endpoint, locker, options()).with_journal(journal);
     let outcome = mover.move_out(OwnedFd::from(stream), None, &to).await;
-    tell(outcome.flow.unwrap(), outcome.ending.fate());
+    let ending = settled(outcome.ending).await;
+    tell(outcome.flow.unwrap(), ending.fate());
     println!("ended");
-    if let Ending::Kept { socket, .. } = outcome.ending {
+    if let Ending::Kept { socket, .. } = ending {
         tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
     }
     std::future::pending::<()>().await;
@@ -159,11 +171,12 @@ async fn sources(journal: &Path) {
     let mut moves = mover.move_all(streams.into_iter().map(OwnedFd::from), &to);
     let mut said = Vec::new();
     while let Some(outcome) = moves.next().await {
+        let ending = settled(outcome.ending).await;
         if let Some(flow) = outcome.flow {
             said.push(flow.remote().port());
-            tell(flow, outcome.ending.fate());
+            tell(flow, ending.fate());
         }
-        if let Ending::Kept { socket, .. } = outcome.ending {
+        if let Ending::Kept { socket, .. } = ending {
             tokio::task::spawn_blocking(|| echo(&socket.into(), &AtomicBool::new(false)));
         }
     }
@@ -173,6 +186,14 @@ async fn sources(journal: &Path) {
     }
     println!("ended");
     std::future::pending::<()>().await;
+}
+
+/// Asks until somebody answers: on a busy machine a target may take longer than the source asks by itself.
+async fn settled(mut ending: Ending) -> Ending {
+    while let Ending::InDoubt(doubt) = ending {
+        ending = doubt.ask().await;
+    }
+    ending
 }
 
 /// Says where a connection is, by its peer's port.
@@ -240,7 +261,10 @@ async fn target(journal: &Path, stops: bool) {
     } else {
         Arc::new(journal)
     };
-    let mut arrivals = serve_with(endpoint, locker, options(), journal);
+    let mut arrivals = Acceptor::new(endpoint, locker)
+        .options(options())
+        .journal(journal)
+        .serve();
     println!("serving");
     while let Some(arrived) = arrivals.next().await {
         let mut stream = TcpStream::from(arrived.socket);
@@ -282,6 +306,10 @@ impl Journal for StoppingJournal {
 
     fn recall(&self, id: HandoverId) -> Option<Note> {
         self.0.recall(id)
+    }
+
+    fn offered_by(&self, id: HandoverId) -> Option<String> {
+        self.0.offered_by(id)
     }
 
     fn left_open(&self) -> Vec<Open> {

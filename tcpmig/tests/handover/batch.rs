@@ -110,7 +110,7 @@ kernel_test!(a_batch_that_is_dropped_loses_none, || {
         let mut kept = Vec::new();
         while settled < count {
             tokio::task::yield_now().await;
-            for outcome in mover.unclaimed() {
+            for outcome in mover.unclaimed().await {
                 settled += 1;
                 let ending = match outcome.ending {
                     Ending::InDoubt(doubt) => doubt.ask().await,
@@ -187,14 +187,14 @@ kernel_test!(a_move_that_is_dropped_before_commit_is_kept, || {
         let mover = here.mover();
         // Not even begun.
         drop(mover.move_out(server.into(), None, &here.other()));
-        let server = only_kept(mover.unclaimed());
+        let server = only_kept(mover.unclaimed().await);
         let to = here.other();
         let offering = mover.move_out(server, None, &to);
         tokio::select! {
             outcome = offering => panic!("{outcome:?}"),
             offered = target_has_it => offered.unwrap(),
         }
-        only_kept(mover.unclaimed())
+        only_kept(mover.unclaimed().await)
     });
     offered.wait();
     until("nothing is locked", || a.entries(flow).is_empty());
@@ -241,7 +241,7 @@ kernel_test!(a_move_that_is_dropped_after_commit_is_in_doubt, || {
             outcome = moving => panic!("{outcome:?}"),
             committed = target_has_it => committed.unwrap(),
         }
-        let outcome = mover.unclaimed().remove(0);
+        let outcome = mover.unclaimed().await.remove(0);
         match outcome.ending {
             Ending::InDoubt(doubt) => doubt.ask().await,
             other => panic!("{other:?}"),

@@ -18,13 +18,13 @@ use crate::support::{
 
 /// What a fake target has when it has got COMMIT. The lock stands for the connection that
 /// it claims to have: without it the host would answer the peer with RST.
-struct Committed {
+pub(crate) struct Committed {
     fake: Fake,
-    id: HandoverId,
-    lock: LockGuard,
+    pub(crate) id: HandoverId,
+    pub(crate) lock: LockGuard,
 }
 
-async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committed {
+pub(crate) async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committed {
     let mut fake = Fake::new(here);
     let mut talk = fake.exchange().await;
     let (id, _) = talk.offer().await;
@@ -49,16 +49,16 @@ async fn answer(
     lock
 }
 
-const SENT: &[u8] = b"is somebody there?";
+pub(crate) const SENT: &[u8] = b"is somebody there?";
 
 /// A connection whose COMMIT is not answered at once.
-struct Case {
-    net: Net,
-    a: Site,
-    b: Site,
+pub(crate) struct Case {
+    pub(crate) net: Net,
+    pub(crate) a: Site,
+    pub(crate) b: Site,
     peer: TcpStream,
-    server: Option<TcpStream>,
-    flow: FourTuple,
+    pub(crate) server: Option<TcpStream>,
+    pub(crate) flow: FourTuple,
 }
 
 impl Case {
@@ -71,7 +71,7 @@ impl Case {
         Self::with(net, &options)
     }
 
-    fn with(net: Net, options: &Options) -> Self {
+    pub(crate) fn with(net: Net, options: &Options) -> Self {
         let (a, b) = Site::pair(&net, options);
         let (peer, server) = net.connect(Family::V4);
         Self {
@@ -84,12 +84,12 @@ impl Case {
         }
     }
 
-    fn move_out(&mut self) -> Running<Outcome> {
+    pub(crate) fn move_out(&mut self) -> Running<Outcome> {
         self.a.move_out(self.server.take().unwrap(), None)
     }
 
     /// Host A is silent: what the peer sends is not answered.
-    fn is_silent(&mut self) {
+    pub(crate) fn is_silent(&mut self) {
         let (other, end) = self.net.connect(Family::V4);
         let port = self.flow.local().port();
         let heard = self.net.count_at_peer(&format!("tcp sport {port}"));
@@ -107,7 +107,7 @@ impl Case {
     }
 
     /// It goes on at host A, where these octets of the peer have waited.
-    fn goes_on(&self, ending: Ending, lock: LockGuard, sent: &[u8], words: &[&str]) {
+    pub(crate) fn goes_on(&self, ending: Ending, lock: LockGuard, sent: &[u8], words: &[&str]) {
         let ends = self.net.count_at_peer(&end_of(self.flow));
         let (server, reason) = kept_by(ending);
         lock.unlock().unwrap();
@@ -121,7 +121,7 @@ impl Case {
     }
 }
 
-fn doubt(outcome: Outcome) -> Doubt {
+pub(crate) fn doubt(outcome: Outcome) -> Doubt {
     match outcome.ending {
         Ending::InDoubt(doubt) => *doubt,
         other => panic!("{other:?}"),
@@ -160,16 +160,12 @@ kernel_test!(a_late_answer_is_asked_for_again, || {
     let target = case.b.begin(move |here| async move {
         let Committed { mut fake, id, lock } = commit_and_hang_up(&here, flow).await;
         // Nothing, then nonsense, then what does not fit, then the answer.
-        let mut silent = fake.exchange().await;
-        silent.commit(id).await;
-        let mut talk = fake.exchange().await;
-        talk.commit(id).await;
+        let _silent = fake.committed(id).await;
+        let mut talk = fake.committed(id).await;
         talk.say_octets(b"garbage"[..].into()).await;
-        let mut talk = fake.exchange().await;
-        talk.commit(id).await;
+        let mut talk = fake.committed(id).await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
-        let mut talk = fake.exchange().await;
-        talk.commit(id).await;
+        let mut talk = fake.committed(id).await;
         talk.say(Message::Active { id, activate_us: 1 }).await;
         talk.end().await;
         lock

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
-use tcpmig::driver::{Options, serve_with};
+use tcpmig::driver::{Acceptor, Options};
 use tcpmig::handover::{Fate, HandoverId, Message};
 
 use crate::support::{B, Family, Net, Site, Talk, both_ways, kept, kernel_test};
@@ -31,7 +31,10 @@ fn serve_from(b: &Site, path: &Path) {
     let journal = Arc::new(File::open(path).unwrap());
     b.call(|here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-        let arrivals = serve_with(endpoint, locker, here.options.clone(), journal);
+        let arrivals = Acceptor::new(endpoint, locker)
+            .options(here.options.clone())
+            .journal(journal)
+            .serve();
         here.keep(arrivals);
     });
 }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::pin::Pin;
 
 use futures_core::Stream;
-use tcpmig::driver::{Ending, Options, Outcome, serve};
+use tcpmig::driver::{Acceptor, Ending, Options, Outcome};
 use tcpmig_format::AppImage;
 
 use crate::support::{Family, Net, PATIENCE, Site, both_ways, kept, kernel_test};
@@ -68,7 +68,9 @@ kernel_test!(arrivals_are_a_stream, || {
     let (peer, server) = net.connect(Family::V4);
     let arriving = b.begin(|here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-        let mut arrivals = serve(endpoint, locker, here.options.clone());
+        let mut arrivals = Acceptor::new(endpoint, locker)
+            .options(here.options.clone())
+            .serve();
         let next = poll_fn(|cx| Pin::new(&mut arrivals).poll_next(cx));
         let arrived = tokio::time::timeout(PATIENCE, next).await.unwrap();
         here.endpoint.close("over").await;

@@ -81,8 +81,16 @@ fn recovers(family: Family, segments: usize, lost: &str, sack: bool) {
         let without = || std::fs::write("/proc/sys/net/ipv4/tcp_sack", "0").unwrap();
         net.peer.run(without).unwrap();
     }
+    // All segments are sent before the first acknowledgement.
+    net.a
+        .ip(&format!(
+            "route replace 198.18.0.0/24 dev eth0 src 198.18.0.1 initcwnd {0}
+             route replace 2001:2::/64 dev eth0 metric 256 initcwnd {0}",
+            segments + 10
+        ))
+        .unwrap();
     let (peer, mut server) = net.connect(family);
-    // The window of a new connection would be too small for many of them.
+    // The peer's window of a new connection would be too small for many of them.
     let (sender, receiver) = (server.try_clone().unwrap(), &peer);
     let warm = numbered(0, 1 << 20);
     std::thread::scope(|scope| {

@@ -237,16 +237,7 @@ kernel_test!(a_connection_that_is_being_opened_moves, || {
         &net.peer,
         "table inet deaf { chain c { type filter hook prerouting priority -310; meta l4proto tcp drop; }; }",
     );
-    let connect = || {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-        let socket = socket.unwrap();
-        let from: std::net::SocketAddr = "198.18.0.80:0".parse().unwrap();
-        socket.bind(&from.into()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        socket.connect(&to.into()).unwrap_err();
-        socket
-    };
-    let opening = net.a.run(connect).unwrap();
+    let opening = net.open_from_a(to);
     assert_eq!(info(opening.as_fd()).unwrap().state, State::SynSent);
     let outcome = a.move_out(opening, None).wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::extract::{Extension, Path};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, State};
@@ -62,8 +63,13 @@ pub(crate) struct Slow {
 
 /// The application on the host of this name; and when its slow answers come.
 pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
+    app_with(get(file), name, slow)
+}
+
+/// The same, but for its files.
+pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) -> Movable<App> {
     let router = Router::new()
-        .route("/file/{size}", get(file))
+        .route("/file/{size}", file)
         .route("/chunked/{size}", get(chunked))
         .route(
             "/compressed-ticks/{count}",
@@ -72,10 +78,12 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
         .route("/events/{count}", get(events))
         .route("/plain/{size}", get(plain))
         .route("/upload", post(upload))
+        .route("/early/{size}", post(plain))
         .route("/ignore", post(async || "ignored"))
         .route("/who", get(who))
         .route("/slow", get(slow_answer))
         .route("/chat", get(chat::upgrade))
+        .route("/axum", get(axums_websocket))
         .route("/compressed", get(chat::upgrade_compressed))
         .route(
             "/not-modified",
@@ -165,4 +173,16 @@ async fn slow_answer(Extension(host): Extension<Host>) -> &'static str {
     host.slow.begun.fetch_add(1, Ordering::Relaxed);
     host.slow.release.notified().await;
     "at last\n"
+}
+
+/// An echo by axum's own means, which knows nothing of moves.
+async fn axums_websocket(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async |mut socket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            if matches!(message, Message::Text(_) | Message::Binary(_)) {
+                // The end of the connection is found out above.
+                let _ = socket.send(message).await;
+            }
+        }
+    })
 }

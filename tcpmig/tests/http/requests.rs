@@ -75,6 +75,112 @@ kernel_test!(pipelined_requests_are_answered_once_and_in_order, || {
     assert_eq!(text(&mut reader), "b 2 hello\n");
 });
 
+/// hyper reads the beginning of an upload with the request before it, while the connection is being drained.
+fn an_upload_behind_a_slow_answer(upload: &str, body: &[u8], ready: &[u8], on_b: &OnB) {
+    let mut scene = Scene::with(on_b, PATIENCE);
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    let slow = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
+    let all = [slow.as_bytes(), upload.as_bytes(), body].concat();
+    // In one write, as far as it is ready.
+    let now = slow.len() + upload.len() + ready.len();
+    (&stream).write_all(&all[..now]).unwrap();
+    scene.slow_begins();
+    let moving = scene.begin_move();
+    scene.take_turns();
+    scene.slow.release.notify_one();
+    let moved = moving.wait();
+    if matches!(on_b, OnB::Visits) {
+        moved.expect("the connection moves");
+        scene.at = 1;
+    } else {
+        moved.expect_err("the connection stays");
+    }
+    (&stream).write_all(&all[now..]).unwrap();
+    assert_eq!(text(&mut reader), "at last\n");
+    assert_eq!(text(&mut reader), "10 true\n");
+    (&stream).write_all(HELLO.as_bytes()).unwrap();
+    let host = ["a", "b"][scene.at];
+    assert_eq!(text(&mut reader), format!("{host} 1 hello\n"));
+}
+
+const LENGTH: &str = "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n";
+const CHUNKED: &str = "POST /upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+
+fn chunks() -> Vec<u8> {
+    let octets = numbered(0, 10);
+    let (first, second) = octets.split_at(4);
+    [b"4\r\n", first, b"\r\n6;x\r\n", second, b"\r\n0\r\n\r\n"].concat()
+}
+
+kernel_test!(an_upload_that_hyper_has_begun_to_read_moves, || {
+    let body = numbered(0, 10);
+    an_upload_behind_a_slow_answer(LENGTH, &body, &body, &OnB::Visits);
+});
+kernel_test!(the_beginning_of_an_upload_moves, || {
+    let body = numbered(0, 10);
+    an_upload_behind_a_slow_answer(LENGTH, &body, &body[..3], &OnB::Visits);
+});
+kernel_test!(a_connection_that_stays_keeps_its_upload, || {
+    let body = numbered(0, 10);
+    an_upload_behind_a_slow_answer(LENGTH, &body, &body, &OnB::Nothing);
+});
+kernel_test!(a_chunked_upload_that_hyper_has_begun_to_read_moves, || {
+    for ready in [4, 9, 15] {
+        an_upload_behind_a_slow_answer(CHUNKED, &chunks(), &chunks()[..ready], &OnB::Visits);
+    }
+});
+
+kernel_test!(uploads_on_many_connections_that_move, || {
+    const CONNECTIONS: usize = 30;
+    const SIZE: usize = 100_000;
+    let mut scene = Scene::new();
+    let body = std::sync::Arc::new(numbered(0, SIZE));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let (stream, body, stop) = (connect(&scene), body.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(&stream);
+                let mut uploads = 0;
+                let head = "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+                let requests = [HELLO.as_bytes(), head.as_bytes(), &body].concat();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    (&stream).write_all(&requests).unwrap();
+                    assert!(text(&mut reader).ends_with("hello\n"));
+                    assert_eq!(text(&mut reader), "100000 true\n");
+                    uploads += 1;
+                }
+                uploads
+            })
+        })
+        .collect();
+    until("all have connected", || scene.counts()[0] == CONNECTIONS);
+    for _ in 0..4 {
+        assert_eq!(scene.hop_all(), CONNECTIONS);
+        until("all have arrived", || {
+            scene.counts()[scene.at] == CONNECTIONS
+        });
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for client in clients {
+        assert!(client.join().unwrap() > 0);
+    }
+});
+
+kernel_test!(an_answer_before_its_upload_is_not_cut_off, || {
+    const SIZE: usize = 60_000_000;
+    let scene = Scene::new();
+    let stream = connect(&scene);
+    let mut reader = BufReader::new(&stream);
+    let head = format!("POST /early/{SIZE} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
+    (&stream).write_all(head.as_bytes()).unwrap();
+    let (_, body) = response(&mut reader);
+    assert!(body == numbered(0, SIZE), "{} octets", body.len());
+    // hyper does not wait for the upload.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+});
+
 kernel_test!(an_upload_is_waited_for, || {
     let mut scene = Scene::new();
     let stream = connect(&scene);
@@ -154,6 +260,27 @@ kernel_test!(a_body_that_cannot_be_resumed_ends_first, || {
     assert!(body == numbered(0, 10_000_000), "{} octets", body.len());
     // hyper has all of it in one frame, so that it is over for the service and is carried.
     moved.expect("the connection moves");
+});
+
+kernel_test!(a_connection_that_is_being_closed_says_so, || {
+    let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
+    let stream = connect(&scene);
+    let get = "GET /plain/30000000 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    (&stream).write_all(get.as_bytes()).unwrap();
+    let mut reader = BufReader::new(&stream);
+    reader.fill_buf().unwrap();
+    // The service is done with it, and the peer does not read.
+    for _ in 0..3 {
+        let why = scene.stays();
+        assert!(
+            why.contains("the end of its last response waits for the peer"),
+            "{why}"
+        );
+    }
+    let body = response(&mut reader).1;
+    assert!(body == numbered(0, 30_000_000), "{} octets", body.len());
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    until("the connection is over", || scene.counts() == [0, 0]);
 });
 
 kernel_test!(a_request_body_that_nobody_reads_is_no_request, || {

@@ -1,17 +1,19 @@
 //! Two hosts that serve the application, and clients at the peer.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::Request;
-use tcpmig::driver::{Mover, Options, Report, serve_if};
+use axum::routing::MethodRouter;
+use tcpmig::driver::{Acceptor, Mover, Options, Report};
 use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
 use tokio::net::TcpListener;
 
-use crate::app::{App, NewVisits, Slow, Visits, app};
+use crate::app::{App, NewVisits, Slow, Visits, app, app_with};
 use crate::support::{Net, PATIENCE, Running, Site, until};
 
 pub(crate) const URL: &str = "http://198.18.0.80:8080";
@@ -24,6 +26,8 @@ pub(crate) enum OnB {
     NoWebSockets,
     /// Its responses go on from a cursor of another type.
     OtherCursors,
+    /// Its files are these.
+    File(Box<MethodRouter>),
     /// It takes no connections in.
     Nothing,
 }
@@ -34,7 +38,11 @@ pub(crate) struct Scene {
     /// Where the connection is.
     pub(crate) at: usize,
     pub(crate) slow: Arc<Slow>,
+    /// Why connections that arrived did not go on.
+    pub(crate) errors: Errors,
 }
+
+type Errors = Arc<Mutex<Vec<String>>>;
 
 impl Scene {
     pub(crate) fn new() -> Self {
@@ -56,6 +64,8 @@ impl Scene {
         };
         let (a, b) = Site::pair(&net, &options);
         let slow = Arc::new(Slow::default());
+        let errors = Errors::default();
+        let start = |site: &Site, movable, takes_in| start(site, movable, takes_in, &errors);
         let make = |name| app(name, slow.clone()).drain_within(drain_within);
         let with_visits = |name| {
             let chat = crate::chat::handler(name, slow.clone());
@@ -81,6 +91,10 @@ impl Scene {
             OnB::NoState => start(&b, make("b"), true),
             OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), true),
             OnB::OtherCursors => start(&b, with_visits("b").resumes_if(other_cursors), true),
+            OnB::File(file) => {
+                let movable = app_with(MethodRouter::clone(file), "b", slow.clone());
+                start(&b, movable.with_state::<Visits>(), true)
+            }
             OnB::Nothing => start(&b, make("b"), false),
         };
         Self {
@@ -88,6 +102,7 @@ impl Scene {
             hosts: [(a, server_a), (b, server_b)],
             at: 0,
             slow,
+            errors,
         }
     }
 
@@ -105,10 +120,12 @@ impl Scene {
 
     /// Waits until a slow answer has been asked for.
     pub(crate) fn slow_begins(&self) {
-        let begun = &self.slow.begun;
-        until("the slow answer is asked for", || {
-            begun.load(Ordering::Relaxed) == 1
-        });
+        until("the slow answer is asked for", || self.slow_count() == 1);
+    }
+
+    /// How many slow answers have been asked for.
+    pub(crate) fn slow_count(&self) -> usize {
+        self.slow.begun.load(Ordering::Relaxed)
     }
 
     /// Lets the host's one thread do all that is ready: an order reaches its connection.
@@ -127,21 +144,21 @@ impl Scene {
         report
     }
 
+    /// Moves all that live at the one host to the other, so many at a time.
+    pub(crate) fn move_all(&self, at_once: usize) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
+        let (site, server) = &self.hosts[self.at];
+        let server = server.clone();
+        site.call(move |here| async move { server.move_all(&here.other(), at_once).await })
+    }
+
     /// Moves all that live at the one host to the other and tells how many.
     pub(crate) fn hop_all(&mut self) -> usize {
-        let (site, server) = &self.hosts[self.at];
-        let handles = server.connections();
+        let results = self.move_all(4);
+        for (peer, result) in &results {
+            assert!(result.is_ok(), "{peer} did not move: {result:?}");
+        }
         self.at = 1 - self.at;
-        site.call(|here| async move {
-            let mut moved = 0;
-            for handle in handles {
-                match handle.move_to(&here.other()).await {
-                    Ok(_) => moved += 1,
-                    Err(error) => panic!("a connection did not move: {error}"),
-                }
-            }
-            moved
-        })
+        results.len()
     }
 
     /// How many connections each host has.
@@ -192,19 +209,26 @@ fn other_cursors(request: &Request<()>, resumed: &Resumed) -> Result<(), Session
     resumed.cursor::<Chapter>().map(drop)
 }
 
-fn start(site: &Site, movable: Movable<App>, takes_in: bool) -> Server<App> {
+fn start(site: &Site, movable: Movable<App>, takes_in: bool, errors: &Errors) -> Server<App> {
+    let errors = errors.clone();
     site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
         let mover = Mover::new(endpoint.clone(), locker.clone(), here.options.clone());
         let server = Server::new(movable.clone(), mover);
-        let check = move |app: Option<&_>| movable.check(app).map_err(|error| error.to_string());
         if takes_in {
-            let mut arrivals = serve_if(endpoint, locker, here.options.clone(), check);
+            let mut arrivals = Acceptor::new(endpoint, locker)
+                .options(here.options.clone())
+                .accept_if(move |offered| movable.check(offered.app).map_err(|e| e.to_string()))
+                .serve();
             let server = server.clone();
             tokio::spawn(async move {
                 while let Some(arrived) = arrivals.next().await {
-                    let server = server.clone();
-                    tokio::spawn(async move { server.arrived(arrived).await.unwrap() });
+                    let (server, errors) = (server.clone(), errors.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = server.arrived(arrived).await {
+                            errors.lock().unwrap().push(error.to_string());
+                        }
+                    });
                 }
             });
         }

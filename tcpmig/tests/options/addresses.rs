@@ -8,7 +8,7 @@ use tcpmig_format::SocketFamily;
 use tcpmig_sys::{Error, netns, sockopt};
 
 use crate::scene::{activate, arrive, build, leave, moves};
-use crate::support::{END, Family, Net, both_ways, kernel_test};
+use crate::support::{END, Family, Net, both_ways, kernel_test, nft, until};
 
 kernel_test!(addresses_are_the_same_in_the_socket_s_own_family, || {
     for family in [Family::V4, Family::V6, Family::Mapped] {
@@ -193,3 +193,99 @@ kernel_test!(another_connection_waits_for_its_address, || {
         both_ways(&peer, &moved);
     }
 });
+
+/// Adds the address of the service on host B, where duplicates are looked for once a second, for longer than a test.
+fn add_on_b(net: &Net, words: &str) {
+    for (setting, value) in [
+        ("all/accept_dad", "1"),
+        ("eth0/accept_dad", "1"),
+        ("eth0/optimistic_dad", "0"),
+        ("eth0/dad_transmits", "1000"),
+    ] {
+        net.b
+            .set(&format!("net/ipv6/conf/{setting}"), value)
+            .unwrap();
+    }
+    net.b
+        .ip(&format!("addr add 2001:2::80/128 dev eth0 {words}"))
+        .unwrap();
+}
+
+fn add_anew_on_b(net: &Net) {
+    nft(&net.b, "delete table inet deaf");
+    net.b
+        .ip("addr del 2001:2::80/128 dev eth0\naddr add 2001:2::80/128 dev eth0 nodad")
+        .unwrap();
+}
+
+/// The image of a connection to an address that host B has from now on, with these words for `ip addr add`.
+fn with_address_on_b(words: &str, rules: Option<&str>) -> (Net, TcpStream, tcpmig_format::Image) {
+    let net = Net::without_service_on_b();
+    let (peer, server) = net.connect(Family::V6);
+    let image = leave(&net.a, server);
+    if let Some(rules) = rules {
+        nft(&net.b, rules);
+    }
+    add_on_b(&net, words);
+    (net, peer, image)
+}
+
+/// Host A has the address too, and would say so.
+const DEAF: &str = "table inet deaf { chain c { type filter hook input priority raw; icmpv6 type nd-neighbor-advert drop; }; }";
+
+#[track_caller]
+fn assert_not_usable(built: Result<tcpmig::restore::Prepared, RestoreError>, words: &str) {
+    match built {
+        Err(RestoreError::Socket(error @ Error::NotUsable { .. })) => {
+            let text = error.to_string();
+            assert!(text.contains("2001:2::80 is on eth0"), "{text}");
+            assert!(text.contains(words), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+kernel_test!(an_address_that_is_tentative_is_named, || {
+    let (net, peer, image) = with_address_on_b("", Some(DEAF));
+    let built = build(&net.b, image.clone());
+    assert_not_usable(built, "duplicate address detection is under way");
+    // As the hint says.
+    add_anew_on_b(&net);
+    net.point_peer_at_b();
+    both_ways(&peer, &arrive(&net.b, image));
+});
+
+kernel_test!(an_address_that_another_host_has_is_named, || {
+    let (net, _peer, image) = with_address_on_b("", None);
+    until("host A says that it has it", || {
+        let mut show = net.b.command("ip").unwrap();
+        let shown = show.args(["-6", "addr", "show", "dadfailed"]).output();
+        String::from_utf8(shown.unwrap().stdout)
+            .unwrap()
+            .contains("2001:2::80")
+    });
+    let built = build(&net.b, image);
+    assert_not_usable(built, "another host of the link has it (dadfailed)");
+});
+
+kernel_test!(a_deprecated_address_serves, || {
+    let (net, peer, image) = with_address_on_b("nodad preferred_lft 0", None);
+    net.point_peer_at_b();
+    both_ways(&peer, &arrive(&net.b, image));
+});
+
+kernel_test!(
+    a_freebind_connection_is_built_while_its_address_is_tentative,
+    || {
+        let net = Net::without_service_on_b();
+        let (peer, server) = net.connect(Family::V6);
+        sockopt::set_freebind_v6(server.as_fd(), true).unwrap();
+        let image = leave(&net.a, server);
+        nft(&net.b, DEAF);
+        add_on_b(&net, "");
+        let prepared = build(&net.b, image).unwrap();
+        add_anew_on_b(&net);
+        net.point_peer_at_b();
+        both_ways(&peer, &TcpStream::from(activate(prepared).socket));
+    }
+);

@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use socket2::{Domain, Socket, Type};
 use tcpmig_sys::sockopt::{self, FilterInstruction};
 use tcpmig_sys::{Error, flags};
 
@@ -57,13 +58,11 @@ fn of_sockets() -> Vec<Case> {
         send_timeout, set_send_timeout: 4_250_000;
         receive_buffer, set_receive_buffer: 100_000;
         send_buffer, set_send_buffer: 90_000;
-        peek_offset, set_peek_offset: 5;
         dont_route, set_dont_route: true;
         zero_copy, set_zero_copy: true;
         select_error_queue, set_select_error_queue: true;
         timestamps_ns, set_timestamps_ns: true;
         timestamping, set_timestamping: PACKETS;
-        tx_rehash, set_tx_rehash: false;
         max_pacing_rate, set_max_pacing_rate: 50_000_000;
         filter, attach_filter: accepts_all();
         lock_filter, set_lock_filter: true;
@@ -80,7 +79,6 @@ fn of_sockets() -> Vec<Case> {
         tx_delay, set_tx_delay: 1500;
         inq, set_inq: true;
         bind_address_no_port, set_bind_address_no_port: true;
-        local_port_range, set_local_port_range: 50_000 | 60_000 << 16;
     }
 }
 
@@ -132,13 +130,28 @@ fn congestion() -> Vec<Case> {
     }]
 }
 
-/// Options of Linux 6.15.
-fn of_new_kernels() -> Vec<Case> {
-    cases! {
+/// Options that came with Linux 5.18 and later, as far as this kernel knows them for sockets of a family.
+fn of_newer_kernels(family: Family) -> Vec<Case> {
+    let domain = if family == Family::V4 {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
+    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+    let mut all = cases! {
+        tx_rehash, set_tx_rehash: false;
+        local_port_range, set_local_port_range: 50_000 | 60_000 << 16;
+        peek_offset, set_peek_offset: 5;
         rto_max, set_rto_max: 5000;
         rto_min, set_rto_min: 100_000;
         delayed_ack_max, set_delayed_ack_max: 100_000;
-    }
+    };
+    all.retain(|case| match (case.set)(socket.as_fd()) {
+        Ok(()) => true,
+        Err(Error::Unsupported { .. }) => false,
+        Err(error) => panic!("{}: {error}", case.name),
+    });
+    all
 }
 
 /// The priority comes last: a type of service changes it.
@@ -146,7 +159,7 @@ fn priority() -> Vec<Case> {
     cases! { priority, set_priority: 5; }
 }
 
-fn cases(family: Family, fd: BorrowedFd<'_>) -> Vec<Case> {
+fn cases(family: Family) -> Vec<Case> {
     let mut all = of_sockets();
     all.extend(congestion());
     if family != Family::V6 {
@@ -155,13 +168,7 @@ fn cases(family: Family, fd: BorrowedFd<'_>) -> Vec<Case> {
     if family != Family::V4 {
         all.extend(of_ipv6_sockets());
     }
-    match sockopt::rto_max(fd) {
-        Ok(_) => all.extend(of_new_kernels()),
-        Err(error) => {
-            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-            println!("this kernel has no TCP_RTO_MAX_MS and the like: {error}");
-        }
-    }
+    all.extend(of_newer_kernels(family));
     all.extend(priority());
     all
 }
@@ -176,7 +183,7 @@ fn all_move(family: Family) {
     let net = Net::new();
     let (peer, server) = net.connect(family);
     let ends = net.count_at_peer(END);
-    let cases = cases(family, server.as_fd());
+    let cases = cases(family);
     let fresh = read(&cases, server.as_fd());
     for case in &cases {
         (case.set)(server.as_fd()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
@@ -212,7 +219,7 @@ kernel_test!(options_of_a_mapped_connection_move, || all_move(
 fn none_appears(family: Family) {
     let net = Net::new();
     let (peer, server) = net.connect(family);
-    let mut cases = cases(family, server.as_fd());
+    let mut cases = cases(family);
     cases.extend(cases! {
         transparent, set_transparent: true;
         freebind, set_freebind: true;

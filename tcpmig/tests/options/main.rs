@@ -6,8 +6,12 @@ mod support;
 
 mod addresses;
 mod carried;
+mod extremes;
 mod flow_labels;
+mod newer;
 mod policy;
 mod ports;
+mod remains;
 mod routing;
 mod scene;
+mod table;

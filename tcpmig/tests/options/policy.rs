@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
 use tcpmig::capture::{Frozen, Plan};
+use tcpmig::driver::policy::Rules;
 use tcpmig::driver::{Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig::options::{NotSet, Unsupported};
@@ -94,7 +95,7 @@ kernel_test!(
     || {
         let net = renamed();
         let (a, b) = Site::pair(&net, &Options::default());
-        b.serve();
+        b.serve_on(Rules::new().device("eth0"));
         let (peer, server) = net.connect(Family::V4);
         let ends = net.count_at_peer(END);
         let flow = flow(&server);
@@ -118,7 +119,7 @@ kernel_test!(
                 ..Options::default()
             };
             let (a, b) = Site::pair(&net, &options);
-            b.serve();
+            b.serve_on(Rules::new().device("eth0"));
             let (peer, server) = net.connect(family);
             let ends = net.count_at_peer(END);
             sockopt::set_bound_device(server.as_fd(), "eth0").unwrap();

@@ -1,6 +1,6 @@
 //! Options that decide routing are there when the route is looked up.
 
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use tcpmig::restore::RestoreError;
@@ -189,47 +189,17 @@ kernel_test!(a_bound_device_decides_the_route, || {
     }
 });
 
-/// Puts `eth0` of a host into a VRF with these addresses.
-fn into_vrf(host: &Host, addresses: &[&str]) {
-    let mut lines =
-        "link add blue type vrf table 10\nlink set blue up\nlink set eth0 master blue\n".to_owned();
-    for address in addresses {
-        lines += &format!("addr replace {address} dev eth0\n");
+// One that moves: `tests/kernels/vrf.rs`.
+kernel_test!(a_connection_of_a_vrf_is_refused_where_there_is_none, || {
+    let net = Net::new();
+    let (_peer, server) = net.connect(Family::V4);
+    let mut image = leave(&net.a, server);
+    image.ip.as_mut().unwrap().bound_device = Some("blue".to_owned());
+    match build(&net.b, image) {
+        Err(RestoreError::Option(option)) => assert_eq!(
+            option.to_string(),
+            "SO_BINDTODEVICE=blue: this host has no such device (ENODEV)"
+        ),
+        other => panic!("{other:?}"),
     }
-    host.ip(&lines).unwrap();
-}
-
-kernel_test!(
-    a_connection_of_a_vrf_moves_or_is_refused_where_there_is_none,
-    || {
-        let net = Net::without_service_on_b();
-        let try_one = net.a.ip("link add probe type vrf table 9\nlink del probe");
-        match try_one {
-            Ok(()) => {
-                into_vrf(&net.a, &["198.18.0.1/24", "198.18.0.80/24"]);
-                into_vrf(&net.b, &["198.18.0.2/24", "198.18.0.80/32"]);
-                net.a.set("net/ipv4/tcp_l3mdev_accept", "1").unwrap();
-            }
-            Err(error) => println!("this kernel has no VRF: {error}"),
-        }
-        let (peer, server) = net.connect(Family::V4);
-        let mut image = leave(&net.a, server);
-        let ip = image.ip.as_mut().unwrap();
-        if ip.bound_device.as_deref() == Some("blue") {
-            net.point_peer_at_b();
-            let moved: TcpStream = arrive(&net.b, image);
-            let device = sockopt::bound_device(moved.as_fd()).unwrap();
-            assert_eq!(device.as_deref(), Some("blue"));
-            both_ways(&peer, &moved);
-            return;
-        }
-        ip.bound_device = Some("blue".to_owned());
-        match build(&net.b, image) {
-            Err(RestoreError::Option(option)) => assert_eq!(
-                option.to_string(),
-                "SO_BINDTODEVICE=blue: this host has no such device (ENODEV)"
-            ),
-            other => panic!("{other:?}"),
-        }
-    }
-);
+});

@@ -55,6 +55,11 @@ pub(crate) fn leave(host: &Host, socket: impl Into<OwnedFd>) -> Image {
     image
 }
 
+/// Ends all locks of a host.
+pub(crate) fn forget_locks(host: &Host) {
+    nft(host, "flush ruleset");
+}
+
 pub(crate) fn build(host: &Host, image: Image) -> Result<Prepared, RestoreError> {
     let locker = locker(host);
     host.run(|| Prepared::build(image, &locker, LEASE)).unwrap()

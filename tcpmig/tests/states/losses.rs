@@ -22,7 +22,7 @@ fn moved(net: &Net, server: TcpStream) -> TcpStream {
     let server = TcpStream::from(activate(prepared));
     server.set_nonblocking(false).unwrap();
     server
-        .set_read_timeout(Some(Duration::from_secs(20)))
+        .set_read_timeout(Some(Duration::from_secs(120)))
         .unwrap();
     server
 }

@@ -15,6 +15,7 @@ macro_rules! kernel_test {
 }
 
 mod ended;
+mod firewalls;
 mod listeners;
 mod losses;
 mod net;

@@ -61,7 +61,7 @@ impl Net {
         let (server, _) = listener.accept().unwrap();
         for stream in [&peer, &server] {
             stream
-                .set_read_timeout(Some(Duration::from_secs(20)))
+                .set_read_timeout(Some(Duration::from_secs(120)))
                 .unwrap();
         }
         (peer, server)
@@ -69,7 +69,15 @@ impl Net {
 
     /// Makes the peer send what it sends to the service to host B.
     pub(crate) fn point_peer_at_b(&self) {
-        let mut command = self.b.command("ip").unwrap();
+        self.point_peer_at(&self.b);
+    }
+
+    pub(crate) fn point_peer_at_a(&self) {
+        self.point_peer_at(&self.a);
+    }
+
+    fn point_peer_at(&self, host: &Host) {
+        let mut command = host.command("ip").unwrap();
         let output = command
             .args(["-o", "link", "show", "eth0"])
             .stdout(Stdio::piped())
@@ -158,7 +166,7 @@ pub(crate) fn lives(host: &Host, port: u16) -> bool {
 
 /// Waits until a condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         std::thread::sleep(Duration::from_micros(200));

@@ -139,14 +139,14 @@ fn assert_not_delivered(error: &RestoreError) {
     );
 }
 
-kernel_test!(a_firewall_that_denies_by_default, || {
+kernel_test!(a_firewall_that_lets_nothing_in_on_lo, || {
     for state in INJECTED {
         let error = refused_then_restored(
             state,
             |net| {
                 nft(
                     &net.b,
-                    "table inet fw { chain c { type filter hook input priority filter; policy drop; ct state established,related accept; meta l4proto { icmp, ipv6-icmp } accept; }; }",
+                    "table inet fw { chain c { type filter hook input priority filter; iif lo drop; ct state established,related accept; }; }",
                 );
             },
             with_mark,

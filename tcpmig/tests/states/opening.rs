@@ -139,7 +139,7 @@ fn exchange(from: &TcpStream, to: &TcpStream) {
             let mut from = from;
             from.write_all(&octets).unwrap();
         });
-        to.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        to.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let mut to = to;
         to.read_exact(&mut got).unwrap();
     });

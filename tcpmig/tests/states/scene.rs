@@ -258,7 +258,7 @@ impl Ends {
         let mut server = TcpStream::from(server);
         server.set_nonblocking(false).unwrap();
         server
-            .set_read_timeout(Some(Duration::from_secs(20)))
+            .set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
         let image_state = TcpState::from_number(began as u8).unwrap();
         // Each end says more, if it has not closed, and closes.

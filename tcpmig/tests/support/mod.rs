@@ -19,7 +19,7 @@ pub(crate) use site::{Here, Keys, Running, Site, endpoint, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
 
 /// How long anything may take that has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until a condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -97,6 +97,19 @@ impl Net {
         (peer, server)
     }
 
+    /// A socket of the service that is connecting to an address of the peer, which does not answer.
+    pub(crate) fn open_from_a(&self, to: SocketAddr) -> Socket {
+        let connect = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let from: SocketAddr = "198.18.0.80:0".parse().unwrap();
+            socket.bind(&from.into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&to.into()).unwrap_err();
+            socket
+        };
+        self.a.run(connect).unwrap()
+    }
+
     /// Makes the peer send what it sends to the service to host B.
     pub(crate) fn point_peer_at_b(&self) {
         let mut command = self.b.command("ip").unwrap();

@@ -10,14 +10,16 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tcpmig::driver::{Arrivals, Arrived, Destination, Ending, Mover, Options, Outcome, serve};
+use tcpmig::driver::journal::{Journal, Nowhere};
+use tcpmig::driver::policy::{Policy, Rules};
+use tcpmig::driver::{Acceptor, Arrivals, Arrived, Destination, Ending, Mover, Options, Outcome};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::{AppImage, FourTuple};
 use tcpmig_lock::{Entry, Locker, Nftables};
-use tcpmig_sys::lab::Host;
+use tcpmig_sys::lab::{self, Host};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::keys::Authority;
-use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
+use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
 use tokio::sync::{Mutex, mpsc as tasks};
 use tokio::task::{LocalSet, spawn_local};
 
@@ -46,10 +48,10 @@ impl Keys {
 /// An endpoint at `address` on the calling thread's host.
 pub(crate) fn endpoint(address: SocketAddr, [cert, key, ca]: &[String; 3]) -> Endpoint {
     let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
-    let trust = Trust::from_pem(ca.as_bytes()).unwrap();
+    let trust = Trust::anyone_signed_by(Authorities::from_pem(ca.as_bytes()).unwrap());
     // A host that is not there is found out soon.
     let limits = TransportLimits {
-        handshake: Duration::from_secs(2),
+        handshake: lab::slowed(Duration::from_secs(6)),
         ..TransportLimits::default()
     };
     Endpoint::bind(address, &identity, &trust, limits).unwrap()
@@ -94,6 +96,15 @@ impl Here {
         self.kept.borrow_mut().push(Box::new(something));
     }
 
+    /// Takes in what arrives here, instead of what did before.
+    pub(crate) async fn serves(&self, arrivals: Arrivals) {
+        *self.arrivals.lock().await = Some(arrivals);
+    }
+
+    pub(crate) async fn serves_no_more(&self) {
+        *self.arrivals.lock().await = None;
+    }
+
     pub(crate) fn mover(&self) -> Mover {
         Mover::new(
             self.endpoint.clone(),
@@ -110,9 +121,24 @@ struct ByFamily {
 }
 
 impl Steer for ByFamily {
+    fn waits(&self) -> bool {
+        self.v4.waits() || self.v6.waits()
+    }
+
     fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
         let to = if flow.is_ipv4() { &self.v4 } else { &self.v6 };
         to.plan(flow)
+    }
+}
+
+/// What a host waits for takes as much longer as its machine is slower.
+fn slowed(options: &Options) -> Options {
+    Options {
+        prepared_within: lab::slowed(options.prepared_within),
+        answer_within: lab::slowed(options.answer_within),
+        ask_for: lab::slowed(options.ask_for),
+        commit_within: lab::slowed(options.commit_within),
+        ..options.clone()
     }
 }
 
@@ -166,7 +192,7 @@ impl Site {
         let namespace = Namespace::open(&host.namespace().path()).unwrap();
         let (sender, mut receiver) = tasks::unbounded_channel::<Task>();
         let (own, other) = (own.parse().unwrap(), other.parse().unwrap());
-        let options = options.clone();
+        let options = slowed(options);
         let work = move || {
             namespace.enter_for_good().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -229,18 +255,38 @@ impl Site {
         self.begin(work).wait()
     }
 
-    /// Takes connections in from now on.
+    /// Takes connections in from now on: on the closed terms that are the default, and with every
+    /// application state.
     pub(crate) fn serve(&self) {
+        self.serve_by(Policy::new(), Arc::new(Nowhere));
+    }
+
+    /// The same with a journal.
+    pub(crate) fn serve_with(&self, journal: Arc<dyn Journal>) {
+        self.serve_by(Policy::new(), journal);
+    }
+
+    /// The same with these rules for everybody.
+    pub(crate) fn serve_on(&self, rules: Rules) {
+        self.serve_by(Policy::new().others(rules), Arc::new(Nowhere));
+    }
+
+    fn serve_by(&self, policy: Policy, journal: Arc<dyn Journal>) {
         self.call(|here| async move {
             let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-            let arrivals = serve(endpoint, locker, here.options.clone());
-            *here.arrivals.lock().await = Some(arrivals);
+            let arrivals = Acceptor::new(endpoint, locker)
+                .options(here.options.clone())
+                .policy(policy)
+                .journal(journal)
+                .accept_if(|_| Ok(()))
+                .serve();
+            here.serves(arrivals).await;
         });
     }
 
     /// Takes no more connections in.
     pub(crate) fn stop_serving(&self) {
-        self.call(|here| async move { *here.arrivals.lock().await = None });
+        self.call(|here| async move { here.serves_no_more().await });
     }
 
     /// The next connection that arrives.

@@ -26,6 +26,11 @@ impl Talk {
     pub(crate) async fn with_other(here: &Here) -> Self {
         let to = here.other();
         let peer = here.endpoint.connect(to.address, &to.name).await.unwrap();
+        Self::over(&peer).await
+    }
+
+    /// A source's exchange over this link.
+    pub(crate) async fn over(peer: &Peer) -> Self {
         let mut talk = Self::new(peer.open().await.unwrap());
         talk.say(Message::hello()).await;
         talk
@@ -112,6 +117,21 @@ impl Fake {
                     // A host that gave up waiting before is an error here.
                     self.peer = peer.expect("a link").unwrap().ok();
                 }
+            }
+        }
+    }
+
+    /// The next exchange in which the source sends COMMIT. One that it has given up before it was looked at has none.
+    pub(crate) async fn committed(&mut self, id: HandoverId) -> Talk {
+        loop {
+            let mut talk = self.exchange().await;
+            match talk.hear().await {
+                Some(Message::Commit { id: named, .. }) => {
+                    assert_eq!(named, id);
+                    return talk;
+                }
+                None => {}
+                other => panic!("{other:?} instead of COMMIT"),
             }
         }
     }

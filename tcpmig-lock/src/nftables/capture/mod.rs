@@ -95,6 +95,13 @@ impl Capture {
         Ok(Some(removed))
     }
 
+    /// Notes that packets may have passed without being captured.
+    pub(crate) fn lost(&self) {
+        for waiting in self.inbox().waiting.values_mut() {
+            waiting.captured.overflowed = true;
+        }
+    }
+
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         // It is whole between any two of its operations.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)

@@ -12,9 +12,6 @@ use crate::nftables::{element, expression, ffi, wire};
 
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_VERDICT_CHAIN: u16 = 2;
 
 /// The chain for what arrives for locked flows.
 pub(in crate::nftables) const LOCKED: &str = "locked";
@@ -91,12 +88,7 @@ pub(in crate::nftables) fn check(batch: &mut Batch, name: &str, group: u16) {
         |bytes| {
             element::put_one(bytes, name, CAPTURE, |bytes| {
                 put_key(bytes, group);
-                let data = wire::open_nested(bytes, element::NFTA_SET_ELEM_DATA);
-                let verdict = wire::open_nested(bytes, NFTA_DATA_VERDICT);
-                wire::put(bytes, NFTA_VERDICT_CODE, &libc::NFT_GOTO.to_be_bytes());
-                wire::put_str(bytes, NFTA_VERDICT_CHAIN, &chain);
-                wire::close(bytes, verdict);
-                wire::close(bytes, data);
+                element::put_chain(bytes, libc::NFT_GOTO, &chain);
             });
         },
     );

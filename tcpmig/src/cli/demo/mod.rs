@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{FAILED, Output};
+use crate::cli::print::tell;
 
 /// Watch a download change servers in the middle, on this machine alone.
 ///
@@ -70,7 +71,7 @@ pub(crate) fn main(args: &DemoArgs, output: Output) -> anyhow::Result<ExitCode> 
         }
     })?;
     let Some(summary) = result else {
-        eprintln!("interrupted; everything the demo made is gone");
+        tell!("interrupted; everything the demo made is gone");
         return Ok(ExitCode::from(FAILED));
     };
     timeline::print_end(&summary, output)?;

@@ -19,6 +19,7 @@ use super::net::Net;
 use super::timeline::Timeline;
 use super::{DemoArgs, path, positions};
 use crate::Output;
+use crate::cli::print::tell;
 
 /// One move.
 #[derive(Debug, Serialize)]
@@ -237,7 +238,7 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     let size = args.size << 20;
     let net = Net::new(args.ipv6, args.lock == Lock::Link).context("make the demo's network")?;
     if size > 1 << 32 {
-        eprintln!("computing the checksum of {} MiB first", args.size);
+        tell!("computing the checksum of {} MiB first", args.size);
     }
     let expected = hex(&Content::new(size).sha256());
     let [for_a, for_b] = setups(&net, args, size)?;

@@ -14,10 +14,11 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use tcpmig::driver::{Arrived, Destination, Ending, Mover, Options, serve_if};
+use tcpmig::driver::policy::{Policy, Rules};
+use tcpmig::driver::{Acceptor, Arrived, Destination, Ending, Mover, Options};
 use tcpmig::http::{Connection, Drained, Ended, Movable, RequestBody, Resumable, Resumed};
 use tcpmig::steer::Redirected;
-use tcpmig_transport::{Endpoint, Identity, TransportLimits, Trust};
+use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -60,7 +61,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         .context("no set-up on standard input")?;
     let setup: Setup = serde_json::from_str(&setup).context("set-up")?;
     let identity = Identity::from_pem(setup.certificate.as_bytes(), setup.key.as_bytes())?;
-    let trust = Trust::from_pem(setup.authority.as_bytes())?.allow(&setup.other_name);
+    let authorities = Authorities::from_pem(setup.authority.as_bytes())?;
+    let trust = Trust::only(authorities, [&setup.other_name]);
     let endpoint = Endpoint::bind(setup.own, &identity, &trust, TransportLimits::default())?;
     let locker = super::lock::open(&setup)?;
     let settle = Duration::from_millis(setup.settle_ms);
@@ -85,9 +87,15 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("listen on {}", setup.service))?;
     let check = server.movable(&Arc::default());
-    let mut arrivals = serve_if(endpoint.clone(), locker, options, move |app| {
-        check.check(app).map_err(|error| error.to_string())
-    });
+    let port = setup.service.port();
+    let service = Rules::new()
+        .local(setup.service.ip().into())
+        .ports(port..=port);
+    let mut arrivals = Acceptor::new(endpoint.clone(), locker)
+        .options(options)
+        .policy(Policy::new().others(service))
+        .accept_if(move |offered| check.check(offered.app).map_err(|e| e.to_string()))
+        .serve();
     say(&Event::Ready)?;
     loop {
         tokio::select! {

@@ -6,11 +6,12 @@ use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tracing::warn;
 
+use super::decision::{self, Decision};
 use super::record::{self, Record};
 use super::{About, Journal, Note, Open, Role};
 use crate::handover::HandoverId;
@@ -29,7 +30,7 @@ const GENERATION: usize = 32 << 10;
 /// process out, and stays. All of them are for their owner only.
 #[derive(Debug)]
 pub struct File {
-    before: HashMap<HandoverId, Note>,
+    before: HashMap<HandoverId, Before>,
     state: Mutex<State>,
     paths: Paths,
     generation: usize,
@@ -159,22 +160,31 @@ fn content(path: &Path, head: &[u8]) -> Result<Content, JournalError> {
     }
 }
 
+/// A handover as a target of a process before this one.
+#[derive(Debug)]
+struct Before {
+    note: Note,
+    /// The source, if the first note is still there.
+    from: Option<Arc<str>>,
+}
+
 /// What records say, the newest last.
 #[derive(Default)]
 struct Told {
     open: HashMap<(Role, HandoverId), Open>,
-    targets: HashMap<HandoverId, Note>,
+    targets: HashMap<HandoverId, Before>,
 }
 
 impl Told {
     fn take(&mut self, record: Record) {
-        let (id, note) = match record {
+        let (id, note, from) = match record {
             Record::Begun(begun) => {
                 let (id, note) = (begun.id, begun.note);
+                let from = Arc::from(&*begun.about.host);
                 self.open.insert((note.role(), id), begun);
-                (id, note)
+                (id, note, Some(from))
             }
-            Record::Noted(id, note) => (id, note),
+            Record::Noted(id, note) => (id, note, None),
         };
         let role = note.role();
         if note.is_end() {
@@ -183,7 +193,10 @@ impl Told {
             open.note = note;
         }
         if role == Role::Target {
-            self.targets.insert(id, note);
+            let before = self.targets.entry(id);
+            let before = before.or_insert(Before { note, from: None });
+            before.note = note;
+            before.from = from.or(before.from.take());
         }
     }
 
@@ -403,12 +416,19 @@ fn first(role: Role) -> Note {
 }
 
 impl Journal for File {
+    /// It waits for no disk as long as the kernel has memory for what is to be written. A busy host may have none, and the folder may
+    /// be on another host.
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
         let open = Open {
             id,
             about: about.clone(),
             note: first(about.role),
             since: SystemTime::now(),
+            in_doubt_since: None,
         };
         let mut state = self.state();
         let record = Record::Begun(open);
@@ -435,8 +455,31 @@ impl Journal for File {
         Ok(())
     }
 
+    fn in_doubt(&self, id: HandoverId) -> io::Result<()> {
+        let mut state = self.state();
+        let key = (Role::Source, id);
+        let mut open = match state.open.get(&key) {
+            Some((open, _)) if open.in_doubt_since.is_none() => open.clone(),
+            _ => return Ok(()),
+        };
+        open.in_doubt_since = Some(SystemTime::now());
+        state.write(&Record::Begun(open.clone()))?;
+        if let Some((known, _)) = state.open.get_mut(&key) {
+            *known = open;
+        }
+        Ok(())
+    }
+
+    fn decided(&self, id: HandoverId) -> Option<Decision> {
+        decision::decided(&self.paths.file, id)
+    }
+
     fn recall(&self, id: HandoverId) -> Option<Note> {
-        self.before.get(&id).copied()
+        self.before.get(&id).map(|before| before.note)
+    }
+
+    fn offered_by(&self, id: HandoverId) -> Option<String> {
+        self.before.get(&id)?.from.as_deref().map(str::to_owned)
     }
 
     fn left_open(&self) -> Vec<Open> {

@@ -5,6 +5,7 @@
 //! lost. A source's journal tells which handovers have no end yet, and whether COMMIT can have been sent: those the
 //! process after it settles with their targets ([`Mover::resolve`](super::Mover::resolve)).
 
+mod decision;
 mod file;
 mod record;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::time::SystemTime;
 
 use tcpmig_format::FourTuple;
 
+pub use decision::{Decision, Undecided, decide};
 pub use file::{File, JournalError, Listing, read};
 
 use crate::handover::HandoverId;
@@ -98,13 +100,24 @@ pub struct Open {
     pub note: Note,
     /// When it was begun, by the clock on the wall.
     pub since: SystemTime,
+    /// Since when nobody answers for it, if its process has said so. That it was noted is not what makes a handover be in
+    /// doubt: any that is [`Note::Committing`] and whose process has died is.
+    pub in_doubt_since: Option<SystemTime>,
 }
 
 /// Where a host notes what it does, for the process after it.
 ///
 /// A note has to outlive the process when the call returns, and need not outlive the kernel, because no connection does.
-/// [`Journal::note`] is called while a connection stands still and must not wait for a disk.
+/// [`Journal::note`] is called while a connection stands still and must not wait for a disk. If it does all the same,
+/// only the connection that it is about waits with it.
 pub trait Journal: Send + Sync {
+    /// Whether a call can wait, for a disk or a lock that others hold. Then the calls come from a thread on which nothing else of the
+    /// program runs, else from the task that moves the connection. True unless it is implemented. [`Journal::recall`] and
+    /// [`Journal::offered_by`] come from that task in any case: they are about what was there in the beginning.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Notes that a handover begins: [`Note::Offering`] of a source, [`Note::Prepared`] of a target. The connection
     /// of a source goes on meanwhile.
     ///
@@ -120,8 +133,33 @@ pub trait Journal: Send + Sync {
     /// What kept it from being noted: the step is then not done. An end is reached all the same.
     fn note(&self, id: HandoverId, note: Note) -> io::Result<()>;
 
+    /// Notes that nobody answers for a handover that is [`Note::Committing`], for people who look at the journal while this
+    /// process lives. Nothing depends on it. Notes nothing unless it is implemented.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from being noted.
+    fn in_doubt(&self, id: HandoverId) -> io::Result<()> {
+        let _ = id;
+        Ok(())
+    }
+
+    /// What a person has [decided](decide) about a handover in doubt, from outside of this process. Nothing unless it
+    /// is implemented.
+    fn decided(&self, id: HandoverId) -> Option<Decision> {
+        let _ = id;
+        None
+    }
+
     /// The newest note as a target of a process that ended before this one began; `None` if it may be missing.
     fn recall(&self, id: HandoverId) -> Option<Note>;
+
+    /// The host that offered the handover which [`Journal::recall`] knows; `None` if the journal cannot tell, because
+    /// its first note is gone.
+    fn offered_by(&self, id: HandoverId) -> Option<String> {
+        let _ = id;
+        None
+    }
 
     /// What processes before this one had begun as a source and not brought to an end, as far as nobody has noted an
     /// end since; the oldest first.
@@ -133,6 +171,10 @@ pub trait Journal: Send + Sync {
 pub struct Nowhere;
 
 impl Journal for Nowhere {
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn begin(&self, _: HandoverId, _: &About) -> io::Result<()> {
         Ok(())
     }

@@ -40,6 +40,9 @@ struct Begin {
     address: Option<SocketAddr>,
     /// Seconds since 1970.
     since: u64,
+    /// As `since`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_doubt_since: Option<u64>,
 }
 
 const LETTERS: [(Note, u8); 9] = [
@@ -65,15 +68,15 @@ impl Record {
         // INVARIANT: every note has a letter.
         octets.push(letter.expect("a note has a letter").1);
         octets.extend(id.octets());
-        if let Self::Begun(Open { about, since, .. }) = self {
+        if let Self::Begun(open) = self {
+            let about = &open.about;
             let begin = Begin {
                 local: about.flow.local(),
                 remote: about.flow.remote(),
                 host: about.host.clone(),
                 address: about.address,
-                since: since
-                    .duration_since(SystemTime::UNIX_EPOCH)
-                    .map_or(0, |since| since.as_secs()),
+                since: seconds(open.since),
+                in_doubt_since: open.in_doubt_since.map(seconds),
             };
             // INVARIANT: addresses, strings and integers always have an encoding, and a `Vec` takes it.
             octets.extend(rmp_serde::to_vec_named(&begin).expect("it can be encoded"));
@@ -103,14 +106,27 @@ impl Record {
             host: begin.host,
             address: begin.address,
         };
-        let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(begin.since))?;
+        let in_doubt_since = match begin.in_doubt_since {
+            Some(since) => Some(time(since)?),
+            None => None,
+        };
         Some(Self::Begun(Open {
             id,
             about,
             note,
-            since,
+            since: time(begin.since)?,
+            in_doubt_since,
         }))
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn time(seconds: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// The records at the front of `octets`, and how many octets they have. What follows was not written whole.

@@ -242,6 +242,32 @@ fn it_does_not_grow_for_ever_and_forgets_nothing_that_is_open() {
     }
 }
 
+#[test]
+fn since_when_a_handover_is_in_doubt_outlives_its_process_and_changes_nothing_else() {
+    let (_directory, path) = journal();
+    let journal = File::open_with(&path, 20).unwrap();
+    write(&journal, 1, Note::Offering);
+    journal.in_doubt(id(1)).unwrap();
+    write(&journal, 1, Note::Committing);
+    // Nobody has it: nothing is noted.
+    journal.in_doubt(id(2)).unwrap();
+    let since = |listing: &Listing| listing.open[0].in_doubt_since.expect("it was noted");
+    let noted = since(&read(&path).unwrap());
+    journal.in_doubt(id(1)).unwrap();
+    // Over several generations.
+    for n in 10..200 {
+        for note in [Note::Prepared, Note::Activating, Note::Active] {
+            write(&journal, n, note);
+        }
+    }
+    drop(journal);
+    let listing = read(&path).unwrap();
+    assert_eq!(since(&listing), noted, "the first time is what counts");
+    assert_eq!(listing.open.len(), 1);
+    let told = told(&File::open(&path).unwrap(), 8);
+    assert_eq!(told.open, BTreeMap::from([(1, Note::Committing)]));
+}
+
 /// A process that dies between two calls of the change to the next generation.
 #[test]
 fn a_change_of_generation_that_is_cut_off_changes_nothing() {

@@ -49,6 +49,8 @@ enum Step {
     Crash { host: u8 },
     /// A message arrives and the process ends as soon as it has noted that it activates.
     CrashActivating { message: u8 },
+    /// What the target has built takes octets, which it must not.
+    MoveOn { handover: u8 },
 }
 
 /// The socket on a host.
@@ -92,6 +94,8 @@ struct Handover {
     lived: bool,
     /// Whether the process of its target has ended.
     crashed: bool,
+    /// Whether what the target built has taken octets.
+    moved_on: bool,
 }
 
 struct World {
@@ -171,6 +175,13 @@ impl World {
                 self.at_source(h, SourceEvent::LinkLost);
             }
             Step::Crash { host } => self.crash(usize::from(host) % HOSTS),
+            Step::MoveOn { handover } => {
+                let Some(h) = self.nth(handover) else { return };
+                let Handover { id, target, .. } = self.handovers[h];
+                if self.hosts[target].socket == Socket::Still(id) {
+                    self.handovers[h].moved_on = true;
+                }
+            }
         }
     }
 
@@ -214,6 +225,7 @@ impl World {
             fate: None,
             lived: false,
             crashed: false,
+            moved_on: false,
         });
         self.hosts[source].socket = Socket::Still(id);
         self.hosts[source].sources.insert(id, Source::offered());
@@ -277,7 +289,19 @@ impl World {
     }
 
     fn at_target(&mut self, h: usize, event: TargetEvent) {
-        let Handover { id, target, .. } = self.handovers[h];
+        use TargetEvent::{Abort, Deadline, MovedOn, NotActivated};
+
+        let Handover {
+            id,
+            target,
+            moved_on,
+            ..
+        } = self.handovers[h];
+        // Whoever gives it up compares first.
+        let event = match event {
+            Abort | Deadline | NotActivated if moved_on => MovedOn,
+            event => event,
+        };
         let host = &mut self.hosts[target];
         let Some(machine) = host.targets.get_mut(&id) else {
             return;
@@ -321,6 +345,8 @@ impl World {
             self.at_target(h, TargetEvent::Built);
         } else {
             self.at_target(h, TargetEvent::NotBuilt);
+            // Nothing is remembered of it: the same offer can come again, and then be taken.
+            self.hosts[target].targets.remove(&id);
         }
     }
 
@@ -395,7 +421,7 @@ impl World {
             match fate {
                 Some(Fate::Moved) => assert!(handover.lived),
                 Some(Fate::Kept) => assert!(!handover.lived),
-                Some(Fate::Lost) => assert!(handover.crashed),
+                Some(Fate::Lost) => assert!(handover.crashed || handover.moved_on),
                 None | Some(Fate::InDoubt) => assert!(committed || !handover.lived),
             }
         }

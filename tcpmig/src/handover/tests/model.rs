@@ -81,6 +81,8 @@ enum Without {
     Asking,
     /// A connection in one handover can be offered in another.
     Lock,
+    /// A target that gives up does not look whether what it built has taken octets.
+    Comparing,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -95,6 +97,8 @@ struct World {
     crashes: [u8; HOSTS],
     /// Whether a handover's connection has ever lived at the target.
     lived: [bool; HANDOVERS],
+    /// Whether what the target built has taken octets by itself.
+    moved_on: [bool; HANDOVERS],
 }
 
 const HOSTS: usize = 3;
@@ -116,6 +120,8 @@ struct Model {
     without: Without,
     journal: bool,
     crashes: Crashes,
+    /// What is built can take octets before it lives: a socket that is not mute, without its lock.
+    leaks: bool,
 }
 
 /// How many there may be.
@@ -140,6 +146,7 @@ impl World {
             wire: [0; 2],
             crashes: [0; HOSTS],
             lived: [false; 2],
+            moved_on: [false; 2],
         }
     }
 
@@ -173,7 +180,8 @@ impl Model {
                 world.written[h] == Written::Nothing || (world.source[h].is_none() && !self.journal)
             }
         };
-        (0..HANDOVERS).all(settled) && (world.owners() == 1 || world.crashed())
+        let lost = world.crashed() || world.moved_on.contains(&true);
+        (0..HANDOVERS).all(settled) && (world.owners() == 1 || lost)
     }
 
     fn check(&self, world: &World) -> Result<(), &'static str> {
@@ -189,11 +197,16 @@ impl Model {
                 Some(Fate::Kept) if world.lived[h] => {
                     return Err("kept, and it lived at the target");
                 }
-                Some(Fate::Lost) if !world.crashed() => return Err("lost without a crash"),
+                Some(Fate::Lost) if !world.crashed() && !world.moved_on[h] => {
+                    return Err("lost without a crash");
+                }
                 Some(Fate::Lost) if there == Some(Fate::Moved) => {
                     return Err("lost, and it lives at the target");
                 }
                 _ => {}
+            }
+            if world.moved_on[h] && world.wire[h] & (1 << Said::Aborted as u8) != 0 {
+                return Err("given back, and it has taken octets");
             }
         }
         let held = |socket: &Socket| match socket {
@@ -201,7 +214,8 @@ impl Model {
             Socket::Lives => true,
             Socket::None | Socket::Died => false,
         };
-        if !world.crashed() && !world.sockets.iter().any(held) {
+        let lost = world.crashed() || world.moved_on.contains(&true);
+        if !lost && !world.sockets.iter().any(held) {
             return Err("nobody has it");
         }
         Ok(())
@@ -237,6 +251,11 @@ impl Model {
             }
             if world.target[h].is_some() {
                 next.push(self.at_target(world.clone(), h, TargetEvent::Deadline));
+            }
+            if self.leaks && world.sockets[self.ways[h].1] == Socket::Still(h) {
+                let mut world = world.clone();
+                world.moved_on[h] = true;
+                next.push(world);
             }
         }
         let mut broken = world.clone();
@@ -377,7 +396,16 @@ impl Model {
         let Some(target) = &mut world.target[h] else {
             return world;
         };
+        use TargetEvent::{Abort, Deadline, MovedOn, NotActivated};
+        let compares = self.without != Without::Comparing;
+        let event = match event {
+            Abort | Deadline | NotActivated if world.moved_on[h] && compares => MovedOn,
+            event => event,
+        };
         let action = target.handle(event);
+        if event == MovedOn && action != TargetAction::Wait {
+            world.journal[h] = Noted::Activating;
+        }
         let impatient = self.without == Without::Commit && event == TargetEvent::LinkLost;
         if impatient && world.sockets[to] == Socket::Still(h) {
             world.sockets[to] = Socket::Lives;
@@ -420,7 +448,10 @@ impl Model {
             return next.push(world);
         }
         world.target[h] = Some(Target::preparing());
-        next.push(self.at_target(world.clone(), h, TargetEvent::NotBuilt));
+        let mut refused = self.at_target(world.clone(), h, TargetEvent::NotBuilt);
+        // Nothing is remembered of it: the same offer can come again, and then be taken.
+        refused.target[h] = None;
+        next.push(refused);
         // Two with the same addresses cannot be there: the lock and the kernel refuse the second.
         if matches!(world.sockets[to], Socket::None | Socket::Died) {
             world.journal[h] = Noted::Prepared;
@@ -537,6 +568,18 @@ fn explore(ways: Ways, without: Without, journal: bool, crashes: Crashes) -> Res
         without,
         journal,
         crashes,
+        leaks: false,
+    };
+    model.explore()
+}
+
+fn explore_leaks(ways: Ways, without: Without) -> Result<usize, String> {
+    let model = Model {
+        ways,
+        without,
+        journal: true,
+        crashes: NO_CRASH,
+        leaks: true,
     };
     model.explore()
 }
@@ -559,6 +602,16 @@ fn no_order_of_events_makes_two_owners_or_loses_the_connection() {
 fn nor_does_a_crash_at_any_time() {
     no_way_breaks_it(&WAYS[..1], false, ONE);
     no_way_breaks_it(&WAYS, true, ONE);
+}
+
+#[test]
+fn what_has_taken_octets_is_not_given_back() {
+    for ways in WAYS {
+        let states = explore_leaks(ways, Without::Nothing);
+        assert!(states.unwrap_or_else(|e| panic!("{ways:?}: {e}")) > 100);
+    }
+    let found = explore_leaks(WAYS[0], Without::Comparing).expect_err("the check finds it");
+    assert!(found.starts_with("given back"), "{found}");
 }
 
 /// `cargo test -p tcpmig --release --lib model -- --ignored`

@@ -68,6 +68,9 @@
 //!
 //! # What does not move
 //!
+//! - One that a handler has taken by `hyper::upgrade`, as axum's `WebSocketUpgrade::on_upgrade`
+//!   does: the library in that handler cannot be told to return ([`Obstacle::Upgraded`]). It
+//!   works, and stays.
 //! - A WebSocket that is being closed: after the first CLOSE of either side it ends where it is, or stays, with
 //!   [`Obstacle::Closing`].
 //! - One with extensions: do not offer `permessage-deflate`, whose compression has a state that no library gives

@@ -47,7 +47,7 @@ pub(super) struct Link {
 
 struct Io {
     /// `None` when the connection has taken it back.
-    gate: Option<Gate>,
+    gate: Option<Gate<TcpStream>>,
     /// Read from the socket, not by the library.
     ahead: BytesMut,
     incoming: Incoming,

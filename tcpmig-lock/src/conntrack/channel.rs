@@ -1,0 +1,326 @@
+//! The calling thread's netlink socket to connection tracking.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::entry::{self, CTA_ID, CTA_TUPLE_ORIG, CTA_ZONE, Entry, New, Tuple};
+use super::zones::{self, Due};
+use crate::nftables::{ffi, wire};
+
+/// `NFNL_SUBSYS_CTNETLINK`, and the messages of it.
+const SUBSYSTEM: u16 = 1 << 8;
+const NEW: u16 = SUBSYSTEM;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
+const DUMP: u16 = libc::NLM_F_DUMP as u16;
+const ACK: u16 = libc::NLM_F_ACK as u16;
+const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+
+/// Large enough for what the kernel puts into one datagram.
+const REPLY: usize = 65536;
+
+/// Its presence says that the module is loaded, its content how many entries this network namespace has.
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+
+/// A socket in one network namespace.
+pub(super) struct Channel {
+    socket: Socket,
+    next_seq: u32,
+    reply: Vec<u8>,
+    /// The inode of its network namespace; 0 if the system does not tell. The socket keeps the namespace, so that no other
+    /// one gets this inode.
+    inode: u64,
+    /// The cookie of its network namespace: inodes are used again, and what is learnt outlives a namespace.
+    namespace: u64,
+    /// When connection tracking was seen to be there.
+    seen: Instant,
+}
+
+/// For so long it is taken to be there: modules are seldom unloaded, and looking costs more than asking.
+const LOADED_FOR: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Kept: making one costs more than asking.
+    static CHANNEL: RefCell<Option<Channel>> = const { RefCell::new(None) };
+}
+
+/// Asks with a socket in the network namespace of the calling thread. `None` if this host has no connection tracking or
+/// does not let this process ask.
+pub(super) fn with<T>(ask: impl FnOnce(&mut Channel) -> io::Result<T>) -> io::Result<Option<T>> {
+    with_in(None, ask)
+}
+
+/// As [`with`], in the network namespace with this cookie, in which the calling thread is: to find out in which it is costs as much as
+/// asking.
+pub(super) fn with_in<T>(
+    namespace: Option<u64>,
+    ask: impl FnOnce(&mut Channel) -> io::Result<T>,
+) -> io::Result<Option<T>> {
+    let kept = CHANNEL.take();
+    // Asking would load the module, and then every packet of the host would be tracked by the next rule that says so.
+    let looked = kept.as_ref().map(|channel| channel.seen);
+    let seen = match looked.filter(|seen| seen.elapsed() < LOADED_FOR) {
+        Some(seen) => seen,
+        None if is_loaded() => Instant::now(),
+        None => return Ok(None),
+    };
+    let known = kept.as_ref().map(|channel| channel.namespace);
+    let mut channel = match kept {
+        Some(channel) if namespace.is_some() && known == namespace => channel,
+        kept => {
+            let here = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
+            match kept {
+                Some(channel) if channel.inode == here && here != 0 => channel,
+                _ => match Channel::open(here) {
+                    Ok(channel) => channel,
+                    Err(error) if is_absent(&error) => return Ok(None),
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+    };
+    channel.seen = seen;
+    let answer = ask(&mut channel);
+    match answer {
+        Ok(answer) => {
+            CHANNEL.set(Some(channel));
+            Ok(Some(answer))
+        }
+        // After an error the rest of an answer may be to come: the socket is not used again.
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn is_loaded() -> bool {
+    match fs::metadata(COUNT) {
+        // Where these files cannot be seen at all, they say nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            !Path::new("/proc/sys/net").exists()
+        }
+        _ => true,
+    }
+}
+
+/// Whether this namespace has no entry at all. Then the table, which all share, need not be looked through.
+fn is_empty() -> bool {
+    fs::read_to_string(COUNT).is_ok_and(|count| count.trim() == "0")
+}
+
+/// `EINVAL` is what a kernel says that has no netlink for connection tracking: the messages sent here are whole.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINVAL
+                | libc::EPERM
+                | libc::EPROTONOSUPPORT
+                | libc::EAFNOSUPPORT
+                | libc::EOPNOTSUPP
+        )
+    )
+}
+
+impl Channel {
+    fn open(inode: u64) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            next_seq: 1,
+            reply: Vec::with_capacity(REPLY),
+            namespace: ffi::namespace_cookie(&socket).unwrap_or(inode),
+            inode,
+            seen: Instant::now(),
+            socket,
+        })
+    }
+
+    /// The entries that packets of this tuple belong to, in whatever zone: more than one only where rules set zones.
+    pub(super) fn find(&mut self, tuple: &Tuple) -> io::Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        for zone in std::iter::once(0).chain(zones::known(self.namespace)) {
+            found.extend(self.get(tuple, zone)?);
+        }
+        // Else it is in a zone that was not seen yet, or it is not tracked. Only the whole table tells, and to look
+        // through it for each of many connections takes too long.
+        if found.is_empty() && zones::due(self.namespace) != Due::No {
+            self.scan(|entry| {
+                if entry.has(tuple) {
+                    found.push(entry.clone());
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Zones other than 0 that packets of a connection may be in, for whom the look through the whole table would take too
+    /// long: only the first one waits for it.
+    pub(super) fn zones(&mut self) -> io::Result<Vec<u16>> {
+        match zones::due(self.namespace) {
+            Due::First => self.scan(|_| {})?,
+            Due::Again if is_empty() => zones::learnt_nothing(self.namespace),
+            Due::Again => {
+                zones::begin(self.namespace);
+                let look = || with(|channel| channel.scan(|_| {}));
+                // It begins in the network namespace of this thread. Without it the zones known so far have to do.
+                let _ = thread::Builder::new()
+                    .name("conntrack".to_owned())
+                    .spawn(look);
+            }
+            _ => {}
+        }
+        Ok(zones::known(self.namespace))
+    }
+
+    /// The entry that packets of this tuple belong to in this zone.
+    pub(super) fn get(&mut self, tuple: &Tuple, zone: u16) -> io::Result<Option<Entry>> {
+        let mut found = None;
+        let asked = self.talk(
+            GET,
+            0,
+            family(tuple),
+            |bytes| {
+                tuple.put(bytes, CTA_TUPLE_ORIG);
+                put_zone(bytes, zone);
+            },
+            |attributes| found = Entry::read(attributes),
+        );
+        match asked {
+            Ok(()) => Ok(found),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks through the whole table, unless this namespace has nothing in it.
+    pub(super) fn scan(&mut self, mut see: impl FnMut(&Entry)) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut zones = BTreeSet::new();
+        if is_empty() {
+            zones::learnt_nothing(self.namespace);
+            return Ok(());
+        }
+        self.talk(
+            GET,
+            DUMP,
+            libc::AF_UNSPEC as u8,
+            |_| {},
+            |attributes| {
+                zones.extend(entry::zones(attributes));
+                if let Some(entry) = Entry::read(attributes) {
+                    see(&entry);
+                }
+            },
+        )?;
+        zones::learnt(self.namespace, zones, begin.elapsed());
+        Ok(())
+    }
+
+    /// Makes an entry, or fails with `EEXIST`.
+    pub(super) fn create(&mut self, new: &New) -> io::Result<()> {
+        let put = |bytes: &mut Vec<u8>| new.put(bytes);
+        self.talk(NEW, ACK | CREATE, family(&new.original), put, |_| {})
+    }
+
+    /// Makes an entry take any sequence number, and live for some seconds at least.
+    pub(super) fn loosen(&mut self, entry: &Entry, zone: u16, seconds: u32) -> io::Result<()> {
+        let put = |bytes: &mut Vec<u8>| {
+            entry.put_loosened(bytes, seconds);
+            put_zone(bytes, zone);
+        };
+        self.talk(NEW, ACK, family(&entry.original), put, |_| {})
+    }
+
+    /// Removes the entry that packets of this tuple belong to, if it is there and has this identifier.
+    pub(super) fn delete(&mut self, tuple: &Tuple, zone: u16, id: Option<u32>) -> io::Result<()> {
+        let put = |bytes: &mut Vec<u8>| {
+            tuple.put(bytes, CTA_TUPLE_ORIG);
+            put_zone(bytes, zone);
+            if let Some(id) = id {
+                wire::put(bytes, CTA_ID, &id.to_be_bytes());
+            }
+        };
+        match self.talk(DELETE, ACK, family(tuple), put, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends a request and reads the whole answer.
+    fn talk(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        put: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let seq = self.next_seq;
+        self.next_seq = seq.wrapping_add(1);
+        let mut request = Vec::with_capacity(256);
+        let at = wire::open_message(&mut request, kind, REQUEST | flags, seq, family, 0);
+        put(&mut request);
+        wire::close_message(&mut request, at);
+        self.socket.send(&request, 0)?;
+        loop {
+            self.reply.clear();
+            while let Err(error) = self.socket.recv(&mut self.reply, 0) {
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            for message in wire::messages(&self.reply).filter(|message| message.seq == seq) {
+                match message.kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => return code(message.payload),
+                    NEW => {
+                        // After `nfgenmsg`.
+                        take(message.payload.get(4..).unwrap_or_default());
+                        if flags & DUMP == 0 {
+                            return Ok(());
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The content of an acknowledgement, which is an error with the number 0.
+fn code(payload: &[u8]) -> io::Result<()> {
+    let code = payload.first_chunk().map(|code| i32::from_ne_bytes(*code));
+    match code {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn put_zone(bytes: &mut Vec<u8>, zone: u16) {
+    if zone != 0 {
+        wire::put(bytes, CTA_ZONE, &zone.to_be_bytes());
+    }
+}
+
+fn family(tuple: &Tuple) -> u8 {
+    if tuple.source.is_ipv4() {
+        libc::AF_INET as u8
+    } else {
+        libc::AF_INET6 as u8
+    }
+}

@@ -1,0 +1,97 @@
+//! What the tables hold, as others are to see it.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use tcpmig_format::FourTuple;
+
+use super::element::Element;
+use super::layout::Set;
+use super::shared::{FEW, Shared, State};
+use crate::{Entry, EntryKind, LockError};
+
+impl Shared {
+    /// Makes entries of what `read` says each set holds.
+    pub(super) fn entries(
+        &self,
+        mut read: impl FnMut(Set) -> Result<Vec<Element>, LockError>,
+    ) -> Result<Vec<Entry>, LockError> {
+        let mut entries = Vec::new();
+        for element in read(Set::Locked)? {
+            entries.push(element.entry(EntryKind::Lock));
+        }
+        let devices: HashMap<_, _> = read(Set::Device)?
+            .into_iter()
+            .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
+            .collect();
+        let closing: HashSet<_> = read(Set::Closing)?
+            .into_iter()
+            .map(|element| element.flow)
+            .collect();
+        // Asked for before the redirects: what is redirected meanwhile is not taken for silent only.
+        let gone = read(Set::Gone)?;
+        let mut names = HashMap::new();
+        let mut redirected: HashSet<FourTuple> = devices.keys().copied().collect();
+        for element in read(Set::Hop)? {
+            redirected.insert(element.flow);
+            let data = element.data.as_deref().unwrap_or_default();
+            let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
+                Ipv4Addr::from(octets).into()
+            } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
+                Ipv6Addr::from(octets).into()
+            } else {
+                continue;
+            };
+            let index = devices
+                .get(&element.flow)
+                .map_or(0, |index| u32::from_ne_bytes(*index));
+            let device = names.entry(index).or_insert_with(|| {
+                // The device may be gone; its index is what is left to say.
+                let name = self.routes.device_name(index);
+                name.unwrap_or_else(|_| index.to_string())
+            });
+            let kind = EntryKind::Redirect {
+                address,
+                device: device.clone(),
+            };
+            let mut entry = element.entry(kind);
+            entry.closing = closing.contains(&entry.flow);
+            if entry.closing {
+                // What is left is no longer the rest of what it was made with.
+                entry.age = None;
+            }
+            entries.push(entry);
+        }
+        for element in gone {
+            if !redirected.contains(&element.flow) {
+                entries.push(element.entry(EntryKind::Silent));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The elements of these flows in a set.
+    pub(super) fn elements_of(
+        &self,
+        state: &mut State,
+        set: Set,
+        flows: &[FourTuple],
+    ) -> Result<Vec<Element>, LockError> {
+        let mut found = Vec::new();
+        if flows.len() <= FEW {
+            for flow in flows {
+                found.extend(state.connection.get(&self.table, set, flow)?);
+            }
+            return Ok(found);
+        }
+        let wanted: HashSet<&FourTuple> = flows.iter().collect();
+        for v4 in [true, false] {
+            if flows.iter().any(|flow| flow.is_ipv4() == v4) {
+                let elements = state.connection.elements(&self.table, set, v4)?;
+                let elements = elements.into_iter().flatten();
+                found.extend(elements.filter(|element| wanted.contains(&element.flow)));
+            }
+        }
+        Ok(found)
+    }
+}

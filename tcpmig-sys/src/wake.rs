@@ -1,0 +1,125 @@
+//! What makes a connection go on at once when its repair ends, here or on the host that it moved to.
+
+use std::os::fd::BorrowedFd;
+
+use crate::error::Result;
+use crate::frozen;
+use crate::info::{State, info};
+use crate::inject::{Injector, Ip, Segment};
+use crate::sockopt;
+
+/// A segment of the send queue.
+#[derive(Debug)]
+pub(crate) struct Again {
+    /// Its sequence number. Taken when the queue is filled: at activation the peer's acknowledgement
+    /// may have come and moved `snd_una`.
+    pub(crate) seq: u32,
+    pub(crate) octets: Vec<u8>,
+}
+
+/// What a connection needs when repair is off.
+pub(crate) struct Wake {
+    /// Tells the peer where this end stands.
+    tell: Option<Segment>,
+    /// Make the peer tell where it stands, with their data.
+    asks: Vec<(Segment, Vec<u8>)>,
+    push: bool,
+    mark: u32,
+}
+
+impl Wake {
+    /// What wakes the connection of this socket, which is under repair; `again` are segments of its send queue.
+    ///
+    /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
+    /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
+    /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
+    /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
+    pub(crate) fn read(fd: BorrowedFd<'_>, again: &[Again]) -> Result<Self> {
+        let info = info(fd)?;
+        let marks = frozen::marks(fd)?;
+        let window = sockopt::repair_window(fd)?;
+        let open = window
+            .rcv_wup
+            .wrapping_add(window.rcv_wnd)
+            .wrapping_sub(marks.rcv_nxt);
+        let scale = info.window_scale.map_or(0, |(_, rcv)| rcv);
+        let unsent = sockopt::unsent_len(fd)?;
+        let established = info.state == State::Established;
+        let fin = info.state.fin_unacknowledged() && unsent == 0;
+        let seq = if fin {
+            marks.write_seq.wrapping_sub(1)
+        } else {
+            // Older than what the peer expects: it answers, and acts on nothing in it.
+            marks.snd_una.wrapping_sub(1)
+        };
+        let (hops, class) = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
+            (libc::AF_INET6, remote) if !is_mapped(remote) => {
+                (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
+            }
+            _ => (sockopt::ttl(fd), sockopt::tos(fd)),
+        };
+        let octet = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
+        let ip = Ip {
+            hops: octet(hops).unwrap_or(64),
+            class: octet(class).unwrap_or(0),
+        };
+        let ask = Segment {
+            seq,
+            ack: marks.rcv_nxt,
+            fin,
+            rst: false,
+            // Of the FIN the peer takes the window: the one that it knows.
+            window: u16::try_from(open >> scale).unwrap_or(u16::MAX),
+            timestamp: info
+                .timestamps
+                .then(|| sockopt::timestamp(fd).map(|value| (value & !1, 0)))
+                .transpose()?,
+            ip,
+        };
+        let mut asks = Vec::new();
+        if !established {
+            // The peer's acknowledgement was taken: nothing is left to ask for.
+            if info.state != State::FinWait2 {
+                asks.push((ask, Vec::new()));
+            }
+        } else if again.is_empty() {
+            // An octet that the peer had long ago, and does not look at.
+            asks.push((ask, vec![0]));
+        } else {
+            asks.extend(again.iter().map(|again| {
+                let seq = again.seq;
+                (Segment { seq, ..ask }, again.octets.clone())
+            }));
+        }
+        Ok(Wake {
+            tell: established.then_some(Segment {
+                seq: marks.write_seq.wrapping_sub(unsent),
+                ..ask
+            }),
+            asks,
+            push: unsent > 0,
+            mark: sockopt::mark(fd)?,
+        })
+    }
+
+    /// Failures cost the peer a retransmission timer, no more.
+    pub(crate) fn run(&self, fd: BorrowedFd<'_>, injector: &Injector) {
+        if self.push
+            && let Ok(no_delay) = sockopt::no_delay(fd)
+        {
+            // It makes the kernel look at what waits.
+            let _ = sockopt::set_no_delay(fd, true);
+            let _ = sockopt::set_no_delay(fd, no_delay);
+        }
+        if let Some(tell) = &self.tell {
+            let _ = injector.send(tell, &[], self.mark);
+        }
+        for (ask, data) in &self.asks {
+            let _ = injector.send(ask, data, self.mark);
+        }
+    }
+}
+
+pub(crate) fn is_mapped(address: std::net::SocketAddr) -> bool {
+    matches!(address.ip(), std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}

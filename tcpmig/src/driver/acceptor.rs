@@ -1,0 +1,250 @@
+//! Takes connections in: the builder, and the loops that wait for hosts and their exchanges.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_lock::Locker;
+use tcpmig_transport::{Endpoint, Peer, TransportError};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::Options;
+use super::journal::{Journal, Nowhere};
+use super::policy::Policy;
+use super::target::{Host, serve_exchange};
+use crate::options::NotSet;
+
+/// A connection that moved to this host.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// Its addresses and ports.
+    pub flow: FourTuple,
+    /// Octets to write before anything else: those of [`Restored::unwritten`](crate::restore::Restored::unwritten) that the send
+    /// buffer did not take.
+    pub unwritten: Octets,
+    /// The application's state.
+    pub app: Option<AppImage>,
+    /// As [`Restored::not_set`](crate::restore::Restored::not_set).
+    pub not_set: Vec<NotSet>,
+    /// The name of the host that it comes from.
+    pub from: String,
+}
+
+/// Connections as they arrive.
+///
+/// Dropping it stops taking them in: what waits for COMMIT is discarded, so that its source keeps it, and what has arrived and
+/// was not taken from here is closed.
+#[derive(Debug)]
+pub struct Arrivals {
+    arrived: mpsc::UnboundedReceiver<Arrived>,
+    _tasks: JoinSet<()>,
+}
+
+impl Arrivals {
+    /// The next connection; `None` when the endpoint is closed. Cancel-safe: a connection that arrives while nobody
+    /// waits is there for the next call.
+    pub async fn next(&mut self) -> Option<Arrived> {
+        self.arrived.recv().await
+    }
+}
+
+impl Stream for Arrivals {
+    type Item = Arrived;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Arrived>> {
+        self.arrived.poll_recv(cx)
+    }
+}
+
+/// A connection that a host offers, before anything of it is built.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Offered<'a> {
+    /// Its addresses and ports, seen from this host: the local end would live here.
+    pub flow: FourTuple,
+    /// The name of the host that offers it, from its certificate.
+    pub from: &'a str,
+    /// The application's state.
+    pub app: Option<&'a AppImage>,
+}
+
+/// On which terms connections are taken in.
+pub(super) struct Terms {
+    pub(super) options: Options,
+    pub(super) policy: Policy,
+    pub(super) accepts: Option<Box<Accepts>>,
+}
+
+/// Decides on what is offered.
+pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), String> + Send + Sync;
+
+/// Takes connections in from the hosts that the endpoint trusts.
+///
+/// ```no_run
+/// # async fn example(endpoint: tcpmig_transport::Endpoint) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use tcpmig::driver::{Acceptor, journal};
+///
+/// let locker = Arc::new(tcpmig::locker::nftables()?);
+/// let journal = journal::File::open("/var/lib/example/arrivals".as_ref())?;
+/// let mut arrivals = Acceptor::new(endpoint, locker)
+///     .journal(Arc::new(journal))
+///     .accept_if(|offered| match offered.app {
+///         Some(app) if app.kind == "example" => Ok(()),
+///         _ => Err("this server knows sessions of the kind example".to_owned()),
+///     })
+///     .serve();
+/// while let Some(arrived) = arrivals.next().await {
+///     println!("{} came from {}", arrived.flow, arrived.from);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is taken in before `serve`"]
+pub struct Acceptor {
+    endpoint: Endpoint,
+    locker: Arc<dyn Locker>,
+    options: Options,
+    journal: Arc<dyn Journal>,
+    policy: Policy,
+    accepts: Option<Box<Accepts>>,
+}
+
+impl Acceptor {
+    /// With the default [`Options`], the closed [`Policy::new`], no journal, and nobody to ask about
+    /// application state: what brings some is refused.
+    pub fn new(endpoint: Endpoint, locker: Arc<dyn Locker>) -> Self {
+        Self {
+            endpoint,
+            locker,
+            options: Options::default(),
+            journal: Arc::new(Nowhere),
+            policy: Policy::new(),
+            accepts: None,
+        }
+    }
+
+    /// How long things may take, and how much at a time.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Where to note what becomes of handovers: if this process dies, the one after it can say of
+    /// each whether the connection died with it or never lived here.
+    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.journal = journal;
+        self
+    }
+
+    /// What is taken from whom, instead of what the closed default allows.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Asks the application before anything of a connection is built: it says why it does not take
+    /// it. The source gets the reason, and keeps the connection.
+    ///
+    /// It is called on the task that serves the source, whose other messages wait for it: it must
+    /// not block.
+    pub fn accept_if(
+        mut self,
+        accepts: impl Fn(&Offered<'_>) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.accepts = Some(Box::new(accepts));
+        self
+    }
+
+    /// Begins.
+    ///
+    /// Runs on the current tokio runtime until the [`Arrivals`] are dropped or the endpoint is
+    /// closed.
+    #[must_use = "dropping the arrivals ends it"]
+    pub fn serve(self) -> Arrivals {
+        let (sender, arrived) = mpsc::unbounded_channel();
+        let terms = Terms {
+            options: self.options,
+            policy: self.policy,
+            accepts: self.accepts,
+        };
+        let host = Host::new(self.locker, terms, self.journal, sender);
+        let mut tasks = JoinSet::new();
+        let host = Arc::new(host);
+        tasks.spawn(Host::forget(Arc::downgrade(&host)));
+        tasks.spawn(accept(self.endpoint, host));
+        Arrivals {
+            arrived,
+            _tasks: tasks,
+        }
+    }
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Acceptor");
+        shown
+            .field("options", &self.options)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn accept(endpoint: Endpoint, host: Arc<Host>) {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            peer = endpoint.accept() => match peer {
+                Some(Ok(peer)) => {
+                    info!(peer = peer.name(), address = %peer.address(), "a host connected");
+                    peers.spawn(exchanges(peer, host.clone()));
+                }
+                // Anybody can begin handshakes and not end them. The endpoint reports how many did.
+                Some(Err(error @ TransportError::HandshakeTimeout { .. })) => {
+                    debug!(%error, "a host was turned away");
+                }
+                Some(Err(error)) => warn!(%error, "a host was turned away"),
+                None => return,
+            },
+            Some(_) = peers.join_next() => {}
+        }
+    }
+}
+
+async fn exchanges(peer: Peer, host: Arc<Host>) {
+    let mut open = JoinSet::new();
+    let from: Arc<str> = peer.name().into();
+    loop {
+        tokio::select! {
+            exchange = peer.accept() => match exchange {
+                Some(Ok(exchange)) => match host.exchange() {
+                    Some(permit) => {
+                        let serving = serve_exchange(exchange, host.clone(), from.clone());
+                        open.spawn(async move {
+                            serving.await;
+                            drop(permit);
+                        });
+                    }
+                    // Dropped: the source learns that it was abandoned, and keeps the connection.
+                    None => warn!(from = &*from, "full: an exchange was turned away"),
+                },
+                Some(Err(error)) => {
+                    debug!(%error, "the link to a host ended");
+                    break;
+                }
+                None => break,
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+    // What is still in the pipe of an ended link gets its end as well.
+    while open.join_next().await.is_some() {}
+}

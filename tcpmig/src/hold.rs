@@ -1,0 +1,254 @@
+//! What keeps a connection's packets away, for as long as somebody counts on it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use tcpmig_format::FourTuple;
+use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
+
+/// Something whose lease is renewed until it is over.
+pub(crate) trait Keep: Send + Sync {
+    /// Renews the lease, and takes again what had ended. How soon to come back; `None` when nothing is left to keep.
+    fn keep(&self, locker: &dyn Locker) -> Option<Duration>;
+}
+
+/// How soon to try again what failed, or was in use.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// At the longest, so that a lock which somebody removed is not missed for long.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// How often a lease of this length is renewed: late once is early enough.
+pub(crate) fn every(lease: Duration) -> Duration {
+    (lease / 3).min(EVERY)
+}
+
+/// Renews a lock. One that has ended is taken again: whoever holds it counts on it for as long as it is there, and what it
+/// stands for, a socket that is mute, has missed nothing.
+pub(crate) fn hold_on(
+    lock: &mut LockGuard,
+    lease: Duration,
+    locker: &dyn Locker,
+) -> Result<(), LockError> {
+    match lock.renew(lease) {
+        Err(LockError::NotHeld(flow)) => {
+            let newer = locker.lock(lock.flows(), lease)?;
+            // It would end the newer one of the same flows.
+            std::mem::replace(lock, newer).leave();
+            said_again(flow, "lock");
+            Ok(())
+        }
+        renewed => renewed,
+    }
+}
+
+fn said_again(flow: FourTuple, what: &str) {
+    tracing::warn!(%flow, "the {what} of a connection that stands still had ended, and was made again");
+}
+
+/// When [`Keep::keep`] comes back.
+pub(crate) fn next(renewed: &Result<(), LockError>, every: Duration) -> Duration {
+    match renewed {
+        Ok(()) => every,
+        Err(error) => {
+            tracing::warn!("a connection that stands still was not kept from its packets: {error}");
+            AGAIN.max(every.min(Duration::from_secs(1)))
+        }
+    }
+}
+
+/// A lock or a redirect. Dropping it ends it.
+///
+/// It is shared with whoever renews it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// `None` once it has ended.
+    held: Option<Held>,
+    /// What was captured by a lock that had to be taken again.
+    earlier: Vec<Packet>,
+    renewed: Instant,
+    every: Duration,
+}
+
+/// Each with the lease that it was made with: a lock ends soon if its holder dies, a redirect lives for as long as
+/// packets of the flow may still come here.
+#[derive(Debug)]
+enum Held {
+    Locked(LockGuard, Duration),
+    Redirected(Redirect, Duration, NextHop),
+}
+
+impl Hold {
+    pub(crate) fn locked(lock: LockGuard, lease: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            held: Some(Held::Locked(lock, lease)),
+            earlier: Vec::new(),
+            renewed: Instant::now(),
+            every: every(lease),
+        })))
+    }
+
+    /// A panic elsewhere left it as it was: its steps are complete or not begun.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For whoever keeps it.
+    pub(crate) fn to_keep(&self) -> (Weak<dyn Keep>, Duration) {
+        let every = self.state().every;
+        let shared: Arc<dyn Keep> = self.0.clone();
+        (Arc::downgrade(&shared), every)
+    }
+
+    /// As [`Frozen::captured`](crate::capture::Frozen::captured).
+    pub(crate) fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
+        let state = &mut *self.state();
+        let newer = state.held.as_mut().map_or(Ok(Vec::new()), Held::captured)?;
+        let mut packets = std::mem::take(&mut state.earlier);
+        packets.extend(newer);
+        Ok(packets)
+    }
+
+    /// Makes a redirect of a lock.
+    pub(crate) fn redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        let mut state = self.state();
+        if let Some(Held::Locked(lock, _)) = &mut state.held {
+            let redirect = lock.try_redirect(hop, lease)?;
+            state.held = Some(Held::Redirected(redirect, lease, hop.clone()));
+        }
+        Ok(())
+    }
+
+    /// Prolongs it by its own lease.
+    pub(crate) fn renew(&mut self) -> Result<(), LockError> {
+        let mut state = self.state();
+        state.held.as_mut().map_or(Ok(()), Held::renew)
+    }
+
+    /// Makes sure that it is there, and lasts for its lease if it was not looked at for a while: from here on no socket keeps
+    /// this host silent. Whoever sets up what somebody flushed may not have come to it yet.
+    pub(crate) fn make_sure(&mut self, locker: &dyn Locker) {
+        let state = &mut *self.state();
+        let is_late = state.renewed.elapsed() >= state.every;
+        // One that takes long to answer is asked when it is time only.
+        if is_late || (!locker.abilities().waits && !state.is_there()) {
+            let renewed = state.hold_on(locker);
+            next(&renewed, state.every);
+        }
+    }
+
+    pub(crate) fn end(self) -> Result<(), LockError> {
+        let held = self.state().held.take();
+        match held {
+            Some(Held::Locked(lock, _)) => lock.unlock(),
+            Some(Held::Redirected(redirect, ..)) => redirect.end(),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves it to its lease.
+    pub(crate) fn leave(self) {
+        if let Some(held) = self.state().held.take() {
+            held.leave();
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Here and now, also if it is being renewed.
+        let held = self.state().held.take();
+        drop(held);
+    }
+}
+
+impl State {
+    /// Whether it has not ended; what cannot be asked may have.
+    fn is_there(&mut self) -> bool {
+        match &mut self.held {
+            // A renewal never shortens a lease, and changes nothing of one that runs for longer anyway.
+            Some(Held::Locked(lock, _)) => lock.renew(Duration::from_millis(1)).is_ok(),
+            Some(Held::Redirected(redirect, ..)) => redirect.check().is_ok(),
+            None => true,
+        }
+    }
+
+    fn hold_on(&mut self, locker: &dyn Locker) -> Result<(), LockError> {
+        let Some(held) = &mut self.held else {
+            return Ok(());
+        };
+        let renewed = match held.renew() {
+            Err(LockError::NotHeld(_)) => held.again(locker).map(|packets| {
+                self.earlier.extend(packets);
+            }),
+            renewed => renewed,
+        };
+        if renewed.is_ok() {
+            self.renewed = Instant::now();
+        }
+        renewed
+    }
+}
+
+impl Keep for Mutex<State> {
+    fn keep(&self, locker: &dyn Locker) -> Option<Duration> {
+        let mut state = match self.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Some(AGAIN),
+        };
+        state.held.as_ref()?;
+        let renewed = state.hold_on(locker);
+        Some(next(&renewed, state.every))
+    }
+}
+
+impl Held {
+    fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
+        let captured = match self {
+            Self::Locked(lock, _) => lock.captured(),
+            Self::Redirected(redirect, ..) => redirect.captured(),
+        };
+        match captured {
+            // What did not fit is as if it had been lost on the way: the peer sends it again.
+            Ok(captured) => Ok(captured.packets),
+            Err(LockError::Unsupported { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn renew(&mut self) -> Result<(), LockError> {
+        match self {
+            Self::Locked(lock, lease) => lock.renew(*lease),
+            Self::Redirected(redirect, lease, _) => redirect.renew(*lease),
+        }
+    }
+
+    /// Takes again what has ended; what the older one had captured.
+    fn again(&mut self, locker: &dyn Locker) -> Result<Vec<Packet>, LockError> {
+        let captured = self.captured().unwrap_or_default();
+        match self {
+            Self::Locked(lock, lease) => hold_on(lock, *lease, locker)?,
+            Self::Redirected(redirect, lease, hop) => {
+                let flows = redirect.flows().to_vec();
+                let mut lock = locker.lock(&flows, *lease)?;
+                let newer = lock.try_redirect(hop, *lease)?;
+                std::mem::replace(redirect, newer).leave();
+                if let Some(flow) = flows.first() {
+                    said_again(*flow, "redirect");
+                }
+            }
+        }
+        Ok(captured)
+    }
+
+    fn leave(self) {
+        match self {
+            Self::Locked(lock, _) => lock.leave(),
+            Self::Redirected(redirect, ..) => redirect.leave(),
+        }
+    }
+}
