@@ -231,8 +231,9 @@ kernel_test!(a_parent_that_waits_is_told_of_the_end_alone, || {
         .stdin(OwnedFd::from(server.try_clone().unwrap()))
         .spawn()
         .unwrap();
-    for _ in 0..200 {
-        drop(Holders::of(server.as_fd()).unwrap().pause().unwrap());
+    let mut holders = Holders::of(server.as_fd()).unwrap();
+    for _ in 0..2000 {
+        drop(holders.pause().unwrap());
         assert_eq!(sleeper.try_wait().unwrap(), None);
     }
     sleeper.kill().unwrap();
