@@ -1,11 +1,11 @@
-//! The calling thread's netlink socket to connection tracking.
+//! Netlink sockets to connection tracking.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,10 +52,35 @@ pub(super) struct Channel {
 /// For so long it is taken to be there: modules are seldom unloaded, and looking costs more than asking.
 const LOADED_FOR: Duration = Duration::from_secs(1);
 
-thread_local! {
-    /// Kept: making one costs more than asking.
-    static CHANNEL: RefCell<Option<Channel>> = const { RefCell::new(None) };
+/// Sockets that nobody uses just now, the longest unused first. They are kept: to make one costs more than to ask, and to close
+/// one can hold up every change of this namespace's rules for ten milliseconds (`nft_rcv_nl_event` waits for what
+/// earlier changes have still to free).
+static KEPT: Mutex<Vec<Channel>> = Mutex::new(Vec::new());
+/// Each keeps its network namespace. A process has few, and few threads that ask at once.
+const KEEP: usize = 8;
+
+fn kept() -> MutexGuard<'static, Vec<Channel>> {
+    // What a panic left is whole: every change is one call.
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+fn take(is: impl Fn(&Channel) -> bool) -> Option<Channel> {
+    let mut kept = kept();
+    let at = kept.iter().rposition(is)?;
+    Some(kept.remove(at))
+}
+
+fn give_back(channel: Channel) {
+    let mut kept = kept();
+    kept.push(channel);
+    let closed = (kept.len() > KEEP).then(|| kept.remove(0));
+    drop(kept);
+    drop(closed);
+}
+
+/// A look at the whole table that a connection gives cause to waits until that one has come: it holds a processor for
+/// milliseconds.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 /// Asks with a socket in the network namespace of the calling thread. `None` if this host has no connection tracking or
 /// does not let this process ask.
@@ -69,7 +94,15 @@ pub(super) fn with_in<T>(
     namespace: Option<u64>,
     ask: impl FnOnce(&mut Channel) -> io::Result<T>,
 ) -> io::Result<Option<T>> {
-    let kept = CHANNEL.take();
+    let kept = namespace.and_then(|cookie| take(|channel| channel.namespace == cookie));
+    let here = || fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
+    let (inode, kept) = match kept {
+        Some(channel) => (channel.inode, Some(channel)),
+        None => {
+            let inode = here();
+            (inode, take(|channel| channel.inode == inode && inode != 0))
+        }
+    };
     // Asking would load the module, and then every packet of the host would be tracked by the next rule that says so.
     let looked = kept.as_ref().map(|channel| channel.seen);
     let seen = match looked.filter(|seen| seen.elapsed() < LOADED_FOR) {
@@ -77,26 +110,19 @@ pub(super) fn with_in<T>(
         None if is_loaded() => Instant::now(),
         None => return Ok(None),
     };
-    let known = kept.as_ref().map(|channel| channel.namespace);
     let mut channel = match kept {
-        Some(channel) if namespace.is_some() && known == namespace => channel,
-        kept => {
-            let here = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
-            match kept {
-                Some(channel) if channel.inode == here && here != 0 => channel,
-                _ => match Channel::open(here) {
-                    Ok(channel) => channel,
-                    Err(error) if is_absent(&error) => return Ok(None),
-                    Err(error) => return Err(error),
-                },
-            }
-        }
+        Some(channel) => channel,
+        None => match Channel::open(inode) {
+            Ok(channel) => channel,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        },
     };
     channel.seen = seen;
     let answer = ask(&mut channel);
     match answer {
         Ok(answer) => {
-            CHANNEL.set(Some(channel));
+            give_back(channel);
             Ok(Some(answer))
         }
         // After an error the rest of an answer may be to come: the socket is not used again.
@@ -167,6 +193,14 @@ impl Channel {
         Ok(found)
     }
 
+    /// Looks through the whole table if nobody has in this namespace.
+    pub(super) fn learn(&mut self) -> io::Result<()> {
+        match zones::due(self.namespace) {
+            Due::First => self.scan(|_| {}),
+            Due::Again | Due::No => Ok(()),
+        }
+    }
+
     /// Zones other than 0 that packets of a connection may be in, for whom the look through the whole table would take too
     /// long: only the first one waits for it.
     pub(super) fn zones(&mut self) -> io::Result<Vec<u16>> {
@@ -175,7 +209,10 @@ impl Channel {
             Due::Again if is_empty() => zones::learnt_nothing(self.namespace),
             Due::Again => {
                 zones::begin(self.namespace);
-                let look = || with(|channel| channel.scan(|_| {}));
+                let look = || {
+                    thread::sleep(LOOK_AFTER);
+                    with(|channel| channel.scan(|_| {}))
+                };
                 // It begins in the network namespace of this thread. Without it the zones known so far have to do.
                 let _ = thread::Builder::new()
                     .name("conntrack".to_owned())

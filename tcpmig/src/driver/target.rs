@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::{FourTuple, Image, Limits};
+use tcpmig_lock::conntrack;
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_sys::info::State;
 use tcpmig_sys::sockets::Lookup;
@@ -267,6 +268,7 @@ impl Host {
         keeper.start();
         let worker = Worker::new();
         worker.start();
+        worker.leave(true, conntrack::learn);
         let Terms {
             options,
             policy,
