@@ -132,10 +132,10 @@ impl Mover {
         let (frame, _) = Message::Abort { id }.encode();
         exchange.send(frame).await?;
         exchange.finish().await?;
-        // It ends its direction when it has come to the end of ours.
+        // It finishes its direction when it has come to the end of ours.
         let within = self.options.answer_within;
         match timeout(within, exchange.recv()).await {
-            Ok(read) => Ok(read.map(drop)?),
+            Ok(finished) => Ok(finished.map(drop)?),
             Err(_) => Err(Unanswered::late(within)),
         }
     }

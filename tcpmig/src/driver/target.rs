@@ -182,7 +182,11 @@ async fn serve_messages(mut exchange: Exchange, host: Arc<Host>, from: Arc<str>)
     let ended = loop {
         let frame = match exchange.recv().await {
             Ok(Some(frame)) => frame,
-            Ok(None) => break "the source finished".to_owned(),
+            Ok(None) => {
+                // So that it knows that all of it was read: an exchange that is only dropped counts as given up.
+                let _ = exchange.finish().await;
+                break "the source finished".to_owned();
+            }
             Err(error) => break error.to_string(),
         };
         let mut restored = None;
