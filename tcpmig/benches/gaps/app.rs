@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{Acceptor, Ending, Mover, Report};
 use tcpmig_format::{AppImage, FourTuple, Octets};
-use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
+use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc as tasks;
@@ -197,6 +197,10 @@ struct Announcing {
 impl Locker for Announcing {
     fn name(&self) -> &'static str {
         self.inner.name()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
     }
 
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
