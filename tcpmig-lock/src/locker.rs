@@ -67,6 +67,17 @@ pub trait Locker: Send + Sync {
         })
     }
 
+    /// Does now what the first [redirect](crate::LockGuard::redirect) by this hop and with this lease would have to do, so that
+    /// no connection stands still for it. Redirects nothing; does nothing unless it is implemented.
+    ///
+    /// # Errors
+    ///
+    /// As for the redirect.
+    fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        let _ = (hop, lease);
+        Ok(())
+    }
+
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
     /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
     ///

@@ -110,6 +110,10 @@ impl Locker for RedirectedBy {
         Ok(LockGuard::with_taken(flows, Box::new(held), taken))
     }
 
+    fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        self.redirects.get_ready(hop, lease)
+    }
+
     fn sweep(&self) -> Result<Swept, LockError> {
         let mut swept = self.locks.sweep()?;
         let other = self.redirects.sweep()?;

@@ -84,7 +84,7 @@ impl Lookup {
     /// As [`Lookup::find`].
     pub fn occupant(&self, local: SocketAddr, remote: SocketAddr) -> Result<Option<Occupant>> {
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        channel.list_devices()?;
+        channel.list_devices(LISTED_FOR)?;
         // One that is bound to no device is found by any, and `lo` is always there.
         for at in 0.. {
             let devices = channel.devices.as_ref();
@@ -96,6 +96,16 @@ impl Lookup {
             }
         }
         Ok(None)
+    }
+
+    /// Lists the devices now if the list is of some age, so that whoever [looks](Self::find) next does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Call`] if the devices cannot be listed.
+    pub fn freshen(&self) -> Result<()> {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.list_devices(LISTED_FOR / 2)
     }
 
     /// `SOCK_DESTROY`: ends a connection, or what is left of one. Needs `CAP_NET_ADMIN`.
@@ -111,8 +121,9 @@ impl Lookup {
 }
 
 impl Channel {
-    fn list_devices(&mut self) -> Result<()> {
-        let is_new = |(when, _): &(Instant, Vec<u32>)| when.elapsed() < LISTED_FOR;
+    /// Unless that was done within this time.
+    fn list_devices(&mut self, within: Duration) -> Result<()> {
+        let is_new = |(when, _): &(Instant, Vec<u32>)| when.elapsed() < within;
         if !self.devices.as_ref().is_some_and(is_new) {
             let now = Instant::now();
             let devices = if_nameindex().map_err(|e| Error::new("if_nameindex", e.into()))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 use tcpmig_lock::route::Routes;
-use tcpmig_lock::{LockError, NextHop};
+use tcpmig_lock::{LockError, Locker, NextHop};
 
 use crate::capture::Frozen;
 
@@ -20,12 +20,12 @@ pub trait Steer: Send + Sync {
         true
     }
 
-    /// Everything that takes time, before the connection stands still.
+    /// Everything that takes time, before the connection stands still. `locker` is the one that will lock it.
     ///
     /// # Errors
     ///
     /// [`SteerError`]: the connection is then not touched.
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError>;
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError>;
 }
 
 /// A planned [`Steer`].
@@ -59,7 +59,7 @@ impl Steer for Elsewhere {
         false
     }
 
-    fn plan(&self, _: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+    fn plan(&self, _: FourTuple, _: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
         Ok(Box::new(Self))
     }
 }
@@ -109,7 +109,7 @@ impl Steer for Redirected {
         false
     }
 
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
         if self.target.is_ipv4() != flow.is_ipv4() {
             return Err(LockError::HopFamily {
                 flow,
@@ -118,6 +118,7 @@ impl Steer for Redirected {
             .into());
         }
         let hop = self.routes.next_hop(self.target, flow.remote().ip())?;
+        locker.get_ready(&hop, self.lease)?;
         Ok(Box::new(Planned {
             hop,
             lease: self.lease,

@@ -513,6 +513,11 @@ impl Locker for Nftables {
         Ok(LockGuard::with_taken(flows, Box::new(lock), taken.entries))
     }
 
+    /// Has packets looked at on all devices, as redirects need it; that stays as after a redirect.
+    fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        self.shared.get_ready(hop, lease)
+    }
+
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         self.shared.entries(|set| self.elements(set))
     }

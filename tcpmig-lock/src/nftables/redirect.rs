@@ -18,6 +18,15 @@ use super::shared::{FEW, REDIRECT, Removal, Shared, State, TRIES, deadline, left
 use crate::{LockError, NextHop};
 
 impl Shared {
+    /// See [`Locker::get_ready`](crate::Locker::get_ready).
+    pub(super) fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        let class = Class::of(element::lease_ms(lease)?);
+        let state = &mut *self.state();
+        self.catch_up(state);
+        self.hook_devices(state, Some(&hop.ingress))?;
+        self.hook_class(state, class)
+    }
+
     /// Turns locks into redirects. `until` is when the locks end.
     pub(super) fn redirect(
         &self,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{Acceptor, Ending, Mover, Report};
 use tcpmig_format::{AppImage, FourTuple, Octets};
-use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, Nftables, Swept};
+use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, NextHop, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc as tasks;
@@ -208,6 +208,10 @@ impl Locker for Announcing {
         // Nobody listens in traffic that goes on by itself.
         let _ = self.locked.send(());
         Ok(guard)
+    }
+
+    fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        self.inner.get_ready(hop, lease)
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {

@@ -310,8 +310,10 @@ impl Mover {
         } else {
             to.steer.clone()
         };
-        let planning = move || steer.plan(flow);
-        let steering = self.worker.call(to.steer.waits(), planning).await?;
+        let waits = to.steer.waits() || self.locker.abilities().waits;
+        let locker = self.locker.clone();
+        let planning = move || steer.plan(flow, &*locker);
+        let steering = self.worker.call(waits, planning).await?;
         let exchange = self.open(to).await?;
         Ok((plan, steering, exchange))
     }

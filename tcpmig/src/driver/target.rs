@@ -204,6 +204,8 @@ async fn serve_messages(mut exchange: Exchange, host: Arc<Host>, from: Arc<str>)
             Ok(Some(Message::Hello { newest, .. })) if !greeted => {
                 greeted = true;
                 if (OLDEST_VERSION..=VERSION).contains(&newest) {
+                    // A source greets before its connection stands still.
+                    host.freshen();
                     continue;
                 }
                 let (hello, _) = Message::hello().encode();
@@ -417,13 +419,7 @@ impl Host {
     /// Refuses a connection that lives here: locking its packets would silence it.
     fn check_free(&self, flow: FourTuple) -> Result<(), String> {
         let failed = |error| format!("connections of this host: {error}");
-        let sockets = match self.sockets.get() {
-            Some(sockets) => sockets,
-            None => {
-                let sockets = Lookup::new().map_err(failed)?;
-                self.sockets.get_or_init(|| sockets)
-            }
-        };
+        let sockets = self.sockets().map_err(failed)?;
         let found = sockets.occupant(flow.local(), flow.remote());
         match found.map_err(failed)? {
             None => Ok(()),
@@ -431,6 +427,23 @@ impl Host {
             Some(found) if found.state == State::TimeWait => Ok(()),
             Some(found) => Err(format!("{flow}: {found}")),
         }
+    }
+
+    fn sockets(&self) -> tcpmig_sys::Result<&Lookup> {
+        match self.sockets.get() {
+            Some(sockets) => Ok(sockets),
+            None => {
+                let sockets = Lookup::new()?;
+                Ok(self.sockets.get_or_init(|| sockets))
+            }
+        }
+    }
+
+    /// Finds out now what an offer will be judged by, as far as that does not depend on it.
+    fn freshen(&self) {
+        self.facts.freshen();
+        // Whoever needs it is told of the error.
+        let _ = self.sockets().map(Lookup::freshen);
     }
 
     fn build(&self, id: HandoverId, image: Image, from: &Arc<str>) -> Result<Prepared, String> {

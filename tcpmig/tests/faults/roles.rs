@@ -342,8 +342,8 @@ impl Locker for Stopping {
 struct StoppingSteer(Redirected);
 
 impl Steer for StoppingSteer {
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
-        Ok(Box::new(StoppingSteering(self.0.plan(flow)?)))
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
+        Ok(Box::new(StoppingSteering(self.0.plan(flow, locker)?)))
     }
 }
 

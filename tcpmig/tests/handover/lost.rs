@@ -52,8 +52,8 @@ struct Slowly(Arc<dyn Steer>);
 struct SlowlyThen(Box<dyn Steering>);
 
 impl Steer for Slowly {
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
-        Ok(Box::new(SlowlyThen(self.0.plan(flow)?)))
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
+        Ok(Box::new(SlowlyThen(self.0.plan(flow, locker)?)))
     }
 }
 

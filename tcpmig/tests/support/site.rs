@@ -125,9 +125,9 @@ impl Steer for ByFamily {
         self.v4.waits() || self.v6.waits()
     }
 
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
         let to = if flow.is_ipv4() { &self.v4 } else { &self.v6 };
-        to.plan(flow)
+        to.plan(flow, locker)
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use tcpmig::capture::{CaptureError, Frozen, Locked, Plan};
 use tcpmig::steer::{Elsewhere, Redirected, Steer, Steering};
 use tcpmig_format::{FourTuple, Image, Octets};
-use tcpmig_lock::{Backend, LockError};
+use tcpmig_lock::{Backend, LockError, NoLock};
 use tcpmig_sys::pause::{Holders, Paused};
 
 use super::DumpArgs;
@@ -125,8 +125,10 @@ pub(super) fn dump(
     let _guardian = guardian::start(lock)?;
     let locker = tcpmig::locker::open(lock).context("lock")?;
     let steering = match args.redirect {
-        Some(target) if !ended => Redirected::new(target, args.redirect_lease)?.plan(flow)?,
-        _ => Elsewhere.plan(flow)?,
+        Some(target) if !ended => {
+            Redirected::new(target, args.redirect_lease)?.plan(flow, &*locker)?
+        }
+        _ => Elsewhere.plan(flow, &NoLock)?,
     };
     let holders = Holders::of(socket.as_fd())?;
     let mut departure = Departure {

@@ -48,6 +48,12 @@ fn unknown(error: impl ToString) -> Denied {
 }
 
 impl ThisHost {
+    /// Finds out now what the next image will be asked about, whatever it is.
+    pub(in crate::driver) fn freshen(&self) {
+        let ask = || settings::allowed_congestion_controls();
+        self.congestion.freshen((), ask);
+    }
+
     fn routes(&self) -> Result<&Routes, Denied> {
         match self.routes.get() {
             Some(routes) => Ok(routes),

@@ -22,10 +22,25 @@ impl<Q, A> Default for Recent<Q, A> {
 impl<Q: Eq + Hash, A: Clone> Recent<Q, A> {
     /// What was answered, or is.
     pub(super) fn get<E>(&self, question: Q, ask: impl FnOnce() -> Result<A, E>) -> Result<A, E> {
+        self.get_within(LASTS, question, ask)
+    }
+
+    /// Asks if the answer will soon not count any more, so that whoever asks next has one.
+    pub(super) fn freshen<E>(&self, question: Q, ask: impl FnOnce() -> Result<A, E>) {
+        // Whoever needs it asks again, and is told.
+        let _ = self.get_within(LASTS / 2, question, ask);
+    }
+
+    fn get_within<E>(
+        &self,
+        age: Duration,
+        question: Q,
+        ask: impl FnOnce() -> Result<A, E>,
+    ) -> Result<A, E> {
         // A panic leaves what is in it as it was.
         let answers = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((when, answer)) = answers().get(&question)
-            && when.elapsed() < LASTS
+            && when.elapsed() < age
         {
             return Ok(answer.clone());
         }
@@ -60,6 +75,18 @@ mod tests {
         let old = Instant::now().checked_sub(LASTS).unwrap();
         recent.0.lock().unwrap().get_mut(&1).unwrap().0 = old;
         assert_eq!(recent.get(1, || Ok::<_, ()>('b')), Ok('b'));
+    }
+
+    #[test]
+    fn an_answer_of_some_age_is_freshened() {
+        let recent = Recent::default();
+        recent.freshen(1, || Ok::<_, ()>('a'));
+        recent.freshen(1, || Ok::<_, ()>('b'));
+        assert_eq!(recent.get(1, || Err(())), Ok('a'));
+        let old = Instant::now().checked_sub(LASTS / 2).unwrap();
+        recent.0.lock().unwrap().get_mut(&1).unwrap().0 = old;
+        recent.freshen(1, || Ok::<_, ()>('b'));
+        assert_eq!(recent.get(1, || Err(())), Ok('b'));
     }
 
     #[test]

@@ -421,9 +421,12 @@ impl Planned {
 struct Then(Box<dyn Steering>, Calls);
 
 impl Steer for Planned {
-    fn plan(&self, flow: FourTuple) -> Result<Box<dyn Steering>, SteerError> {
+    fn plan(&self, flow: FourTuple, locker: &dyn Locker) -> Result<Box<dyn Steering>, SteerError> {
         self.calls.wait(Call::Plan);
-        Ok(Box::new(Then(self.inner.plan(flow)?, self.calls.clone())))
+        Ok(Box::new(Then(
+            self.inner.plan(flow, locker)?,
+            self.calls.clone(),
+        )))
     }
 }
 
