@@ -9,6 +9,7 @@ macro_rules! kernel_test {
             let (_, name) = concat!(module_path!(), "::", stringify!($name))
                 .split_once("::")
                 .unwrap();
+            let _turn = crate::turn::Turn::take();
             tcpmig_sys::lab::isolated(name, $body);
         }
     };
@@ -23,6 +24,7 @@ mod obstacles;
 mod opening;
 mod refused;
 mod scene;
+mod turn;
 
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};

@@ -26,7 +26,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_micros(200));
     }
 }
 
