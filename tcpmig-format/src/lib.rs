@@ -83,3 +83,7 @@ pub use tcp::{
     Negotiated, PendingError, ReceiveSpace, SendSpace, TcpImage, TcpParts, TimestampUnit,
     Timestamps, Window, WindowScale,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -94,3 +94,7 @@ pub use none::NoLock;
 pub use owner::Owner;
 pub use redirected_by::RedirectedBy;
 pub use tcpmig_format::FourTuple;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -217,7 +217,9 @@ impl RestoringSocket {
     ///
     /// As [`RestoringSocket::reach`].
     pub fn end(&mut self, ended: Ended, mark: u32) -> Result<()> {
-        self.walk(steps(ended), &[], Tries::locked(mark)).map(drop)
+        self.walk(steps(ended), &[], Tries::locked(mark))?;
+        self.ended = true;
+        Ok(())
     }
 }
 

@@ -64,6 +64,11 @@ pub enum Error {
     /// The connection cannot be moved; it was left as it was.
     #[error("the connection cannot be moved: {0}")]
     NotMigratable(#[from] NotMigratable),
+    /// A rebuilt connection has ended before it was activated.
+    #[error(
+        "the connection ended while it was being rebuilt: a timer of it ran out, or a segment reached it (its packets have to be locked before its send queue is filled)"
+    )]
+    Gone,
     /// There is nothing to thaw.
     #[error("the socket is not under repair")]
     NotUnderRepair,

@@ -15,6 +15,7 @@ use crate::info::{Info, State, info};
 use crate::inject::Injector;
 use crate::mute::{self, Mute, Timers};
 use crate::netns::Namespace;
+use crate::rebuild::QueueStart;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
 use crate::wake::Wake;
@@ -114,6 +115,50 @@ pub struct Snapshot {
     pub timestamp: Option<(u32, bool)>,
     /// In CLOSE: how the connection ended.
     pub ended: Option<Ended>,
+}
+
+/// For the connection made again, on this host or another one.
+impl Snapshot {
+    /// Where its queues begin: for [`BoundSocket::connect`](crate::rebuild::BoundSocket::connect).
+    #[must_use]
+    pub fn queue_start(&self) -> QueueStart {
+        let Marks {
+            state,
+            snd_una,
+            rcv_nxt,
+            ..
+        } = self.marks;
+        // A FIN counts one in the number behind it, and is in no queue.
+        let received = u32::from(state.fin_received());
+        let acknowledged = u32::from(state.fin_acknowledged());
+        // A queue has at most 1 GiB.
+        let waiting = self.receive_queue.len() as u32;
+        QueueStart {
+            snd_una: snd_una.wrapping_sub(acknowledged),
+            copied_seq: rcv_nxt.wrapping_sub(received).wrapping_sub(waiting),
+        }
+    }
+
+    /// The send queue: what was sent and not acknowledged, for
+    /// [`fill_send_queue`](crate::rebuild::RestoringSocket::fill_send_queue), and what was never sent, for
+    /// [`write_unsent`](crate::rebuild::write_unsent) after the activation.
+    #[must_use]
+    pub fn sent_and_unsent(&self) -> (&[u8], &[u8]) {
+        let sent = self.send_queue.len().saturating_sub(self.unsent);
+        self.send_queue.split_at(sent)
+    }
+
+    /// What [`verify`](crate::rebuild::RestoringSocket::verify) has to find once both queues are filled: nothing unsent is in
+    /// the socket yet. For a connection that neither end has closed.
+    #[must_use]
+    pub fn rebuilt_marks(&self) -> Marks {
+        let (sent, _) = self.sent_and_unsent();
+        Marks {
+            // A queue has at most 1 GiB.
+            write_seq: self.marks.snd_una.wrapping_add(sent.len() as u32),
+            ..self.marks
+        }
+    }
 }
 
 impl fmt::Debug for Snapshot {

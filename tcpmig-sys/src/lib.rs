@@ -18,6 +18,8 @@
 //!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`settings`]: what a process without privileges may set. [`signals`]: held back while
 //!   something is half-done. [`files`]: a file that never replaces another. [`probe`]: what this kernel and process can do.
 //!
+//! The whole way of a connection from one host to another is in `examples/between_hosts.rs`.
+//!
 //! All `unsafe` of the project is here and in `tcpmig-lock`'s netlink code.
 //!
 //! ```no_run
@@ -31,6 +33,10 @@
 //! let stream: TcpStream = frozen.thaw()?.into();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Features
+//!
+//! * `lab`: small networks of namespaces, for demonstrations and tests.
 
 mod arrive;
 mod closing;
@@ -73,3 +79,7 @@ pub use ended::Ended;
 pub use error::{Error, NotMigratable, Result};
 pub use local_address::NotUsable;
 pub use uapi::RepairWindow;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -63,6 +63,8 @@ pub struct RestoringSocket {
     /// None once it may take part in the network.
     mute: Option<Mute>,
     timers: Option<Timers>,
+    /// It is to be one that has ended.
+    pub(crate) ended: bool,
 }
 
 /// Where the queues of a rebuilt connection begin.
@@ -192,6 +194,7 @@ impl RestoringSocket {
             again: Vec::new(),
             mute: Some(mute),
             timers: None,
+            ended: false,
         }
     }
 
@@ -302,7 +305,10 @@ impl RestoringSocket {
 
     /// Fills the send queue with octets that were sent and not acknowledged.
     ///
-    /// They count as sent: the kernel retransmits what the peer does not acknowledge.
+    /// They count as sent: the kernel retransmits what the peer does not acknowledge. **Its timer runs from here on, in repair mode
+    /// too**: the packets of the connection have to be locked before, and [`RestoringSocket::hold`] soon after keeps
+    /// the connection from being given up meanwhile.
+    ///
     /// Octets that were never sent are written after activation. `reserve` is how many of
     /// those follow: the buffer grows for them as well.
     ///
@@ -396,7 +402,7 @@ impl RestoringSocket {
     ///
     /// # Errors
     ///
-    /// [`ActivateError`] with the connection as it is, under repair.
+    /// [`ActivateError`] with the connection as it is, under repair; with [`Error::Gone`] if it has ended meanwhile.
     pub fn activate(mut self, reuse_addr: bool) -> Result<OwnedFd, Box<ActivateError>> {
         if let Err(error) = self.begin(reuse_addr) {
             let socket = self;
@@ -408,6 +414,9 @@ impl RestoringSocket {
     }
 
     fn begin(&mut self, reuse_addr: bool) -> Result<()> {
+        if !self.ended && info(self.as_fd())?.state == State::Close {
+            return Err(Error::Gone);
+        }
         self.unmute()?;
         let fd = self.as_fd();
         if let Some(injector) = &self.injector {

@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 
 use support::{Net, kernel_test, nft, pattern, until};
 use tcpmig_sys::frozen::{self, FrozenSocket};
-use tcpmig_sys::info::State;
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart};
-use tcpmig_sys::sockopt;
+use tcpmig_sys::info::{State, info};
+use tcpmig_sys::rebuild::ClosedSocket;
+use tcpmig_sys::{Error, sockopt};
 
 const DROP: &str = "type filter hook prerouting priority raw; meta l4proto tcp drop;";
 
@@ -35,10 +35,7 @@ fn an_acknowledgement_that_comes_before(v6: bool) {
     frozen.discard().unwrap();
     net.point_peer_at_b();
     let restored = net.b.run(|| {
-        let start = QueueStart {
-            snd_una: snapshot.marks.snd_una,
-            copied_seq: snapshot.marks.rcv_nxt,
-        };
+        let start = snapshot.queue_start();
         let bound = ClosedSocket::open(v6).unwrap().bind(local).unwrap();
         let mss_clamp = snapshot.negotiated.mss_clamp;
         let mut socket = bound.connect(remote, start, mss_clamp).unwrap();
@@ -74,4 +71,38 @@ kernel_test!(an_ipv4_acknowledgement_that_comes_before_activation, || {
 
 kernel_test!(an_ipv6_acknowledgement_that_comes_before_activation, || {
     an_acknowledgement_that_comes_before(true);
+});
+
+kernel_test!(a_connection_that_ended_meanwhile_is_not_activated, || {
+    let net = Net::new();
+    let (peer, mut server) = net.connect(false);
+    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    net.a
+        .run(|| nft(&format!("table inet t {{ chain i {{ {DROP} }}; }}")))
+        .unwrap();
+    let octets = pattern(1, 1000);
+    server.write_all(&octets).unwrap();
+    let frozen = FrozenSocket::freeze(server.into()).unwrap();
+    let snapshot = frozen.read().unwrap();
+    frozen.discard().unwrap();
+    net.a
+        .run(|| {
+            let bound = ClosedSocket::open(false).unwrap().bind(local).unwrap();
+            let mss_clamp = snapshot.negotiated.mss_clamp;
+            let mut socket = bound
+                .connect(remote, snapshot.queue_start(), mss_clamp)
+                .unwrap();
+            let negotiated = &snapshot.negotiated;
+            socket.negotiated(negotiated, snapshot.timestamp).unwrap();
+            // Its timers are not held.
+            sockopt::set_user_timeout(socket.as_fd(), 1).unwrap();
+            socket.fill_send_queue(&octets, 0).unwrap();
+            until("it is given up", || {
+                info(socket.as_fd()).unwrap().state == State::Close
+            });
+            let failed = socket.activate(false).unwrap_err();
+            assert!(matches!(failed.error, Error::Gone), "{failed}");
+        })
+        .unwrap();
+    drop(peer);
 });

@@ -17,16 +17,13 @@ use tcpmig_sys::{Error, NotMigratable, sockopt};
 /// Rebuilds a snapshot on the calling thread's host.
 fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedFd {
     let closed = ClosedSocket::open(local.is_ipv6()).unwrap();
-    let start = QueueStart {
-        snd_una: snapshot.marks.snd_una,
-        copied_seq: snapshot
-            .marks
-            .rcv_nxt
-            .wrapping_sub(snapshot.receive_queue.len() as u32),
-    };
     let bound = closed.bind(local).unwrap();
     let mut restoring = bound
-        .connect(remote, start, snapshot.negotiated.mss_clamp)
+        .connect(
+            remote,
+            snapshot.queue_start(),
+            snapshot.negotiated.mss_clamp,
+        )
         .unwrap();
     restoring
         .negotiated(&snapshot.negotiated, snapshot.timestamp)
@@ -34,16 +31,12 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
     restoring
         .fill_receive_queue(&snapshot.receive_queue)
         .unwrap();
-    let (sent, unsent) = snapshot
-        .send_queue
-        .split_at(snapshot.send_queue.len() - snapshot.unsent);
+    let (sent, unsent) = snapshot.sent_and_unsent();
     restoring.fill_send_queue(sent, unsent.len()).unwrap();
     restoring.window(snapshot.window).unwrap();
-    let asked = Marks {
-        write_seq: snapshot.marks.snd_una.wrapping_add(sent.len() as u32),
-        ..snapshot.marks
-    };
-    restoring.verify(&asked, &snapshot.negotiated).unwrap();
+    restoring
+        .verify(&snapshot.rebuilt_marks(), &snapshot.negotiated)
+        .unwrap();
     nft("flush ruleset");
     let fd = restoring.activate(true).unwrap();
     assert_eq!(write_unsent(fd.as_fd(), unsent).unwrap(), unsent.len());

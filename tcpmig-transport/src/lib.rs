@@ -11,8 +11,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
 //! # runtime.block_on(async {
-//! use bytes::Bytes;
-//! use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust, keys::Authority};
+//! use tcpmig_transport::{Authorities, Bytes, Endpoint, Identity, TransportLimits, Trust, keys::Authority};
 //!
 //! let authority = Authority::create("example")?;
 //! let host = |name, allowed: &str| {
@@ -112,6 +111,8 @@ mod stream;
 mod tls;
 mod trust;
 
+/// What a frame is given and taken as.
+pub use bytes::Bytes;
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, TransportError};
 pub use exchange::{Exchange, ExchangeReceiver, ExchangeSender, ExchangeStats};
@@ -120,3 +121,7 @@ pub use knocking::Knocks;
 pub use limits::TransportLimits;
 pub use peer::Peer;
 pub use trust::{Authorities, Trust};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
