@@ -55,6 +55,10 @@
 //! [`Iptables`] and [`Link`] keep other processes away with a lock on the file `lock` in `/run/tcpmig` (or where that
 //! cannot be written, `$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary
 //! files). It stays there, empty. [`Link`] has a file beside it for each device that is unplugged.
+//!
+//! # Features
+//!
+//! * `conformance`: the suite that every locker has to pass, for tests of your own.
 
 mod abilities;
 pub mod address;
