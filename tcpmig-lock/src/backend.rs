@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Flavour, Iptables, Link, LockError, Locker, Nftables, NoLock};
+#[cfg(feature = "nftables")]
+use crate::{Flavour, Iptables, Nftables};
+use crate::{Link, LockError, Locker, NoLock};
 
 /// A locker by the name that users choose it by, for command lines and configurations.
 ///
@@ -17,8 +19,10 @@ use crate::{Flavour, Iptables, Link, LockError, Locker, Nftables, NoLock};
 #[non_exhaustive]
 pub enum Backend {
     /// `nftables`: [`Nftables`].
+    #[cfg(feature = "nftables")]
     Nftables,
     /// `iptables`, `iptables-nft`, `iptables-legacy`: [`Iptables`].
+    #[cfg(feature = "nftables")]
     Iptables(Flavour),
     /// `link:DEVICE`: [`Link::of`] the device.
     Link(String),
@@ -27,13 +31,17 @@ pub enum Backend {
 }
 
 /// What the lockers are called, and what each is, in a few words.
-const HELP: [(&str, &str); 6] = [
+const HELP: &[(&str, &str)] = &[
+    #[cfg(feature = "nftables")]
     (
         "nftables",
         "the kernel's packet filter; the only one that can redirect",
     ),
+    #[cfg(feature = "nftables")]
     ("iptables", "rules of the host's iptables and ip6tables"),
+    #[cfg(feature = "nftables")]
     ("iptables-nft", "the same, of its newer implementation"),
+    #[cfg(feature = "nftables")]
     ("iptables-legacy", "the same, of its older implementation"),
     (
         "link:DEVICE",
@@ -46,7 +54,7 @@ impl Backend {
     /// What the lockers are called, and what each is, in a few words.
     #[must_use]
     pub fn help() -> &'static [(&'static str, &'static str)] {
-        &HELP
+        HELP
     }
 
     /// A handle in the network namespace of the calling thread, which neither captures nor exempts.
@@ -56,7 +64,9 @@ impl Backend {
     /// As for [`Nftables::new`], [`Iptables::with_flavour`], [`Link::of`].
     pub fn open(&self) -> Result<Box<dyn Locker>, LockError> {
         Ok(match self {
+            #[cfg(feature = "nftables")]
             Self::Nftables => Box::new(Nftables::new()?),
+            #[cfg(feature = "nftables")]
             Self::Iptables(flavour) => Box::new(Iptables::with_flavour(*flavour)?),
             Self::Link(device) => Box::new(Link::of(device)?),
             Self::None => Box::new(NoLock),
@@ -74,8 +84,11 @@ impl Backend {
         mark: u32,
         buffer_octets: usize,
     ) -> Result<Box<dyn Locker>, LockError> {
+        #[cfg(not(feature = "nftables"))]
+        let _ = (mark, buffer_octets);
         // A kernel without nfnetlink_log can still lock.
         match self {
+            #[cfg(feature = "nftables")]
             Self::Nftables => {
                 let open = || Ok::<_, LockError>(Nftables::new()?.exempt_mark(mark));
                 match open()?.capturing(buffer_octets) {
@@ -83,6 +96,7 @@ impl Backend {
                     other => Ok(Box::new(other?)),
                 }
             }
+            #[cfg(feature = "nftables")]
             Self::Iptables(flavour) => {
                 let open =
                     || Ok::<_, LockError>(Iptables::with_flavour(*flavour)?.exempt_mark(mark));
@@ -101,9 +115,13 @@ impl FromStr for Backend {
 
     fn from_str(name: &str) -> Result<Self, LockError> {
         Ok(match name {
+            #[cfg(feature = "nftables")]
             "nftables" => Self::Nftables,
+            #[cfg(feature = "nftables")]
             "iptables" => Self::Iptables(Flavour::Default),
+            #[cfg(feature = "nftables")]
             "iptables-nft" => Self::Iptables(Flavour::Nft),
+            #[cfg(feature = "nftables")]
             "iptables-legacy" => Self::Iptables(Flavour::Legacy),
             "none" => Self::None,
             _ => match name.strip_prefix("link:") {
@@ -117,9 +135,13 @@ impl FromStr for Backend {
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            #[cfg(feature = "nftables")]
             Self::Nftables => f.write_str("nftables"),
+            #[cfg(feature = "nftables")]
             Self::Iptables(Flavour::Default) => f.write_str("iptables"),
+            #[cfg(feature = "nftables")]
             Self::Iptables(Flavour::Nft) => f.write_str("iptables-nft"),
+            #[cfg(feature = "nftables")]
             Self::Iptables(Flavour::Legacy) => f.write_str("iptables-legacy"),
             Self::Link(device) => write!(f, "link:{device}"),
             Self::None => f.write_str("none"),

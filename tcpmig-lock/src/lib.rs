@@ -58,7 +58,16 @@
 //!
 //! # Features
 //!
+//! * `nftables`, on by default: [`Nftables`] and [`Iptables`], which links libnftnl. Without it there are [`Link`], [`NoLock`] and your
+//!   own.
 //! * `conformance`: the suite that every locker has to pass, for tests of your own.
+#![cfg_attr(
+    not(feature = "nftables"),
+    allow(
+        dead_code,
+        reason = "the packet filter is what most of the shared parts are for"
+    )
+)]
 
 mod abilities;
 pub mod address;
@@ -71,10 +80,13 @@ mod error;
 mod event;
 mod guard;
 mod hop;
+#[cfg(feature = "nftables")]
 mod iptables;
 mod link;
 mod locker;
 mod namespace;
+mod netlink;
+#[cfg(feature = "nftables")]
 mod nftables;
 mod none;
 mod owner;
@@ -90,9 +102,11 @@ pub use error::LockError;
 pub use event::Event;
 pub use guard::{LockGuard, Redirect};
 pub use hop::NextHop;
+#[cfg(feature = "nftables")]
 pub use iptables::{Flavour, Iptables};
 pub use link::{Link, Unplug, Unplugged};
 pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept};
+#[cfg(feature = "nftables")]
 pub use nftables::{Nftables, TableKind};
 pub use none::NoLock;
 pub use owner::Owner;

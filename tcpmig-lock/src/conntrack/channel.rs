@@ -14,7 +14,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::entry::{self, CTA_ID, CTA_TUPLE_ORIG, CTA_ZONE, Entry, New, Tuple};
 use super::zones::{self, Due};
-use crate::nftables::{ffi, wire};
+use crate::netlink::{socket, wire};
 
 /// `NFNL_SUBSYS_CTNETLINK`, and the messages of it.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -168,7 +168,7 @@ impl Channel {
         Ok(Self {
             next_seq: 1,
             reply: Vec::with_capacity(REPLY),
-            namespace: ffi::namespace_cookie(&socket).unwrap_or(inode),
+            namespace: socket::namespace_cookie(&socket).unwrap_or(inode),
             inode,
             seen: Instant::now(),
             socket,

@@ -9,7 +9,7 @@ use tcpmig_format::FourTuple;
 use super::channel::{self, Channel};
 use super::entry::{Entry, New, State, Tuple};
 use super::{ConntrackError, Translation};
-use crate::nftables::ffi;
+use crate::netlink::socket;
 
 /// What connection tracking has to know of a connection that comes to this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Known {
             since: Instant::now(),
             made: Vec::new(),
             zones: Vec::new(),
-            namespace: ffi::namespace_cookie(&socket),
+            namespace: socket::namespace_cookie(&socket),
         };
         known.make_in_zones()?;
         Ok(known)

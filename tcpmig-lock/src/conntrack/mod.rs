@@ -31,7 +31,7 @@ use std::os::fd::BorrowedFd;
 use tcpmig_format::FourTuple;
 
 use crate::LockError;
-use crate::nftables::ffi;
+use crate::netlink::socket;
 use entry::{Entry, IPS_DST_NAT, IPS_SEQ_ADJUST, IPS_SRC_NAT, Tuple};
 
 pub use known::{Arrival, Known};
@@ -177,7 +177,7 @@ pub fn translation(
     // One look is enough: both directions of an entry are in the table, and the socket's side of it is what the socket
     // sends if it opened the connection, and what it answers if the peer did.
     let sent = Tuple::sent_by(flow);
-    let found = channel::with_in(ffi::namespace_cookie(&socket), |channel| {
+    let found = channel::with_in(socket::namespace_cookie(&socket), |channel| {
         channel.find(&sent)
     })
     .map_err(LockError::call("netlink(IPCTNL_MSG_CT_GET)"))?;

@@ -4,8 +4,9 @@ use nftnl::{MsgType, NlMsg};
 use tcpmig_format::FourTuple;
 
 use super::element::{self, Extra};
+use super::ffi;
 use super::layout::{Set, Table};
-use super::{ffi, wire};
+use crate::netlink::wire;
 
 const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 const BEGIN: u16 = libc::NFNL_MSG_BATCH_BEGIN as u16;

@@ -9,8 +9,8 @@ use tcpmig_format::FourTuple;
 use super::batch::{self, Batch, DESTROY_CALL};
 use super::element::{self, Element};
 use super::layout::{self, Set, Table};
-use super::{ffi, wire};
 use crate::LockError;
+use crate::netlink::wire;
 
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
@@ -128,7 +128,7 @@ impl Connection {
         };
         let (socket, port) = open().map_err(no_socket)?;
         Ok(Self {
-            send_buffer: ffi::send_buffer(&socket),
+            send_buffer: crate::nftables::buffers::send_buffer(&socket),
             socket,
             port,
             next_seq: 1,
@@ -139,7 +139,8 @@ impl Connection {
     /// Makes room for a batch of this length if that is permitted; gives the length that can be sent.
     pub(super) fn room(&mut self, length: usize) -> usize {
         if length + SEND_RESERVE > self.send_buffer {
-            self.send_buffer = ffi::raise_send_buffer(&self.socket, length + SEND_RESERVE);
+            self.send_buffer =
+                crate::nftables::buffers::raise_send_buffer(&self.socket, length + SEND_RESERVE);
         }
         self.send_buffer.saturating_sub(SEND_RESERVE)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use super::wire;
+use crate::netlink::wire;
 use crate::{Entry, EntryKind, LockError, Owner};
 
 const NFTA_DATA_VALUE: u16 = 1;

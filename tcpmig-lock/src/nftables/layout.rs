@@ -24,7 +24,7 @@ use super::element;
 use super::expression;
 use super::ffi;
 use super::forward;
-use super::wire;
+use crate::netlink::wire;
 
 /// Before everything that rules of others usually do: the priority `raw`.
 pub(super) const PRIORITY: i32 = -300;

@@ -1,13 +1,14 @@
 //! The `nftables` locker.
 
 mod batch;
+mod buffers;
 mod capture;
 mod care;
 mod connection;
 mod element;
 mod entries;
 mod expression;
-pub(crate) mod ffi;
+mod ffi;
 mod forward;
 mod frame;
 mod held;
@@ -21,7 +22,6 @@ mod take_over;
 #[cfg(test)]
 mod tests;
 mod watch;
-pub(crate) mod wire;
 
 use std::collections::HashSet;
 use std::fmt;

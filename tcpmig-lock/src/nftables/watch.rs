@@ -23,8 +23,8 @@ use super::capture;
 use super::element;
 use super::layout::{Set, Table};
 use super::shared::Shared;
-use super::wire;
 use crate::LockError;
+use crate::netlink::wire;
 
 /// `NFNLGRP_NFTABLES`, and `RTNLGRP_LINK`.
 const GROUP_TABLES: u32 = 7;
@@ -105,7 +105,7 @@ impl Monitor {
     pub(super) fn start(&self, own: u32) -> Result<(), LockError> {
         let start = || {
             SockRef::from(&self.tables).attach_filter(&not_from(own))?;
-            super::ffi::raise_receive_buffer(&self.tables, BUFFER);
+            crate::nftables::buffers::raise_receive_buffer(&self.tables, BUFFER);
             self.tables.add_membership(GROUP_TABLES)?;
             self.links.add_membership(GROUP_LINKS)
         };

@@ -7,7 +7,8 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use crate::LockError;
-use crate::nftables::{connection, ffi, wire};
+use crate::netlink::wire;
+use crate::nftables::connection;
 
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_ULOG as u16) << 8;
 const PACKET: u16 = SUBSYSTEM | libc::NFULNL_MSG_PACKET as u16;
@@ -61,7 +62,7 @@ impl Log {
         // Processes begin at different places, and so do the handles of each.
         static USED: AtomicU16 = AtomicU16::new(0);
         const GROUPS: u16 = u16::MAX - FIRST_GROUP;
-        self.buffer = ffi::raise_receive_buffer(&self.socket, buffer);
+        self.buffer = crate::nftables::buffers::raise_receive_buffer(&self.socket, buffer);
         let begin = (std::process::id() % u32::from(GROUPS)) as u16;
         let mut refused = None;
         for _ in 0..TRIES {

@@ -5,10 +5,11 @@ use nftnl::nftnl_sys as sys;
 use nftnl::{Chain, MsgType, Rule, Table as NftTable};
 
 use crate::LockError;
+use crate::netlink::wire;
 use crate::nftables::batch::{self, Batch, CREATE};
 use crate::nftables::connection::Connection;
 use crate::nftables::layout::{self, Mark, Table};
-use crate::nftables::{element, expression, ffi, wire};
+use crate::nftables::{element, expression, ffi};
 
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;

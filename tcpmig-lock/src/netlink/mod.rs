@@ -1,0 +1,4 @@
+//! What all that speaks netlink to the packet filter and to connection tracking shares.
+
+pub(crate) mod socket;
+pub(crate) mod wire;
