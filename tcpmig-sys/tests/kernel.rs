@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use support::{Net, kernel_test, nft, pattern};
-use tcpmig_sys::frozen::{self, FrozenSocket, Marks, Snapshot};
+use tcpmig_sys::frozen::{self, FrozenSocket, Snapshot};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, write_unsent};
 use tcpmig_sys::{Error, NotMigratable, sockopt};

@@ -16,8 +16,16 @@
 //! - [`steer`]: how the packets find the new host.
 //! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
 //!
-//! The feature `cli`, on by default, builds the command `tcpmig`; libraries switch default
-//! features off.
+//! # Features
+//!
+//! Each brings those before it. Libraries switch default features off and take what they need.
+//!
+//! * none: [`handover`] and [`segments`], without any call of the system.
+//! * `connection`: [`capture`], [`restore`], [`listener`], [`options`] and [`steer`]; with your own locker, or one of
+//!   `tcpmig-lock`. Links neither libnftnl nor a TLS stack.
+//! * `driver`: [`driver`] and [`locker`].
+//! * `http`: [`http`].
+//! * `cli`, on by default: the command `tcpmig`.
 //!
 //! It needs Linux 5.14, `CAP_NET_ADMIN` in the user namespace that owns the network
 //! namespace, and nf_tables for [`tcpmig_lock::Nftables`].
@@ -84,22 +92,35 @@
 //! | What waits in the error queue (`MSG_ERRQUEUE`: completions of `MSG_ZEROCOPY`, timestamps) | the application waits for it in vain |
 //! | Window scale that a lone SYN offered | windows are too small or too large where `net.ipv4.tcp_rmem` differs |
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    all(feature = "connection", not(feature = "driver")),
+    allow(dead_code, reason = "what only the driver asks of a connection")
+)]
 
+#[cfg(feature = "connection")]
 pub mod capture;
+#[cfg(feature = "connection")]
 mod convert;
+#[cfg(feature = "driver")]
 pub mod driver;
 #[cfg(feature = "arbitrary")]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handover;
+#[cfg(feature = "connection")]
 mod hold;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "connection")]
 pub mod listener;
+#[cfg(feature = "driver")]
 pub mod locker;
+#[cfg(feature = "connection")]
 pub mod options;
+#[cfg(feature = "connection")]
 pub mod restore;
 pub mod segments;
+#[cfg(feature = "connection")]
 pub mod steer;
 
 #[cfg(doctest)]

@@ -193,11 +193,12 @@ impl Channel {
         Ok(found)
     }
 
-    /// Looks through the whole table if nobody has in this namespace.
+    /// Looks through the whole table if nobody has in this namespace. One that is empty now tells nothing of what will be in it
+    /// when a connection comes.
     pub(super) fn learn(&mut self) -> io::Result<()> {
         match zones::due(self.namespace) {
-            Due::First => self.scan(|_| {}),
-            Due::Again | Due::No => Ok(()),
+            Due::First if !is_empty() => self.scan(|_| {}),
+            Due::First | Due::Again | Due::No => Ok(()),
         }
     }
 

@@ -274,7 +274,6 @@ impl Host {
         keeper.start();
         let worker = Worker::new();
         worker.start();
-        worker.leave(true, conntrack::learn);
         let Terms {
             options,
             policy,
@@ -297,6 +296,12 @@ impl Host {
             journal,
             arrived,
         }
+    }
+
+    /// Looks, beside everything else, at what this host's connection tracking has, which includes the packets of the host that
+    /// has connected just now: the zones that rules here put packets into are known when its first connection comes.
+    pub(super) fn learn(&self) {
+        self.worker.leave(true, conntrack::learn);
     }
 
     /// A place for one more exchange, until it is dropped.

@@ -15,6 +15,7 @@ impl HandoverId {
     /// # Errors
     ///
     /// If the system has no randomness to give.
+    #[cfg(feature = "driver")]
     pub fn random() -> std::io::Result<Self> {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(std::io::Error::other)?;

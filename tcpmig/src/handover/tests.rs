@@ -175,6 +175,7 @@ fn what_a_message_lacks_is_named() {
     assert!(error.to_string().ends_with("missing field `id`"), "{error}");
 }
 
+#[cfg(feature = "driver")]
 #[test]
 fn the_specification_has_these_limits() {
     let text = include_str!("../../PROTOCOL.md");
@@ -204,6 +205,7 @@ fn the_specification_has_these_limits() {
 }
 
 /// Every note that a journal takes is in the table of the specification, and no other.
+#[cfg(feature = "driver")]
 #[test]
 fn the_specification_has_these_notes() {
     use crate::driver::journal::{Note, Role};

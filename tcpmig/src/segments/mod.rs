@@ -31,6 +31,7 @@ mod parse;
 mod tests;
 
 pub use merge::{Merged, merge};
+#[cfg(any(feature = "arbitrary", feature = "connection"))]
 pub(crate) use parse::whole;
 pub use parse::{Flags, PeerTimestamps, Segment, SegmentError};
 

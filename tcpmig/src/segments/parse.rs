@@ -141,6 +141,7 @@ impl<'a> Segment<'a> {
 
 /// The whole segment, header and data, of a packet that [`Segment::parse`] takes, and the packet's time to live or hop
 /// limit.
+#[cfg(any(feature = "arbitrary", feature = "connection"))]
 pub(crate) fn whole<'a>(
     octets: &'a [u8],
     flow: &FourTuple,
