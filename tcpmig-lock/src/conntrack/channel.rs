@@ -193,15 +193,6 @@ impl Channel {
         Ok(found)
     }
 
-    /// Looks through the whole table if nobody has in this namespace. One that is empty now tells nothing of what will be in it
-    /// when a connection comes.
-    pub(super) fn learn(&mut self) -> io::Result<()> {
-        match zones::due(self.namespace) {
-            Due::First if !is_empty() => self.scan(|_| {}),
-            Due::First | Due::Again | Due::No => Ok(()),
-        }
-    }
-
     /// Zones other than 0 that packets of a connection may be in, for whom the look through the whole table would take too
     /// long: only the first one waits for it.
     pub(super) fn zones(&mut self) -> io::Result<Vec<u16>> {

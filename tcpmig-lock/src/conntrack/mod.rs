@@ -133,14 +133,6 @@ pub fn is_loaded() -> bool {
     channel::is_loaded()
 }
 
-/// Looks through the whole table if no thread of this process has done so in the network namespace of the calling one, so
-/// that the first connection does not wait for it. What cannot be asked is left alone.
-///
-/// Takes milliseconds.
-pub fn learn() {
-    let _ = channel::with(channel::Channel::learn);
-}
-
 /// Looks through the whole table, in the network namespace of the calling thread. `None` if that cannot be asked.
 ///
 /// # Errors

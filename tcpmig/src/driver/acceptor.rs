@@ -205,7 +205,6 @@ async fn accept(endpoint: Endpoint, host: Arc<Host>) {
             peer = endpoint.accept() => match peer {
                 Some(Ok(peer)) => {
                     info!(peer = peer.name(), address = %peer.address(), "a host connected");
-                    host.learn();
                     peers.spawn(exchanges(peer, host.clone()));
                 }
                 // Anybody can begin handshakes and not end them. The endpoint reports how many did.

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::{FourTuple, Image, Limits};
-use tcpmig_lock::conntrack;
 use tcpmig_lock::{LockGuard, Locker};
 use tcpmig_sys::info::State;
 use tcpmig_sys::sockets::Lookup;
@@ -296,12 +295,6 @@ impl Host {
             journal,
             arrived,
         }
-    }
-
-    /// Looks, beside everything else, at what this host's connection tracking has, which includes the packets of the host that
-    /// has connected just now: the zones that rules here put packets into are known when its first connection comes.
-    pub(super) fn learn(&self) {
-        self.worker.leave(true, conntrack::learn);
     }
 
     /// A place for one more exchange, until it is dropped.
