@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tcpmig_lock::{
     Entry, EntryKind, FourTuple, Held, LockError, LockGuard, Locker, NextHop, Redirecting, Swept,
+    check_request,
 };
 
 /// An element is the peer's address and port and ours. A packet that arrives has them in this order; one that leaves
@@ -59,14 +60,7 @@ impl Locker for NftProgram {
     }
 
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
-        // These two are demanded of every locker.
-        if lease.is_zero() {
-            return Err(LockError::LeaseZero);
-        }
-        let mut seen = HashSet::new();
-        if let Some(flow) = flows.iter().find(|flow| !seen.insert(**flow)) {
-            return Err(LockError::Duplicate(*flow));
-        }
+        check_request(flows, lease)?;
         let name = holder();
         // `create` fails where `add` would take over what somebody else has, and nft changes all or nothing.
         let script = statements(flows, "create", Some((&name, lease)));

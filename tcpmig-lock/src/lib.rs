@@ -105,7 +105,7 @@ pub use hop::NextHop;
 #[cfg(feature = "nftables")]
 pub use iptables::{Flavour, Iptables};
 pub use link::{Link, Unplug, Unplugged};
-pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept};
+pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept, check_request};
 #[cfg(feature = "nftables")]
 pub use nftables::{Nftables, TableKind};
 pub use none::NoLock;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig_format::FourTuple;
@@ -18,8 +19,19 @@ const NO_CAPTURE: LockError = LockError::Unsupported {
 /// The calls of a locker and of its guards are synchronous, and may come from any thread. One that can wait says so in
 /// [`Abilities::waits`]; async programs (such as the drivers of the crate `tcpmig`) then call it from threads of their own.
 ///
-/// Implementations outside this crate make their guards with [`LockGuard::new`] from a [`Held`];
-/// `examples/custom_locker.rs` is one.
+/// # What an implementation has to do
+///
+/// The conformance suite demands it of every locker, and `examples/custom_locker.rs` is one from outside that passes. Guards are
+/// made with [`LockGuard::new`] from a [`Held`]. Five methods have no default: [`name`](Self::name),
+/// [`lock`](Self::lock), [`sweep`](Self::sweep) and [`list`](Self::list) here, and what [`Held`] asks for.
+///
+/// - [`check_request`](crate::check_request) comes first: a list that names a flow twice is [`LockError::Duplicate`], a lease of zero
+///   [`LockError::LeaseZero`].
+/// - A guard is about its own lock. When its lease has ended and somebody has locked the flow anew, the old guard neither prolongs nor
+///   ends that: [`Held::renew`] is [`LockError::NotHeld`] then, and [`Held::unlock`] does nothing.
+/// - A handle belongs to the network namespace of the thread that made it, whatever thread uses it.
+/// - An [`Entry`] of [`list`](Self::list) has its age and its owner beside what [`Entry::new`] takes
+///   ([`Entry::owned_by`]), by which others can tell whether its holder lives.
 pub trait Locker: Send + Sync {
     /// The name that users choose this locker by, for example `nftables`.
     fn name(&self) -> &'static str;
@@ -332,8 +344,52 @@ impl Swept {
     }
 }
 
-/// What is wrong with a lock whatever the locker: a flow named twice, a lease of zero.
-pub(crate) fn check(flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
+macro_rules! by_pointer {
+    ($($pointer:ident),*) => { $(
+        impl<L: Locker + ?Sized> Locker for $pointer<L> {
+            fn name(&self) -> &'static str {
+                (**self).name()
+            }
+
+            fn abilities(&self) -> Abilities {
+                (**self).abilities()
+            }
+
+            fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
+                (**self).lock(flows, lease)
+            }
+
+            fn take_over(
+                &self,
+                flows: &[FourTuple],
+                lease: Duration,
+            ) -> Result<LockGuard, LockError> {
+                (**self).take_over(flows, lease)
+            }
+
+            fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+                (**self).get_ready(hop, lease)
+            }
+
+            fn sweep(&self) -> Result<Swept, LockError> {
+                (**self).sweep()
+            }
+
+            fn list(&self) -> Result<Vec<Entry>, LockError> {
+                (**self).list()
+            }
+        }
+    )* };
+}
+
+by_pointer!(Arc, Box);
+
+/// What is wrong with a lock whatever the locker: for the beginning of [`Locker::lock`].
+///
+/// # Errors
+///
+/// [`LockError::LeaseZero`] for a lease of zero, [`LockError::Duplicate`] for a flow that is named twice.
+pub fn check_request(flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
     if lease.is_zero() {
         return Err(LockError::LeaseZero);
     }

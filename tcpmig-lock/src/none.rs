@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::locker::check;
+use crate::check_request;
 use crate::{
     Abilities, Entry, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop, Redirecting, Silence,
     Swept,
@@ -40,7 +40,7 @@ impl Locker for NoLock {
     ///
     /// [`LockError::Duplicate`], [`LockError::LeaseZero`].
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         Ok(LockGuard::new(flows.to_vec(), Box::new(Nothing)))
     }
 

@@ -16,8 +16,8 @@ use tcpmig_format::FourTuple;
 
 pub use program::Flavour;
 
+use crate::check_request;
 use crate::event::Listener;
-use crate::locker::check;
 use crate::namespace::Namespace;
 use crate::nftables::{Capture, Receipt};
 use crate::{
@@ -172,7 +172,7 @@ impl Iptables {
     /// [`LockError::NotHeld`] if a flow is not locked: then nothing is prolonged. [`LockError::NoPermission`] or what else
     /// the programs say.
     pub fn renew(&self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         self.shared.prolong(flows, lease, |_| true, None)
     }
 
@@ -300,7 +300,7 @@ impl Shared {
         lease: Duration,
         taking: bool,
     ) -> Result<Locked, LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         self.exclusive(|turn| {
             // Only now, because a sweep by this handle wants both in the same order.
             let mut inbox = self.capture.begin()?;
@@ -357,7 +357,7 @@ impl Shared {
         which: impl Fn(&Rule) -> bool + Send + Sync,
         owner: Option<&Owner>,
     ) -> Result<(), LockError> {
-        check(&[], lease)?;
+        check_request(&[], lease)?;
         self.exclusive(|turn| {
             let now = now();
             let mut found = Vec::new();

@@ -15,7 +15,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags};
 use tcpmig_format::FourTuple;
 
-use crate::locker::check;
+use crate::check_request;
 use crate::namespace::Namespace;
 use crate::route::Routes;
 use crate::{
@@ -246,7 +246,7 @@ impl Link {
     ///
     /// [`LockError::NotHeld`] if a flow is not locked: then nothing is prolonged. [`LockError::StateFile`].
     pub fn renew_all(flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         let wanted: HashSet<&FourTuple> = flows.iter().collect();
         let namespace = Namespace::current()?;
         let (directory, _others_wait) = runtime::exclusive()?;
@@ -383,7 +383,7 @@ impl Shared {
         taking: bool,
     ) -> Result<(String, u64, Vec<Entry>), LockError> {
         static LAST: AtomicU64 = AtomicU64::new(0);
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         let (directory, _others_wait) = runtime::exclusive()?;
         let path = self.path(&directory);
         let now = state::now();
@@ -466,7 +466,7 @@ impl Shared {
     }
 
     fn renew(&self, flows: &[FourTuple], id: &str, lease: Duration) -> Result<(), LockError> {
-        check(&[], lease)?;
+        check_request(&[], lease)?;
         let Some(first) = flows.first() else {
             return Ok(());
         };

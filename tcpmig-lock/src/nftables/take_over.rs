@@ -13,7 +13,7 @@ use super::element::{self, Element, Extra};
 use super::layout::{self, Set};
 use super::lease::Class;
 use super::shared::{REDIRECT, Shared, State, deadline};
-use crate::locker::check;
+use crate::check_request;
 use crate::{Entry, EntryKind, LockError, NextHop};
 
 /// How often a step is tried again because others changed the rules while it looked.
@@ -40,7 +40,7 @@ impl Shared {
         flows: &[FourTuple],
         lease: Duration,
     ) -> Result<Taken, LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         self.watch();
         let state = &mut *self.state();
         let mut inbox = self.capture.begin()?;
@@ -162,7 +162,7 @@ impl Shared {
     /// Prolongs locks and redirects, whoever made them: he stays their owner. Redirects whose flow was seen to end are left
     /// alone.
     pub(super) fn renew_any(&self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
-        check(flows, lease)?;
+        check_request(flows, lease)?;
         let lease_ms = element::lease_ms(lease)?;
         let mut locked = self.state();
         let state = &mut *locked;
