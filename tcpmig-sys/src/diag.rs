@@ -19,6 +19,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_DONE: u16 = 3;
 const NLMSG_ERROR: u16 = 2;
 const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
@@ -197,6 +199,77 @@ pub(crate) fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec
     // Any cookie: the answer's is compared.
     request.extend([0xff; 8]);
     request
+}
+
+/// A request for all TCP sockets of a family, in every state.
+pub(crate) fn dump_request(family: u8) -> Vec<u8> {
+    let mut request = Vec::with_capacity(HEADER + REQUEST);
+    request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.resize(HEADER + REQUEST, 0);
+    request
+}
+
+/// Gives each message about a socket in a part of a dump; true if that was the last part.
+///
+/// # Errors
+///
+/// What the kernel says, or `InvalidData`.
+pub(crate) fn each(mut octets: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<bool> {
+    while let Some(len) = word(octets, 0) {
+        let len = len as usize;
+        let Some(message) = octets.get(..len).filter(|_| len >= HEADER) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        match half(message, 4) {
+            Some(NLMSG_DONE) => return Ok(true),
+            Some(NLMSG_ERROR) => {
+                answered(message)?;
+                return Ok(true);
+            }
+            _ => take(message),
+        }
+        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// What a message says about a socket.
+pub(crate) struct About {
+    pub(crate) family: u8,
+    pub(crate) state: u8,
+    /// Its own, and the other one.
+    pub(crate) ports: [u16; 2],
+    pub(crate) addresses: [[u8; 16]; 2],
+    pub(crate) device: u32,
+    pub(crate) cookie: u64,
+    pub(crate) inode: u32,
+}
+
+impl About {
+    pub(crate) fn read(message: &[u8]) -> Option<Self> {
+        let port = |at: usize| {
+            let octets = message.get(ID + at..ID + at + 2)?.try_into().ok()?;
+            Some(u16::from_be_bytes(octets))
+        };
+        let address = |at: usize| message.get(ID + at..ID + at + 16)?.try_into().ok();
+        // Two words, the low one first.
+        let low = u64::from(word(message, COOKIE)?);
+        let high = u64::from(word(message, COOKIE + 4)?);
+        Some(Self {
+            family: *message.get(HEADER)?,
+            state: *message.get(STATE)?,
+            ports: [port(0)?, port(2)?],
+            addresses: [address(4)?, address(20)?],
+            device: word(message, ID + 36)?,
+            cookie: high << 32 | low,
+            inode: word(message, INODE)?,
+        })
+    }
 }
 
 /// In `struct nlmsghdr`.

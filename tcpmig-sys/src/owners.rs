@@ -1,5 +1,6 @@
 //! Which processes have a connection.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -64,6 +65,36 @@ pub(crate) fn inode(socket: BorrowedFd<'_>) -> Result<u64> {
 pub fn processes() -> Result<Vec<u32>> {
     let names = entries("/proc")?;
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Who has which socket, by the sockets' inodes ([`Listed::inode`](crate::sockets::Listed::inode)): one walk through `/proc` for all of
+/// them. Processes that the caller may not inspect are passed over.
+///
+/// # Errors
+///
+/// [`Error::Call`] if `/proc` cannot be read.
+pub fn all() -> Result<HashMap<u64, Vec<Owner>>> {
+    let mut owners: HashMap<u64, Vec<Owner>> = HashMap::new();
+    for pid in processes()? {
+        // One that ended meanwhile, or that is not ours to inspect.
+        let Ok(descriptors) = entries(&format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for fd in descriptors {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+            let inode = target.to_str().and_then(inode_in);
+            if let (Some(inode), Ok(fd)) = (inode, fd.parse()) {
+                owners.entry(inode).or_default().push(Owner { pid, fd });
+            }
+        }
+    }
+    Ok(owners)
+}
+
+/// The inode in what a descriptor of a socket leads to: `socket:[17]`.
+fn inode_in(target: &str) -> Option<u64> {
+    let inode = target.strip_prefix("socket:[")?.strip_suffix(']')?;
+    inode.parse().ok()
 }
 
 /// The descriptors of a process that are sockets, of whatever kind.

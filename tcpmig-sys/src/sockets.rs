@@ -12,8 +12,10 @@ use crate::diag::{self, NETLINK_SOCK_DIAG};
 use crate::error::{Error, Result};
 use crate::info::State;
 
+mod list;
 mod occupant;
 
+pub use list::{Listed, list};
 pub use occupant::Occupant;
 pub(crate) use occupant::{clear, connect};
 
