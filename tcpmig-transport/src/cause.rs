@@ -96,9 +96,21 @@ pub(crate) fn certificate_error(error: CertificateError, peer: SocketAddr) -> Tr
         },
         other => TransportError::UntrustedCertificate {
             peer,
-            reason: other.to_string(),
+            reason: explained(&other.to_string()),
         },
     }
+}
+
+/// What rustls says of a certificate, with the cause of what it finds most often.
+fn explained(reason: &str) -> String {
+    let cause = if reason.contains("BadSignature") {
+        "it is signed by another authority, which has the same name as the one that is trusted here"
+    } else if reason.contains("UnknownIssuer") {
+        "it is signed by another authority than those that are trusted here"
+    } else {
+        return reason.to_owned();
+    };
+    format!("{cause} ({reason})")
 }
 
 /// Why this host refuses the certificate of a host that connected, as far as an alert tells.
@@ -115,7 +127,10 @@ fn local_alert(alert: AlertDescription, peer: SocketAddr, reason: String) -> Tra
         | AlertDescription::CertificateUnknown
         | AlertDescription::CertificateRequired
         | AlertDescription::DecryptError
-        | AlertDescription::AccessDenied => TransportError::UntrustedCertificate { peer, reason },
+        | AlertDescription::AccessDenied => TransportError::UntrustedCertificate {
+            peer,
+            reason: explained(&reason),
+        },
         _ => TransportError::Protocol { peer, reason },
     }
 }
