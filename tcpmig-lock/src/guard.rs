@@ -92,7 +92,8 @@ impl LockGuard {
     /// Packets keep arriving, so what is to go with a connection that leaves is asked for **after**
     /// [`try_redirect`](Self::try_redirect), with [`Redirect::captured`]: from the redirect on nothing is captured
     /// here any more, and what arrived before and was not handed over yet is there. Where the lock ends otherwise,
-    /// what was not asked for before is lost, as it would be without capture.
+    /// [`Unlocked::captured`] has what arrived between the last call and its end; what is never asked for is lost, as it
+    /// would be without capture.
     ///
     /// # Errors
     ///
@@ -112,11 +113,21 @@ impl LockGuard {
     /// # Errors
     ///
     /// If the locker could not end it: the flows are then locked until the lease ends.
-    pub fn unlock(mut self) -> Result<(), LockError> {
-        match self.held.take() {
-            Some(mut held) => held.unlock(&self.flows),
-            None => Ok(()),
+    pub fn unlock(self) -> Result<(), LockError> {
+        self.unlocked().map(drop)
+    }
+
+    /// As [`unlock`](Self::unlock), and what arrived in the last moment of the lock can still be asked for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`unlock`](Self::unlock).
+    pub fn unlocked(mut self) -> Result<Unlocked, LockError> {
+        let mut held = self.held.take();
+        if let Some(held) = &mut held {
+            held.unlock(&self.flows)?;
         }
+        Ok(Unlocked::new(&mut self, held))
     }
 
     /// Ends the lock and, in the same atomic step, every redirect of these flows that an earlier holder left here:
@@ -126,11 +137,21 @@ impl LockGuard {
     /// # Errors
     ///
     /// If the locker could not do it: lock and redirect are then left to their leases.
-    pub fn release(mut self) -> Result<(), LockError> {
-        match self.held.take() {
-            Some(mut held) => held.release(&self.flows),
-            None => Ok(()),
+    pub fn release(self) -> Result<(), LockError> {
+        self.released().map(drop)
+    }
+
+    /// As [`release`](Self::release), and what arrived in the last moment of the lock can still be asked for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release`](Self::release).
+    pub fn released(mut self) -> Result<Unlocked, LockError> {
+        let mut held = self.held.take();
+        if let Some(held) = &mut held {
+            held.release(&self.flows)?;
         }
+        Ok(Unlocked::new(&mut self, held))
     }
 
     /// Ends the lock as a redirect: from now on packets of these flows that arrive here are sent on to `hop`, and
@@ -188,6 +209,46 @@ impl fmt::Debug for LockGuard {
             .field("flows", &self.flows)
             .field("held", &self.held.is_some())
             .finish()
+    }
+}
+
+/// What is left of a lock that has ended: packets that it dropped in its last moment, between the last call of
+/// [`LockGuard::captured`] and its end. They would be lost otherwise, until the peer sends them again.
+#[must_use = "it has the last packets that the lock dropped"]
+pub struct Unlocked {
+    flows: Vec<FourTuple>,
+    held: Option<Box<dyn Held>>,
+}
+
+impl Unlocked {
+    fn new(guard: &mut LockGuard, held: Option<Box<dyn Held>>) -> Self {
+        Self {
+            flows: std::mem::take(&mut guard.flows),
+            held,
+        }
+    }
+
+    /// Hands over what arrived before the lock ended and was not handed over yet. A packet that another processor was dropping
+    /// at that moment may be there only a little later: this can be called again.
+    ///
+    /// Nothing with a locker that does not capture.
+    ///
+    /// # Errors
+    ///
+    /// As the locker documents.
+    pub fn captured(&mut self) -> Result<Captured, LockError> {
+        match &mut self.held {
+            Some(held) => held.left_over(&self.flows),
+            None => Ok(Captured::new()),
+        }
+    }
+}
+
+impl fmt::Debug for Unlocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unlocked")
+            .field("flows", &self.flows)
+            .finish_non_exhaustive()
     }
 }
 

@@ -100,7 +100,7 @@ pub use backend::Backend;
 pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use event::Event;
-pub use guard::{LockGuard, Redirect};
+pub use guard::{LockGuard, Redirect, Unlocked};
 pub use hop::NextHop;
 #[cfg(feature = "nftables")]
 pub use iptables::{Flavour, Iptables};

@@ -109,7 +109,8 @@ pub trait Locker: Send + Sync {
 /// What a [`LockGuard`] holds: the part of a locker that ends or prolongs one lock.
 ///
 /// `flows` is always the whole list that was locked. A guard calls [`unlock`](Self::unlock),
-/// [`release`](Self::release) and a successful [`redirect`](Self::redirect) at most once, and nothing after it.
+/// [`release`](Self::release) and a successful [`redirect`](Self::redirect) at most once, and nothing after it but
+/// [`left_over`](Self::left_over) after the first two.
 pub trait Held: Send + Sync {
     /// Prolongs the lock: it ends `lease` from now, or later if it would have ended later anyway. **Never shortens
     /// it**: several parts of a program may renew one lock, each with the lease that it needs itself.
@@ -162,6 +163,17 @@ pub trait Held: Send + Sync {
     fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
         let _ = flows;
         Err(NO_CAPTURE)
+    }
+
+    /// After the lock has ended: what had arrived by then and was not handed over, because it came between the last call of
+    /// [`captured`](Self::captured) and the end. Nothing, unless it is implemented.
+    ///
+    /// # Errors
+    ///
+    /// As for [`captured`](Self::captured).
+    fn left_over(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
+        let _ = flows;
+        Ok(Captured::new())
     }
 
     /// Turns the lock into a redirect, with no moment in between in which a packet passes. After an error the lock is

@@ -9,7 +9,7 @@ use tcpmig_format::FourTuple;
 
 use crate::{
     Abilities, Captured, Entry, Held, LockError, LockGuard, Locker, NextHop, Redirect, Redirecting,
-    Swept,
+    Swept, Unlocked,
 };
 
 /// Locks by one locker and redirects by another: for lockers that cannot redirect themselves.
@@ -70,6 +70,7 @@ impl Locker for RedirectedBy {
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         let held = Both {
             guard: Some(self.locks.lock(flows, lease)?),
+            unlocked: None,
             lease,
             redirects: self.redirects.clone(),
             of_other: Vec::new(),
@@ -98,6 +99,7 @@ impl Locker for RedirectedBy {
         // From here on the lock keeps packets away that a redirect would have sent on.
         let mut held = Both {
             guard: Some(guard),
+            unlocked: None,
             lease,
             redirects: self.redirects.clone(),
             of_other,
@@ -132,6 +134,8 @@ impl Locker for RedirectedBy {
 struct Both {
     // None once it has ended.
     guard: Option<LockGuard>,
+    /// What is left of it.
+    unlocked: Option<Unlocked>,
     lease: Duration,
     redirects: Arc<dyn Locker>,
     /// What the other locker held, of what was taken over.
@@ -157,13 +161,15 @@ impl Held for Both {
     }
 
     fn unlock(&mut self, _: &[FourTuple]) -> Result<(), LockError> {
-        self.guard.take().map_or(Ok(()), LockGuard::unlock)
+        self.unlocked = self.guard.take().map(LockGuard::unlocked).transpose()?;
+        Ok(())
     }
 
     fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
         // The redirects first: what they would still forward is kept from here by the lock.
         self.redirects.lock(flows, self.lease)?.release()?;
-        self.guard.take().map_or(Ok(()), LockGuard::release)
+        self.unlocked = self.guard.take().map(LockGuard::released).transpose()?;
+        Ok(())
     }
 
     fn give_back(&mut self, _: &[FourTuple], _: &[Entry]) -> Result<(), LockError> {
@@ -188,6 +194,12 @@ impl Held for Both {
 
     fn captured(&mut self, _: &[FourTuple]) -> Result<Captured, LockError> {
         self.guard()?.captured()
+    }
+
+    fn left_over(&mut self, _: &[FourTuple]) -> Result<Captured, LockError> {
+        self.unlocked
+            .as_mut()
+            .map_or(Ok(Captured::new()), Unlocked::captured)
     }
 
     fn redirect(

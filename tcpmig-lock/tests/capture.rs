@@ -400,3 +400,74 @@ fn a_handle_takes_its_chain_along() {
         assert!(text().contains("10.0.0.9 . 1025"), "{}", text());
     });
 }
+
+/// How many packets a counter of the table `count` has seen.
+fn counted(host: &Host, counter: &str) -> usize {
+    let output = host.run(|| {
+        let arguments = ["list", "counter", "inet", "count", counter];
+        Command::new("nft").args(arguments).output().unwrap()
+    });
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut words = text
+        .split_whitespace()
+        .skip_while(|word| *word != "packets");
+    words.nth(1).expect("a counter").parse().unwrap()
+}
+
+#[test]
+fn what_arrives_while_the_lock_ends_passes_or_is_handed_over() {
+    isolated(
+        "what_arrives_while_the_lock_ends_passes_or_is_handed_over",
+        || {
+            let (server, client) = hosts();
+            let locker = capturing(&server, BUFFER);
+            let flow = Connection::new(&server, &client, addresses()[0]);
+            let port = flow.flow().local().port();
+            let rules = format!(
+                "table inet count {{ counter came {{ }}; counter passed {{ }}; \
+                 chain p {{ type filter hook prerouting priority -500; tcp dport {port} counter name came; }}; \
+                 chain i {{ type filter hook input priority 500; tcp dport {port} counter name passed drop; }}; }}"
+            );
+            let done = server.run(|| Command::new("nft").arg(rules).status().unwrap());
+            assert!(done.success());
+            let over = std::sync::atomic::AtomicBool::new(false);
+            let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+            let (mut captured, mut late) = (0, 0);
+            let mut ended = Vec::new();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let send =
+                        common::injector(&client, 0x10, flow.flow().remote(), flow.flow().local());
+                    while !is_over() {
+                        send();
+                    }
+                });
+                for _ in 0..300 {
+                    let mut guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+                    let mut of_this = 0;
+                    eventually("packets arrive", || {
+                        let packets = guard.captured().unwrap();
+                        assert!(!packets.overflowed);
+                        of_this += packets.packets.len();
+                        (of_this > 0).then_some(())
+                    });
+                    captured += of_this;
+                    let mut unlocked = guard.unlocked().unwrap();
+                    late += unlocked.captured().unwrap().packets.len();
+                    ended.push(unlocked);
+                }
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            // All have come, and what another processor was dropping is there.
+            let still = ended
+                .iter_mut()
+                .map(|unlocked| unlocked.captured().unwrap().packets.len());
+            let still: usize = still.sum();
+            println!(
+                "{captured} captured, {late} more when the lock had ended, {still} a moment later"
+            );
+            let (came, passed) = (counted(&server, "came"), counted(&server, "passed"));
+            assert_eq!(came - passed, captured + late + still);
+        },
+    );
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, isolated, slowed};
+use common::{eventually, injector, isolated, slowed};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
@@ -665,30 +665,6 @@ fn traffic_after_one_end_has_closed_keeps_the_redirect() {
 /// Sends a segment that the receiver would not take.
 fn inject(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) {
     injector(host, flags, from, to)();
-}
-
-/// Sends one each time that it is called.
-fn injector(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) -> impl Fn() + use<> {
-    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
-        panic!("IPv4 only");
-    };
-    let mut segment = vec![0; 20];
-    segment[..2].copy_from_slice(&from.port().to_be_bytes());
-    segment[2..4].copy_from_slice(&to.port().to_be_bytes());
-    segment[12] = 5 << 4;
-    segment[13] = flags;
-    let socket = host.run(|| {
-        use socket2::{Domain, Protocol, Socket, Type};
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
-        socket
-            .bind(&SocketAddr::from((*from.ip(), 0)).into())
-            .unwrap();
-        socket
-    });
-    let to = SocketAddr::from((*to.ip(), 0));
-    move || {
-        socket.send_to(&segment, &to.into()).unwrap();
-    }
 }
 
 fn nft_lists(host: &Host, what: &str) -> String {

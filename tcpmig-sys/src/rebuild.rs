@@ -414,7 +414,9 @@ impl RestoringSocket {
     }
 
     fn begin(&mut self, reuse_addr: bool) -> Result<()> {
-        if !self.ended && info(self.as_fd())?.state == State::Close {
+        // Nothing could reach it, so that a timer has run out. Later it is the peer that may end it, which is for the application.
+        let is_mute = self.mute.is_some();
+        if is_mute && !self.ended && info(self.as_fd())?.state == State::Close {
             return Err(Error::Gone);
         }
         self.unmute()?;

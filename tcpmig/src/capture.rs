@@ -281,29 +281,27 @@ impl Frozen {
         Ok(packets)
     }
 
-    /// The connection goes on here, and gets what was captured for it, on the calling thread's host. What
-    /// arrived in the moment between the last look and the end of the lock is lost, as are captured packets without
-    /// `CAP_NET_RAW`: the peer sends them again. One in CLOSE ends here
+    /// The connection goes on here, and gets what was captured for it, on the calling thread's host. Without
+    /// `CAP_NET_RAW` that is lost, and the peer sends it again. One in CLOSE ends here
     /// again as it had, see [`FrozenSocket::read`](tcpmig_sys::frozen::FrozenSocket::read).
     ///
     /// # Errors
     ///
     /// [`NotFrozen`] with the descriptor, which may still be under repair, or whose packets
     /// stay locked until the lease ends.
-    pub fn keep(mut self) -> Result<OwnedFd, NotFrozen> {
-        // A lock that ended before has nothing more.
-        let _ = self.captured();
+    pub fn keep(self) -> Result<OwnedFd, NotFrozen> {
         let flow = self.flow();
         let Self {
             hold,
             mut socket,
             plan,
-            captured,
+            mut captured,
             ..
         } = self;
         // Before the lock ends, so that nothing that passes it is missed; if it fails, the thaw tries once more.
         let _ = socket.unmute();
-        let unlocked = hold.end();
+        let (late, unlocked) = hold.end();
+        captured.extend(late);
         let fd = socket
             .thaw()
             .map_err(|frozen::FreezeError { fd, error }| NotFrozen {
@@ -343,7 +341,7 @@ impl Frozen {
         let discarded = socket.discard();
         if !ended {
             hold.leave();
-        } else if let Err(error) = hold.end() {
+        } else if let (_, Err(error)) = hold.end() {
             tracing::warn!(
                 "the lock of a connection that had ended stays until its lease ends: {error}"
             );
@@ -377,8 +375,8 @@ pub(crate) fn now() -> Option<u64> {
     u64::try_from(since.as_micros()).ok()
 }
 
-/// Failures cost the peer a retransmission, no more.
-fn deliver(fd: BorrowedFd<'_>, flow: &FourTuple, packets: &[Packet]) {
+/// Gives a connection that lives here packets that its lock had dropped. Failures cost the peer a retransmission, no more.
+pub(crate) fn deliver(fd: BorrowedFd<'_>, flow: &FourTuple, packets: &[Packet]) {
     if packets.is_empty() {
         return;
     }

@@ -140,13 +140,22 @@ impl Hold {
         }
     }
 
-    pub(crate) fn end(self) -> Result<(), LockError> {
-        let held = self.state().held.take();
-        match held {
-            Some(Held::Locked(lock, _)) => lock.unlock(),
-            Some(Held::Redirected(redirect, ..)) => redirect.end(),
+    /// Ends it; also what had arrived until then and was not handed over yet.
+    pub(crate) fn end(self) -> (Vec<Packet>, Result<(), LockError>) {
+        let state = &mut *self.state();
+        let mut packets = std::mem::take(&mut state.earlier);
+        let ended = match state.held.take() {
+            Some(Held::Locked(lock, _)) => lock.unlocked().map(|mut unlocked| {
+                // One that ended before has nothing more.
+                packets.extend(unlocked.captured().unwrap_or_default().packets);
+            }),
+            Some(Held::Redirected(mut redirect, ..)) => {
+                packets.extend(redirect.captured().unwrap_or_default().packets);
+                redirect.end()
+            }
             None => Ok(()),
-        }
+        };
+        (packets, ended)
     }
 
     /// Leaves it to its lease.

@@ -12,12 +12,13 @@ use tcpmig_format::{
     AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
-use tcpmig_lock::{LockError, LockGuard, Locker, Packet, route};
+use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
 use tcpmig_sys::frozen::Marks;
 use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
 use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsent};
 
+use crate::capture::deliver;
 use crate::convert;
 use crate::hold::hold_on;
 use crate::options::{self, NotSet, Setter, Unsupported};
@@ -114,6 +115,22 @@ pub struct Restored {
     /// case those that [`Restored::write`] could not set.
     pub not_set: Vec<NotSet>,
     options: SocketOptions,
+    late: Option<Late>,
+}
+
+/// Packets that the lock dropped in its last moment: after the last look at what it had captured.
+#[derive(Debug)]
+struct Late {
+    flow: FourTuple,
+    unlocked: Unlocked,
+}
+
+impl Late {
+    fn deliver(&mut self, fd: BorrowedFd<'_>) {
+        // A locker that does not capture has none.
+        let captured = self.unlocked.captured().unwrap_or_default();
+        deliver(fd, &self.flow, &captured.packets);
+    }
 }
 
 impl Restored {
@@ -125,6 +142,10 @@ impl Restored {
     /// error of the connection shows itself to the application, at its next call.
     pub fn write(&mut self) {
         let fd = self.socket.as_fd();
+        // What another processor was dropping when the lock ended is there by now.
+        if let Some(mut late) = self.late.take() {
+            late.deliver(fd);
+        }
         let written = write_unsent(fd, &self.unwritten).unwrap_or(0);
         drop(self.unwritten.split_to(written));
         // The buffer grew for the queue.
@@ -392,10 +413,13 @@ impl Prepared {
             return Err(not_activated(error.into(), Some(self.lock), moved_on));
         }
         // From here on the socket takes what is let in, and keeps it: first it may hear, then packets come.
-        if let Err(error) = self.lock.release() {
-            let moved_on = moved_on(&socket, &self.built);
-            return Err(not_activated(error.into(), None, moved_on));
-        }
+        let unlocked = match self.lock.released() {
+            Ok(unlocked) => unlocked,
+            Err(error) => {
+                let moved_on = moved_on(&socket, &self.built);
+                return Err(not_activated(error.into(), None, moved_on));
+            }
+        };
         let options = self.tcp.socket;
         let reuse_addr = options.reuse_addr.unwrap_or(false);
         let socket = socket.activate(reuse_addr).map_err(|failed| {
@@ -403,8 +427,14 @@ impl Prepared {
             not_activated(failed.error.into(), None, moved_on)
         })?;
         self.known.keep();
+        let mut late = Late {
+            flow: self.ip.flow,
+            unlocked,
+        };
+        late.deliver(socket.as_fd());
         Ok(Restored {
             socket,
+            late: Some(late),
             flow: self.ip.flow,
             unwritten: if self.tcp.state.fin_sent() {
                 Octets::default()

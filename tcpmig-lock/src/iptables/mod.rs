@@ -719,6 +719,12 @@ impl Held for Lock {
         }
     }
 
+    fn left_over(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
+        self.receipt
+            .as_ref()
+            .map_or(Ok(Captured::new()), Receipt::captured)
+    }
+
     fn redirect(
         &mut self,
         _flows: &[FourTuple],

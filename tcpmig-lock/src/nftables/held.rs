@@ -79,6 +79,12 @@ impl Held for Lock {
         receipt.captured()
     }
 
+    fn left_over(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
+        self.receipt
+            .as_ref()
+            .map_or(Ok(Captured::new()), Receipt::captured)
+    }
+
     fn redirect(
         &mut self,
         flows: &[FourTuple],

@@ -107,11 +107,9 @@ impl Locked {
     ///
     /// [`LockError`]: the packets then stay locked until the lease ends.
     pub fn keep(mut self) -> Result<OwnedFd, LockError> {
-        // A lock that ended before has nothing more.
-        if let Ok(packets) = self.hold.captured() {
-            self.captured.extend(packets);
-        }
-        self.hold.end()?;
+        let (late, ended) = self.hold.end();
+        self.captured.extend(late);
+        ended?;
         deliver(self.fd.as_fd(), &self.plan.flow(), &self.captured);
         Ok(self.fd)
     }

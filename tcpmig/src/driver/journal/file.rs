@@ -7,7 +7,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
@@ -214,16 +215,27 @@ impl Told {
     }
 }
 
+/// A process that another one starts has its descriptors, and with them the lock, until it executes its program.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+
 fn lock(path: &Path) -> Result<fs::File, JournalError> {
     let mut options = OpenOptions::new();
     let options = options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(path).map_err(failed("open", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(JournalError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(failed("lock", path)(error)),
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begin.elapsed() < LET_GO_WITHIN => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(JournalError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
+        }
     }
 }
 
@@ -262,7 +274,8 @@ fn sorted(open: impl Iterator<Item = Open>) -> Vec<Open> {
 }
 
 impl File {
-    /// Opens the journal of the processes before this one, or begins one.
+    /// Opens the journal of the processes before this one, or begins one. Waits for up to a second until a process that has
+    /// it open lets it go.
     ///
     /// # Errors
     ///
