@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::capture::Capture;
 use common::net::{Connection, Host, expect, expect_nothing, link};
-use common::{eventually, isolated};
+use common::{eventually, isolated, slowed};
 use tcpmig_lock::{
     FourTuple, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Packet, Redirect,
 };
@@ -442,7 +442,7 @@ fn what_arrives_while_the_lock_ends_passes_or_is_handed_over() {
                         send();
                     }
                 });
-                for _ in 0..300 {
+                for _ in 0..300 / slowed(Duration::from_secs(1)).as_secs() {
                     let mut guard = locker.lock(&[flow.flow()], LEASE).unwrap();
                     let mut of_this = 0;
                     eventually("packets arrive", || {
