@@ -25,14 +25,12 @@ struct Seen {
     when: Instant,
     /// How long that counts.
     lasts: Duration,
-    /// The namespace had no entry at all, which says nothing of the zones to come.
-    nothing: bool,
 }
 
 /// Whether the table of a namespace should be looked through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// It never was, or there was nothing in it.
+    /// It never was.
     First,
     Again,
     No,
@@ -54,9 +52,8 @@ pub(super) fn known(namespace: u64) -> Vec<u16> {
 pub(super) fn due(namespace: u64) -> Due {
     match seen().get(&namespace) {
         None => Due::First,
-        Some(seen) if seen.when.elapsed() <= seen.lasts => Due::No,
-        Some(seen) if seen.nothing => Due::First,
-        Some(_) => Due::Again,
+        Some(seen) if seen.when.elapsed() > seen.lasts => Due::Again,
+        Some(_) => Due::No,
     }
 }
 
@@ -70,27 +67,21 @@ pub(super) fn begin(namespace: u64) {
 /// What looking through the whole table has shown, and how long that took.
 pub(super) fn learnt(namespace: u64, mut zones: BTreeSet<u16>, took: Duration) {
     zones.remove(&0);
-    remember(namespace, zones, KNOWN_FOR.max(took * SHARE), false);
+    remember(namespace, zones, KNOWN_FOR.max(took * SHARE));
 }
 
 /// The namespace has no entry at all.
 pub(super) fn learnt_nothing(namespace: u64) {
-    remember(namespace, BTreeSet::new(), EMPTY_FOR, true);
+    remember(namespace, BTreeSet::new(), EMPTY_FOR);
 }
 
-fn remember(namespace: u64, zones: BTreeSet<u16>, lasts: Duration, nothing: bool) {
+fn remember(namespace: u64, zones: BTreeSet<u16>, lasts: Duration) {
     let mut seen = seen();
     if seen.len() >= NAMESPACES {
         seen.clear();
     }
     let when = Instant::now();
-    let now = Seen {
-        zones,
-        when,
-        lasts,
-        nothing,
-    };
-    seen.insert(namespace, now);
+    seen.insert(namespace, Seen { zones, when, lasts });
 }
 
 #[cfg(test)]
@@ -105,13 +96,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_teaches_nothing_for_later() {
+    fn a_look_counts_for_a_time_and_one_at_an_empty_table_for_less() {
         let namespace = u64::MAX;
         assert_eq!(due(namespace), Due::First);
         learnt_nothing(namespace);
         assert_eq!(due(namespace), Due::No);
         age(namespace, EMPTY_FOR * 2);
-        assert_eq!(due(namespace), Due::First);
+        assert_eq!(due(namespace), Due::Again);
         learnt(namespace, [0, 9].into(), Duration::ZERO);
         assert_eq!((known(namespace), due(namespace)), (vec![9], Due::No));
         age(namespace, KNOWN_FOR * 2);
