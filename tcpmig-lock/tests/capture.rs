@@ -439,7 +439,9 @@ fn what_arrives_while_the_lock_ends_passes_or_is_handed_over() {
                     let send =
                         common::injector(&client, 0x10, flow.flow().remote(), flow.flow().local());
                     while !is_over() {
-                        send();
+                        (0..8).for_each(|_| send());
+                        // A slow machine has to do something else, too.
+                        std::thread::sleep(Duration::from_micros(50));
                     }
                 });
                 for _ in 0..300 / slowed(Duration::from_secs(1)).as_secs() {
