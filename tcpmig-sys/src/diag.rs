@@ -257,16 +257,13 @@ impl About {
             Some(u16::from_be_bytes(octets))
         };
         let address = |at: usize| message.get(ID + at..ID + at + 16)?.try_into().ok();
-        // Two words, the low one first.
-        let low = u64::from(word(message, COOKIE)?);
-        let high = u64::from(word(message, COOKIE + 4)?);
         Some(Self {
             family: *message.get(HEADER)?,
             state: *message.get(STATE)?,
             ports: [port(0)?, port(2)?],
             addresses: [address(4)?, address(20)?],
             device: word(message, ID + 36)?,
-            cookie: high << 32 | low,
+            cookie: cookie(message)?,
             inode: word(message, INODE)?,
         })
     }
@@ -339,10 +336,14 @@ fn word(octets: &[u8], at: usize) -> Option<u32> {
 /// The answer, if it is one about the socket with this cookie.
 fn about(answer: &[u8], cookie: u64) -> Option<&[u8]> {
     let kind = half(answer, 4)?;
-    // Two words, the low one first.
-    let low = u64::from(word(answer, COOKIE)?);
-    let high = u64::from(word(answer, COOKIE + 4)?);
-    (kind == SOCK_DIAG_BY_FAMILY && high << 32 | low == cookie).then_some(answer)
+    (kind == SOCK_DIAG_BY_FAMILY && self::cookie(answer)? == cookie).then_some(answer)
+}
+
+/// Two words, the low one first.
+fn cookie(message: &[u8]) -> Option<u64> {
+    let low = u64::from(word(message, COOKIE)?);
+    let high = u64::from(word(message, COOKIE + 4)?);
+    Some(high << 32 | low)
 }
 
 /// Whether an answer lists keys.

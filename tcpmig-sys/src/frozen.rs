@@ -119,23 +119,15 @@ pub struct Snapshot {
 
 /// For the connection made again, on this host or another one.
 impl Snapshot {
-    /// Where its queues begin: for [`BoundSocket::connect`](crate::rebuild::BoundSocket::connect).
+    /// Where its queues begin: for [`BoundSocket::connect`](crate::rebuild::BoundSocket::connect). Of a connection that neither end
+    /// has closed: a FIN counts one in these numbers, and is in no queue.
     #[must_use]
     pub fn queue_start(&self) -> QueueStart {
-        let Marks {
-            state,
-            snd_una,
-            rcv_nxt,
-            ..
-        } = self.marks;
-        // A FIN counts one in the number behind it, and is in no queue.
-        let received = u32::from(state.fin_received());
-        let acknowledged = u32::from(state.fin_acknowledged());
         // A queue has at most 1 GiB.
         let waiting = self.receive_queue.len() as u32;
         QueueStart {
-            snd_una: snd_una.wrapping_sub(acknowledged),
-            copied_seq: rcv_nxt.wrapping_sub(received).wrapping_sub(waiting),
+            snd_una: self.marks.snd_una,
+            copied_seq: self.marks.rcv_nxt.wrapping_sub(waiting),
         }
     }
 

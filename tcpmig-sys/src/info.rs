@@ -59,20 +59,6 @@ impl State {
         )
     }
 
-    /// Whether the peer's FIN has been received, which counts one in `rcv_nxt`. In CLOSE it is told by how the connection
-    /// [ended](crate::Ended).
-    #[must_use]
-    pub fn fin_received(self) -> bool {
-        use State::{CloseWait, Closing, LastAck, TimeWait};
-        matches!(self, CloseWait | Closing | LastAck | TimeWait)
-    }
-
-    /// Whether the peer has acknowledged this end's FIN, which counts one in `snd_una`.
-    #[must_use]
-    pub fn fin_acknowledged(self) -> bool {
-        matches!(self, Self::FinWait2 | Self::TimeWait)
-    }
-
     /// Whether this end has sent, or is about to send, a FIN that the peer has not acknowledged. It counts
     /// one in `write_seq`, `SIOCOUTQ` and, until it is sent, `SIOCOUTQNSD`.
     #[must_use]
