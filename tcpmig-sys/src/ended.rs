@@ -8,8 +8,8 @@ use socket2::Socket;
 
 use crate::closing::{Step, Tries};
 use crate::error::{Error, NotMigratable, Result};
-use crate::frozen::{self, FrozenSocket, Marks, Snapshot};
-use crate::info::{State, counters};
+use crate::frozen::{self, FrozenSocket, Marks, Progress, Snapshot};
+use crate::info::{State, counters, info};
 use crate::inject::Injector;
 use crate::rebuild::{BoundSocket, QueueStart, RestoringSocket};
 use crate::sockets::Lookup;
@@ -100,7 +100,7 @@ pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
 
 impl FrozenSocket {
     /// As [`FrozenSocket::read`], in CLOSE.
-    pub(crate) fn read_ended(&self, marks: Marks) -> Result<Snapshot> {
+    pub(crate) fn read_ended(&self, marks: Marks, progress: Progress) -> Result<Snapshot> {
         let fd = self.as_fd();
         let receive_queue = unread(fd)?;
         let ended = match self.ended.get() {
@@ -110,7 +110,7 @@ impl FrozenSocket {
                 *self.ended.get_or_init(|| ended)
             }
         };
-        let (negotiated, timestamp) = frozen::negotiated(fd)?;
+        let (negotiated, timestamp) = frozen::negotiated(fd, &info(fd)?)?;
         Ok(Snapshot {
             marks,
             send_queue: Vec::new(),
@@ -120,11 +120,13 @@ impl FrozenSocket {
             negotiated,
             timestamp,
             ended: Some(ended),
+            progress,
         })
     }
 }
 
 fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    // Also if nothing is unread: what follows looks past it.
     queue::peek_from_start(fd)?;
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let readable = sockopt::receive_queue_len(fd)? as usize;
@@ -243,7 +245,7 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     let (local, remote) = frozen::addresses(fd)?;
     let octets = unread(fd)?;
     let marks = frozen::marks(fd)?;
-    let (mut negotiated, _) = frozen::negotiated(fd)?;
+    let (mut negotiated, _) = frozen::negotiated(fd, &info(fd)?)?;
     // The socket remembers the peer's last one, behind which the segments below would be.
     negotiated.timestamps = false;
     let twin = fd

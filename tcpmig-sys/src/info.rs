@@ -110,6 +110,10 @@ pub struct Info {
     pub snd_cwnd: u32,
     /// Segments retransmitted since the connection began.
     pub total_retrans: u32,
+    /// What the peer has acknowledged since the connection began, in octets and FIN.
+    pub bytes_acked: u64,
+    /// What was received in order since the connection began, in octets and FIN.
+    pub bytes_received: u64,
 }
 
 /// Counters in `struct tcp_info`, which tell what the state does not.
@@ -182,7 +186,7 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
 pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
     const CALL: &str = "getsockopt(TCP_INFO)";
     // Offsets in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end.
-    const FILLED: usize = 104;
+    const FILLED: usize = 136;
     let mut octets = [0_u8; FILLED];
     let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
     if len < FILLED {
@@ -199,6 +203,13 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
             octets[offset + 2],
             octets[offset + 3],
         ])
+    };
+    let long = |offset: usize| {
+        let (first, second) = (word(offset), word(offset + 4));
+        let mut both = [0; 8];
+        both[..4].copy_from_slice(&first.to_ne_bytes());
+        both[4..].copy_from_slice(&second.to_ne_bytes());
+        u64::from_ne_bytes(both)
     };
     let options = octets[5];
     let scales = octets[6];
@@ -227,5 +238,7 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
         rtt: word(68),
         snd_cwnd: word(80),
         total_retrans: word(100),
+        bytes_acked: long(120),
+        bytes_received: long(128),
     })
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -74,6 +75,8 @@ pub(crate) struct Injector {
     local: SocketAddr,
     remote: SocketAddr,
     device: Option<String>,
+    /// The firewall mark that `raw` has.
+    mark: AtomicU32,
 }
 
 impl Injector {
@@ -97,7 +100,13 @@ impl Injector {
             local,
             remote,
             device,
+            mark: AtomicU32::new(0),
         })
+    }
+
+    /// Whether the packets of the connection are of IPv4.
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.remote.is_ipv4()
     }
 
     /// Sends a segment from the peer to this host, with a firewall mark that lets it pass a lock.
@@ -158,7 +167,10 @@ impl Injector {
         ip: Ip,
         mark: u32,
     ) -> Result<()> {
-        sockopt::set_mark(self.raw.as_fd(), mark)?;
+        if self.mark.load(Ordering::Relaxed) != mark {
+            sockopt::set_mark(self.raw.as_fd(), mark)?;
+            self.mark.store(mark, Ordering::Relaxed);
+        }
         let packet = packet(from, to, tcp, ip);
         let mut to = to;
         // In a raw socket's address the port is the protocol.

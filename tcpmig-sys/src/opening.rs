@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::diag;
 use crate::error::{Error, NotMigratable, Result};
-use crate::frozen::{self, Marks, Snapshot};
+use crate::frozen::{self, Marks, Progress, Snapshot};
 use crate::info::{Counters, State, counters, info};
 use crate::mute::Mute;
 use crate::rebuild::{BoundSocket, RestoringSocket, set_clock};
@@ -49,9 +49,9 @@ fn before_last(counters: &Counters) -> Duration {
 }
 
 /// What there is in `SYN_SENT`: a sequence number and a clock.
-pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
-    let (negotiated, _) = frozen::negotiated(fd)?;
+pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks, progress: Progress) -> Result<Snapshot> {
     let info = info(fd)?;
+    let (negotiated, _) = frozen::negotiated(fd, &info)?;
     let microseconds = info.timestamps_in_microseconds;
     let rto = Duration::from_micros(info.rto.into());
     // First: what it takes to ask for the timer makes the result earlier, not later.
@@ -83,6 +83,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, marks: Marks) -> Result<Snapshot> {
         // Nothing is agreed on, but the SYN that was sent may have carried it.
         timestamp: Some((clock & !1, microseconds)),
         ended: None,
+        progress,
     })
 }
 

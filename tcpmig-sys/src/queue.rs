@@ -24,11 +24,12 @@ pub(crate) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// Peeks the last `len` octets of the selected queue.
+/// Peeks the last `len` octets of the selected queue. `SO_PEEK_OFF` is off after it.
 pub(crate) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {
     if len == 0 {
         return Ok(Vec::new());
     }
+    peek_from_start(fd)?;
     let mut slack = HEAD_SLACK;
     loop {
         let mut octets = Vec::with_capacity(len + slack);

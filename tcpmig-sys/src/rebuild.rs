@@ -285,6 +285,9 @@ impl RestoringSocket {
     /// process may have, [`Error::Call`].
     pub fn fill_receive_queue(&self, octets: &[u8]) -> Result<()> {
         const CALL: &str = "send(receive queue)";
+        if octets.is_empty() {
+            return Ok(());
+        }
         let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Receive)?;
         let mut done = queue::append(fd, CALL, octets)?;
@@ -320,7 +323,7 @@ impl RestoringSocket {
         const CALL: &str = "send(send queue)";
         let fd = self.as_fd();
         let wanted = octets.len() + reserve;
-        if wanted > sockopt::send_buffer(fd)? as usize / 2 {
+        if wanted > 0 && wanted > sockopt::send_buffer(fd)? as usize / 2 {
             grow(
                 fd,
                 wanted,
@@ -328,10 +331,15 @@ impl RestoringSocket {
                 sockopt::set_send_buffer,
             )?;
         }
+        if octets.is_empty() {
+            return Ok(());
+        }
         sockopt::set_repair_queue(fd, Queue::Send)?;
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        self.again = again(octets, frozen::marks(fd)?.snd_una, &info(fd)?);
+        let info = info(fd)?;
+        let snd_una = frozen::marks_in(fd, info.state)?.snd_una;
+        self.again = again(octets, snd_una, &info);
         all(CALL, done, octets.len())
     }
 
@@ -354,7 +362,7 @@ impl RestoringSocket {
     pub fn verify(&self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
         let info = info(fd)?;
-        let got = frozen::marks(fd)?;
+        let got = frozen::marks_in(fd, info.state)?;
         if got.state != asked.state {
             return Err(differs("the state", asked.state, got.state));
         }
@@ -422,7 +430,7 @@ impl RestoringSocket {
         self.unmute()?;
         let fd = self.as_fd();
         if let Some(injector) = &self.injector {
-            let wake = Wake::read(fd, &self.again)?;
+            let wake = Wake::read(fd, injector, &self.again)?;
             sockopt::set_repair(fd, Repair::OffQuiet)?;
             wake.run(fd, injector);
         } else {

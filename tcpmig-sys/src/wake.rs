@@ -28,15 +28,15 @@ pub(crate) struct Wake {
 }
 
 impl Wake {
-    /// What wakes the connection of this socket, which is under repair; `again` are segments of its send queue.
+    /// What wakes the connection of this socket, which is under repair and has this injector; `again` are segments of its send queue.
     ///
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
     /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
     /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
     /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
-    pub(crate) fn read(fd: BorrowedFd<'_>, again: &[Again]) -> Result<Self> {
+    pub(crate) fn read(fd: BorrowedFd<'_>, injector: &Injector, again: &[Again]) -> Result<Self> {
         let info = info(fd)?;
-        let marks = frozen::marks(fd)?;
+        let marks = frozen::marks_in(fd, info.state)?;
         let window = sockopt::repair_window(fd)?;
         let open = window
             .rcv_wup
@@ -52,11 +52,10 @@ impl Wake {
             // Older than what the peer expects: it answers, and acts on nothing in it.
             marks.snd_una.wrapping_sub(1)
         };
-        let (hops, class) = match (sockopt::domain(fd)?, frozen::addresses(fd)?.1) {
-            (libc::AF_INET6, remote) if !is_mapped(remote) => {
-                (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
-            }
-            _ => (sockopt::ttl(fd), sockopt::tos(fd)),
+        let (hops, class) = if injector.is_ipv4() {
+            (sockopt::ttl(fd), sockopt::tos(fd))
+        } else {
+            (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
         };
         let octet = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
         let ip = Ip {

@@ -14,8 +14,8 @@ use tcpmig_format::{
 use tcpmig_lock::conntrack::{self, Translation};
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
 use tcpmig_sys::deliver::Delivery;
-use tcpmig_sys::frozen::{self, FrozenSocket, Marks};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::frozen::{self, FrozenSocket, Progress};
+use tcpmig_sys::info::State;
 
 use crate::hold::{Hold, Keep};
 use crate::restore::INJECT_MARK;
@@ -94,8 +94,8 @@ impl Plan {
     /// a TCP connection in a state that can be moved, or with the call that failed; [`CaptureError::Translated`] if this
     /// host rewrites its packets, as far as that can be seen (see [`conntrack`]).
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
-        frozen::check(fd)?;
-        tcpmig_sys::options::check(fd)?;
+        let info = frozen::check(fd)?;
+        tcpmig_sys::options::check_further(fd)?;
         let ip = options::ip(fd)?;
         if let Some(translation) =
             conntrack::translation(fd, &ip.flow).map_err(CaptureError::Conntrack)?
@@ -105,7 +105,7 @@ impl Plan {
         Ok(Self {
             ip,
             socket: options::socket(fd)?,
-            ended: info(fd)?.state == State::Close,
+            ended: info.state == State::Close,
         })
     }
 
@@ -135,7 +135,8 @@ pub struct Frozen {
     hold: Hold,
     socket: FrozenSocket,
     plan: Plan,
-    read: Option<Marks>,
+    /// How far it had come when it was read.
+    read: Option<Progress>,
     /// All that was captured: the connection gets it if it is kept.
     captured: Vec<Packet>,
 }
@@ -214,7 +215,7 @@ impl Frozen {
     /// [`CaptureError`]; the connection stays frozen.
     pub fn capture(&mut self, app: Option<AppImage>) -> Result<Image, CaptureError> {
         let snapshot = self.socket.read()?;
-        self.read = Some(snapshot.marks);
+        self.read = Some(snapshot.progress);
         Ok(Image {
             taken: now(),
             ip: Some(self.plan.ip.clone()),
@@ -251,7 +252,7 @@ impl Frozen {
     ///
     /// [`CaptureError::MovedOn`] if it did, or was never captured: the image must not be used.
     pub fn confirm(&self) -> Result<(), CaptureError> {
-        if self.read == Some(self.socket.marks()?) {
+        if self.read == Some(self.socket.progress()?) {
             Ok(())
         } else {
             Err(CaptureError::MovedOn)
@@ -337,7 +338,7 @@ impl Frozen {
         let Self {
             hold, socket, read, ..
         } = self;
-        let ended = read.is_some_and(|marks| marks.state == State::Close);
+        let ended = read.is_some_and(|read| read.has_ended());
         let discarded = socket.discard();
         if !ended {
             hold.leave();

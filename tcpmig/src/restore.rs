@@ -99,6 +99,9 @@ pub struct Prepared {
 /// rebuilding it, and what arrives after the last is sent again by the peer.
 const MERGES: usize = 4;
 
+/// For so long connection tracking is taken to know a connection that it was told of.
+const KNOWN_FOR: Duration = Duration::from_millis(20);
+
 /// A connection that lives on this host.
 #[derive(Debug)]
 pub struct Restored {
@@ -472,7 +475,10 @@ impl Prepared {
         &mut self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<RestoringSocket, RestoreError> {
-        self.known.check()?;
+        // One that was made a moment ago can as well be removed a moment later.
+        if self.known.age() > KNOWN_FOR {
+            self.known.check()?;
+        }
         let merged = self.merged.take();
         let is_ready = matches!(merged, Some(Ok(false)));
         let mut changed = merged.transpose()?.unwrap_or(false);

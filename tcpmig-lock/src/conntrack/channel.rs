@@ -31,6 +31,8 @@ const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 
 /// Large enough for what the kernel puts into one datagram.
 const REPLY: usize = 65536;
+/// Enough for a request.
+const REQUEST_LENGTH: usize = 256;
 
 /// Its presence says that the module is loaded, its content how many entries this network namespace has.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
@@ -217,18 +219,23 @@ impl Channel {
 
     /// The entry that packets of this tuple belong to in this zone.
     pub(super) fn get(&mut self, tuple: &Tuple, zone: u16) -> io::Result<Option<Entry>> {
+        let mut request = Vec::with_capacity(REQUEST_LENGTH);
+        let seq = self.put_get(&mut request, tuple, zone);
+        self.socket.send(&request, 0)?;
+        self.got(seq)
+    }
+
+    fn put_get(&mut self, request: &mut Vec<u8>, tuple: &Tuple, zone: u16) -> u32 {
+        self.put(request, GET, 0, family(tuple), |bytes| {
+            tuple.put(bytes, CTA_TUPLE_ORIG);
+            put_zone(bytes, zone);
+        })
+    }
+
+    /// The entry that was asked for.
+    fn got(&mut self, seq: u32) -> io::Result<Option<Entry>> {
         let mut found = None;
-        let asked = self.talk(
-            GET,
-            0,
-            family(tuple),
-            |bytes| {
-                tuple.put(bytes, CTA_TUPLE_ORIG);
-                put_zone(bytes, zone);
-            },
-            |attributes| found = Entry::read(attributes),
-        );
-        match asked {
+        match self.answer(seq, false, |attributes| found = Entry::read(attributes)) {
             Ok(()) => Ok(found),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -259,10 +266,18 @@ impl Channel {
         Ok(())
     }
 
-    /// Makes an entry, or fails with `EEXIST`.
-    pub(super) fn create(&mut self, new: &New) -> io::Result<()> {
+    /// Makes an entry, or fails with `EEXIST`; the entry as the kernel tells it then, if it is still there.
+    pub(super) fn create(&mut self, new: &New) -> io::Result<Option<Entry>> {
+        // Both in one call.
+        let mut request = Vec::with_capacity(2 * REQUEST_LENGTH);
         let put = |bytes: &mut Vec<u8>| new.put(bytes);
-        self.talk(NEW, ACK | CREATE, family(&new.original), put, |_| {})
+        let create = self.put(&mut request, NEW, ACK | CREATE, family(&new.original), put);
+        let get = self.put_get(&mut request, &new.original, new.zone);
+        self.socket.send(&request, 0)?;
+        let created = self.answer(create, false, |_| {});
+        // Also after an error: the socket is used again.
+        let found = self.got(get);
+        created.and(found)
     }
 
     /// Makes an entry take any sequence number, and live for some seconds at least.
@@ -296,15 +311,33 @@ impl Channel {
         flags: u16,
         family: u8,
         put: impl FnOnce(&mut Vec<u8>),
-        mut take: impl FnMut(&[u8]),
+        take: impl FnMut(&[u8]),
     ) -> io::Result<()> {
+        let mut request = Vec::with_capacity(REQUEST_LENGTH);
+        let seq = self.put(&mut request, kind, flags, family, put);
+        self.socket.send(&request, 0)?;
+        self.answer(seq, flags & DUMP != 0, take)
+    }
+
+    /// Appends a request; its number.
+    fn put(
+        &mut self,
+        request: &mut Vec<u8>,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> u32 {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
-        let mut request = Vec::with_capacity(256);
-        let at = wire::open_message(&mut request, kind, REQUEST | flags, seq, family, 0);
-        put(&mut request);
-        wire::close_message(&mut request, at);
-        self.socket.send(&request, 0)?;
+        let at = wire::open_message(request, kind, REQUEST | flags, seq, family, 0);
+        put(request);
+        wire::close_message(request, at);
+        seq
+    }
+
+    /// Reads the whole answer to a request.
+    fn answer(&mut self, seq: u32, is_dump: bool, mut take: impl FnMut(&[u8])) -> io::Result<()> {
         loop {
             self.reply.clear();
             while let Err(error) = self.socket.recv(&mut self.reply, 0) {
@@ -319,7 +352,7 @@ impl Channel {
                     NEW => {
                         // After `nfgenmsg`.
                         take(message.payload.get(4..).unwrap_or_default());
-                        if flags & DUMP == 0 {
+                        if !is_dump {
                             return Ok(());
                         }
                     }

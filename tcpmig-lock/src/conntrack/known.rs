@@ -156,6 +156,12 @@ impl Known {
         Ok(())
     }
 
+    /// How long ago it was made.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     fn is_there(&self) -> bool {
         let looked = channel::with_in(self.namespace, |channel| {
             for zone in &self.zones {
@@ -272,8 +278,8 @@ fn make_in_zone(
     for _ in 0..3 {
         if !arrival.opening {
             match channel.create(&arrival.entry(zone, lives)) {
-                Ok(()) => {
-                    let id = channel.get(&sent, zone)?.and_then(|entry| entry.id);
+                Ok(made) => {
+                    let id = made.and_then(|entry| entry.id);
                     return Ok(Entered::Made(Made { sent, zone, id }));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}

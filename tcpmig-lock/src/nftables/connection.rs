@@ -26,6 +26,8 @@ const NFTA_GENERATION_ID: u16 = 1;
 const REPLY: usize = 65536;
 /// What the kernel keeps of a socket's send buffer for itself.
 const SEND_RESERVE: usize = 32;
+/// How many elements are asked for at once: each is a datagram of its own, and takes a page of the receive buffer.
+const GET_AT_ONCE: usize = 16;
 /// How often a dump is begun again because something changed meanwhile; the last is taken as it is.
 const DUMP_TRIES: usize = 8;
 
@@ -236,6 +238,48 @@ impl Connection {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
         }
+    }
+
+    /// The elements of these flows in a set, of those that have one, in order. Of IPv4 and of IPv6 apart.
+    pub(super) fn get_each(
+        &mut self,
+        table: &str,
+        set: Set,
+        flows: &[FourTuple],
+    ) -> Result<Vec<Element>, LockError> {
+        let mut found = Vec::new();
+        for same in flows.chunk_by(|one, next| one.is_ipv4() == next.is_ipv4()) {
+            let mut rest = same;
+            while let Some(first) = rest.first() {
+                let asked = &rest[..rest.len().min(GET_AT_ONCE)];
+                let mut answered = 0;
+                let answer = self.ask(
+                    libc::NFT_MSG_GETSETELEM as u16,
+                    libc::NLM_F_ACK as u16,
+                    set.table().family(),
+                    |bytes| {
+                        batch::put_set(bytes, table, set.name(first.is_ipv4()));
+                        let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+                        for flow in asked {
+                            element::put(bytes, flow, None);
+                        }
+                        wire::close(bytes, list);
+                    },
+                    |payload| {
+                        answered += 1;
+                        found.extend(element::read(batch::elements_of(payload)));
+                    },
+                );
+                match answer {
+                    Ok(_) => {}
+                    // The kernel stops at the first that is not there.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => answered += 1,
+                    Err(error) => return Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
+                }
+                rest = &rest[answered.clamp(1, asked.len())..];
+            }
+        }
+        Ok(found)
     }
 
     /// The number of a table, which no other one gets; none if it is not there.

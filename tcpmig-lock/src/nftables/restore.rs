@@ -412,23 +412,20 @@ impl Shared {
         let Ok(mut reader) = self.reader.lock() else {
             return Vec::new();
         };
-        if flows.len() <= FEW_ASKED {
-            let mut flows = flows.to_vec();
-            flows.retain(|flow| {
-                let found = reader.get(&self.table, set, flow);
-                found.is_ok_and(|found| found.is_some_and(|element| is_such(&element)))
-            });
-            return flows;
-        }
-        let flows: HashSet<&FourTuple> = flows.iter().collect();
         let mut found = Vec::new();
-        for v4 in [true, false] {
-            if flows.iter().any(|flow| flow.is_ipv4() == v4) {
-                let elements = reader.elements(&self.table, set, v4);
-                found.extend(elements.ok().flatten().unwrap_or_default());
+        if flows.len() <= FEW_ASKED {
+            found = reader.get_each(&self.table, set, flows).unwrap_or_default();
+            found.retain(is_such);
+        } else {
+            let flows: HashSet<&FourTuple> = flows.iter().collect();
+            for v4 in [true, false] {
+                if flows.iter().any(|flow| flow.is_ipv4() == v4) {
+                    let elements = reader.elements(&self.table, set, v4);
+                    found.extend(elements.ok().flatten().unwrap_or_default());
+                }
             }
+            found.retain(|element| is_such(element) && flows.contains(&element.flow));
         }
-        found.retain(|element| is_such(element) && flows.contains(&element.flow));
         found.into_iter().map(|element| element.flow).collect()
     }
 

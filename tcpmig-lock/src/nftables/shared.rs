@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub(super) const REDIRECT: [Set; 6] = [
 
 /// So many flows are looked up one by one; for more, all are read.
 pub(super) const FEW: usize = 100;
+/// For so long what a lock needs besides is taken to be there.
+const CHECKED_FOR: Duration = Duration::from_millis(100);
 /// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
 const CLOSING_MS: u64 = 60_000;
 
@@ -65,6 +67,8 @@ pub(super) struct State {
     pub(super) closing_ms: u64,
     /// Whether the table for locks is set up, as far as this handle knows.
     pub(super) ready: bool,
+    /// When it was last looked at that what a lock needs besides is in it.
+    checked: Option<Instant>,
     /// What of the rules for redirects is set up, as far as this handle knows.
     pub(super) frame: Frame,
     /// The number of the table for locks, once it was needed.
@@ -132,6 +136,7 @@ impl Shared {
             reader: Mutex::new(Connection::open()?),
             listener: Mutex::default(),
             state: Mutex::new(State {
+                checked: None,
                 connection: Connection::open()?,
                 exempt: Vec::new(),
                 owned,
@@ -225,6 +230,15 @@ impl Shared {
         }
     }
 
+    /// Whether what a lock needs besides its element was there a moment ago, and nobody was seen to change it: it takes the
+    /// kernel three times as long to lock a flow if it has to look at all rules for it.
+    fn is_checked(&self, state: &mut State) -> bool {
+        let lately = |checked: &Instant| checked.elapsed() < CHECKED_FOR;
+        state.checked.as_ref().is_some_and(lately)
+            && self.watching.load(Ordering::Acquire)
+            && !self.catch_up(state)
+    }
+
     /// The value of this handle's elements in the maps of locks.
     pub(super) fn group(&self) -> [u8; 4] {
         element::group_data(self.capture.group().unwrap_or(capture::NO_GROUP))
@@ -254,13 +268,14 @@ impl Shared {
         loop {
             let deadline = deadline(lease_ms);
             let (exempt, owned) = (state.exempt.clone(), state.owned);
+            let is_checked = state.ready && self.is_checked(state);
             let mut set_up = !state.ready;
-            let mut check = self.capture.group().filter(|_| state.ready);
+            let mut check = self.capture.group().filter(|_| state.ready && !is_checked);
             let added = self.apply(state, flows, 2, |batch, flows| {
                 if set_up {
                     self.put_locks(batch, owned, &exempt);
                     set_up = false;
-                } else {
+                } else if !is_checked {
                     layout::add_exempt(batch, &self.table, &exempt);
                 }
                 if let Some(group) = check.take() {
@@ -277,6 +292,9 @@ impl Shared {
                 if !state.ready && !flows.is_empty() {
                     state.ready = true;
                     state.handle = None;
+                }
+                if !is_checked {
+                    state.checked = Some(Instant::now());
                 }
                 state.kept.lock(flows, deadline);
                 let token = inbox.as_mut().map(|inbox| inbox.register(flows));

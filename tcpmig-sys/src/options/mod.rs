@@ -172,8 +172,28 @@ pub(crate) const fn assert_known(name: &str, level: i32, number: i32) {
 ///
 /// [`Error::NotMigratable`] with the reason; [`Error::Call`].
 pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
-    for option in all().filter(|option| option.fate == Fate::Refused) {
-        if let Some(reason) = used(fd, option)? {
+    refuse(fd, |_| true)
+}
+
+/// As [`check`], of a connection that [`frozen::check`](crate::frozen::check) has found movable: without what that has seen.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_further(fd: BorrowedFd<'_>) -> Result<()> {
+    refuse(fd, |option| !SEEN_BY_EXAMINE.contains(&option.name))
+}
+
+/// What [`frozen::check`](crate::frozen::check) refuses.
+const SEEN_BY_EXAMINE: [&str; 3] = ["TCP_AO_INFO", "TCP_REPAIR", "TCP_ULP"];
+
+fn refuse(fd: BorrowedFd<'_>, looks_at: impl Fn(&KnownOption) -> bool) -> Result<()> {
+    let is_v6 = sockopt::domain(fd)? == libc::AF_INET6;
+    let refused = all().filter(|option| option.fate == Fate::Refused);
+    for option in refused.filter(|option| is_v6 || option.level != Level::Ipv6) {
+        if looks_at(option)
+            && let Some(reason) = used(fd, option)?
+        {
             return Err(reason.into());
         }
     }
@@ -214,7 +234,7 @@ fn has_content(fd: BorrowedFd<'_>, option: &KnownOption) -> Result<bool> {
     let (level, number) = (option.level.number(), option.number);
     match raw::get_octets(fd, level, number, "getsockopt(sticky header)", &mut octets) {
         Ok(len) => Ok(len > 0),
-        // An IPv4 socket, or a kernel without the option.
+        // A kernel without the option.
         Err(Error::Unsupported { .. }) => Ok(false),
         Err(error) => Err(error),
     }

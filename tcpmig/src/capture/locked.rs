@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use tcpmig_lock::{LockError, Packet};
-use tcpmig_sys::frozen::{FreezeError, FrozenSocket, Marks};
+use tcpmig_sys::frozen::{FreezeError, FrozenSocket, Progress};
 use tcpmig_sys::sockopt;
 
 use super::{Frozen, NotFrozen, Plan, deliver};
@@ -25,7 +25,7 @@ pub struct Locked {
     fd: OwnedFd,
     plan: Plan,
     /// What the image was made from, and how much of it the application had not read.
-    read: Option<(Marks, u32)>,
+    read: Option<(Progress, u32)>,
     captured: Vec<Packet>,
 }
 
@@ -50,7 +50,7 @@ impl Frozen {
                 hold,
                 fd,
                 plan,
-                read: read.map(|marks| (marks, unread)),
+                read: read.map(|progress| (progress, unread)),
                 captured,
             }),
             Err(FreezeError { fd, error }) => Err(NotFrozen {
@@ -95,8 +95,8 @@ impl Locked {
             hold,
             socket,
             plan,
-            // Reading changes none of the marks, but what the image has as unread.
-            read: read.and_then(|(marks, before)| (before == unread).then_some(marks)),
+            // Reading is no progress, but what the image has as unread changes.
+            read: read.and_then(|(progress, before)| (before == unread).then_some(progress)),
             captured,
         })
     }
