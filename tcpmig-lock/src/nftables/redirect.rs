@@ -184,7 +184,6 @@ impl Shared {
         {
             return Err(LockError::NotHeld(*flow));
         }
-        self.hook_class(state, data.class)?;
         let deadline = deadline(lease_ms);
         let closing = self.present(state, flows, Set::Closing)?;
         let mut short = Vec::new();
@@ -199,6 +198,9 @@ impl Shared {
                 Some(_) => {}
             }
         }
+        // Only now: where somebody removed the rules when all leases had ended, nobody has set them up again, and
+        // what is said is that it ended.
+        self.hook_class(state, data.class)?;
         let extras = |left_ms| self.redirect_extras(left_ms, data);
         self.replace(state, &short, extras, lease_ms, until)?;
         state.kept.redirect(&short, data, deadline);
