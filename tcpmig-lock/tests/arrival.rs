@@ -133,6 +133,9 @@ fn by_another_device_than_the_route_says() {
         net.source.ip("link set eth1 up");
         net.source.ip("address add 2001:db8::1/128 dev eth1 nodad");
         net.peer.ip("link set eth1 up");
+        for host in [&net.source, &net.peer] {
+            host.wait_for("eth1");
+        }
         net.peer.ip("route add 10.0.0.1 dev eth1 src 10.0.0.9");
         net.peer
             .ip("route add 2001:db8::1 dev eth1 src 2001:db8::9");
@@ -188,6 +191,9 @@ fn by_a_device_that_appears_later() {
         ));
         net.source.ip("link set eth7 up");
         net.peer.ip("link set eth7 up");
+        for host in [&net.source, &net.peer] {
+            host.wait_for("eth7");
+        }
         net.peer.ip("route add 10.0.0.1 dev eth7 src 10.0.0.9");
         let mut seen = Capture::new(&net.target);
         send(&mut flow.client, b'x');

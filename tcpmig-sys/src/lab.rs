@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
@@ -33,6 +34,14 @@ pub enum LabError {
     /// `ip` refused a line.
     #[error("ip: {0}")]
     Ip(String),
+    /// The kernel did not start a device in time.
+    #[error("{device} carries no packets after {}s: {shown}", PATIENCE.as_secs())]
+    Silent {
+        /// The device.
+        device: String,
+        /// What `ip` says about it.
+        shown: String,
+    },
     /// A setting under `/proc/sys` could not be written.
     #[error("write({path}): {source}")]
     Setting {
@@ -42,6 +51,9 @@ pub enum LabError {
         source: io::Error,
     },
 }
+
+/// How long the kernel may take to start a device, and a program to do what it has to.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 type Result<T> = std::result::Result<T, LabError>;
 
@@ -107,6 +119,8 @@ impl Lab {
             lines += &format!("addr add {address} dev eth0{nodad}\n");
         }
         host.ip(&lines)?;
+        host.wait_for("eth0")?;
+        wait_for_device(&self.switch, &port, &[UP, "bridge_slave state forwarding"])?;
         Ok(host)
     }
 
@@ -126,6 +140,9 @@ impl Lab {
             host.ip(&format!(
                 "addr add {address} dev {device}{nodad}\nlink set {device} up\n"
             ))?;
+        }
+        for (host, _) in ends {
+            host.wait_for(device)?;
         }
         Ok(())
     }
@@ -162,7 +179,21 @@ impl Host {
     ///
     /// [`LabError::Ip`] with what `ip` said about the first line that it refused.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        ip(&self.namespace, lines)
+        ip(&self.namespace, lines)?;
+        Ok(())
+    }
+
+    /// Waits until a device that was set up, like that at its other end, carries packets.
+    ///
+    /// The kernel starts such devices one after another, and each waits for all that other networks
+    /// of the machine are changed in. Until then packets are lost without a word, and `connect` fails
+    /// after three questions for the neighbour's address, a second apart.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Silent`] after two minutes.
+    pub fn wait_for(&self, device: &str) -> Result<()> {
+        wait_for_device(&self.namespace, device, &[UP])
     }
 
     /// Lets the host hold an address (`10.0.0.1/32`) without telling the network: on
@@ -301,17 +332,36 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
     );
 }
 
-fn ip(namespace: &Namespace, lines: &str) -> Result<()> {
+/// What `ip` shows of a device that the kernel has started.
+const UP: &str = " state UP ";
+
+fn wait_for_device(namespace: &Namespace, device: &str, shows: &[&str]) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let shown = ip(namespace, &format!("link show dev {device}\n"))?;
+        if shows.iter().all(|part| shown.contains(part)) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let device = device.to_owned();
+            return Err(LabError::Silent { device, shown });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs the lines, and gives what `ip` shows.
+fn ip(namespace: &Namespace, lines: &str) -> Result<String> {
     let start = |source| LabError::Start {
         program: "ip",
         source,
     };
     let mut child = Command::new("ip")
-        .args(["-batch", "-"])
+        .args(["-oneline", "-details", "-batch", "-"])
         .in_namespace(namespace)
         .map_err(start)?
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
@@ -324,5 +374,5 @@ fn ip(namespace: &Namespace, lines: &str) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(LabError::Ip(said));
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

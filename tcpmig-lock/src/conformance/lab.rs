@@ -57,6 +57,22 @@ impl Host {
         self.run(|| std::fs::write(&path, value).expect(&path));
     }
 
+    /// Waits until a device that was set up, like that at its other end, carries packets.
+    ///
+    /// The kernel starts such devices one after another, and each waits for all that other networks of the machine
+    /// are changed in. Until then packets are lost without a word.
+    pub fn wait_for(&self, device: &str) {
+        self.wait_until_shown(device, &[" state UP "]);
+    }
+
+    fn wait_until_shown(&self, device: &str, parts: &[&str]) {
+        let arguments = format!("-oneline -details link show dev {device}");
+        eventually("the kernel starts a device", || {
+            let shown = self.run(|| ip(&arguments));
+            parts.iter().all(|part| shown.contains(part)).then_some(())
+        });
+    }
+
     /// Waits until the kernel has given a device its link-local address, which it does a moment after it is up.
     pub fn settle(&self, device: &str) {
         const TENTATIVE: u32 = 0x40;
@@ -112,14 +128,15 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// `ip` in the namespace of this thread.
-pub fn ip(arguments: &str) {
+/// `ip` in the namespace of this thread, and what it shows.
+pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()
         .expect("run ip(8), of iproute2");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A link between two hosts, `eth0` on both: `a` is number 1 and `b` number 9.
@@ -130,6 +147,9 @@ pub fn link(a: &Host, b: &Host) {
     ));
     for (host, number) in [(a, 1), (b, 9)] {
         address(host, number);
+    }
+    for host in [a, b] {
+        host.wait_for("eth0");
     }
 }
 
@@ -152,6 +172,9 @@ pub fn switch(hosts: &[(&Host, u8)]) -> Host {
         ));
         switch.ip(&format!("link set port{number} master br0 up"));
         address(host, *number);
+        host.wait_for("eth0");
+        let port = format!("port{number}");
+        switch.wait_until_shown(&port, &[" state UP ", "bridge_slave state forwarding"]);
     }
     switch
 }

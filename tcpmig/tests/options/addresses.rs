@@ -52,6 +52,9 @@ fn renumber(net: &Net) {
              addr add 198.18.0.2/24 dev eth0
              addr add 2001:2::2/64 dev eth0 nodad")
         .unwrap();
+    for device in ["port", "eth0"] {
+        net.b.wait_for(device).unwrap();
+    }
 }
 
 fn index(net: &tcpmig_sys::lab::Host) -> u32 {

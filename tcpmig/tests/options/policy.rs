@@ -87,6 +87,7 @@ fn renamed() -> Net {
              addr replace 198.18.0.2/24 dev nic0
              addr replace 2001:2::2/64 dev nic0 nodad")
         .unwrap();
+    net.b.wait_for("nic0").unwrap();
     net
 }
 
