@@ -110,7 +110,8 @@ fn is_whole(arguments: &[&str], hops: usize) {
     let output = demo.output();
     demo.leaves_nothing();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{report}");
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(value["ok"], true);
     assert_eq!(value["hops_moved"], hops);

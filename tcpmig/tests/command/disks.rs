@@ -159,13 +159,15 @@ fn is_dumped_for_as_long_as_the_disk_wants(lease: u64, more: &[&str]) {
     until("the server writes", || unacknowledged(&net) == 10);
     talk.client.say("is somebody there?");
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(3 * lease) {
+    while begin.elapsed() < Duration::from_secs(lease + lease / 2) {
         assert!(locked(&net, &talk.flow).is_some(), "the lock ended");
         let named = names(&image);
         assert!(!named.contains(&"connection.image".to_owned()), "{named:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(unacknowledged(&net), 10, "a packet got through");
+    // With a lease as short as this a busy machine may restore too late: without its lock host A would answer for it.
+    net.silences_resets_of_a();
     disk.is_ready();
     let said = succeeds(&dumping.wait_with_output().unwrap());
     let ended = Instant::now();
@@ -173,7 +175,7 @@ fn is_dumped_for_as_long_as_the_disk_wants(lease: u64, more: &[&str]) {
     let promised = value["remaining_seconds"].as_f64().unwrap();
     assert!(promised > 0.0 && promised <= lease as f64, "{value}");
     let left = locked(&net, &talk.flow);
-    // With a lease as short as this a busy machine may look too late.
+    // It may look too late as well.
     if ended.elapsed().as_secs_f64() < promised {
         assert!(left.is_some(), "said {promised}, and it is not locked");
     }
@@ -195,7 +197,7 @@ fn is_dumped_for_as_long_as_the_disk_wants(lease: u64, more: &[&str]) {
 fn the_lock_lasts_as_long_as_a_slow_disk_and_the_server_works() {
     isolated(
         "disks::the_lock_lasts_as_long_as_a_slow_disk_and_the_server_works",
-        || is_dumped_for_as_long_as_the_disk_wants(3, &[]),
+        || is_dumped_for_as_long_as_the_disk_wants(6, &[]),
     );
 }
 
@@ -204,7 +206,7 @@ fn the_lock_of_iptables_lasts_as_long_as_a_slow_disk() {
     isolated(
         "disks::the_lock_of_iptables_lasts_as_long_as_a_slow_disk",
         || {
-            is_dumped_for_as_long_as_the_disk_wants(3, &["--lock", "iptables"]);
+            is_dumped_for_as_long_as_the_disk_wants(6, &["--lock", "iptables"]);
         },
     );
 }

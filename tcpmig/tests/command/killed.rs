@@ -265,6 +265,8 @@ fn kills_at_any_moment_leave_nothing_or_all() {
     isolated("killed::kills_at_any_moment_leave_nothing_or_all", || {
         let net = Net::new();
         let image = place(&net);
+        // A busy machine may restore later than the short lease lasts.
+        net.silences_resets_of_a();
         let mut echo = net.echo();
         // The whole of a dump, with what starting it takes.
         let begin = Instant::now();

@@ -60,6 +60,14 @@ impl Net {
         self.peer.ip(&line).unwrap();
     }
 
+    /// Host A does not reset connections that it does not know: a test that looks at something else may be late.
+    pub(crate) fn silences_resets_of_a(&self) {
+        let rules = "add table inet late; add chain inet late o { type filter hook output priority 0; }; \
+                     add rule inet late o tcp flags rst drop";
+        let mut command = self.a.command("nft").unwrap();
+        assert!(command.arg(rules).status().unwrap().success());
+    }
+
     /// An echo server on A that knows nothing of tcpmig, and a client at the peer.
     pub(crate) fn echo(&self) -> Echo {
         self.served("PIPE")

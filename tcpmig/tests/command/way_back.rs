@@ -40,6 +40,8 @@ impl Drop for Killed {
 
 struct Client {
     process: Killed,
+    /// What it says about its connection.
+    said: PathBuf,
     stdin: Arc<Mutex<Option<ChildStdin>>>,
     written: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
@@ -65,6 +67,7 @@ impl Talk {
         });
         let client = Client::start(&net);
         until("the first line arrives", || {
+            client.writes();
             std::fs::read_to_string(&heard).is_ok_and(|text| text.contains('\n'))
         });
         let talk = Self {
@@ -87,6 +90,7 @@ impl Talk {
     pub(crate) fn goes_on(&self) {
         let before = self.said().lines().count();
         until("more lines arrive", || {
+            self.client.writes();
             self.said().lines().count() > before + 10
         });
     }
@@ -95,6 +99,7 @@ impl Talk {
     pub(crate) fn peer_writes(&self) {
         let before = self.client.written.load(Ordering::Relaxed);
         until("the peer writes", || {
+            self.client.writes();
             self.client.written.load(Ordering::Relaxed) > before + 10
         });
     }
@@ -160,11 +165,13 @@ impl Talk {
 
 impl Client {
     fn start(net: &Net) -> Self {
+        let said = net.file("client");
         let mut command = net.peer.command("nc").unwrap();
         command
-            .args(["-N", "10.66.0.80", "7000"])
+            .args(["-v", "-N", "10.66.0.80", "7000"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(File::create(&said).unwrap());
         let mut process = Killed(command.spawn().unwrap());
         let stdin = Arc::new(Mutex::new(process.0.stdin.take()));
         let (written, over) = (
@@ -177,8 +184,12 @@ impl Client {
                 while !over.load(Ordering::Relaxed) {
                     let number = written.load(Ordering::Relaxed);
                     let mut stdin = stdin.lock().unwrap();
-                    writeln!(stdin.as_mut().unwrap(), "line {number}").unwrap();
+                    let line = writeln!(stdin.as_mut().unwrap(), "line {number}");
                     drop(stdin);
+                    if line.is_err() {
+                        // Whoever waits for its lines says so.
+                        break;
+                    }
                     written.store(number + 1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(2));
                 }
@@ -186,11 +197,22 @@ impl Client {
         };
         Self {
             process,
+            said,
             stdin,
             written,
             over,
             writer: Some(writer),
         }
+    }
+
+    /// It has not ended.
+    fn writes(&self) {
+        let ended = self
+            .writer
+            .as_ref()
+            .is_some_and(|writer| writer.is_finished());
+        let said = || std::fs::read_to_string(&self.said).unwrap_or_default();
+        assert!(!ended, "the client ended: {}", said());
     }
 
     /// Ends the connection in order, and gives how many lines were written.

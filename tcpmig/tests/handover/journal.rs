@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
-use tcpmig::driver::{Acceptor, Options};
+use tcpmig::driver::{Acceptor, Mover, Options};
 use tcpmig::handover::{Fate, HandoverId, Message};
+use tcpmig_sys::lab::slowed;
 
 use crate::support::{B, Family, Net, Site, Talk, both_ways, kept, kernel_test};
 
@@ -125,7 +126,12 @@ kernel_test!(a_source_that_was_started_again_settles_what_it_can, || {
     drop(b);
     let (fate, reason) = a.call(|here| async move {
         let journal = Arc::new(File::open(&path).unwrap());
-        let mover = here.mover().with_journal(journal);
+        let options = Options {
+            ask_for: slowed(Duration::from_secs(2)),
+            ..here.options.clone()
+        };
+        let mover = Mover::new(here.endpoint.clone(), here.locker.clone(), options);
+        let mover = mover.with_journal(journal);
         let one = mover.resolve().await.remove(0);
         (one.fate, one.reason)
     });

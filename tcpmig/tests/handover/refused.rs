@@ -29,7 +29,23 @@ impl Case {
     }
 
     fn with(net: Net, (peer, server): (TcpStream, TcpStream)) -> (Self, TcpStream) {
-        let (a, b) = Site::pair(&net, &Options::default());
+        let sites = Site::pair(&net, &Options::default());
+        Self::at(net, sites, (peer, server))
+    }
+
+    /// One in which the target does not answer.
+    fn alone() -> (Self, TcpStream) {
+        let net = Net::new();
+        let connected = net.connect(Family::V4);
+        let sites = Site::pair_that_may_lose_one(&net, &Options::default());
+        Self::at(net, sites, connected)
+    }
+
+    fn at(
+        net: Net,
+        (a, b): (Site, Site),
+        (peer, server): (TcpStream, TcpStream),
+    ) -> (Self, TcpStream) {
         let case = Self {
             flow: flow(&server),
             net,
@@ -125,7 +141,7 @@ kernel_test!(a_flow_that_is_locked_on_the_target, || {
 });
 
 kernel_test!(an_application_that_takes_no_more_connections, || {
-    let (case, server) = Case::new(Net::new());
+    let (case, server) = Case::alone();
     case.b.serve();
     case.b.stop_serving();
     let outcome = case.a.move_out(server, None).wait();
@@ -148,7 +164,7 @@ kernel_test!(
 );
 
 kernel_test!(a_target_that_is_not_there, || {
-    let (case, server) = Case::new(Net::new());
+    let (case, server) = Case::alone();
     case.net.b.ip("link set eth0 down").unwrap();
     let outcome = case.a.move_out(server, None).wait();
     case.is_kept(outcome, &["link to the target", "198.18.0.2:7077"]);

@@ -45,13 +45,25 @@ impl Keys {
     }
 }
 
+/// How soon a host finds out that the other is not there, where that is what happens.
+fn soon() -> Duration {
+    lab::slowed(Duration::from_secs(6))
+}
+
 /// An endpoint at `address` on the calling thread's host.
-pub(crate) fn endpoint(address: SocketAddr, [cert, key, ca]: &[String; 3]) -> Endpoint {
+pub(crate) fn endpoint(address: SocketAddr, pem: &[String; 3]) -> Endpoint {
+    endpoint_within(address, pem, soon())
+}
+
+fn endpoint_within(
+    address: SocketAddr,
+    [cert, key, ca]: &[String; 3],
+    handshake: Duration,
+) -> Endpoint {
     let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
     let trust = Trust::anyone_signed_by(Authorities::from_pem(ca.as_bytes()).unwrap());
-    // A host that is not there is found out soon.
     let limits = TransportLimits {
-        handshake: lab::slowed(Duration::from_secs(6)),
+        handshake,
         ..TransportLimits::default()
     };
     Endpoint::bind(address, &identity, &trust, limits).unwrap()
@@ -131,13 +143,22 @@ impl Steer for ByFamily {
     }
 }
 
-/// What a host waits for takes as much longer as its machine is slower.
-fn slowed(options: &Options) -> Options {
+/// What a test does not choose how long to wait for is long for every machine; what it does takes as much longer as its
+/// machine is slower.
+fn patient(options: &Options) -> Options {
+    let default = Options::default();
+    let limit = |chosen: Duration, default: Duration| {
+        if chosen == default {
+            PATIENCE
+        } else {
+            lab::slowed(chosen)
+        }
+    };
     Options {
-        prepared_within: lab::slowed(options.prepared_within),
+        prepared_within: limit(options.prepared_within, default.prepared_within),
         answer_within: lab::slowed(options.answer_within),
-        ask_for: lab::slowed(options.ask_for),
-        commit_within: lab::slowed(options.commit_within),
+        ask_for: limit(options.ask_for, default.ask_for),
+        commit_within: limit(options.commit_within, default.commit_within),
         ..options.clone()
     }
 }
@@ -172,19 +193,39 @@ impl Site {
     }
 
     pub(crate) fn pair_with(net: &Net, keys: &Keys, options: &Options) -> (Self, Self) {
-        let a = Self::of_a(net, keys, options);
-        let b = Self::start(&net.b, keys.pem("host-b"), B, A, "host-a", options);
+        Self::pair_within(net, keys, options, PATIENCE)
+    }
+
+    /// The same, for a test in which one of them is not there: the other finds out soon.
+    pub(crate) fn pair_that_may_lose_one(net: &Net, options: &Options) -> (Self, Self) {
+        Self::pair_within(net, &Keys::new(), options, soon())
+    }
+
+    fn pair_within(net: &Net, keys: &Keys, options: &Options, handshake: Duration) -> (Self, Self) {
+        let start = |host: &Host, name, own, other, other_name| {
+            Self::start(
+                host,
+                keys.pem(name),
+                (own, handshake),
+                other,
+                other_name,
+                options,
+            )
+        };
+        let a = start(&net.a, "host-a", A, B, "host-b");
+        let b = start(&net.b, "host-b", B, A, "host-a");
         (a, b)
     }
 
     pub(crate) fn of_a(net: &Net, keys: &Keys, options: &Options) -> Self {
-        Self::start(&net.a, keys.pem("host-a"), A, B, "host-b", options)
+        let pem = keys.pem("host-a");
+        Self::start(&net.a, pem, (A, PATIENCE), B, "host-b", options)
     }
 
     fn start(
         host: &Host,
         pem: [String; 3],
-        own: &str,
+        (own, handshake): (&str, Duration),
         other: &str,
         other_name: &'static str,
         options: &Options,
@@ -192,7 +233,7 @@ impl Site {
         let namespace = Namespace::open(&host.namespace().path()).unwrap();
         let (sender, mut receiver) = tasks::unbounded_channel::<Task>();
         let (own, other) = (own.parse().unwrap(), other.parse().unwrap());
-        let options = slowed(options);
+        let options = patient(options);
         let work = move || {
             namespace.enter_for_good().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -203,7 +244,7 @@ impl Site {
             local.block_on(&runtime, async move {
                 let locker = Arc::new(tcpmig::locker::nftables().unwrap());
                 let here = Rc::new(Here {
-                    endpoint: endpoint(own, &pem),
+                    endpoint: endpoint_within(own, &pem, handshake),
                     locker,
                     options,
                     other,
