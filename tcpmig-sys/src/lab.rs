@@ -52,7 +52,7 @@ pub enum LabError {
     },
 }
 
-/// How long the kernel may take to start a device, and a program to do what it has to.
+/// How long the kernel may take to start a device.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 type Result<T> = std::result::Result<T, LabError>;
@@ -346,7 +346,7 @@ fn wait_for_device(namespace: &Namespace, device: &str, shows: &[&str]) -> Resul
             let device = device.to_owned();
             return Err(LabError::Silent { device, shown });
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

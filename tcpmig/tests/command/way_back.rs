@@ -210,7 +210,7 @@ impl Client {
         let ended = self
             .writer
             .as_ref()
-            .is_some_and(|writer| writer.is_finished());
+            .is_some_and(std::thread::JoinHandle::is_finished);
         let said = || std::fs::read_to_string(&self.said).unwrap_or_default();
         assert!(!ended, "the client ended: {}", said());
     }

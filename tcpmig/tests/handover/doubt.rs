@@ -28,7 +28,10 @@ pub(crate) async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committe
     let mut fake = Fake::new(here);
     let mut talk = fake.exchange().await;
     let (id, _) = talk.offer().await;
-    let lock = here.locker.lock(&[flow], Duration::from_secs(60)).unwrap();
+    let lock = here
+        .locker
+        .lock(&[flow], Duration::from_secs(3600))
+        .unwrap();
     talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
     talk.commit(id).await;
     fake.hang_up();

@@ -37,14 +37,14 @@ fn options() -> Options {
     }
 }
 
-/// An application that wants to know within a second that its peer is gone, and one that is not read from.
+/// An application that wants to know within three seconds that its peer is gone, and one that is not read from.
 fn impatient(server: &TcpStream) {
     let fd = server.as_fd();
     sockopt::set_keep_alive(fd, true).unwrap();
     sockopt::set_keep_idle(fd, 1).unwrap();
-    sockopt::set_keep_interval(fd, 1).unwrap();
+    sockopt::set_keep_interval(fd, 2).unwrap();
     sockopt::set_keep_count(fd, 1).unwrap();
-    sockopt::set_user_timeout(fd, 1000).unwrap();
+    sockopt::set_user_timeout(fd, 2500).unwrap();
 }
 
 /// Sends for a while, and nothing of the flow comes back.
@@ -183,7 +183,7 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
     );
     expect(&server, &sent);
     both_ways(&peer, &server);
-    assert_eq!(sockopt::user_timeout(server.as_fd()).unwrap(), 1000);
+    assert_eq!(sockopt::user_timeout(server.as_fd()).unwrap(), 2500);
     assert!(sockopt::keep_alive(server.as_fd()).unwrap());
     assert!(server.take_error().unwrap().is_none());
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
@@ -320,7 +320,7 @@ kernel_test!(what_is_prepared_waits_for_longer_than_its_lease, || {
     case.frozen.discard().unwrap();
     expect(&server, &sent);
     both_ways(&case.peer, &server);
-    assert_eq!(sockopt::user_timeout(server.as_fd()).unwrap(), 1000);
+    assert_eq!(sockopt::user_timeout(server.as_fd()).unwrap(), 2500);
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
 });
 

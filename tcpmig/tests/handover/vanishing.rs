@@ -16,11 +16,23 @@ fn kept_with<F>(words: &[&str], target: impl FnOnce(Rc<Here>) -> F + Send + 'sta
 where
     F: Future<Output = ()> + 'static,
 {
-    kept_with_session(0, words, target);
+    kept_on(&Options::default(), 0, words, target);
 }
 
-/// As [`kept_with`], with this many octets of session state.
-fn kept_with_session<F>(
+/// As [`kept_with`], by a target that does not prepare it in time, with this many octets of session state.
+fn kept_in_time<F>(octets: usize, target: impl FnOnce(Rc<Here>) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let options = Options {
+        prepared_within: Duration::from_millis(300),
+        ..Options::default()
+    };
+    kept_on(&options, octets, &["did not prepare it within"], target);
+}
+
+fn kept_on<F>(
+    options: &Options,
     octets: usize,
     words: &[&str],
     target: impl FnOnce(Rc<Here>) -> F + Send + 'static,
@@ -28,11 +40,7 @@ fn kept_with_session<F>(
     F: Future<Output = ()> + 'static,
 {
     let net = Net::new();
-    let options = Options {
-        prepared_within: Duration::from_millis(300),
-        ..Options::default()
-    };
-    let (a, b) = Site::pair(&net, &options);
+    let (a, b) = Site::pair(&net, options);
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
     let ends = net.count_at_peer(END);
@@ -91,7 +99,7 @@ kernel_test!(the_exchange_ends_after_offer, || {
 });
 
 kernel_test!(no_answer_comes, || {
-    kept_with(&["did not prepare it within"], |here| async move {
+    kept_in_time(0, |here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
         let (id, _) = talk.offer().await;
@@ -100,9 +108,8 @@ kernel_test!(no_answer_comes, || {
 });
 
 kernel_test!(a_large_image_is_not_read, || {
-    let words = ["did not prepare it within"];
     // More than a link holds that nobody reads from.
-    kept_with_session(20 << 20, &words, |here| async move {
+    kept_in_time(20 << 20, |here| async move {
         let mut fake = Fake::new(&here);
         let talk = fake.exchange().await;
         here.keep((fake, talk));
