@@ -12,8 +12,8 @@ use nix::unistd::geteuid;
 
 use crate::LockError;
 
-/// How long a process waits for the others.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process waits for the others, of all network namespaces: many of them, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `/run/tcpmig`, or where that cannot be written `$XDG_RUNTIME_DIR/tcpmig`, or else `tcpmig-` and the number of the
 /// user in the directory for temporary files. Made if it is not there, for this user only.
