@@ -52,9 +52,9 @@
 //!
 //! # Files
 //!
-//! [`Iptables`] and [`Link`] keep other processes away with a lock on the file `lock` in `/run/tcpmig` (or where that
-//! cannot be written, `$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary
-//! files). It stays there, empty. [`Link`] has a file beside it for each device that is unplugged.
+//! [`Iptables`] and [`Link`] keep other processes away with a lock on one of the files `lock-0` to `lock-63`, chosen by the
+//! network namespace, in `/run/tcpmig` (or where that cannot be written, `$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's
+//! number in the directory for temporary files). They stay there, empty. [`Link`] has a file beside it for each device that is unplugged.
 //!
 //! # Features
 //!

@@ -11,9 +11,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
 use crate::LockError;
+use crate::namespace::Namespace;
 
-/// How long a process waits for the others, of all network namespaces: many of them, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a process waits for the others.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many files to lock there are. Each network namespace has one, by its number; few share theirs.
+const LOCKS: u64 = 64;
 
 /// `/run/tcpmig`, or where that cannot be written `$XDG_RUNTIME_DIR/tcpmig`, or else `tcpmig-` and the number of the
 /// user in the directory for temporary files. Made if it is not there, for this user only.
@@ -58,7 +62,7 @@ fn make(path: &Path) -> io::Result<()> {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     // It may be there and yet on a file system that cannot be written.
-    open(&path.join("lock")).map(drop)
+    open(&path.join(lock_name(0))).map(drop)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -71,11 +75,15 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Keeps the other processes away from what is read and then changed, until it is dropped. The kernel ends it when
-/// the process dies.
-pub(crate) fn exclusive() -> Result<(PathBuf, Flock<File>), LockError> {
+fn lock_name(namespace: u64) -> String {
+    format!("lock-{}", namespace % LOCKS)
+}
+
+/// Keeps other processes away from what is read and then changed in this network namespace, until it is dropped. The
+/// kernel ends it when the process dies. Hosts that are namespaces of one machine do not wait for each other.
+pub(crate) fn exclusive(namespace: &Namespace) -> Result<(PathBuf, Flock<File>), LockError> {
     let directory = directory()?;
-    let path = directory.join("lock");
+    let path = directory.join(lock_name(namespace.inode()));
     let end = Instant::now() + PATIENCE;
     let mut file = open(&path).map_err(LockError::file(&path))?;
     loop {

@@ -61,7 +61,7 @@ const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 ///
 /// # Many processes
 ///
-/// Processes that lock in the same network namespace keep each other away with a lock on a file, `lock` in
+/// Processes that lock in the same network namespace keep each other away with a lock on a file, `lock-NUMBER` in
 /// `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or `tcpmig-` and the user's number in the directory for temporary files,
 /// where that cannot be written). The two flavours are two sets of rules: a flow that is locked in one is silent, but
 /// handles of the other do not see that.
@@ -278,7 +278,7 @@ impl Shared {
         &self,
         call: impl FnOnce(&Turn<'_>) -> Result<T, LockError> + Send,
     ) -> Result<T, LockError> {
-        let (_, others_wait) = runtime::exclusive()?;
+        let (_, others_wait) = runtime::exclusive(&self.namespace)?;
         let turn = Turn {
             shared: self,
             others_wait,

@@ -228,7 +228,7 @@ impl Link {
     pub fn release_all(flows: &[FourTuple]) -> Result<(), LockError> {
         let flows: HashSet<&FourTuple> = flows.iter().collect();
         let (routes, namespace) = (Routes::new()?, Namespace::current()?);
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&namespace)?;
         for path in state::paths(&directory, namespace.inode())? {
             end_holds(&routes, &namespace, &path, |hold| {
                 hold.flows.retain(|flow| !flows.contains(flow));
@@ -249,7 +249,7 @@ impl Link {
         check_request(flows, lease)?;
         let wanted: HashSet<&FourTuple> = flows.iter().collect();
         let namespace = Namespace::current()?;
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&namespace)?;
         let now = state::now();
         let mut found = HashSet::new();
         let mut renewed = Vec::new();
@@ -293,7 +293,7 @@ impl Link {
     /// [`LockError::StateFile`].
     pub fn unplugged_all() -> Result<Vec<Unplugged>, LockError> {
         let namespace = Namespace::current()?;
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&namespace)?;
         let mut unplugged = Vec::new();
         for path in state::paths(&directory, namespace.inode())? {
             if let Some(state) = State::read(&path)? {
@@ -384,7 +384,7 @@ impl Shared {
     ) -> Result<(String, u64, Vec<Entry>), LockError> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         check_request(flows, lease)?;
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         let path = self.path(&directory);
         let now = state::now();
         let mut state = match State::read(&path)?.filter(|state| state.device == self.device) {
@@ -470,7 +470,7 @@ impl Shared {
         let Some(first) = flows.first() else {
             return Ok(());
         };
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         let path = self.path(&directory);
         let now = state::now();
         let not_held = || LockError::NotHeld(*first);
@@ -504,7 +504,7 @@ impl Shared {
 
     /// Ends the locks that `keep` does not, and puts the device back if none is left.
     fn end(&self, keep: impl FnMut(&mut Hold) -> bool) -> Result<(), LockError> {
-        let (directory, _others_wait) = runtime::exclusive()?;
+        let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         end_holds(&self.routes, &self.namespace, &self.path(&directory), keep)
     }
 }
@@ -553,7 +553,7 @@ fn end_holds(
 }
 
 fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
-    let (directory, _others_wait) = runtime::exclusive()?;
+    let (directory, _others_wait) = runtime::exclusive(namespace)?;
     let mut swept = Swept::default();
     for path in state::paths(&directory, namespace.inode())? {
         let Some(state) = State::read(&path)? else {
@@ -581,7 +581,7 @@ fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
 }
 
 fn list(namespace: &Namespace) -> Result<Vec<Entry>, LockError> {
-    let (directory, _others_wait) = runtime::exclusive()?;
+    let (directory, _others_wait) = runtime::exclusive(namespace)?;
     let now = state::now();
     let mut entries = Vec::new();
     for path in state::paths(&directory, namespace.inode())? {

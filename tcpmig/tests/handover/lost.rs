@@ -74,7 +74,7 @@ const HEADER_BITS: usize = 32 * 8;
 fn recovers(family: Family, segments: usize, of: usize, sack: bool) {
     // A busy machine may itself deliver later than a timer waits: that shows nothing, and is tried again.
     let attempt = || recovers_without_a_timer(family, segments, of, sack);
-    assert!((0..10).any(|_| attempt()), "the target waited for a timer");
+    assert!((0..3).any(|_| attempt()), "the target waited for a timer");
 }
 
 fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bool) -> bool {
