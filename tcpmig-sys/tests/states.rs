@@ -9,9 +9,10 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use support::{Net, kernel_test, nft, nft_output, pattern, until};
-use tcpmig_sys::frozen::{FrozenSocket, Marks, Snapshot};
 use tcpmig_sys::info::{State, info};
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::repair::{
+    ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
+};
 use tcpmig_sys::sockopt::Queue;
 use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
 
