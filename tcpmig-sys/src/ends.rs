@@ -90,3 +90,14 @@ pub(crate) fn unmapped(address: SocketAddr) -> SocketAddr {
         v4 => v4,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_are_ipv4_on_the_wire() {
+        let mapped: SocketAddr = "[::ffff:192.0.2.1]:80".parse().unwrap();
+        assert_eq!(unmapped(mapped), "192.0.2.1:80".parse().unwrap());
+    }
+}

@@ -206,10 +206,7 @@ kernel_test!(a_frozen_mapped_connection_is_mute, || {
 });
 
 /// A socket with the addresses and the beginnings of a snapshot, on the calling thread's host.
-fn connected(
-    snapshot: &Snapshot,
-    (local, remote): (SocketAddr, SocketAddr),
-) -> Result<RestoringSocket, Error> {
+fn connected(snapshot: &Snapshot, Ends { local, remote }: Ends) -> Result<RestoringSocket, Error> {
     let closed = ClosedSocket::open(local.is_ipv6()).unwrap();
     let unread = snapshot.receive_queue.len() as u32;
     let start = QueueStart {
@@ -221,11 +218,7 @@ fn connected(
 }
 
 /// Rebuilds a snapshot on the calling thread's host, impatient as it was.
-fn rebuild(
-    snapshot: &Snapshot,
-    addresses: (SocketAddr, SocketAddr),
-    state: State,
-) -> RestoringSocket {
+fn rebuild(snapshot: &Snapshot, addresses: Ends, state: State) -> RestoringSocket {
     let mut socket = connected(snapshot, addresses).unwrap();
     socket
         .negotiated(&snapshot.negotiated, snapshot.timestamp)
@@ -339,7 +332,7 @@ fn a_half_closed_one(state: State) {
         State::CloseWait => snapshot.marks.rcv_nxt = snapshot.marks.rcv_nxt.wrapping_sub(1),
         _ => snapshot.marks.snd_una = snapshot.marks.snd_una.wrapping_sub(1),
     }
-    let heard = Heard::new(&net, addresses.0.port());
+    let heard = Heard::new(&net, addresses.local.port());
     net.point_peer_at_b();
     let socket = net.b.run(|| rebuild(&snapshot, addresses, state)).unwrap();
     let before = socket.marks().unwrap();

@@ -135,7 +135,7 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
     let mut socket = bound.unwrap().connect(remote, start, 1460).unwrap();
     let negotiated = sockopt::Negotiated {
         mss_clamp: 1460,
-        window_scale: Some((7, 7)),
+        window_scale: Some(sockopt::Scales { snd: 7, rcv: 7 }),
         sack: true,
         timestamps: true,
     };
@@ -194,7 +194,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
                 assert_eq!(waiting, unsent.len() + usize::from(!unsent.is_empty()));
                 let negotiated = sockopt::Negotiated {
                     mss_clamp: 1460,
-                    window_scale: Some((7, 7)),
+                    window_scale: Some(sockopt::Scales { snd: 7, rcv: 7 }),
                     sack: true,
                     timestamps: true,
                 };

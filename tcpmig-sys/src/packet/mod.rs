@@ -197,10 +197,4 @@ mod tests {
             }
         }
     }
-
-    #[test]
-    fn mapped_addresses_are_ipv4_on_the_wire() {
-        let mapped: SocketAddr = "[::ffff:192.0.2.1]:80".parse().unwrap();
-        assert_eq!(unmapped(mapped), "192.0.2.1:80".parse().unwrap());
-    }
 }
