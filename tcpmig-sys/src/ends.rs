@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use socket2::SockRef;
 
 use crate::error::{Error, Result};
-use crate::{raw, sockopt};
+use crate::{raw, seam, sockopt};
 
 /// The two ends of a connection, as its socket has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,10 +28,12 @@ impl Ends {
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let socket = SockRef::from(&fd);
         let not_ip = || io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        seam::enter("getsockname")?;
         let local = socket
             .local_addr()
             .and_then(|a| a.as_socket().ok_or_else(not_ip))
             .map_err(|e| Error::new("getsockname", e))?;
+        seam::enter("getpeername")?;
         let remote = match socket.peer_addr() {
             // It tells no address in SYN_SENT and CLOSE.
             Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => peer_name(fd)?,

@@ -54,6 +54,7 @@ pub mod probe;
 pub mod process;
 mod raw;
 pub mod repair;
+mod seam;
 pub mod settings;
 pub mod sockets;
 pub mod sockopt;

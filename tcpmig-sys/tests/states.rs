@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use support::{Net, kernel_test, nft, nft_output, pattern, until};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::repair::{
-    ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
+    Clock, ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
 };
 use tcpmig_sys::sockopt::Queue;
 use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
@@ -139,7 +139,15 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
         sack: true,
         timestamps: true,
     };
-    socket.negotiated(&negotiated, Some((1000, false))).unwrap();
+    socket
+        .negotiated(
+            &negotiated,
+            Some(Clock {
+                value: 1000,
+                microseconds: false,
+            }),
+        )
+        .unwrap();
     socket.fill_receive_queue(b"received").unwrap();
     socket.fill_send_queue(b"sent", 0).unwrap();
     socket

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::{Ip, Segment, fill_checksum, packet, tcp};
 use crate::ends::{Ends, unmapped};
 use crate::error::{Error, Result};
-use crate::sockopt;
+use crate::{seam, sockopt};
 
 /// A raw socket that speaks for both ends of one connection.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ impl Injector {
     pub(crate) fn open(fd: BorrowedFd<'_>) -> Result<Self> {
         let Ends { local, remote } = Ends::of(fd)?;
         let (local, remote) = (unmapped(local), unmapped(remote));
+        seam::enter("socket(SOCK_RAW)")?;
         let raw = Socket::new(
             Domain::for_address(local),
             Type::RAW.nonblocking(),
@@ -120,6 +121,7 @@ impl Injector {
             sockopt::set_mark(self.raw.as_fd(), mark)?;
             self.mark.store(mark, Ordering::Relaxed);
         }
+        seam::enter("sendto(SOCK_RAW)")?;
         let packet = packet(from, to, tcp, ip);
         let mut to = to;
         // In a raw socket's address the port is the protocol.
@@ -135,6 +137,7 @@ impl Injector {
     /// Then routing chooses the address itself as the source on the way to it, unless it is a secondary one (the
     /// kernel's `fib_add_ifaddr`). That can be bound, as can any address where `ip_nonlocal_bind` is set.
     fn local_is_here(&self, mark: u32) -> Result<bool> {
+        seam::enter("socket(SOCK_DGRAM)")?;
         let socket = Socket::new(
             Domain::for_address(self.local),
             Type::DGRAM,

@@ -19,6 +19,7 @@ use crate::error::{Error, NotMigratable, Result};
 use crate::info::{State, info};
 use crate::packet::Segment;
 use crate::packet::inject::Injector;
+use crate::seam;
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
 
@@ -165,6 +166,7 @@ impl RestoringSocket {
     }
 
     fn shut_down(&self) -> Result<()> {
+        seam::enter("shutdown(SHUT_WR)")?;
         SockRef::from(&self.as_fd())
             .shutdown(Shutdown::Write)
             .map_err(|e| Error::new("shutdown(SHUT_WR)", e))

@@ -74,7 +74,11 @@ impl Still {
     }
 
     fn unmute(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.mute.take().map_or(Ok(()), |mute| mute.lift(fd))
+        let Some(mute) = self.mute.take() else {
+            return Ok(());
+        };
+        // One that stayed mute would be lost, and look alive.
+        mute.lift(fd).or_else(|_| mute::lift(fd))
     }
 }
 
@@ -292,16 +296,17 @@ impl FrozenSocket {
         Ok(())
     }
 
-    /// Takes back all that the freeze did. One failure stops none of the rest.
+    /// Takes back all that the freeze did. One failure stops none of the rest, but a connection that is mute stays under repair, where
+    /// it can be [found](FrozenSocket::left_behind).
     fn end(&mut self) -> Result<()> {
         let mut still = std::mem::take(&mut self.still);
         let fd = self.as_fd();
-        let unmuted = still.unmute(fd);
+        still.unmute(fd)?;
         let ended = self.ended.get().copied();
         let put_back = ended.map_or(Ok(()), |ended| ending::put_back(fd, ended));
         let thawed = wake_up(fd).and_then(|()| sockopt::set_reuse_addr(fd, self.reuse_addr));
         let timers = still.timers.map_or(Ok(()), |timers| timers.put_back(fd));
-        unmuted.and(thawed).and(put_back).and(timers)
+        thawed.and(put_back).and(timers)
     }
 
     fn take(&mut self) -> OwnedFd {

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use socket2::SockRef;
 
 use crate::error::{Error, Result};
+use crate::seam;
 use crate::{raw, sockopt};
 
 /// A partly acknowledged segment at the head of the send queue is peeked whole:
@@ -62,7 +63,10 @@ pub(super) fn append(fd: BorrowedFd<'_>, call: &'static str, octets: &[u8]) -> R
     let mut done = 0;
     while done < octets.len() {
         let end = octets.len().min(done + CHUNK);
-        match socket.send_with_flags(&octets[done..end], libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let sent =
+            seam::announce(call).and_then(|()| socket.send_with_flags(&octets[done..end], flags));
+        match sent {
             Ok(sent) => done += sent,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error)

@@ -24,7 +24,7 @@ use crate::info::{Info, State, info};
 use crate::packet::inject::Injector;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
-use crate::{raw, sockets};
+use crate::{raw, seam, sockets};
 
 /// The kernel refuses others for `TCP_MAXSEG` (its `TCP_MIN_MSS` and `MAX_TCP_WINDOW`).
 const MAXSEG: std::ops::RangeInclusive<u32> = 88..=32767;
@@ -94,6 +94,7 @@ impl ClosedSocket {
     /// [`Error::NoPermission`] without the capability, [`Error::Call`].
     pub fn open(v6: bool) -> Result<Self> {
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+        seam::enter("socket")?;
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
             .map_err(|e| Error::new("socket", e))?;
         sockopt::set_repair(socket.as_fd(), Repair::On)?;

@@ -7,6 +7,7 @@ use socket2::{SockAddr, Socket};
 use super::{Lookup, Occupant};
 use crate::error::{Error, Result};
 use crate::info::State;
+use crate::seam;
 
 /// `connect`, whose error says what has the four-tuple.
 ///
@@ -14,7 +15,10 @@ use crate::info::State;
 /// elsewhere with numbers of its own, so that the peer has forgotten the earlier one, and nothing waits for its end.
 pub(crate) fn connect(socket: &Socket, remote: SocketAddr) -> Result<()> {
     let failed = |source| Error::new("connect", source);
-    let connect = || socket.connect(&SockAddr::from(remote));
+    let connect = || {
+        seam::announce("connect")?;
+        socket.connect(&SockAddr::from(remote))
+    };
     let error = match connect() {
         Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => error,
         other => return other.map_err(failed),

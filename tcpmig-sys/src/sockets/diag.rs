@@ -12,7 +12,7 @@ use super::occupant::Occupant;
 use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::State;
-use crate::{netns, raw, sockopt};
+use crate::{netns, raw, seam, sockopt};
 
 /// `linux/netlink.h`, `linux/sock_diag.h` and `linux/inet_diag.h`.
 pub(crate) const NETLINK_SOCK_DIAG: i32 = 4;
@@ -114,6 +114,7 @@ fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
         (None, SocketAddr::V4(_)) => 0,
     };
     let asked = with_netlink(fd, |mut netlink| {
+        seam::announce(CALL)?;
         netlink.write_all(&request(local, remote, device))?;
         let mut answer = vec![0; 1 << 13];
         let len = netlink.read(&mut answer)?;

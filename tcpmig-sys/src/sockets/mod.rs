@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
 use crate::info::State;
+use crate::seam;
 
 mod connect;
 pub(crate) mod diag;
@@ -167,6 +168,7 @@ impl Channel {
         };
         self.sequence = self.sequence.wrapping_add(1);
         diag::number(&mut request, self.sequence);
+        seam::announce(CALL)?;
         netlink.write_all(&request)?;
         let mut answer = [0; 1 << 13];
         loop {

@@ -11,6 +11,8 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 
+pub mod calls;
+
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
 use crate::raw;
