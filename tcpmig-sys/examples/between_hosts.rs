@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 
-use tcpmig_sys::frozen::{self, FrozenSocket};
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::lab::{Host, Lab};
 use tcpmig_sys::netns;
-use tcpmig_sys::rebuild::{ClosedSocket, write_unsent};
+use tcpmig_sys::repair::{ClosedSocket, FrozenSocket, write_unsent};
 
 const SERVICE: &str = "10.0.0.80";
 
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Nothing may reach or leave a socket that is frozen: the numbers that are read have to stay true.
     lock(&a)?;
     let server: OwnedFd = server.into();
-    let (local, remote) = frozen::addresses(server.as_fd())?;
+    let Ends { local, remote } = Ends::of(server.as_fd())?;
     let frozen = FrozenSocket::freeze(server)?;
     let snapshot = frozen.read()?;
     // From here on host A knows nothing of the connection; no packet has told the client.

@@ -49,7 +49,7 @@ pub enum Error {
         /// Where it is.
         device: String,
         /// Why not.
-        because: crate::NotUsable,
+        because: crate::repair::NotUsable,
     },
     /// A value came back with another length than its type has.
     #[error("{call}: the kernel returned {got} octets instead of {expected}")]
@@ -155,7 +155,7 @@ pub enum NotMigratable {
     #[error("its segments are signed with keys of the TCP authentication option (TCP-AO)")]
     Ao,
     /// Its filter cannot be changed, and this kernel has no other means to keep what arrives from the connection while
-    /// it stands still (see [`mute`](crate::mute)).
+    /// it stands still (see [`mute`](crate::repair::mute)).
     #[error(
         "its filter is locked (SO_LOCK_FILTER), and this kernel has no policies of IPsec for sockets, without which nothing else keeps it silent"
     )]

@@ -8,6 +8,7 @@ use socket2::SockRef;
 
 use crate::error::{Error, Result};
 use crate::info::{State, info};
+use crate::seam;
 
 /// `fcntl(F_GETFL)`: whether calls on the descriptor return instead of waiting
 /// (`O_NONBLOCK`, which all duplicates of a descriptor share).
@@ -17,6 +18,7 @@ use crate::info::{State, info};
 /// [`Error::Call`].
 #[doc(alias = "O_NONBLOCK")]
 pub fn non_blocking(fd: BorrowedFd<'_>) -> Result<bool> {
+    seam::enter("fcntl(F_GETFL)")?;
     let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::new("fcntl(F_GETFL)", e.into()))?;
     Ok(OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK))
 }
@@ -28,9 +30,11 @@ pub fn non_blocking(fd: BorrowedFd<'_>) -> Result<bool> {
 /// [`Error::Call`].
 #[doc(alias = "O_NONBLOCK")]
 pub fn set_non_blocking(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
+    seam::enter("fcntl(F_GETFL)")?;
     let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| Error::new("fcntl(F_GETFL)", e.into()))?;
     let mut flags = OFlag::from_bits_truncate(flags);
     flags.set(OFlag::O_NONBLOCK, on);
+    seam::enter("fcntl(F_SETFL)")?;
     fcntl(fd, FcntlArg::F_SETFL(flags)).map_err(|e| Error::new("fcntl(F_SETFL)", e.into()))?;
     Ok(())
 }
@@ -43,6 +47,7 @@ pub fn set_non_blocking(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
 /// [`Error::Call`].
 #[doc(alias = "FD_CLOEXEC")]
 pub fn close_on_exec(fd: BorrowedFd<'_>) -> Result<bool> {
+    seam::enter("fcntl(F_GETFD)")?;
     let flags = fcntl(fd, FcntlArg::F_GETFD).map_err(|e| Error::new("fcntl(F_GETFD)", e.into()))?;
     Ok(FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC))
 }
@@ -59,6 +64,7 @@ pub fn set_close_on_exec(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
     } else {
         FdFlag::empty()
     };
+    seam::enter("fcntl(F_SETFD)")?;
     fcntl(fd, FcntlArg::F_SETFD(flags)).map_err(|e| Error::new("fcntl(F_SETFD)", e.into()))?;
     Ok(())
 }
@@ -75,6 +81,7 @@ pub fn read_shut(fd: BorrowedFd<'_>) -> Result<bool> {
         fd,
         PollFlags::from_bits_retain(libc::POLLRDHUP),
     )];
+    seam::enter("poll(POLLRDHUP)")?;
     poll(&mut polled, PollTimeout::ZERO).map_err(|e| Error::new("poll(POLLRDHUP)", e.into()))?;
     // `nix` has no name for the flag, and `revents` is nothing if there are unknown ones.
     let shut = polled[0].revents() != Some(PollFlags::empty());

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::error::{Error, Result};
 use crate::raw;
+use crate::sockopt::Scales;
 use crate::uapi;
 
 /// The state of a connection (RFC 9293 section 3.3.2), with the kernel's numbers.
@@ -48,7 +49,7 @@ impl State {
     }
 
     /// Whether a connection in this state can be rebuilt by
-    /// [`RestoringSocket::reach`](crate::rebuild::RestoringSocket::reach): both ends know each other, and it has not ended.
+    /// [`RestoringSocket::reach`](crate::repair::RestoringSocket::reach): both ends know each other, and it has not ended.
     /// What is being opened (`SYN_SENT`) and what has ended (CLOSE) is rebuilt in other ways.
     #[must_use]
     pub fn is_movable(self) -> bool {
@@ -97,7 +98,7 @@ pub struct Info {
     /// Selective acknowledgements are in use.
     pub sack: bool,
     /// Shifts of the peer's and of our windows, if the option is in use.
-    pub window_scale: Option<(u8, u8)>,
+    pub window_scale: Option<Scales>,
     /// Current maximum segment size for sending, in octets.
     pub snd_mss: u32,
     /// Largest segment that this end told the peer it takes, in octets.
@@ -231,7 +232,7 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
         timestamps: options & uapi::TCPI_OPT_TIMESTAMPS != 0,
         timestamps_in_microseconds: options & uapi::TCPI_OPT_USEC_TS != 0,
         sack: options & uapi::TCPI_OPT_SACK != 0,
-        window_scale: (options & uapi::TCPI_OPT_WSCALE != 0).then_some((snd, rcv)),
+        window_scale: (options & uapi::TCPI_OPT_WSCALE != 0).then_some(Scales { snd, rcv }),
         advmss: word(84),
         rto: word(8),
         snd_mss: word(16),

@@ -8,15 +8,16 @@
 //! an ordinary user has inside `unshare -Urn`. Rebuilding a connection that one end has closed needs `CAP_NET_RAW`
 //! as well: segments of the peer are then sent from this host to itself.
 //!
-//! - [`frozen::FrozenSocket`]: a connection under repair that goes on here when dropped.
-//! - [`rebuild`]: a connection made again from its numbers; dropped, it vanishes
-//!   without a packet.
-//! - [`mute`]: both are silent while they stand still, whatever the packet filters do.
+//! - [`repair`]: [`FrozenSocket`](repair::FrozenSocket), a connection under repair that goes on here when dropped, and
+//!   [`RestoringSocket`](repair::RestoringSocket), one made again from its numbers; dropped, it vanishes without a packet.
+//!   Both are [mute](repair::mute) while they stand still, whatever the packet filters do.
 //! - [`listener`]: a listener made again, and what waits in it.
-//! - [`sockopt`], [`info`]: one function per socket option. [`options`]: what becomes of every option there is.
-//! - [`sockets`]: whether a connection is there, or what is left of one. [`owners`], [`take`]: which processes have it, and their descriptors. [`pause`]: they stand still meanwhile. [`netns`]: network namespaces.
-//!   [`exec`]: handing a connection to a program. [`descriptors`]: the descriptor table. [`settings`]: what a process without privileges may set. [`signals`]: held back while
-//!   something is half-done. [`files`]: a file that never replaces another. [`probe`]: what this kernel and process can do.
+//! - [`sockopt`], [`info`], [`ends`]: one function per socket option, and what else a socket tells. [`options`]: what becomes
+//!   of every option there is.
+//! - [`sockets`]: which connections there are, or what is left of them.
+//! - [`process`]: who has a connection, their descriptors, and how they stand still meanwhile; handing a connection to a program.
+//! - [`netns`]: network namespaces. [`settings`]: what a process without privileges may set. [`files`]: a file that never
+//!   replaces another. [`probe`]: what this kernel and process can do.
 //!
 //! The whole way of a connection from one host to another is in `examples/between_hosts.rs`.
 //!
@@ -24,7 +25,7 @@
 //!
 //! ```no_run
 //! use std::net::TcpStream;
-//! use tcpmig_sys::frozen::FrozenSocket;
+//! use tcpmig_sys::repair::FrozenSocket;
 //!
 //! let stream = TcpStream::connect("10.0.0.9:80")?;
 //! let frozen = FrozenSocket::freeze(stream.into())?;
@@ -38,47 +39,28 @@
 //!
 //! * `lab`: small networks of namespaces, for demonstrations and tests.
 
-mod arrive;
-mod closing;
-pub mod deliver;
-pub mod descriptors;
-mod diag;
-mod ended;
+pub mod ends;
 mod error;
-pub mod exec;
 pub mod files;
 pub mod flags;
-pub mod following;
-pub mod frozen;
 pub mod info;
-mod inject;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod listener;
-mod local_address;
-pub mod mute;
 pub mod netns;
-mod opening;
 pub mod options;
-pub mod owners;
-pub mod passing;
-pub mod pause;
+mod packet;
 pub mod probe;
-mod queue;
+pub mod process;
 mod raw;
-pub mod rebuild;
+pub mod repair;
+mod seam;
 pub mod settings;
-pub mod signals;
 pub mod sockets;
 pub mod sockopt;
-pub mod take;
 mod uapi;
-mod wake;
 
-pub use ended::Ended;
 pub use error::{Error, NotMigratable, Result};
-pub use local_address::NotUsable;
-pub use uapi::RepairWindow;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -7,7 +7,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::error::{Error, NotMigratable, Result};
 use crate::info::{State, counters, info};
-use crate::{local_address, raw, sockopt};
+use crate::repair::local_address;
+use crate::{raw, sockopt};
 
 /// Connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
-use crate::mute::{self, Means};
+use crate::process::{descriptors, take};
+use crate::repair::mute::{self, Means};
 use crate::sockopt::{self, Repair};
-use crate::{descriptors, netns, rebuild, take};
+use crate::{netns, repair};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +234,13 @@ fn options() -> Check {
 /// Whether a timestamp clock can count microseconds, as that of a connection from elsewhere may do.
 fn microseconds() -> Check {
     let outcome = repaired().and_then(|socket| {
-        rebuild::set_clock(socket.as_fd(), 0, true)?;
+        repair::set_clock(
+            socket.as_fd(),
+            repair::Clock {
+                value: 0,
+                microseconds: true,
+            },
+        )?;
         Ok("clocks of milliseconds and of microseconds can be restored".to_owned())
     });
     check(

@@ -5,6 +5,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::error::{Error, Result};
+use crate::seam;
 
 /// Types that the kernel may fill with any octets: plain integers and
 /// `repr(C)` structs of them without padding.
@@ -42,6 +43,7 @@ pub(crate) fn get_octets(
     call: &'static str,
     buffer: &mut [u8],
 ) -> Result<usize> {
+    seam::enter(call)?;
     let mut len = buffer.len() as libc::socklen_t;
     // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
     let status = unsafe {
@@ -66,6 +68,7 @@ pub(crate) fn get<T: Plain>(
     name: i32,
     call: &'static str,
 ) -> Result<T> {
+    seam::enter(call)?;
     let mut value = MaybeUninit::<T>::zeroed();
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
@@ -100,6 +103,7 @@ pub(crate) fn set_slice<T: Plain>(
     call: &'static str,
     values: &[T],
 ) -> Result<()> {
+    seam::enter(call)?;
     // SAFETY: the pointer and the length describe `values`, which outlives the call.
     let status = unsafe {
         libc::setsockopt(
@@ -134,6 +138,7 @@ pub(crate) fn set_nothing(
     name: i32,
     call: &'static str,
 ) -> Result<()> {
+    seam::enter(call)?;
     // SAFETY: no pointer is passed, and the length says so.
     let status = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::null(), 0) };
     if status < 0 {
@@ -144,6 +149,7 @@ pub(crate) fn set_nothing(
 
 /// `getsockopt(SO_GET_FILTER)`, whose length counts instructions; how many there are.
 pub(crate) fn get_filter(fd: BorrowedFd<'_>, buffer: &mut [libc::sock_filter]) -> Result<usize> {
+    seam::enter("getsockopt(SO_GET_FILTER)")?;
     let mut count = buffer.len() as libc::socklen_t;
     // SAFETY: the pointer and the count describe `buffer`, of which the kernel writes at most that
     // many instructions (sk_get_filter), and it outlives the call.
@@ -167,6 +173,7 @@ pub(crate) fn attach_filter(
     fd: BorrowedFd<'_>,
     instructions: &mut [libc::sock_filter],
 ) -> Result<()> {
+    seam::enter("setsockopt(SO_ATTACH_FILTER)")?;
     let program = libc::sock_fprog {
         len: u16::try_from(instructions.len()).unwrap_or(u16::MAX),
         filter: instructions.as_mut_ptr(),
@@ -230,6 +237,7 @@ pub(crate) fn ioctl_int(
     request: libc::c_ulong,
     call: &'static str,
 ) -> Result<i32> {
+    seam::enter(call)?;
     let mut value: libc::c_int = 0;
     // SAFETY: the requests used here (SIOCINQ, SIOCOUTQ, SIOCOUTQNSD) write one int.
     let status = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw mut value) };
@@ -245,6 +253,7 @@ pub(crate) fn ioctl_descriptor(
     request: libc::c_ulong,
     call: &'static str,
 ) -> Result<OwnedFd> {
+    seam::enter(call)?;
     // SAFETY: the request used here (SIOCGSKNS) takes no argument.
     let got = unsafe { libc::ioctl(fd.as_raw_fd(), request as _) };
     if got < 0 {
@@ -262,6 +271,7 @@ pub(crate) fn peek(
     fd: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
 ) -> io::Result<std::result::Result<usize, usize>> {
+    seam::announce("recv(MSG_PEEK)")?;
     let room = buffer.spare_capacity_mut();
     let capacity = room.len();
     // SAFETY: the pointer and the length describe the spare room of `buffer`.
@@ -285,6 +295,7 @@ pub(crate) fn peek(
 
 /// `recvmsg` of the first octet, which stays in the queue: what `TCP_INQ` says of the queue beside it, if it says anything.
 pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    seam::announce("recvmsg(MSG_PEEK)")?;
     // Timestamps may come beside it. `u64` for the alignment of `cmsghdr`.
     let mut control = [0_u64; 64];
     let mut octet = [0_u8; 1];
@@ -328,6 +339,7 @@ pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 
 /// `connect` to `AF_UNSPEC`, which no address type of the standard library can say.
 pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
+    seam::enter("connect(AF_UNSPEC)")?;
     let unspec = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],

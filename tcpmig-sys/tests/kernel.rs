@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use support::{Net, kernel_test, nft, pattern};
-use tcpmig_sys::frozen::{self, FrozenSocket, Snapshot};
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, write_unsent};
+use tcpmig_sys::repair::{self, ClosedSocket, FrozenSocket, QueueStart, Snapshot, write_unsent};
 use tcpmig_sys::{Error, NotMigratable, sockopt};
 
 /// Rebuilds a snapshot on the calling thread's host.
@@ -47,7 +47,7 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
 fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
     let (mut peer, server) = net.connect(v6);
     let server: OwnedFd = server.into();
-    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
 
     // Fill the receive queue until the kernel says that it is there, then the send queue
     // with the peer's acknowledgements cut off.
@@ -231,7 +231,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
         .send_out_of_band(b"!")
         .unwrap();
     support::until("the urgent octet arrives", || {
-        frozen::check(server.as_fd()).is_err()
+        repair::check(server.as_fd()).is_err()
     });
     let (fd, reason) = refusal(server.try_clone().unwrap().into());
     assert_eq!(reason, NotMigratable::Urgent);
@@ -268,7 +268,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
 kernel_test!(the_same_connection_cannot_live_here_twice, || {
     let net = Net::new();
     let (peer, server) = net.connect(false);
-    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     net.a
         .run(|| {
             let bound = ClosedSocket::open(false).unwrap().bind(local).unwrap();
@@ -288,7 +288,7 @@ kernel_test!(a_restored_connection_sends_full_segments_at_once, || {
     let net = Net::new();
     let (_peer, server) = net.connect(false);
     let before = info(server.as_fd()).unwrap().snd_mss;
-    let (local, remote) = frozen::addresses(server.as_fd()).unwrap();
+    let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
     let snapshot = frozen.read().unwrap();
     frozen.discard().unwrap();
@@ -306,9 +306,9 @@ kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let process = tcpmig_sys::take::Process::open(child.id()).unwrap();
+    let process = tcpmig_sys::process::take::Process::open(child.id()).unwrap();
     let taken = process.descriptor(0).unwrap();
-    let mut holders = tcpmig_sys::pause::Holders::of(taken.as_fd()).unwrap();
+    let mut holders = tcpmig_sys::process::pause::Holders::of(taken.as_fd()).unwrap();
     assert!(holders.pids().eq([child.id()]));
     let paused = holders.pause().unwrap();
     assert!(taken.as_raw_fd() > 2);

@@ -9,11 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use support::{Net, kernel_test, nft, nft_output, pattern};
-use tcpmig_sys::frozen::{self, FrozenSocket, Snapshot};
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::slowed;
-use tcpmig_sys::mute;
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::repair::{ClosedSocket, FrozenSocket, QueueStart, RestoringSocket, Snapshot, mute};
 use tcpmig_sys::sockopt::{self, FilterInstruction};
 use tcpmig_sys::{Error, NotMigratable};
 
@@ -207,10 +206,7 @@ kernel_test!(a_frozen_mapped_connection_is_mute, || {
 });
 
 /// A socket with the addresses and the beginnings of a snapshot, on the calling thread's host.
-fn connected(
-    snapshot: &Snapshot,
-    (local, remote): (SocketAddr, SocketAddr),
-) -> Result<RestoringSocket, Error> {
+fn connected(snapshot: &Snapshot, Ends { local, remote }: Ends) -> Result<RestoringSocket, Error> {
     let closed = ClosedSocket::open(local.is_ipv6()).unwrap();
     let unread = snapshot.receive_queue.len() as u32;
     let start = QueueStart {
@@ -222,11 +218,7 @@ fn connected(
 }
 
 /// Rebuilds a snapshot on the calling thread's host, impatient as it was.
-fn rebuild(
-    snapshot: &Snapshot,
-    addresses: (SocketAddr, SocketAddr),
-    state: State,
-) -> RestoringSocket {
+fn rebuild(snapshot: &Snapshot, addresses: Ends, state: State) -> RestoringSocket {
     let mut socket = connected(snapshot, addresses).unwrap();
     socket
         .negotiated(&snapshot.negotiated, snapshot.timestamp)
@@ -246,7 +238,7 @@ const MARK: u32 = 0x77;
 fn a_rebuilt_one(family: Family) {
     let mut case = Case::new(family);
     let server = case.server.take().unwrap();
-    let addresses = frozen::addresses(server.as_fd()).unwrap();
+    let addresses = Ends::of(server.as_fd()).unwrap();
     let frozen = FrozenSocket::freeze(server).unwrap();
     let snapshot = frozen.read().unwrap();
     frozen.discard().unwrap();
@@ -269,7 +261,7 @@ fn a_rebuilt_one(family: Family) {
 fn one_that_steps_aside(family: Family) {
     let mut case = Case::new(family);
     let server = case.server.take().unwrap();
-    let addresses = frozen::addresses(server.as_fd()).unwrap();
+    let addresses = Ends::of(server.as_fd()).unwrap();
     let frozen = FrozenSocket::freeze(server).unwrap();
     let snapshot = frozen.read().unwrap();
     frozen.discard().unwrap();
@@ -316,7 +308,7 @@ kernel_test!(a_rebuilt_mapped_connection_is_mute, || {
 fn a_half_closed_one(state: State) {
     let net = Net::new();
     let (mut peer, server) = net.connect(false);
-    let addresses = frozen::addresses(server.as_fd()).unwrap();
+    let addresses = Ends::of(server.as_fd()).unwrap();
     let server_fd = server.try_clone().unwrap();
     match state {
         State::CloseWait => peer.shutdown(Shutdown::Write).unwrap(),
@@ -340,7 +332,7 @@ fn a_half_closed_one(state: State) {
         State::CloseWait => snapshot.marks.rcv_nxt = snapshot.marks.rcv_nxt.wrapping_sub(1),
         _ => snapshot.marks.snd_una = snapshot.marks.snd_una.wrapping_sub(1),
     }
-    let heard = Heard::new(&net, addresses.0.port());
+    let heard = Heard::new(&net, addresses.local.port());
     net.point_peer_at_b();
     let socket = net.b.run(|| rebuild(&snapshot, addresses, state)).unwrap();
     let before = socket.marks().unwrap();
@@ -559,7 +551,7 @@ fn one_that_a_dead_holder_left(family: Family) {
             .error,
         Error::NotUnderRepair
     ));
-    let before = frozen::addresses(server.as_fd()).unwrap();
+    let before = Ends::of(server.as_fd()).unwrap();
     let twin = server.try_clone().unwrap();
     std::mem::forget(FrozenSocket::freeze(twin).unwrap());
     case.stands_still();
@@ -568,7 +560,7 @@ fn one_that_a_dead_holder_left(family: Family) {
         let left = FrozenSocket::left_behind(server.try_clone().unwrap()).unwrap();
         left.thaw().unwrap()
     });
-    assert_eq!(frozen::addresses(thawed.unwrap().as_fd()).unwrap(), before);
+    assert_eq!(Ends::of(thawed.unwrap().as_fd()).unwrap(), before);
     is_impatient(&server);
     assert_eq!(sockopt::reuse_addr(server.as_fd()).unwrap(), 1);
     case.goes_on(begin, server.into());

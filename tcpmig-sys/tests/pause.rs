@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::epoll;
 use support::{Net, kernel_test, until};
-use tcpmig_sys::frozen::FrozenSocket;
-use tcpmig_sys::pause::Holders;
+use tcpmig_sys::process::pause::Holders;
+use tcpmig_sys::repair::FrozenSocket;
 
 /// What this program does when another one starts it.
 const ROLE: &str = "TCPMIG_TEST_ROLE";

@@ -9,9 +9,10 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use support::{Net, kernel_test, nft, nft_output, pattern, until};
-use tcpmig_sys::frozen::{FrozenSocket, Marks, Snapshot};
 use tcpmig_sys::info::{State, info};
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket};
+use tcpmig_sys::repair::{
+    Clock, ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
+};
 use tcpmig_sys::sockopt::Queue;
 use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
 
@@ -134,11 +135,19 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
     let mut socket = bound.unwrap().connect(remote, start, 1460).unwrap();
     let negotiated = sockopt::Negotiated {
         mss_clamp: 1460,
-        window_scale: Some((7, 7)),
+        window_scale: Some(sockopt::Scales { snd: 7, rcv: 7 }),
         sack: true,
         timestamps: true,
     };
-    socket.negotiated(&negotiated, Some((1000, false))).unwrap();
+    socket
+        .negotiated(
+            &negotiated,
+            Some(Clock {
+                value: 1000,
+                microseconds: false,
+            }),
+        )
+        .unwrap();
     socket.fill_receive_queue(b"received").unwrap();
     socket.fill_send_queue(b"sent", 0).unwrap();
     socket
@@ -193,7 +202,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
                 assert_eq!(waiting, unsent.len() + usize::from(!unsent.is_empty()));
                 let negotiated = sockopt::Negotiated {
                     mss_clamp: 1460,
-                    window_scale: Some((7, 7)),
+                    window_scale: Some(sockopt::Scales { snd: 7, rcv: 7 }),
                     sack: true,
                     timestamps: true,
                 };

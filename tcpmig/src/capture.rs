@@ -13,9 +13,8 @@ use tcpmig_format::{
 };
 use tcpmig_lock::conntrack::{self, Translation};
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
-use tcpmig_sys::deliver::Delivery;
-use tcpmig_sys::frozen::{self, FrozenSocket, Progress};
 use tcpmig_sys::info::State;
+use tcpmig_sys::repair::{self, Delivery, FrozenSocket, Progress};
 
 use crate::hold::{Hold, Keep};
 use crate::restore::INJECT_MARK;
@@ -94,7 +93,7 @@ impl Plan {
     /// a TCP connection in a state that can be moved, or with the call that failed; [`CaptureError::Translated`] if this
     /// host rewrites its packets, as far as that can be seen (see [`conntrack`]).
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
-        let info = frozen::check(fd)?;
+        let info = repair::check(fd)?;
         tcpmig_sys::options::check_further(fd)?;
         let ip = options::ip(fd)?;
         if let Some(translation) =
@@ -123,7 +122,7 @@ impl Plan {
     }
 }
 
-/// A connection that stands still: its packets are locked and its socket is under repair, and [mute](tcpmig_sys::mute) also
+/// A connection that stands still: its packets are locked and its socket is under repair, and [mute](tcpmig_sys::repair::mute) also
 /// when the lock has ended.
 ///
 /// Dropping it keeps it: unlocked first, so that the probe at the end of repair can leave and
@@ -195,7 +194,7 @@ impl Frozen {
                 read: None,
                 captured: Vec::new(),
             }),
-            Err(frozen::FreezeError { fd, error }) => Err(NotFrozen {
+            Err(repair::FreezeError { fd, error }) => Err(NotFrozen {
                 fd,
                 error: error.into(),
             }),
@@ -284,7 +283,7 @@ impl Frozen {
 
     /// The connection goes on here, and gets what was captured for it, on the calling thread's host. Without
     /// `CAP_NET_RAW` that is lost, and the peer sends it again. One in CLOSE ends here
-    /// again as it had, see [`FrozenSocket::read`](tcpmig_sys::frozen::FrozenSocket::read).
+    /// again as it had, see [`FrozenSocket::read`](tcpmig_sys::repair::FrozenSocket::read).
     ///
     /// # Errors
     ///
@@ -305,7 +304,7 @@ impl Frozen {
         captured.extend(late);
         let fd = socket
             .thaw()
-            .map_err(|frozen::FreezeError { fd, error }| NotFrozen {
+            .map_err(|repair::FreezeError { fd, error }| NotFrozen {
                 fd,
                 error: error.into(),
             })?;

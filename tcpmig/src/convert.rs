@@ -8,10 +8,10 @@ use tcpmig_format::{
     InvalidTcp, Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketOptions,
     TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
-use tcpmig_sys::frozen::{Marks, Snapshot};
 use tcpmig_sys::info::State;
+use tcpmig_sys::repair::{Clock, Ended, Marks, RepairWindow, Snapshot};
 use tcpmig_sys::sockopt;
-use tcpmig_sys::{Ended, RepairWindow};
+use tcpmig_sys::sockopt::Scales;
 
 /// The image of what was read from a frozen connection.
 pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpImage, InvalidTcp> {
@@ -45,11 +45,11 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             mss_clamp: negotiated.mss_clamp.max(1),
             window_scale: negotiated
                 .window_scale
-                .map(|(snd, rcv)| WindowScale { snd, rcv }),
+                .map(|Scales { snd, rcv }| WindowScale { snd, rcv }),
             sack: negotiated.sack,
-            timestamps: snapshot.timestamp.map(|(value, microseconds)| Timestamps {
-                value,
-                unit: if microseconds {
+            timestamps: snapshot.timestamp.map(|clock| Timestamps {
+                value: clock.value,
+                unit: if clock.microseconds {
                     TimestampUnit::Microseconds
                 } else {
                     TimestampUnit::Milliseconds
@@ -157,17 +157,21 @@ pub(crate) fn marks(tcp: &TcpParts, state: State) -> Marks {
 pub(crate) fn negotiated(image: &Negotiated) -> sockopt::Negotiated {
     sockopt::Negotiated {
         mss_clamp: image.mss_clamp,
-        window_scale: image.window_scale.map(|scale| (scale.snd, scale.rcv)),
+        window_scale: image.window_scale.map(|scale| Scales {
+            snd: scale.snd,
+            rcv: scale.rcv,
+        }),
         sack: image.sack,
         timestamps: image.timestamps.is_some(),
     }
 }
 
 /// The timestamp clock, as the kernel takes it.
-pub(crate) fn timestamp(image: &Negotiated) -> Option<(u32, bool)> {
-    image
-        .timestamps
-        .map(|t| (t.value, t.unit == TimestampUnit::Microseconds))
+pub(crate) fn timestamp(image: &Negotiated) -> Option<Clock> {
+    image.timestamps.map(|timestamps| Clock {
+        value: timestamps.value,
+        microseconds: timestamps.unit == TimestampUnit::Microseconds,
+    })
 }
 
 /// The windows, as the kernel takes them.

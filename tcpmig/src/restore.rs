@@ -13,10 +13,9 @@ use tcpmig_format::{
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
-use tcpmig_sys::frozen::Marks;
 use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart, RestoringSocket, write_unsent};
+use tcpmig_sys::repair::{ClosedSocket, Marks, QueueStart, RestoringSocket, write_unsent};
 
 use crate::capture::deliver;
 use crate::convert;
@@ -72,7 +71,7 @@ pub enum RestoreError {
     Socket(#[from] tcpmig_sys::Error),
 }
 
-/// A connection that is rebuilt, locked and under repair, and [mute](tcpmig_sys::mute) also when the lock has ended.
+/// A connection that is rebuilt, locked and under repair, and [mute](tcpmig_sys::repair::mute) also when the lock has ended.
 #[derive(Debug)]
 #[must_use = "dropping discards the connection without a packet"]
 pub struct Prepared {

@@ -17,7 +17,8 @@ pub use socket::SOCKET;
 pub use tcp::TCP;
 
 use crate::error::{Error, NotMigratable, Result};
-use crate::{diag, raw, sockopt};
+use crate::sockets::diag;
+use crate::{raw, sockopt};
 
 /// The level of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,7 @@ pub(crate) const fn assert_known(name: &str, level: i32, number: i32) {
 
 /// Refuses a connection that uses an option which the tables call [`Fate::Refused`], without touching it.
 ///
-/// Only `sock_diag` tells of MD5 keys, in about 9 µs, so this is apart from [`frozen::check`](crate::frozen::check), which
+/// Only `sock_diag` tells of MD5 keys, in about 9 µs, so this is apart from [`repair::check`](crate::repair::check), which
 /// is run again when a connection is frozen. The thread has to be in the network namespace of the socket. A kernel
 /// without `CONFIG_INET_TCP_DIAG` tells nothing of the keys, and nothing is refused for them then.
 ///
@@ -175,7 +176,7 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
     refuse(fd, |_| true)
 }
 
-/// As [`check`], of a connection that [`frozen::check`](crate::frozen::check) has found movable: without what that has seen.
+/// As [`check`], of a connection that [`repair::check`](crate::repair::check) has found movable: without what that has seen.
 ///
 /// # Errors
 ///
@@ -184,7 +185,7 @@ pub fn check_further(fd: BorrowedFd<'_>) -> Result<()> {
     refuse(fd, |option| !SEEN_BY_EXAMINE.contains(&option.name))
 }
 
-/// What [`frozen::check`](crate::frozen::check) refuses.
+/// What [`repair::check`](crate::repair::check) refuses.
 const SEEN_BY_EXAMINE: [&str; 3] = ["TCP_AO_INFO", "TCP_REPAIR", "TCP_ULP"];
 
 fn refuse(fd: BorrowedFd<'_>, looks_at: impl Fn(&KnownOption) -> bool) -> Result<()> {

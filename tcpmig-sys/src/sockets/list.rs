@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::diag::{self, NETLINK_SOCK_DIAG};
+use super::diag::{self, NETLINK_SOCK_DIAG};
 use crate::error::{Error, Result};
 use crate::info::State;
 
@@ -23,7 +23,7 @@ pub struct Listed {
     pub remote: SocketAddr,
     /// The device that it is bound to.
     pub device: Option<u32>,
-    /// The number by which processes have it (see [`owners::all`](crate::owners::all)); 0 if none has it: it waits to be accepted,
+    /// The number by which processes have it (see [`owners::all`](crate::process::owners::all)); 0 if none has it: it waits to be accepted,
     /// or is left over (`TIME_WAIT`).
     pub inode: u64,
     /// What no other socket of this host ever has (`SO_COOKIE`).
@@ -92,7 +92,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::owners;
+    use crate::process::owners;
 
     #[test]
     fn connections_and_listeners_are_listed_with_their_owners() {

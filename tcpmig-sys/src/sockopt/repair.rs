@@ -129,7 +129,7 @@ pub fn set_repair_options(fd: BorrowedFd<'_>, negotiated: &Negotiated) -> Result
     let mut options = Vec::with_capacity(4);
     let mut push = |opt_code, opt_val| options.push(RepairOption { opt_code, opt_val });
     push(uapi::TCPOPT_MSS, u32::from(negotiated.mss_clamp));
-    if let Some((snd, rcv)) = negotiated.window_scale {
+    if let Some(Scales { snd, rcv }) = negotiated.window_scale {
         push(uapi::TCPOPT_WINDOW, u32::from(snd) | u32::from(rcv) << 16);
     }
     if negotiated.sack {
@@ -141,14 +141,23 @@ pub fn set_repair_options(fd: BorrowedFd<'_>, negotiated: &Negotiated) -> Result
     raw::set_slice(fd, IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, CALL, &options)
 }
 
+/// By how much windows are shifted (RFC 7323 section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scales {
+    /// Those of the peer.
+    pub snd: u8,
+    /// Those of this end.
+    pub rcv: u8,
+}
+
 /// What the two ends agreed on in the handshake (RFC 9293 section 3.2, RFC 7323,
 /// RFC 2018).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Negotiated {
     /// Largest segment that the peer takes, in octets.
     pub mss_clamp: u16,
-    /// Window scale of the peer's windows and of ours, as shifts.
-    pub window_scale: Option<(u8, u8)>,
+    /// The window scale option, if both use it.
+    pub window_scale: Option<Scales>,
     /// Selective acknowledgements.
     pub sack: bool,
     /// The timestamp option.

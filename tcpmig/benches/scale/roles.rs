@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Outcome, Report};
 use tcpmig::steer::Redirected;
-use tcpmig_sys::{descriptors, flags};
+use tcpmig_sys::flags;
+use tcpmig_sys::process::descriptors;
 use tokio::task::JoinSet;
 
 use crate::support::endpoint;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use tcpmig_lock::{LockError, Packet};
-use tcpmig_sys::frozen::{FreezeError, FrozenSocket, Progress};
+use tcpmig_sys::repair::{FreezeError, FrozenSocket, Progress};
 use tcpmig_sys::sockopt;
 
 use super::{Frozen, NotFrozen, Plan, deliver};

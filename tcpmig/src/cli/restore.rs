@@ -17,7 +17,7 @@ use tcpmig::listener;
 use tcpmig::options::{NotSet, Unsupported};
 use tcpmig_format::Image;
 use tcpmig_lock::Backend;
-use tcpmig_sys::exec::{become_with_connection, become_with_listener};
+use tcpmig_sys::process::exec::{become_with_connection, become_with_listener};
 
 use super::{Output, enter, files, guardian, lockers, taken};
 

@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 use tcpmig_format::FourTuple;
-use tcpmig_sys::frozen::{FreezeError, FrozenSocket, addresses, is_under_repair};
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::netns::Namespace;
-use tcpmig_sys::owners;
-use tcpmig_sys::take::{Process, descriptor};
+use tcpmig_sys::process::owners;
+use tcpmig_sys::process::take::{Process, descriptor};
+use tcpmig_sys::repair::{FreezeError, FrozenSocket, is_under_repair};
 
 use super::locks;
 use super::print::{say, tell};
@@ -165,8 +166,8 @@ fn candidates(selection: &Selection) -> anyhow::Result<Vec<(u32, i32)>> {
 /// Works where the socket is, which need not be where we are.
 fn one(socket: OwnedFd, namespace: &Namespace, force: bool) -> anyhow::Result<Option<FourTuple>> {
     let _entered = namespace.enter()?;
-    let ends = addresses(socket.as_fd()).ok();
-    let flow = ends.and_then(|(local, remote)| FourTuple::new(local, remote).ok());
+    let ends = Ends::of(socket.as_fd()).ok();
+    let flow = ends.and_then(|ends| FourTuple::new(ends.local, ends.remote).ok());
     if let Some(flow) = flow
         && !force
         && let Some(holder) = locks::living_holder(flow)?

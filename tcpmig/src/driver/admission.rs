@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tcpmig_sys::descriptors;
+use tcpmig_sys::process::descriptors;
 
 use super::Options;
 

@@ -6,8 +6,9 @@ use std::os::fd::BorrowedFd;
 use tcpmig_format::{
     FilterInstruction, FourTuple, IpImage, KeepAlive, Linger, Octets, SocketFamily, SocketOptions,
 };
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::sockopt::FlowLabel;
-use tcpmig_sys::{Error, flags, frozen, netns, sockopt};
+use tcpmig_sys::{Error, flags, netns, sockopt};
 
 use crate::capture::CaptureError;
 use crate::restore::INJECT_MARK;
@@ -32,7 +33,7 @@ fn octet(value: i32) -> Option<u8> {
 
 /// Addresses, and the options that belong to them.
 pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
-    let (local, remote) = frozen::addresses(fd)?;
+    let Ends { local, remote } = Ends::of(fd)?;
     let flow = FourTuple::new(local, remote)?;
     let family = match (local.is_ipv4(), flow.is_ipv4()) {
         (true, _) => SocketFamily::Ipv4,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tcpmig_sys::lab::{isolated, slowed};
-use tcpmig_sys::owners;
+use tcpmig_sys::process::owners;
 
 use crate::support::{Echo, Net, Program, TCPMIG, fails, succeeds, tcpmig, until};
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tcpmig_sys::frozen::is_under_repair;
 use tcpmig_sys::lab::isolated;
-use tcpmig_sys::take::descriptor;
+use tcpmig_sys::process::take::descriptor;
+use tcpmig_sys::repair::is_under_repair;
 
 use crate::disks::{Disk, dump, goes_on, names, place};
 use crate::support::{Echo, Net, Program, TCPMIG, fails, succeeds, tcpmig, text, until};
@@ -66,7 +66,10 @@ pub(crate) fn is_worked_on(image: &Path) -> bool {
         let line = std::fs::read(format!("/proc/{pid}/cmdline"));
         line.is_ok_and(|line| text(&line).contains(image))
     };
-    tcpmig_sys::owners::processes().unwrap().iter().any(works)
+    tcpmig_sys::process::owners::processes()
+        .unwrap()
+        .iter()
+        .any(works)
 }
 
 fn wait(mut command: Child) -> std::process::Output {
@@ -243,7 +246,7 @@ fn a_connection_that_is_being_moved_is_not_thawed() {
             let taken = descriptor(echo.owner.pid, echo.owner.fd).unwrap();
             let frozen = net
                 .a
-                .run(|| tcpmig_sys::frozen::FrozenSocket::freeze(taken).unwrap())
+                .run(|| tcpmig_sys::repair::FrozenSocket::freeze(taken).unwrap())
                 .unwrap();
             let refused = tcpmig(&net.a, &["thaw", "--flow", &echo.flow]);
             fails(&refused, 1, &["being moved", "--force"]);

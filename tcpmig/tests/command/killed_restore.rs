@@ -12,8 +12,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tcpmig_format::{Image, Limits, TcpImage};
 use tcpmig_sys::lab::isolated;
-use tcpmig_sys::take::descriptor;
-use tcpmig_sys::{owners, sockopt};
+use tcpmig_sys::process::owners;
+use tcpmig_sys::process::take::descriptor;
+use tcpmig_sys::sockopt;
 
 use crate::killed::{is_worked_on, kills, state};
 use crate::support::{TCPMIG, text, until};

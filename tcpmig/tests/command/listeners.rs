@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use tcpmig_sys::lab::isolated;
-use tcpmig_sys::owners::{self, Owner};
+use tcpmig_sys::process::owners::{self, Owner};
 
 use crate::support::{Net, Program, TCPMIG, fails, succeeds, tcpmig, until};
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use tcpmig_sys::lab::{Host, Lab};
-use tcpmig_sys::owners::{self, Owner};
+use tcpmig_sys::process::owners::{self, Owner};
 use tempfile::TempDir;
 
 /// The command: the one that was built with this test, or the one that `TCPMIG_BIN` names.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
 use tcpmig_sys::lab::{Host, isolated};
-use tcpmig_sys::owners;
+use tcpmig_sys::process::owners;
 
 use crate::locks::{locks, locks_on};
 use crate::support::{Net, Program, TCPMIG, fails, peer_end, succeeds, tcpmig, until};

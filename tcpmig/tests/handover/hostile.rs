@@ -13,7 +13,8 @@ use tcpmig::driver::{Acceptor, Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig_format::{FourTuple, Image, IpImage};
 use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, Nftables, Swept};
-use tcpmig_sys::{descriptors, sockopt};
+use tcpmig_sys::process::descriptors;
+use tcpmig_sys::sockopt;
 
 use crate::support::{
     Family, Keys, Net, Site, Talk, both_ways, endpoint, flow, kept, kernel_test, until,

@@ -9,7 +9,7 @@ use tcpmig::driver::{Options, Outcome};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::Locker;
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart};
+use tcpmig_sys::repair::{ClosedSocket, QueueStart};
 
 use crate::support::{END, Family, Net, Site, Talk, both_ways, flow, kept, kernel_test};
 

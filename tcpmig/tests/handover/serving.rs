@@ -10,7 +10,7 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::Options;
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig_format::FourTuple;
-use tcpmig_sys::rebuild::{ClosedSocket, QueueStart};
+use tcpmig_sys::repair::{ClosedSocket, QueueStart};
 
 use crate::support::{
     Family, Net, Site, Talk, both_ways, end_of, expect, flow, kernel_test, until,

@@ -1,7 +1,7 @@
 //! A connection that stands still is silent, and goes on or moves afterwards, however its lock ended meanwhile.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,10 @@ use tcpmig::driver::{Doubt, Ending, Options, Outcome};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig::restore::INJECT_MARK;
 use tcpmig_format::FourTuple;
-use tcpmig_sys::{frozen, mute, sockopt, take};
+use tcpmig_sys::ends::Ends;
+use tcpmig_sys::process::take;
+use tcpmig_sys::repair::mute;
+use tcpmig_sys::sockopt;
 
 use crate::support::{
     Fake, Family, Net, Running, Site, Talk, both_ways, end_of, expect, flow, kept_by, kernel_test,
@@ -355,7 +358,7 @@ kernel_test!(what_a_target_gave_up_stays_silent_until_abort, || {
 
 /// Takes away from the socket with these addresses, one of this process, what makes it mute.
 fn make_it_hear(flow: FourTuple) {
-    let addresses = |fd: &OwnedFd| frozen::addresses(fd.as_fd()).ok();
+    let addresses = |fd: &OwnedFd| Ends::of(fd.as_fd()).ok();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
         let number: i32 = entry
             .unwrap()
@@ -367,9 +370,7 @@ fn make_it_hear(flow: FourTuple) {
         let Ok(fd) = take::descriptor(std::process::id(), number) else {
             continue;
         };
-        let is_it = |(local, remote): (SocketAddr, SocketAddr)| {
-            (local, remote) == (flow.local(), flow.remote())
-        };
+        let is_it = |Ends { local, remote }| (local, remote) == (flow.local(), flow.remote());
         if addresses(&fd).is_some_and(is_it) && sockopt::repair(fd.as_fd()).unwrap_or(false) {
             mute::lift(fd.as_fd()).unwrap();
             assert!(fd.as_raw_fd() >= 0);

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 
 use tcpmig::driver::{Ending, Options, Reason};
-use tcpmig_sys::{Error, NotMigratable, frozen};
+use tcpmig_sys::{Error, NotMigratable, repair};
 
 use crate::support::{Family, Keys, Net, Site, both_ways, flow, kernel_test, until};
 
@@ -87,7 +87,7 @@ kernel_test!(a_connection_with_urgent_data, || {
     let socket = socket2::SockRef::from(&peer);
     socket.send_out_of_band(b"!").unwrap();
     until("the urgent octet arrives", || {
-        frozen::check(server.as_fd()).is_err()
+        repair::check(server.as_fd()).is_err()
     });
     let flow = flow(&server);
     let mut server = TcpStream::from(ears.keeps(server, NotMigratable::Urgent));

@@ -14,9 +14,9 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, bail};
 use tcpmig_format::FourTuple;
-use tcpmig_sys::frozen::addresses;
+use tcpmig_sys::ends::Ends;
 use tcpmig_sys::netns::Namespace;
-use tcpmig_sys::signals::{self, Watched, Watcher};
+use tcpmig_sys::process::signals::{self, Watched, Watcher};
 
 use super::DumpArgs;
 use crate::cli::thaw::{self, Selection};
@@ -141,7 +141,7 @@ fn release(args: &DumpArgs) {
             return Ok(());
         };
         Namespace::of_socket(found.socket.as_fd())?.enter_for_good()?;
-        let (local, remote) = addresses(found.socket.as_fd())?;
+        let Ends { local, remote } = Ends::of(found.socket.as_fd())?;
         locks::release(FourTuple::new(local, remote)?)
     };
     if let Err(error) = release() {

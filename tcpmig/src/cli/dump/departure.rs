@@ -8,7 +8,7 @@ use tcpmig::capture::{CaptureError, Frozen, Locked, Plan};
 use tcpmig::steer::{Elsewhere, Redirected, Steer, Steering};
 use tcpmig_format::{FourTuple, Image, Octets};
 use tcpmig_lock::{Backend, LockError, NoLock};
-use tcpmig_sys::pause::{Holders, Paused};
+use tcpmig_sys::process::pause::{Holders, Paused};
 
 use super::DumpArgs;
 use super::attended::Attendant;

@@ -17,8 +17,8 @@ use tcpmig_format::FourTuple;
 use tcpmig_lock::Backend;
 use tcpmig_sys::listener::{accept_queue, check};
 use tcpmig_sys::netns::Namespace;
-use tcpmig_sys::owners;
-use tcpmig_sys::take::descriptor;
+use tcpmig_sys::process::owners;
+use tcpmig_sys::process::take::descriptor;
 
 use self::attended::Attendant;
 use self::departure::{Dumped, dump};

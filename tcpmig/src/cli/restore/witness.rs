@@ -18,9 +18,11 @@ use clap::Args;
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig_format::{FourTuple, Image, Octets, TcpImage};
 use tcpmig_lock::Backend;
-use tcpmig_sys::following::{Became, Followed, let_follow};
-use tcpmig_sys::frozen::{FrozenSocket, addresses};
-use tcpmig_sys::{passing, signals, sockopt};
+use tcpmig_sys::ends::Ends;
+use tcpmig_sys::process::following::{Became, Followed, let_follow};
+use tcpmig_sys::process::{passing, signals};
+use tcpmig_sys::repair::FrozenSocket;
+use tcpmig_sys::sockopt;
 
 use crate::cli::print::tell;
 use crate::cli::{files, taken};
@@ -163,7 +165,7 @@ pub(crate) fn main(args: &WitnessArgs) -> anyhow::Result<ExitCode> {
 /// Takes a connection off this host, and replaces the image that it came from with one of what it is now.
 fn put_back(args: &WitnessArgs, connection: OwnedFd) -> anyhow::Result<()> {
     let (old, _) = files::read(&args.file)?;
-    let (local, remote) = addresses(connection.as_fd())?;
+    let Ends { local, remote } = Ends::of(connection.as_fd())?;
     let flow = FourTuple::new(local, remote)?;
     let locker = tcpmig::locker::open(&args.lock).context("lock")?;
     // That of the process which ended may still be there.

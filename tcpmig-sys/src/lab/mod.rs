@@ -12,6 +12,8 @@ use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub mod calls;
+
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
 use crate::raw;

@@ -2,11 +2,13 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::error::Result;
-use crate::frozen;
+use super::numbers::marks_in;
+use crate::error::{Error, Result};
 use crate::info::{State, info};
-use crate::inject::{Injector, Ip, Segment};
-use crate::sockopt;
+use crate::netns::Namespace;
+use crate::packet::inject::Injector;
+use crate::packet::{Ip, Segment};
+use crate::sockopt::{self, Repair};
 
 /// A segment of the send queue.
 #[derive(Debug)]
@@ -36,13 +38,13 @@ impl Wake {
     /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
     pub(crate) fn read(fd: BorrowedFd<'_>, injector: &Injector, again: &[Again]) -> Result<Self> {
         let info = info(fd)?;
-        let marks = frozen::marks_in(fd, info.state)?;
+        let marks = marks_in(fd, info.state)?;
         let window = sockopt::repair_window(fd)?;
         let open = window
             .rcv_wup
             .wrapping_add(window.rcv_wnd)
             .wrapping_sub(marks.rcv_nxt);
-        let scale = info.window_scale.map_or(0, |(_, rcv)| rcv);
+        let scale = info.window_scale.map_or(0, |scales| scales.rcv);
         let unsent = sockopt::unsent_len(fd)?;
         let established = info.state == State::Established;
         let fin = info.state.fin_unacknowledged() && unsent == 0;
@@ -119,6 +121,40 @@ impl Wake {
     }
 }
 
-pub(crate) fn is_mapped(address: std::net::SocketAddr) -> bool {
-    matches!(address.ip(), std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+/// Ends repair with the kernel's own probe.
+///
+/// The kernel counts the window in it as advertised, which the peer does not take: were that so, a peer that waits
+/// for a closed window to open would not be told. So it is forgotten again.
+pub(super) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
+    if info(fd)?.state != State::Established {
+        // No probe leaves.
+        return sockopt::set_repair(fd, Repair::Off);
+    }
+    let window = sockopt::repair_window(fd)?;
+    sockopt::set_repair(fd, Repair::Off)?;
+    // The connection lives: without this the peer may have to wait for its timer, no more.
+    if sockopt::set_repair(fd, Repair::On).is_ok() {
+        let _ = sockopt::set_repair_window(fd, window);
+        return sockopt::set_repair(fd, Repair::OffQuiet);
+    }
+    Ok(())
+}
+
+/// Ends repair, and makes the connection go on at once: it may have stood still for long, and its retransmission timer has
+/// backed off. What makes the kernel send again what was lost is the peer's next acknowledgement.
+pub(super) fn wake_up(fd: BorrowedFd<'_>) -> Result<()> {
+    let wakes = info(fd)?.state.is_movable()
+        && Namespace::of_socket(fd).is_ok_and(|own| own.is_current().unwrap_or(false));
+    let waker = wakes
+        .then(|| {
+            let injector = Injector::open(fd)?;
+            let wake = Wake::read(fd, &injector, &[])?;
+            Ok::<_, Error>((injector, wake))
+        })
+        .and_then(Result::ok);
+    end_repair(fd)?;
+    if let Some((injector, wake)) = waker {
+        wake.run(fd, &injector);
+    }
+    Ok(())
 }

@@ -23,9 +23,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 
+use super::owners;
+use super::take::Process;
 use crate::error::{Error, Result};
-use crate::owners;
-use crate::take::Process;
 
 /// How long to wait for threads to stop. Those that run do so within microseconds of being given a processor.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);

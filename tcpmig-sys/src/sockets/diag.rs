@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::occupant::Occupant;
+use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::State;
-use crate::sockets::Occupant;
-use crate::{frozen, netns, raw, sockopt};
+use crate::{netns, raw, seam, sockopt};
 
 /// `linux/netlink.h`, `linux/sock_diag.h` and `linux/inet_diag.h`.
 pub(crate) const NETLINK_SOCK_DIAG: i32 = 4;
@@ -100,7 +101,7 @@ pub(crate) fn is_found_by_its_addresses(fd: BorrowedFd<'_>) -> Result<Option<boo
 fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
     const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
     let failed = |source| Error::new(CALL, source);
-    let (local, remote) = frozen::addresses(fd)?;
+    let Ends { local, remote } = Ends::of(fd)?;
     let cookie: u64 = raw::get(
         fd,
         libc::SOL_SOCKET,
@@ -113,6 +114,7 @@ fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
         (None, SocketAddr::V4(_)) => 0,
     };
     let asked = with_netlink(fd, |mut netlink| {
+        seam::announce(CALL)?;
         netlink.write_all(&request(local, remote, device))?;
         let mut answer = vec![0; 1 << 13];
         let len = netlink.read(&mut answer)?;

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
+use super::numbers::Marks;
+use super::queue;
+use super::rebuild::{RestoringSocket, all};
 use crate::error::{Error, NotMigratable, Result};
-use crate::frozen::Marks;
 use crate::info::{State, info};
-use crate::inject::{Injector, Segment};
-use crate::queue;
-use crate::rebuild::{RestoringSocket, all};
+use crate::packet::Segment;
+use crate::packet::inject::Injector;
+use crate::seam;
 use crate::sockopt::{self, Queue, Repair};
 use crate::uapi::RepairWindow;
 
@@ -29,16 +31,16 @@ const TRIES: u32 = 10;
 
 /// How segments of the peer are injected.
 #[derive(Clone, Copy)]
-pub(crate) struct Tries {
+pub(super) struct Tries {
     /// Their firewall mark.
-    pub(crate) mark: u32,
+    pub(super) mark: u32,
     /// No lock stops what the socket sends: nothing is done at first that it answers.
-    pub(crate) quiet_first: bool,
+    pub(super) quiet_first: bool,
 }
 
 impl Tries {
     /// With the packets of the connection locked, but for this mark.
-    pub(crate) fn locked(mark: u32) -> Self {
+    pub(super) fn locked(mark: u32) -> Self {
         Self {
             mark,
             quiet_first: false,
@@ -48,7 +50,7 @@ impl Tries {
 
 /// What leads from one state to the next.
 #[derive(Clone, Copy)]
-pub(crate) enum Step {
+pub(super) enum Step {
     /// This end's FIN.
     Fin,
     /// The peer's FIN arrives.
@@ -106,7 +108,7 @@ impl RestoringSocket {
     }
 
     /// Goes from ESTABLISHED from one state to the next.
-    pub(crate) fn walk(&self, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<Injector> {
+    pub(super) fn walk(&self, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<Injector> {
         let injector = Injector::open(self.as_fd())?;
         self.room()?;
         self.with_injected(tries.mark, || self.step(&injector, steps, unsent, tries))?;
@@ -128,7 +130,7 @@ impl RestoringSocket {
     }
 
     /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
-    pub(crate) fn room(&self) -> Result<()> {
+    pub(super) fn room(&self) -> Result<()> {
         let rcv_nxt = self.marks()?.rcv_nxt;
         sockopt::set_repair_window(
             self.as_fd(),
@@ -164,6 +166,7 @@ impl RestoringSocket {
     }
 
     fn shut_down(&self) -> Result<()> {
+        seam::enter("shutdown(SHUT_WR)")?;
         SockRef::from(&self.as_fd())
             .shutdown(Shutdown::Write)
             .map_err(|e| Error::new("shutdown(SHUT_WR)", e))
@@ -203,7 +206,7 @@ impl RestoringSocket {
 
     fn of_peer(&self, marks: &Marks, ack: u32) -> Result<Segment> {
         let timestamps = info(self.as_fd())?.timestamps;
-        Ok(Segment::of_peer(marks, ack, timestamps))
+        Ok(Segment::of_peer(marks.rcv_nxt, ack, timestamps))
     }
 
     fn peer_reset(&self, injector: &Injector, mark: u32) -> Result<()> {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::error::{Error, Result};
+use crate::seam;
 
 /// What keeps an address that is on this host from being used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,7 @@ const IFA_F_TENTATIVE: u32 = 0x40;
 
 /// `bind`, whose error says what is wrong with an address that is on this host.
 pub(crate) fn bind(socket: &socket2::Socket, local: SocketAddr) -> Result<()> {
+    seam::enter("bind")?;
     match socket.bind(&local.into()) {
         Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
             Err(reason(local, error))

@@ -12,15 +12,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::local_address;
+use super::mute::Mute;
+use super::numbers::{self, Marks, marks_in};
+use super::queue;
+use super::snapshot::{Clock, QueueStart};
+use super::timers::Timers;
+use super::wake::{Again, Wake, end_repair};
 use crate::error::{Error, Result};
-use crate::frozen::{self, Marks};
 use crate::info::{Info, State, info};
-use crate::inject::Injector;
-use crate::mute::{Mute, Timers};
+use crate::packet::inject::Injector;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
-use crate::wake::{Again, Wake};
-use crate::{local_address, queue, raw, sockets};
+use crate::{raw, seam, sockets};
 
 /// The kernel refuses others for `TCP_MAXSEG` (its `TCP_MIN_MSS` and `MAX_TCP_WINDOW`).
 const MAXSEG: std::ops::RangeInclusive<u32> = 88..=32767;
@@ -57,23 +61,14 @@ pub struct RestoringSocket {
     // `None` only at the end of `activate`, which takes it out.
     socket: Option<Socket>,
     /// For the segments at activation that the kernel does not send by itself.
-    pub(crate) injector: Option<Injector>,
+    pub(super) injector: Option<Injector>,
     /// What of the send queue is sent again at activation.
-    pub(crate) again: Vec<Again>,
+    pub(super) again: Vec<Again>,
     /// None once it may take part in the network.
     mute: Option<Mute>,
     timers: Option<Timers>,
     /// It is to be one that has ended.
-    pub(crate) ended: bool,
-}
-
-/// Where the queues of a rebuilt connection begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueStart {
-    /// Sequence number of the first octet of the send queue.
-    pub snd_una: u32,
-    /// Sequence number of the first octet of the receive queue.
-    pub copied_seq: u32,
+    pub(super) ended: bool,
 }
 
 /// A failed [`RestoringSocket::activate`]: the reason, and the connection, which dropping discards without a packet.
@@ -99,6 +94,7 @@ impl ClosedSocket {
     /// [`Error::NoPermission`] without the capability, [`Error::Call`].
     pub fn open(v6: bool) -> Result<Self> {
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+        seam::enter("socket")?;
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
             .map_err(|e| Error::new("socket", e))?;
         sockopt::set_repair(socket.as_fd(), Repair::On)?;
@@ -131,11 +127,11 @@ impl ClosedSocket {
 }
 
 impl BoundSocket {
-    pub(crate) fn from_socket(socket: Socket) -> Self {
+    pub(super) fn from_socket(socket: Socket) -> Self {
         Self(socket)
     }
 
-    pub(crate) fn into_socket(self) -> Socket {
+    pub(super) fn into_socket(self) -> Socket {
         self.0
     }
 
@@ -187,7 +183,7 @@ impl RestoringSocket {
         sockopt::set_bound_device(self.as_fd(), device)
     }
 
-    pub(crate) fn from_socket(socket: Socket, mute: Mute) -> Self {
+    pub(super) fn from_socket(socket: Socket, mute: Mute) -> Self {
         Self {
             socket: Some(socket),
             injector: None,
@@ -199,7 +195,7 @@ impl RestoringSocket {
     }
 
     /// Does something for which segments with this firewall mark, which this host injects, are let in.
-    pub(crate) fn with_injected<T>(
+    pub(super) fn with_injected<T>(
         &self,
         mark: u32,
         work: impl FnOnce() -> Result<T>,
@@ -219,7 +215,7 @@ impl RestoringSocket {
     ///
     /// [`Error::Call`].
     pub fn marks(&self) -> Result<Marks> {
-        frozen::marks(self.as_fd())
+        numbers::marks(self.as_fd())
     }
 
     /// The last step before the connection waits for its activation, after the application's options were set: keepalive,
@@ -256,23 +252,17 @@ impl RestoringSocket {
     }
 
     /// What the handshake negotiated, and the timestamp clock as in
-    /// [`Snapshot::timestamp`](crate::frozen::Snapshot::timestamp). Without a window scale
+    /// [`Snapshot::timestamp`](crate::repair::Snapshot::timestamp). Without a window scale
     /// [`ClosedSocket::unscaled`] has to come first.
     ///
     /// # Errors
     ///
     /// [`Error::NotAsAsked`] if the clock counts microseconds and this kernel's does not (before Linux 6.7);
     /// [`Error::Call`].
-    pub fn negotiated(
-        &self,
-        negotiated: &Negotiated,
-        timestamp: Option<(u32, bool)>,
-    ) -> Result<()> {
+    pub fn negotiated(&self, negotiated: &Negotiated, timestamp: Option<Clock>) -> Result<()> {
         let fd = self.as_fd();
         sockopt::set_repair_options(fd, negotiated)?;
-        timestamp.map_or(Ok(()), |(value, microseconds)| {
-            set_clock(fd, value, microseconds)
-        })
+        timestamp.map_or(Ok(()), |clock| set_clock(fd, clock))
     }
 
     /// Fills the receive queue; `rcv_nxt` moves on with it.
@@ -338,7 +328,7 @@ impl RestoringSocket {
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
         let info = info(fd)?;
-        let snd_una = frozen::marks_in(fd, info.state)?.snd_una;
+        let snd_una = marks_in(fd, info.state)?.snd_una;
         self.again = again(octets, snd_una, &info);
         all(CALL, done, octets.len())
     }
@@ -362,7 +352,7 @@ impl RestoringSocket {
     pub fn verify(&self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
         let info = info(fd)?;
-        let got = frozen::marks_in(fd, info.state)?;
+        let got = marks_in(fd, info.state)?;
         if got.state != asked.state {
             return Err(differs("the state", asked.state, got.state));
         }
@@ -397,7 +387,7 @@ impl RestoringSocket {
     }
 
     /// Leaves the connection to the other descriptors of its socket, under repair still and not mute.
-    pub(crate) fn release(mut self) {
+    pub(super) fn release(mut self) {
         self.socket = None;
     }
 
@@ -434,7 +424,7 @@ impl RestoringSocket {
             sockopt::set_repair(fd, Repair::OffQuiet)?;
             wake.run(fd, injector);
         } else {
-            frozen::end_repair(fd)?;
+            end_repair(fd)?;
         }
         // The connection lives from here on: an option that could not be set must not end it.
         let _ = sockopt::set_reuse_addr(fd, i32::from(reuse_addr));
@@ -493,7 +483,7 @@ fn grow(
     }
 }
 
-pub(crate) fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
+pub(super) fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
     }
@@ -506,7 +496,11 @@ pub(crate) fn all(call: &'static str, got: usize, expected: usize) -> Result<()>
 
 /// Sets the timestamp clock, and fails if it does not count in this unit: a kernel before 6.7 takes the bit that says
 /// microseconds for a part of the value, and would measure round trips of a thousand times their length.
-pub(crate) fn set_clock(fd: BorrowedFd<'_>, value: u32, microseconds: bool) -> Result<()> {
+pub(crate) fn set_clock(fd: BorrowedFd<'_>, clock: Clock) -> Result<()> {
+    let Clock {
+        value,
+        microseconds,
+    } = clock;
     sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
     if microseconds && !info(fd)?.timestamps_in_microseconds {
         return Err(differs(

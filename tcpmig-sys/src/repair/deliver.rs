@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::error::Result;
-use crate::inject::Injector;
+use crate::packet::inject::Injector;
 
 /// Delivers packets of the peer to one connection on this host, as if they came in now.
 ///

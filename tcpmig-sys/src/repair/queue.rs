@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use socket2::SockRef;
 
 use crate::error::{Error, Result};
+use crate::seam;
 use crate::{raw, sockopt};
 
 /// A partly acknowledged segment at the head of the send queue is peeked whole:
@@ -16,7 +17,7 @@ const HEAD_SLACK: usize = 1 << 16;
 const CHUNK: usize = 1 << 16;
 
 /// Has peeks begin at the start of the queue, whatever `SO_PEEK_OFF` the application set.
-pub(crate) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
     match sockopt::set_peek_offset(fd, -1) {
         // Before Linux 6.9 (IPv6: 6.11) TCP does not have the option: they begin there anyway.
         Err(Error::Unsupported { .. }) => Ok(()),
@@ -25,7 +26,7 @@ pub(crate) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Peeks the last `len` octets of the selected queue. `SO_PEEK_OFF` is off after it.
-pub(crate) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {
+pub(super) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {
     if len == 0 {
         return Ok(Vec::new());
     }
@@ -57,12 +58,15 @@ pub(crate) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result
 
 /// Appends `octets` to the selected queue until the socket takes no more;
 /// how many it took.
-pub(crate) fn append(fd: BorrowedFd<'_>, call: &'static str, octets: &[u8]) -> Result<usize> {
+pub(super) fn append(fd: BorrowedFd<'_>, call: &'static str, octets: &[u8]) -> Result<usize> {
     let socket = SockRef::from(&fd);
     let mut done = 0;
     while done < octets.len() {
         let end = octets.len().min(done + CHUNK);
-        match socket.send_with_flags(&octets[done..end], libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let sent =
+            seam::announce(call).and_then(|()| socket.send_with_flags(&octets[done..end], flags));
+        match sent {
             Ok(sent) => done += sent,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error)

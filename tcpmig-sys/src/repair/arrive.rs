@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use super::numbers;
+use super::rebuild::RestoringSocket;
 use crate::error::{Error, Result};
-use crate::frozen;
 use crate::info::info;
-use crate::inject::{Injector, Segment};
-use crate::rebuild::RestoringSocket;
+use crate::packet::Segment;
+use crate::packet::inject::Injector;
 use crate::sockopt;
 
 /// A looped packet is handled before `sendto` returns, or soon after by a kernel thread.
@@ -70,9 +71,9 @@ impl RestoringSocket {
     fn inject_segment(&self, injector: &Injector, octets: &[u8], mark: u32) -> Result<bool> {
         let fd = self.as_fd();
         self.room()?;
-        let marks = frozen::marks(fd)?;
+        let marks = numbers::marks(fd)?;
         let timestamps = info(fd)?.timestamps;
-        let segment = Segment::of_peer(&marks, marks.snd_una, timestamps);
+        let segment = Segment::of_peer(marks.rcv_nxt, marks.snd_una, timestamps);
         match injector.inject(&segment, octets, mark) {
             Ok(()) => {}
             Err(Error::NotLocal { .. } | Error::Call { .. }) => return Ok(false),
@@ -81,7 +82,7 @@ impl RestoringSocket {
         // At most one segment.
         let expected = marks.rcv_nxt.wrapping_add(octets.len() as u32);
         let deadline = Instant::now() + ARRIVAL;
-        while frozen::marks(fd)?.rcv_nxt != expected {
+        while numbers::marks(fd)?.rcv_nxt != expected {
             if Instant::now() > deadline {
                 return Ok(false);
             }

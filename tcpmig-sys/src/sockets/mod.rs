@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 use nix::net::if_::{Interface, if_nameindex};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::diag::{self, NETLINK_SOCK_DIAG};
 use crate::error::{Error, Result};
 use crate::info::State;
+use crate::seam;
 
+mod connect;
+pub(crate) mod diag;
 mod list;
 mod occupant;
 
+use diag::NETLINK_SOCK_DIAG;
+
+pub(crate) use connect::{clear, connect};
 pub use list::{Listed, list};
 pub use occupant::Occupant;
-pub(crate) use occupant::{clear, connect};
 
 /// Looks for connections of one network namespace: the one of the thread that made it, whatever
 /// thread uses it.
@@ -164,6 +168,7 @@ impl Channel {
         };
         self.sequence = self.sequence.wrapping_add(1);
         diag::number(&mut request, self.sequence);
+        seam::announce(CALL)?;
         netlink.write_all(&request)?;
         let mut answer = [0; 1 << 13];
         loop {

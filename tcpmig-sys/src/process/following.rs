@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn state(child: &Child) -> char {
-        crate::pause::state(child.id().cast_signed()).unwrap()
+        super::super::pause::state(child.id().cast_signed()).unwrap()
     }
 
     fn until(what: &str, mut holds: impl FnMut() -> bool) {

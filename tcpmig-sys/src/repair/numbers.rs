@@ -1,0 +1,70 @@
+//! Where a connection stands.
+
+use std::os::fd::BorrowedFd;
+
+use crate::error::Result;
+use crate::info::{Info, State, info};
+use crate::sockopt::{self, Queue};
+
+/// The numbers that show whether a frozen connection moved on, as the kernel has them: a FIN counts one
+/// like an octet, ours in `write_seq` and, once acknowledged, in `snd_una`, the peer's in `rcv_nxt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// The state.
+    pub state: State,
+    /// Oldest octet that the peer has not acknowledged.
+    pub snd_una: u32,
+    /// End of what the application wrote, and of the FIN behind it.
+    pub write_seq: u32,
+    /// Next octet expected from the peer.
+    pub rcv_nxt: u32,
+}
+
+/// How far a connection has come: if two of them differ, it moved on in between.
+///
+/// Two calls tell it, where [`Marks`] take seven, so it is what a connection is compared by that stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    state: State,
+    acknowledged: u64,
+    received: u64,
+    /// Written and not acknowledged.
+    pub(super) waiting: u32,
+}
+
+impl Progress {
+    /// Whether there was no connection any more (CLOSE).
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.state == State::Close
+    }
+
+    pub(super) fn of(fd: BorrowedFd<'_>, info: &Info) -> Result<Self> {
+        Ok(Self {
+            state: info.state,
+            acknowledged: info.bytes_acked,
+            received: info.bytes_received,
+            waiting: sockopt::send_queue_len(fd)?,
+        })
+    }
+}
+
+pub(super) fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
+    marks_in(fd, info(fd)?.state)
+}
+
+/// The same in a state that was read just before.
+pub(super) fn marks_in(fd: BorrowedFd<'_>, state: State) -> Result<Marks> {
+    sockopt::set_repair_queue(fd, Queue::Receive)?;
+    let rcv_nxt = sockopt::queue_sequence(fd)?;
+    sockopt::set_repair_queue(fd, Queue::Send)?;
+    let write_seq = sockopt::queue_sequence(fd)?;
+    let unacknowledged = sockopt::send_queue_len(fd)?;
+    sockopt::set_repair_queue(fd, Queue::None)?;
+    Ok(Marks {
+        state,
+        snd_una: write_seq.wrapping_sub(unacknowledged),
+        write_seq,
+        rcv_nxt,
+    })
+}
