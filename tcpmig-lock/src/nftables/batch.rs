@@ -5,7 +5,7 @@ use tcpmig_format::FourTuple;
 
 use super::element::{self, Extra};
 use super::ffi;
-use super::layout::{Set, Table};
+use super::names::{Set, Table};
 use crate::netlink::wire;
 
 const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;

@@ -8,7 +8,7 @@ use tcpmig_format::FourTuple;
 
 use super::batch::{self, Batch, DESTROY_CALL};
 use super::element::{self, Element};
-use super::layout::{self, Set, Table};
+use super::names::{self, Set, Table};
 use crate::LockError;
 use crate::netlink::wire;
 
@@ -86,7 +86,7 @@ impl Failure {
             Some(libc::ENOENT) if set.is_none() => LockError::NoNftables { call, source },
             // Only sets of redirected flows are of a limited size.
             Some(libc::ENFILE) => LockError::TooMany {
-                limit: layout::MAX_REDIRECTS,
+                limit: names::MAX_REDIRECTS,
             },
             Some(libc::EEXIST | libc::EINVAL | libc::EBUSY) => LockError::ForeignTable {
                 table: table.to_owned(),

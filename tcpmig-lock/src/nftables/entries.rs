@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use tcpmig_format::FourTuple;
 
 use super::element::Element;
-use super::layout::Set;
+use super::names::Set;
 use super::shared::{FEW, Shared, State};
 use crate::{Entry, EntryKind, LockError};
 

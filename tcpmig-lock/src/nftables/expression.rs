@@ -7,7 +7,7 @@ use nftnl::expr::{Bitwise, Cmp, CmpOp, Meta};
 use nftnl::nftnl_sys as sys;
 
 use super::ffi::{Expr, Value};
-use super::layout::Table;
+use super::names::Table;
 
 fn nf_proto(v4: bool) -> u8 {
     (if v4 {

@@ -19,10 +19,10 @@ use nftnl::{Chain, Hook, MsgType, Rule};
 
 use super::batch::{Batch, CREATE};
 use super::expression;
-use super::layout::{
-    self, ACK, FIN, HOSTS, PRIORITY, RST, SYN, Set, Table, VALUE, add_rule, c_string,
-};
+use super::layout;
 use super::lease::{self, Class, NO_CLASS};
+use super::names::{FIN, HOSTS, PRIORITY, RST, Set, Table, VALUE, c_string};
+use super::object::{self, add_rule};
 
 /// Registers for the values of `device*` and `hop*`.
 const DEVICE: u32 = VALUE;
@@ -74,7 +74,7 @@ fn fill(
     let table = which.object(name);
     let chain = Chain::new(c_string(chain_name), &table);
     batch.object("NFT_MSG_NEWCHAIN", which, &chain, MsgType::Add, CREATE);
-    layout::flush_chain(batch, which, name, chain_name);
+    object::flush_chain(batch, which, name, chain_name);
     for rule in rules(&chain) {
         add_rule(batch, which, &rule);
     }
@@ -94,7 +94,7 @@ pub(super) fn hook(batch: &mut Batch, name: &str, chain: &str, device: &str) {
             Table::Netdev => chain.set_hook(Hook::PreRouting, PRIORITY),
         }
         chain.set_device(c_string(device));
-        layout::add_chain(batch, which, name, &chain_name, &mut chain);
+        object::add_chain(batch, which, name, &chain_name, &mut chain);
         for tag in [libc::ETH_P_8021Q, libc::ETH_P_8021AD] {
             add_rule(batch, which, &pass_tagged(&chain, tag as u16));
         }
@@ -259,18 +259,4 @@ pub(super) fn set_up_class(batch: &mut Batch, name: &str, class: Class) {
         });
         class.add_to_map(batch, which, name);
     }
-}
-
-/// The rule that ends this host's silence for a flow when its peer opens a new connection with the same ports here:
-/// as long as the old one was redirected, its packets did not come so far.
-pub(super) fn new_connection<'a>(chain: &'a Chain<'a>, v4: bool) -> Rule<'a> {
-    let mut rule = Rule::new(chain);
-    expression::match_tcp(&mut rule, Table::Inet, v4);
-    expression::match_flags(&mut rule, FIN | SYN | RST | ACK, CmpOp::Eq, SYN);
-    // The kernel wants a value to be named where an element of a map is removed.
-    rule.add_expr(&expression::immediate(VALUE, NO_CLASS));
-    expression::load_flow(&mut rule, v4, false);
-    let gone = c_string(Set::Gone.name(v4));
-    rule.add_expr(&expression::delete(gone, VALUE));
-    rule
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tcpmig_format::FourTuple;
 
 use super::capture::Receipt;
-use super::layout::Set;
-use super::redirect::HopData;
+use super::names::Set;
+use super::registry::HopData;
 use super::shared::{REDIRECT, Shared};
 use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
 

@@ -9,7 +9,8 @@ use nftnl::{MsgType, Table as NftTable};
 
 use super::batch::{Batch, CREATE};
 use super::ffi::{self, Expr};
-use super::layout::{self, Mark, Table};
+use super::names::{Table, c_string};
+use super::object::{self, Mark};
 use super::{element, expression};
 
 /// The map from classes to chains.
@@ -77,19 +78,19 @@ impl Class {
 
 /// Adds the map of a table.
 pub(super) fn set_up(batch: &mut Batch, which: Table, table: &NftTable) {
-    let name = layout::c_string(KEEP);
-    let id = layout::set_id(batch);
+    let name = c_string(KEEP);
+    let id = object::set_id(batch);
     let mut map = nftnl::set::Set::<Mark>::new_named(&name, id, table, table.get_family());
     ffi::set_u32(&mut map, sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
     ffi::set_u32(&mut map, sys::NFTNL_SET_DATA_TYPE, libc::NFT_DATA_VERDICT);
-    layout::host_order(&mut map, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
+    object::host_order(&mut map, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
     batch.object("NFT_MSG_NEWSET", which, &map, MsgType::Add, CREATE);
 }
 
 /// Goes to the chain of the class in the first register, and comes back.
 pub(super) fn classes() -> Expr {
     let verdict = Some(libc::NFT_REG_VERDICT as u32);
-    expression::lookup(layout::c_string(KEEP), verdict)
+    expression::lookup(c_string(KEEP), verdict)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod buffers;
 mod capture;
 mod care;
 mod connection;
+mod copy;
 mod element;
 mod entries;
 mod expression;
@@ -12,8 +13,13 @@ mod ffi;
 mod forward;
 mod frame;
 mod held;
+mod hooks;
+mod later;
 mod layout;
 mod lease;
+mod monitor;
+mod names;
+mod object;
 mod redirect;
 mod registry;
 mod restore;
@@ -35,7 +41,7 @@ use crate::event::Listener;
 use crate::{Abilities, Entry, Event, LockError, LockGuard, Locker, NextHop, Swept};
 use batch::Op;
 pub(crate) use capture::{Capture, Receipt};
-use layout::{Set, Table};
+use names::{Set, Table};
 use shared::{REDIRECT, Shared};
 
 const DEFAULT_TABLE: &str = "tcpmig";
@@ -240,7 +246,7 @@ impl Nftables {
             .table_flags(&self.shared.table)?;
         Ok(match flags {
             None => TableKind::Missing,
-            Some(flags) if flags & layout::OWNED != 0 => TableKind::Owned,
+            Some(flags) if flags & object::OWNED != 0 => TableKind::Owned,
             Some(_) => TableKind::Shared,
         })
     }

@@ -11,9 +11,10 @@ use tcpmig_format::FourTuple;
 use super::batch::Op;
 use super::connection::Failure;
 use super::element::{self, Extra};
-use super::layout::{self, Set, Table};
+use super::layout;
 use super::lease::Class;
-use super::registry::Moved;
+use super::names::{Set, Table};
+use super::registry::{HopData, Moved};
 use super::shared::{FEW, REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};
 use crate::{LockError, NextHop};
 
@@ -323,34 +324,5 @@ impl Shared {
             (Set::Device, self.extra(left_ms, Some(&data.device))),
             (Set::Hop, self.extra(left_ms, Some(&data.address))),
         ]
-    }
-}
-
-/// Where flows are redirected to, and the values of their elements.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct HopData {
-    hop: IpAddr,
-    pub(super) class: Class,
-    device: [u8; 4],
-    address: Vec<u8>,
-    class_id: [u8; 4],
-}
-
-impl HopData {
-    fn new(device: u32, address: IpAddr, class: Class) -> Self {
-        Self {
-            hop: address,
-            class,
-            class_id: class.id().to_ne_bytes(),
-            device: device.to_ne_bytes(),
-            address: match address {
-                IpAddr::V4(address) => address.octets().to_vec(),
-                IpAddr::V6(address) => address.octets().to_vec(),
-            },
-        }
-    }
-
-    fn device_index(&self) -> u32 {
-        u32::from_ne_bytes(self.device)
     }
 }

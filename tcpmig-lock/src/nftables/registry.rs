@@ -1,13 +1,14 @@
 //! What a handle holds, so that it can be set up again.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
-use super::layout::Set;
-use super::redirect::HopData;
+use super::lease::Class;
+use super::names::Set;
 
 /// What a handle holds, also what its guards left to its lease.
 #[derive(Default)]
@@ -34,6 +35,35 @@ impl Moved {
     /// When the kernel should be asked about it: before it ends, which traffic may have put off.
     fn look(&self) -> Instant {
         self.known + (self.until - self.known) / 2
+    }
+}
+
+/// Where flows are redirected to, and the values of their elements.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct HopData {
+    pub(super) hop: IpAddr,
+    pub(super) class: Class,
+    pub(super) device: [u8; 4],
+    pub(super) address: Vec<u8>,
+    pub(super) class_id: [u8; 4],
+}
+
+impl HopData {
+    pub(super) fn new(device: u32, address: IpAddr, class: Class) -> Self {
+        Self {
+            hop: address,
+            class,
+            class_id: class.id().to_ne_bytes(),
+            device: device.to_ne_bytes(),
+            address: match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            },
+        }
+    }
+
+    pub(super) fn device_index(&self) -> u32 {
+        u32::from_ne_bytes(self.device)
     }
 }
 

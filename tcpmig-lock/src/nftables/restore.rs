@@ -10,11 +10,13 @@ use tcpmig_format::FourTuple;
 use super::batch::Op;
 use super::connection::Failure;
 use super::element;
-use super::layout::{self, Set, Table};
-use super::redirect::HopData;
-use super::registry::Moved;
+use super::later::Damage;
+use super::layout;
+use super::monitor::Seen;
+use super::names::{Set, Table};
+use super::registry::{HopData, Moved};
 use super::shared::{FEW as FEW_ASKED, REDIRECT, Shared, State, TRIES, left_ms};
-use super::watch::{self, Seen};
+use super::watch;
 use crate::{Event, LockError};
 
 /// Longer than the rules take for a packet.
@@ -27,38 +29,6 @@ const DOUBLES: usize = 4;
 const AGAIN: Duration = Duration::from_millis(100);
 /// How often the kernel is asked at most, and at least, how long redirects last.
 const LOOK: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(60)];
-
-/// What is due later than the call that caused it.
-#[derive(Default)]
-pub(super) struct Later {
-    /// Removed redirects that a packet may have put back in that moment, and when nothing can any more.
-    removed: Vec<(Instant, Vec<FourTuple>)>,
-    /// Redirects that were made or prolonged, of which a packet may have made a double in that moment, and when to look.
-    made: Option<(Instant, Vec<FourTuple>)>,
-    /// What was removed by others and could not be set up again so far: everything, or only rules.
-    damage: Option<Damage>,
-    /// Whether that was said.
-    failed: bool,
-    /// When to ask next how long redirects last.
-    look: Option<Instant>,
-    /// Until when the thread sleeps; `None` if it does for as long as nobody wakes it.
-    sleeps: Option<Instant>,
-    pub(super) events: Vec<Event>,
-}
-
-impl Later {
-    /// Whether something that others removed is still to be set up again.
-    pub(super) fn is_damaged(&self) -> bool {
-        self.damage.is_some()
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Damage {
-    /// Also the elements.
-    all: bool,
-    dormant: bool,
-}
 
 impl Shared {
     /// Begins to watch, if that has not been done.

@@ -14,10 +14,12 @@ use super::care::Care;
 use super::connection::{Connection, Failure};
 use super::element::{self, Extra};
 use super::frame::Frame;
-use super::layout::{self, Set, Table};
+use super::later::Later;
+use super::layout;
+use super::monitor::Monitor;
+use super::names::{Set, Table};
+use super::object;
 use super::registry::Registry;
-use super::restore::Later;
-use super::watch::Monitor;
 use crate::event::Listener;
 use crate::route::Routes;
 use crate::{LockError, Owner};
@@ -194,7 +196,7 @@ impl Shared {
         let mut batch = state.connection.batch(None);
         layout::own(&mut batch, &self.table);
         match state.connection.send(batch) {
-            Err(failure) if failure.call == layout::NEW_TABLE && failure.is(libc::EOPNOTSUPP) => {
+            Err(failure) if failure.call == object::NEW_TABLE && failure.is(libc::EOPNOTSUPP) => {
                 // The kernel does not know how, or there is a table that is not owned.
                 state.owned = false;
                 Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use super::Nftables;
-use super::layout::Set;
+use super::names::Set;
 use crate::conformance::isolate;
 use crate::conformance::lab::eventually;
 use crate::{EntryKind, LockError, Locker, NextHop};

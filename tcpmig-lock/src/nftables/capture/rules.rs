@@ -8,7 +8,8 @@ use crate::LockError;
 use crate::netlink::wire;
 use crate::nftables::batch::{self, Batch, CREATE};
 use crate::nftables::connection::Connection;
-use crate::nftables::layout::{self, Mark, Table};
+use crate::nftables::names::{Table, c_string};
+use crate::nftables::object::{self, Mark};
 use crate::nftables::{element, expression, ffi};
 
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -30,12 +31,12 @@ pub(in crate::nftables) fn chain_name(group: u16) -> String {
 /// Adds the chain for what arrives for locked flows, marked with their group: a map says which chain is that of the
 /// group, and what it does not know is dropped.
 pub(in crate::nftables) fn set_up_locked(batch: &mut Batch, name: &str, table: &NftTable) {
-    let map_name = layout::c_string(CAPTURE);
-    let id = layout::set_id(batch);
+    let map_name = c_string(CAPTURE);
+    let id = object::set_id(batch);
     let mut map = nftnl::set::Set::<Mark>::new_named(&map_name, id, table, table.get_family());
     ffi::set_u32(&mut map, sys::NFTNL_SET_FLAGS, libc::NFT_SET_MAP as u32);
     ffi::set_u32(&mut map, sys::NFTNL_SET_DATA_TYPE, libc::NFT_DATA_VERDICT);
-    layout::host_order(&mut map, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
+    object::host_order(&mut map, sys::NFTNL_UDATA_SET_KEYBYTEORDER);
     batch.object("NFT_MSG_NEWSET", Table::Inet, &map, MsgType::Add, CREATE);
     let verdict = Some(libc::NFT_REG_VERDICT as u32);
     add_chain(batch, name, table, LOCKED, |chain| {
@@ -68,12 +69,12 @@ fn add_chain<'a, const N: usize>(
     chain_name: &str,
     rules: impl for<'c> FnOnce(&'c Chain<'a>) -> [Rule<'c>; N],
 ) {
-    let chain = Chain::new(layout::c_string(chain_name), table);
+    let chain = Chain::new(c_string(chain_name), table);
     let inet = Table::Inet;
     batch.object("NFT_MSG_NEWCHAIN", inet, &chain, MsgType::Add, CREATE);
-    layout::flush_chain(batch, inet, table_name, chain_name);
+    object::flush_chain(batch, inet, table_name, chain_name);
     for rule in rules(&chain) {
-        layout::add_rule(batch, inet, &rule);
+        object::add_rule(batch, inet, &rule);
     }
 }
 
