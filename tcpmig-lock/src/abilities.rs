@@ -3,7 +3,7 @@
 /// What a locker can do, and what not.
 ///
 /// The default is a locker that silences single flows, remembers them, and leaves the end of a lease to the kernel,
-/// but neither captures nor redirects nor exempts nor takes over, and whose calls can wait.
+/// but neither captures nor redirects nor exempts nor takes over nor splits, and whose calls can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Abilities {
@@ -21,6 +21,8 @@ pub struct Abilities {
     pub exempts: bool,
     /// Whether a lock or redirect that a process left behind can be [taken over](crate::Locker::take_over).
     pub takes_over: bool,
+    /// Whether a lock or redirect of many flows can become one of each ([`LockGuard::split`](crate::LockGuard::split)).
+    pub splits: bool,
     /// Whether a call of this locker or of its guards can wait: for a program, for a lock that others hold, for a disk. A program
     /// with an event loop calls such a locker from other threads than those of its loop. False means that every call
     /// comes back after a few system calls which wait for nobody.
@@ -37,6 +39,7 @@ impl Default for Abilities {
             redirects: false,
             exempts: false,
             takes_over: false,
+            splits: false,
             waits: true,
         }
     }

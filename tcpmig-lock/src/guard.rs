@@ -1,6 +1,7 @@
 //! The guards that callers hold.
 
 use std::fmt;
+use std::mem;
 use std::time::Duration;
 
 use tcpmig_format::FourTuple;
@@ -188,6 +189,28 @@ impl LockGuard {
         Ok(Redirect::new(self.flows.clone(), Some(redirecting)))
     }
 
+    /// Makes one guard of each flow, in their order: for who locks many in one step and has each go its own way. What was captured goes
+    /// along with its flow.
+    ///
+    /// # Errors
+    ///
+    /// The guard as it was, if the locker cannot split ([`Abilities::splits`](crate::Abilities::splits)).
+    pub fn split(mut self) -> Result<Vec<Self>, Self> {
+        let Some(held) = &mut self.held else {
+            return Ok(Vec::new());
+        };
+        let Some(parts) = held.split(&self.flows) else {
+            return Err(self);
+        };
+        self.held = None;
+        let (flows, taken) = (mem::take(&mut self.flows), mem::take(&mut self.taken));
+        let guard = |(flow, held)| {
+            let taken = taken.iter().filter(|entry| entry.flow == flow);
+            Self::with_taken(vec![flow], held, taken.cloned().collect())
+        };
+        Ok(flows.into_iter().zip(parts).map(guard).collect())
+    }
+
     /// Leaves the lock to its lease: nothing is undone here any more.
     pub fn leave(mut self) {
         self.held = None;
@@ -223,7 +246,7 @@ pub struct Unlocked {
 impl Unlocked {
     fn new(guard: &mut LockGuard, held: Option<Box<dyn Held>>) -> Self {
         Self {
-            flows: std::mem::take(&mut guard.flows),
+            flows: mem::take(&mut guard.flows),
             held,
         }
     }
@@ -340,6 +363,24 @@ impl Redirect {
             Some(mut redirecting) => redirecting.end(&self.flows),
             None => Ok(()),
         }
+    }
+
+    /// Makes one redirect of each flow, as [`LockGuard::split`].
+    ///
+    /// # Errors
+    ///
+    /// The redirect as it was, if the locker cannot split.
+    pub fn split(mut self) -> Result<Vec<Self>, Self> {
+        let Some(redirecting) = &mut self.redirecting else {
+            return Ok(Vec::new());
+        };
+        let Some(parts) = redirecting.split(&self.flows) else {
+            return Err(self);
+        };
+        self.redirecting = None;
+        let flows = mem::take(&mut self.flows).into_iter();
+        let redirect = |(flow, part)| Self::new(vec![flow], Some(part));
+        Ok(flows.zip(parts).map(redirect).collect())
     }
 
     /// Leaves the redirect to its lease: nothing is undone here any more.

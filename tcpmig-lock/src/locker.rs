@@ -90,6 +90,21 @@ pub trait Locker: Send + Sync {
         Ok(())
     }
 
+    /// Ends the redirects of these flows, whoever made them: for who knows the flows and has no guard. Packets of them that arrive
+    /// are delivered here, and answered. A flow without a redirect is not an error.
+    ///
+    /// Unless it is implemented, this locks the flows for a moment and [releases](LockGuard::release) them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock), and for [`LockGuard::release`].
+    fn end_redirects(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        if flows.is_empty() {
+            return Ok(());
+        }
+        self.lock(flows, Duration::from_secs(1))?.release()
+    }
+
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
     /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
     ///
@@ -176,6 +191,13 @@ pub trait Held: Send + Sync {
         Ok(Captured::new())
     }
 
+    /// Makes one lock of each flow, in their order, with what was captured for it. What this was before is not used any more. `None`
+    /// for a locker that cannot, which is what this answers unless it is implemented.
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Held>>> {
+        let _ = flows;
+        None
+    }
+
     /// Turns the lock into a redirect, with no moment in between in which a packet passes. After an error the lock is
     /// as it was.
     ///
@@ -220,6 +242,12 @@ pub trait Redirecting: Send + Sync {
     fn closed(&mut self, flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
         let _ = flows;
         Ok(Vec::new())
+    }
+
+    /// Makes one redirect of each flow, as [`Held::split`].
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Redirecting>>> {
+        let _ = flows;
+        None
     }
 
     /// Ends the redirect. A flow whose lease ran out before is not an error.
@@ -381,6 +409,10 @@ macro_rules! by_pointer {
 
             fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
                 (**self).get_ready(hop, lease)
+            }
+
+            fn end_redirects(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+                (**self).end_redirects(flows)
             }
 
             fn sweep(&self) -> Result<Swept, LockError> {

@@ -12,7 +12,7 @@ use common::capture::Capture;
 use common::net::{Connection, Host, expect, expect_nothing, link};
 use common::{eventually, isolated, slowed};
 use tcpmig_lock::{
-    FourTuple, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Packet, Redirect,
+    EntryKind, FourTuple, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Packet, Redirect,
 };
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -162,6 +162,54 @@ fn each_lock_has_its_own_packets_whoever_asks_first() {
                 );
             }
         }
+    });
+}
+
+#[test]
+fn a_lock_that_is_split_has_its_packets_split() {
+    isolated("a_lock_that_is_split_has_its_packets_split", || {
+        let (server, client) = hosts();
+        let locker = capturing(&server, BUFFER);
+        let mut flows: Vec<_> = (0..4)
+            .map(|number| Connection::new(&server, &client, addresses()[number % 2]))
+            .collect();
+        let all: Vec<_> = flows.iter().map(Connection::flow).collect();
+        let guard = locker.lock(&all, LEASE).unwrap();
+        let write = |flows: &mut [Connection], from: usize| {
+            for (number, flow) in flows.iter_mut().enumerate() {
+                flow.client.write_all(&vec![b'x'; from + number]).unwrap();
+            }
+        };
+        write(&mut flows, 10);
+        let mut guards = guard.split().unwrap();
+        write(&mut flows, 20);
+        assert_eq!(guards.len(), all.len());
+        for (number, guard) in guards.iter_mut().enumerate().rev() {
+            assert_eq!(guard.flows(), &all[number..=number]);
+            // Before the split, and after it; retransmissions of either may be among them.
+            let packets = packets(guard, 30 + 2 * number);
+            assert!(packets.iter().all(|packet| packet.flow == all[number]));
+            assert_eq!(payload(&packets[0]), vec![b'x'; 10 + number]);
+        }
+        // Each goes its own way.
+        let hop = NextHop {
+            device: "eth0".to_owned(),
+            address: "10.0.0.7".parse().unwrap(),
+            ingress: "eth0".to_owned(),
+        };
+        let mut first = guards.remove(0);
+        let redirect = first.try_redirect(&hop, LEASE).unwrap();
+        let second = guards.remove(0);
+        second.unlock().unwrap();
+        expect(&mut flows[1].server, b'x');
+        let mut held: Vec<_> = locker.list().unwrap();
+        held.sort_by_key(|entry| all.iter().position(|flow| *flow == entry.flow));
+        let flows_held: Vec<_> = held.iter().map(|entry| entry.flow).collect();
+        assert_eq!(flows_held, [all[0], all[2], all[3]]);
+        assert!(held[1..].iter().all(|entry| entry.kind == EntryKind::Lock));
+        drop(guards);
+        redirect.end().unwrap();
+        assert_eq!(locker.list().unwrap(), []);
     });
 }
 

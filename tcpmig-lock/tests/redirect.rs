@@ -138,6 +138,44 @@ fn a_redirected_flow_arrives_at_the_target_and_its_neighbours_stay() {
 }
 
 #[test]
+fn redirects_that_are_split_end_one_by_one_also_by_their_flows() {
+    isolated(
+        "redirects_that_are_split_end_one_by_one_also_by_their_flows",
+        || {
+            let net = Net::new();
+            let [service, target, peer] = families()[0];
+            let mut flows: Vec<_> = (0..3).map(|_| net.connection(service)).collect();
+            let all: Vec<_> = flows.iter().map(Connection::flow).collect();
+            let hop = net.at_source.next_hop(target, peer).unwrap();
+            let guard = net.at_source.lock(&all, LEASE).unwrap();
+            let redirect = guard.redirect(&hop, LEASE).unwrap();
+            let mut parts = redirect.split().unwrap();
+            let held = || {
+                let mut held = net.at_source.list().unwrap();
+                held.sort_by_key(|entry| all.iter().position(|flow| *flow == entry.flow));
+                held.into_iter().map(|entry| entry.flow).collect::<Vec<_>>()
+            };
+            assert_eq!(held(), all);
+            parts.remove(0).end().unwrap();
+            assert_eq!(held(), all[1..]);
+            flows[0].ping();
+            for part in &mut parts {
+                part.renew(LEASE).unwrap();
+            }
+            // Whoever has no guard of it knows the flow.
+            net.at_source.end_redirects(&all[1..2]).unwrap();
+            assert_eq!(held(), all[2..]);
+            flows[1].ping();
+            let gone = parts.remove(0).renew(LEASE);
+            assert!(matches!(gone, Err(LockError::NotHeld(flow)) if flow == all[1]));
+            net.at_source.end_redirects(&all).unwrap();
+            assert_eq!(held(), []);
+            flows[2].ping();
+        },
+    );
+}
+
+#[test]
 fn without_a_socket_the_source_says_nothing() {
     isolated("without_a_socket_the_source_says_nothing", || {
         let net = Net::new();

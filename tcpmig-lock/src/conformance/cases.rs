@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::checks::{assert_locked, flows, locked, refused};
 use super::lab::{Connection, eventually, expect, expect_nothing, send, slowed};
 use super::{Case, Ground, LEASE, Setup, faults, take_over};
-use crate::{EntryKind, FourTuple, LeaseEnd, LockError, Locker, NextHop, Silence};
+use crate::{EntryKind, LockError, Locker, NextHop, Silence};
 
 macro_rules! cases {
     ($($name:ident: $run:path,)*) => {
@@ -31,59 +32,13 @@ cases! {
     what_cannot_be_redirected_stays_locked: redirect,
     a_locker_keeps_its_namespace: namespace,
     many_flows_in_one_call: many,
+    a_lock_of_many_is_split_as_promised: split,
     a_killed_holder_leaves_its_lock_to_the_lease: faults::killed_holder,
     a_killed_holder_takes_no_other_lock_with_it: faults::killed_beside_another,
     holders_killed_at_random_leave_nothing_behind: faults::killed_at_random,
     what_a_dead_holder_left_is_taken_over_and_given_back: take_over::from_dead,
     what_a_living_holder_has_is_not_taken_over: take_over::from_living,
     what_nobody_holds_is_locked_by_taking_over: take_over::from_nobody,
-}
-
-/// Flows of no connection, all of the first family.
-fn flows(count: u16) -> Vec<FourTuple> {
-    let flow = |number: u16| format!("10.0.0.1:80,10.9.{}.{}:1025", number >> 8, number & 255);
-    (0..count)
-        .map(|number| flow(number).parse().expect("a flow"))
-        .collect()
-}
-
-pub(super) fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
-    let entries = locker.list().expect("list");
-    let mut flows: Vec<_> = entries
-        .iter()
-        .filter(|entry| entry.kind == EntryKind::Lock)
-        .map(|entry| entry.flow)
-        .collect();
-    flows.sort_by_key(ToString::to_string);
-    flows
-}
-
-/// Asserts what is locked, as far as the locker remembers.
-pub(super) fn assert_locked(locker: &dyn Locker, expected: &[FourTuple]) {
-    let mut expected = expected.to_vec();
-    expected.sort_by_key(ToString::to_string);
-    if !locker.abilities().remembers {
-        expected.clear();
-    }
-    assert_eq!(
-        locked(locker),
-        expected,
-        "Locker::list names other flows (left) than those that are locked (right)"
-    );
-}
-
-/// The error of a call that has to fail with one of this kind; says what was demanded if it did not.
-pub(super) fn refused<T>(
-    result: Result<T, LockError>,
-    call: &str,
-    kind: &str,
-    is_of_kind: impl Fn(&LockError) -> bool,
-) {
-    match result {
-        Err(error) if is_of_kind(&error) => {}
-        Err(error) => panic!("{call} has to be refused with LockError::{kind}, not with {error:?}"),
-        Ok(_) => panic!("{call} has to be refused with LockError::{kind}, and was done"),
-    }
 }
 
 fn silent_until_unlocked(_test: &str, setup: &dyn Setup) {
@@ -553,16 +508,34 @@ fn many(_test: &str, setup: &dyn Setup) {
     neighbour.ping();
 }
 
-/// What a lease needs to end when nobody lives who holds it.
-pub(super) fn end_of_lease(locker: &dyn Locker, flow: FourTuple) {
-    match locker.abilities().lease {
-        LeaseEnd::Nothing => assert_eq!(locked(locker), []),
-        LeaseEnd::Kernel => eventually("the kernel ends the lease", || {
-            (!locked(locker).contains(&flow)).then_some(())
-        }),
-        LeaseEnd::Sweep => eventually("the lease is swept", || {
-            let swept = locker.sweep().expect("sweep");
-            swept.flows.contains(&flow).then_some(())
-        }),
+fn split(_test: &str, setup: &dyn Setup) {
+    let ground = Ground::new();
+    let locker = setup.locker(&ground);
+    let abilities = locker.abilities();
+    let addresses = Ground::addresses();
+    let mut connections = addresses.map(|address| ground.connection(address));
+    let both = connections.each_ref().map(Connection::flow);
+    let guard = locker.lock(&both, LEASE).expect("lock");
+    let parts = match guard.split() {
+        Ok(_) if !abilities.splits => panic!("a locker that splits has to say so in Abilities"),
+        Ok(parts) => parts,
+        Err(guard) => {
+            assert!(!abilities.splits, "Abilities::splits was promised");
+            assert_eq!(guard.flows(), both, "the guard is as it was");
+            assert_locked(&*locker, &both);
+            guard.unlock().expect("unlock");
+            return assert_locked(&*locker, &[]);
+        }
+    };
+    assert_eq!(parts.len(), both.len());
+    for (at, guard) in parts.into_iter().enumerate() {
+        assert_eq!(guard.flows(), &both[at..=at]);
+        assert_locked(&*locker, &both[at..]);
+        guard.unlock().expect("unlock");
+        Ground::expect_unlocked(abilities.silence, &mut connections[at]);
+        for still in &mut connections[at + 1..] {
+            ground.expect_locked(abilities.silence, still);
+        }
     }
+    assert_locked(&*locker, &[]);
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::cases::{assert_locked, end_of_lease};
+use super::checks::{assert_locked, end_of_lease};
 use super::lab::{Connection, eventually, slowed};
 use super::wire::{Capture, FIN, RST};
 use super::{GROUND, Ground, LEASE, Setup};

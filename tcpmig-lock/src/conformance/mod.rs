@@ -29,6 +29,7 @@
 //! Cases fail by panicking, as tests do.
 
 mod cases;
+mod checks;
 mod faults;
 pub mod isolate;
 pub mod lab;

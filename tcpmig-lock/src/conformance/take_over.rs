@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::cases::{assert_locked, locked, refused};
+use super::checks::{assert_locked, locked, refused};
 use super::faults::{Holder, short};
 use super::lab::{Connection, eventually, expect_nothing, slowed};
 use super::{Ground, LEASE, Setup};

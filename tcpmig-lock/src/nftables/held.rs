@@ -1,5 +1,6 @@
 //! What the guards of this locker hold.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,23 @@ impl Held for Lock {
             .map_or(Ok(Captured::new()), Receipt::captured)
     }
 
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Held>>> {
+        let mut receipts = self
+            .receipt
+            .take()
+            .map(Receipt::split)
+            .into_iter()
+            .flatten();
+        let part = |_: &FourTuple| -> Box<dyn Held> {
+            Box::new(Self {
+                shared: Arc::clone(&self.shared),
+                until: self.until,
+                receipt: receipts.next(),
+            })
+        };
+        Some(flows.iter().map(part).collect())
+    }
+
     fn redirect(
         &mut self,
         flows: &[FourTuple],
@@ -139,6 +157,30 @@ impl Redirecting for Redirected {
         }
         // A renewal never shortens, so it changes nothing.
         self.renew(flows, Duration::from_millis(1))
+    }
+
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Redirecting>>> {
+        // From here on each forgets its own.
+        let (open, over) = (mem::take(&mut self.flows), mem::take(&mut self.over));
+        let mut receipts = self
+            .receipt
+            .take()
+            .map(Receipt::split)
+            .into_iter()
+            .flatten();
+        let part = |flow: &FourTuple| -> Box<dyn Redirecting> {
+            let of =
+                |all: &[FourTuple]| all.iter().filter(|other| *other == flow).copied().collect();
+            Box::new(Self {
+                shared: Arc::clone(&self.shared),
+                flows: of(&open),
+                over: of(&over),
+                token: self.token,
+                data: Arc::clone(&self.data),
+                receipt: receipts.next(),
+            })
+        };
+        Some(flows.iter().map(part).collect())
     }
 
     fn closed(&mut self, _flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {

@@ -447,6 +447,7 @@ impl Locker for Nftables {
             redirects: true,
             exempts: true,
             takes_over: true,
+            splits: true,
             // One message to the kernel and its answer: tens of microseconds. What it shares with threads of this process is held
             // for no longer. Only a rule set of somebody else that is being replaced in the same moment adds to that.
             waits: false,

@@ -129,6 +129,31 @@ impl Inbox {
         token
     }
 
+    /// Makes one lock of each flow, with what waits for it.
+    fn split(&mut self, flows: &[FourTuple], token: u64) -> Vec<u64> {
+        let all = self.waiting.remove(&token).unwrap_or_default().captured;
+        let mut packets: HashMap<FourTuple, Vec<Packet>> = HashMap::new();
+        for packet in all.packets {
+            packets.entry(packet.flow).or_default().push(packet);
+        }
+        let mut part = |flow: &FourTuple| {
+            self.last_token += 1;
+            let part = self.last_token;
+            // A newer lock of the flow has its own.
+            if self.locks.get(flow) == Some(&token) {
+                self.locks.insert(*flow, part);
+            }
+            let mut waiting = Waiting::default();
+            waiting.captured.overflowed = all.overflowed;
+            waiting.captured.packets = packets.remove(flow).unwrap_or_default();
+            let octets = waiting.captured.packets.iter();
+            waiting.octets = octets.map(|packet| packet.octets.len()).sum();
+            self.waiting.insert(part, waiting);
+            part
+        };
+        flows.iter().map(&mut part).collect()
+    }
+
     fn forget(&mut self, flows: &[FourTuple], token: u64) {
         self.waiting.remove(&token);
         if self.waiting.is_empty() {
@@ -202,6 +227,17 @@ impl Receipt {
         inbox.read()?;
         let waiting = inbox.waiting.get_mut(&self.token);
         Ok(waiting.map(mem::take).unwrap_or_default().captured)
+    }
+}
+
+impl Receipt {
+    /// One of each flow.
+    pub(crate) fn split(mut self) -> Vec<Self> {
+        // What is dropped here has nothing any more.
+        let flows = mem::take(&mut self.flows);
+        let tokens = self.capture.inbox().split(&flows, self.token);
+        let part = |(flow, token)| Self::new(&self.capture, &[flow], token);
+        flows.into_iter().zip(tokens).map(part).collect()
     }
 }
 
