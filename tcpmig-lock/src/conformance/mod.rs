@@ -304,6 +304,7 @@ macro_rules! conformance_tests {
             what_cannot_be_redirected_stays_locked
             a_locker_keeps_its_namespace
             many_flows_in_one_call
+            a_lock_of_many_is_split_as_promised
             a_killed_holder_leaves_its_lock_to_the_lease
             a_killed_holder_takes_no_other_lock_with_it
             holders_killed_at_random_leave_nothing_behind
