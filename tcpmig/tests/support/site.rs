@@ -64,6 +64,8 @@ fn endpoint_within(
     let trust = Trust::anyone_signed_by(Authorities::from_pem(ca.as_bytes()).unwrap());
     let limits = TransportLimits {
         handshake,
+        // Not what is tested: a busy machine takes its time for a frame.
+        frame: PATIENCE,
         ..TransportLimits::default()
     };
     Endpoint::bind(address, &identity, &trust, limits).unwrap()
