@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tcpmig_format::{
-    DecodeError, Envelope, Image, IpImage, Limits, Negotiated, Octets, ReceiveSpace, SendSpace,
-    Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps,
-    Window, WindowScale,
+    ConnectionImage, DecodeError, Envelope, Image, IpImage, Limits, Negotiated, Octets,
+    ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState,
+    TimestampUnit, Timestamps, Window, WindowScale,
 };
 
 /// Turns for each row.
@@ -60,18 +60,26 @@ fn image(queues: usize) -> Image {
     let mut ip = IpImage::new(flow, SocketFamily::Ipv4);
     ip.ttl = Some(64);
     ip.tos = Some(0);
-    Image {
-        taken: Some(1_795_694_400_500_000),
-        ip: Some(ip),
-        tcp: Some(TcpImage::new(parts).expect("a connection")),
-        ..Image::default()
-    }
+    let tcp = TcpImage::new(parts).expect("a connection");
+    let mut image = Image::new(ConnectionImage::new(ip, tcp));
+    image.taken = Some(1_795_694_400_500_000);
+    image
 }
 
 #[derive(Serialize, Deserialize)]
 struct Plain {
     critical: Vec<String>,
     taken: u64,
+    subject: PlainSubject,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlainSubject {
+    connection: PlainConnection,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlainConnection {
     ip: PlainIp,
     tcp: PlainTcp,
 }
@@ -223,7 +231,7 @@ fn main() {
         let same = rmp_serde::to_vec_named(&plain).expect("the same fields");
         assert_eq!(same, payload, "plain rmp-serde writes something else");
         let limits = Limits::default();
-        let tcp = image.tcp.as_ref().expect("a connection");
+        let tcp = image.tcp().expect("a connection");
         let parts: [&[u8]; 3] = [&tcp.send().sent, &tcp.send().unsent, &tcp.receive().queue];
         let copy = || {
             let mut copied = Vec::with_capacity(queues);

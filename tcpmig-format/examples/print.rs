@@ -17,10 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
 
     let image = Image::decode(&bytes, &Limits::default())?;
-    if let Some(ip) = &image.ip {
-        println!("{} ({:?})", ip.flow, ip.family);
+    if let Some(ip) = image.ip() {
+        println!("{} ({})", ip.flow, ip.family);
     }
-    if let Some(tcp) = &image.tcp {
+    if let Some(tcp) = image.tcp() {
         println!(
             "{}: {} octets sent, {} unsent, {} to read",
             tcp.state(),
@@ -29,13 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             tcp.receive().queue.len()
         );
     }
-    if let Some(app) = &image.app {
-        println!(
-            "{} version {}: {} octets",
-            app.kind,
-            app.version,
-            app.payload.len()
-        );
+    if let Some(listener) = image.listener() {
+        println!("listening on {}", listener.local);
+    }
+    for layer in &image.layers {
+        println!("{layer}: {} octets", layer.payload.len());
     }
     // Queues and payloads show as lengths.
     println!("{image:#?}");

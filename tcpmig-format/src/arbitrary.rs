@@ -5,21 +5,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
 use crate::{
-    AppImage, FilterInstruction, FourTuple, Image, IpImage, KeepAlive, Linger, ListenImage,
-    Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions,
-    TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
+    ConnectionImage, FilterInstruction, FourTuple, Image, IpImage, KeepAlive, Layer, Linger,
+    ListenImage, Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily,
+    SocketOptions, TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 
 impl<'a> Arbitrary<'a> for Image {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let listen: Option<ListenImage> = u.arbitrary()?;
-        let connection = listen.is_none();
+        let subject = match u.arbitrary::<Option<ListenImage>>()? {
+            Some(listener) => listener.into(),
+            None => u.arbitrary::<ConnectionImage>()?.into(),
+        };
+        let count = u.int_in_range(0..=3)?;
         Ok(Self {
             taken: u.arbitrary()?,
-            ip: if connection { u.arbitrary()? } else { None },
-            tcp: if connection { u.arbitrary()? } else { None },
-            app: u.arbitrary()?,
-            listen,
+            subject,
+            layers: (0..count).map(|_| u.arbitrary()).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for ConnectionImage {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
+            ip: u.arbitrary()?,
+            tcp: u.arbitrary()?,
         })
     }
 }
@@ -221,7 +231,7 @@ fn negotiated(u: &mut Unstructured<'_>) -> Result<Negotiated> {
     let timestamps = if u.arbitrary()? {
         Some(Timestamps {
             value: u.arbitrary()?,
-            unit: *u.choose(&[TimestampUnit::Milliseconds, TimestampUnit::Microseconds])?,
+            unit: *u.choose(&TimestampUnit::ALL)?,
         })
     } else {
         None
@@ -316,7 +326,7 @@ fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
     })
 }
 
-impl<'a> Arbitrary<'a> for AppImage {
+impl<'a> Arbitrary<'a> for Layer {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let kind: &str = u.arbitrary()?;
         Ok(Self {

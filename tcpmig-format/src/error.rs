@@ -1,6 +1,6 @@
 //! Why an image cannot be encoded or decoded.
 
-use crate::{FORMAT_VERSION, FlowError, InvalidIp, InvalidListen, InvalidTcp};
+use crate::{FORMAT_VERSION, FlowError, InvalidIp, InvalidListen, InvalidTcp, MAX_LAYERS};
 
 /// Why an [`Image`](crate::Image) cannot be encoded: it is the caller's doing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -9,9 +9,12 @@ pub enum EncodeError {
     /// The network layer contradicts itself.
     #[error("ip: {0}")]
     InvalidIp(#[from] InvalidIp),
-    /// The listener contradicts itself, or a connection beside it.
-    #[error("listen: {0}")]
+    /// The listener contradicts itself.
+    #[error("listener: {0}")]
     InvalidListen(#[from] InvalidListen),
+    /// There are more layers than the format allows.
+    #[error("{0} layers, the format allows {MAX_LAYERS}")]
+    TooManyLayers(usize),
     /// A part is longer than the format allows.
     #[error("{what}: {len} octets, the format allows {limit}")]
     TooLong {
@@ -28,7 +31,7 @@ pub enum EncodeError {
 }
 
 /// Why octets are not an image that this crate reads. Errors name the place
-/// and never quote queues or the payload of an application.
+/// and never quote queues or the payload of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -88,7 +91,7 @@ pub enum DecodeError {
     /// The payload is not the `MessagePack` that the format describes.
     #[error("{place}: {reason}")]
     Malformed {
-        /// The part, as in FORMAT.md: `tcp.window.snd_wnd`.
+        /// The part, as in FORMAT.md: `tcp.window.snd_wnd`, `layers[1].kind`.
         place: String,
         /// What is wrong there.
         reason: String,
@@ -126,8 +129,14 @@ pub enum DecodeError {
     /// The network layer contradicts itself.
     #[error("ip: {0}")]
     InvalidIp(#[from] InvalidIp),
-    /// The listener contradicts itself, or a connection beside it.
-    #[error("listen: {0}")]
+    /// The image is of nothing that this reader knows.
+    #[error("subject: neither a connection nor a listener")]
+    NoSubject,
+    /// A listener has no connection, so that an image is of one of them.
+    #[error("subject: a listener and a connection in one image")]
+    TwoSubjects,
+    /// The listener contradicts itself.
+    #[error("listener: {0}")]
     InvalidListen(#[from] InvalidListen),
     /// The transport layer contradicts itself.
     #[error("tcp: {0}")]

@@ -41,6 +41,17 @@ const WRITTEN: &[(u16, &[u8])] = &[
         include_bytes!("../tests/golden/v2-smallest_listener.tcpmig"),
     ),
     (2, include_bytes!("../tests/golden/v2-smallest_tcp.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-broken.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-full.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-layered.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-listener.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-options.tcpmig")),
+    (3, include_bytes!("../tests/golden/v3-smallest.tcpmig")),
+    (
+        3,
+        include_bytes!("../tests/golden/v3-smallest_listener.tcpmig"),
+    ),
+    (3, include_bytes!("../tests/golden/v3-smallest_tcp.tcpmig")),
 ];
 
 /// Decodes any octets; what decodes encodes to an image that is equal.

@@ -2,87 +2,205 @@
 
 use crate::schema::{self, Source, Writer};
 use crate::{
-    DecodeError, EncodeError, Envelope, InvalidListen, IpImage, Limits, ListenImage, Octets,
-    TcpImage, envelope,
+    DecodeError, EncodeError, Envelope, IpImage, Layer, LayerReader, Limits, ListenImage, Octets,
+    SocketOptions, TcpImage, envelope, layer,
 };
 
 /// The version of the format that this crate writes.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 
 /// The lowest version of the format whose readers understand what this crate writes.
-pub const LOWEST_COMPATIBLE_VERSION: u16 = 1;
+pub const LOWEST_COMPATIBLE_VERSION: u16 = 3;
 
-/// The most octets that a queue or the payload of an application can have:
-/// 1 GiB, which is also the largest window (RFC 7323).
+/// The most octets that a queue, or the payloads of all layers together, can have: 1 GiB, which is
+/// also the largest window (RFC 7323).
 pub const MAX_OCTETS: usize = 1 << 30;
 
 /// The longest text that the format allows, in octets.
-const MAX_TEXT: usize = 255;
+pub(crate) const MAX_TEXT: usize = 255;
 
-/// A connection, in up to three layers, each of use on its own, or a listener.
+/// What an image is of, and the layers that run on it.
 ///
 /// ```
-/// use tcpmig_format::{AppImage, Image, Limits, Octets};
+/// use tcpmig_format::{FourTuple, Image, IpImage, Layer, Limits, SocketFamily};
 ///
-/// let image = Image {
-///     app: Some(AppImage {
-///         kind: "org.example.chat".into(),
-///         version: 1,
-///         payload: Octets::from(&b"state"[..]),
-///     }),
-///     ..Image::default()
-/// };
+/// let flow: FourTuple = "10.0.0.1:443,10.0.0.9:51234".parse()?;
+/// let mut image = Image::new(IpImage::new(flow, SocketFamily::Ipv4));
+/// // From the bottom up.
+/// image.layers.push(Layer::new("org.example.tls", 1, &b"keys"[..]));
+/// image.layers.push(Layer::new("org.example.chat", 3, &b"room 7"[..]));
+///
 /// let bytes = image.encode()?;
 /// assert_eq!(Image::decode(&bytes, &Limits::default())?, image);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # What a reader does not know
+///
+/// [`Image::decode`] skips fields that it does not know, and an image that is encoded again is
+/// without them: its writer is this crate then. To pass an image on as it is, pass its bytes on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Image {
     /// When the image was taken: microseconds since 1970-01-01 00:00 UTC by the clock of the host that took it.
     pub taken: Option<u64>,
+    /// What it is of.
+    pub subject: Subject,
+    /// What runs on it, from the bottom up: TLS comes before the HTTP inside it. Whoever takes the
+    /// image has to consume each of them, see [`Image::read_layers`].
+    pub layers: Vec<Layer>,
+}
+
+/// What an image is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every image is of a connection"
+)]
+pub enum Subject {
+    /// A connection.
+    Connection(ConnectionImage),
+    /// A listener.
+    Listener(ListenImage),
+}
+
+impl Default for Subject {
+    /// A connection of which nothing is said.
+    fn default() -> Self {
+        Self::Connection(ConnectionImage::default())
+    }
+}
+
+/// A connection, in two parts of which each is of use on its own. To restore it takes both.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ConnectionImage {
     /// Addresses and routing.
     pub ip: Option<IpImage>,
     /// The connection.
     pub tcp: Option<TcpImage>,
-    /// The session that runs on it.
-    pub app: Option<AppImage>,
-    /// A listener, which has neither `ip` nor `tcp` beside it.
-    pub listen: Option<ListenImage>,
 }
 
-/// The session of an application, opaque to this crate.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct AppImage {
-    /// What `payload` is, at most 255 octets.
-    pub kind: String,
-    /// The version of `payload`, counted by its kind.
-    pub version: u32,
-    /// The state of the session.
-    pub payload: Octets,
+impl ConnectionImage {
+    /// A whole connection.
+    #[must_use]
+    pub fn new(ip: IpImage, tcp: TcpImage) -> Self {
+        Self {
+            ip: Some(ip),
+            tcp: Some(tcp),
+        }
+    }
+}
+
+impl From<ConnectionImage> for Subject {
+    fn from(connection: ConnectionImage) -> Self {
+        Self::Connection(connection)
+    }
+}
+
+impl From<ListenImage> for Subject {
+    fn from(listener: ListenImage) -> Self {
+        Self::Listener(listener)
+    }
+}
+
+/// A connection of which only addresses and routing are known.
+impl From<IpImage> for Subject {
+    fn from(ip: IpImage) -> Self {
+        let (ip, tcp) = (Some(ip), None);
+        Self::Connection(ConnectionImage { ip, tcp })
+    }
+}
+
+/// A connection whose addresses are not known.
+impl From<TcpImage> for Subject {
+    fn from(tcp: TcpImage) -> Self {
+        let (ip, tcp) = (None, Some(tcp));
+        Self::Connection(ConnectionImage { ip, tcp })
+    }
 }
 
 impl Image {
+    /// The image of this subject, without a layer and without a time.
+    pub fn new(subject: impl Into<Subject>) -> Self {
+        Self {
+            taken: None,
+            subject: subject.into(),
+            layers: Vec::new(),
+        }
+    }
+
+    /// The connection, if the image is of one.
+    #[must_use]
+    pub fn connection(&self) -> Option<&ConnectionImage> {
+        match &self.subject {
+            Subject::Connection(connection) => Some(connection),
+            Subject::Listener(_) => None,
+        }
+    }
+
+    /// The connection, if the image is of one, to be changed.
+    #[must_use]
+    pub fn connection_mut(&mut self) -> Option<&mut ConnectionImage> {
+        match &mut self.subject {
+            Subject::Connection(connection) => Some(connection),
+            Subject::Listener(_) => None,
+        }
+    }
+
+    /// Addresses and routing of the connection.
+    #[must_use]
+    pub fn ip(&self) -> Option<&IpImage> {
+        self.connection()?.ip.as_ref()
+    }
+
+    /// TCP's part of the connection.
+    #[must_use]
+    pub fn tcp(&self) -> Option<&TcpImage> {
+        self.connection()?.tcp.as_ref()
+    }
+
+    /// The listener, if the image is of one.
+    #[must_use]
+    pub fn listener(&self) -> Option<&ListenImage> {
+        match &self.subject {
+            Subject::Connection(_) => None,
+            Subject::Listener(listener) => Some(listener),
+        }
+    }
+
+    /// The layers, to be consumed from the bottom up.
+    pub fn read_layers(&self) -> LayerReader<'_> {
+        LayerReader::new(&self.layers)
+    }
+
     /// The image as octets. Equal images give equal octets.
     ///
-    /// They hold the queues and the payload as they are: copies of them are
+    /// They hold the queues and the payloads as they are: copies of them are
     /// the caller's to wipe.
     ///
     /// # Errors
     ///
-    /// [`EncodeError`] if a layer contradicts itself or is too long.
+    /// [`EncodeError`] if a part contradicts itself or is too long.
     pub fn encode(&self) -> Result<Octets, EncodeError> {
-        self.encode_with(FORMAT_VERSION, schema::write)
+        let versions = (FORMAT_VERSION, LOWEST_COMPATIBLE_VERSION);
+        self.encode_with(versions, schema::write)
     }
 
-    /// The image as the writer of this version wrote it, without what came later.
+    /// The image as the writer of this version wrote it, without what came later. Of the layers,
+    /// versions 1 and 2 have room for the lowest.
     #[cfg(any(test, feature = "arbitrary"))]
     pub(crate) fn encode_as(&self, version: u16) -> Result<Octets, EncodeError> {
-        self.encode_with(version, |image, to| schema::write_as(version, image, to))
+        let lowest = if version < 3 { 1 } else { 3 };
+        self.encode_with((version, lowest), |image, to| {
+            schema::write_as(version, image, to)
+        })
     }
 
     fn encode_with(
         &self,
-        version: u16,
+        (version, lowest): (u16, u16),
         write: impl FnOnce(&Self, &mut Writer<'_>) -> Result<(), EncodeError>,
     ) -> Result<Octets, EncodeError> {
         self.check()?;
@@ -93,29 +211,25 @@ impl Image {
         let mut payload = Writer::new(&mut bytes);
         write(self, &mut payload)?;
         let checksum = payload.finish();
-        envelope::seal(&mut bytes, version, LOWEST_COMPATIBLE_VERSION, &checksum);
+        envelope::seal(&mut bytes, version, lowest, &checksum);
         Ok(bytes.into())
     }
 
     fn check(&self) -> Result<(), EncodeError> {
-        if let Some(ip) = &self.ip {
-            ip.check()?;
-        }
-        self.check_listen()?;
-        if let Some(app) = &self.app {
-            for (what, len, limit) in [
-                ("app.kind", app.kind.len(), MAX_TEXT),
-                ("app.payload", app.payload.len(), MAX_OCTETS),
-            ] {
-                if len > limit {
-                    return Err(EncodeError::TooLong { what, len, limit });
+        match &self.subject {
+            Subject::Connection(connection) => {
+                if let Some(ip) = &connection.ip {
+                    ip.check()?;
                 }
             }
+            Subject::Listener(listener) => listener.check()?,
         }
-        Ok(())
+        layer::check(&self.layers)
     }
 
-    /// The image in `bytes`, which must end with it. Queues and payload are copied.
+    /// The image in `bytes`, which must end with it. Queues and payloads are copied.
+    ///
+    /// Images of earlier versions are read too: their `app` is the only layer.
     ///
     /// # Errors
     ///
@@ -125,7 +239,7 @@ impl Image {
         schema::read(envelope.version, payload, Source::Copied, limits)
     }
 
-    /// As [`Image::decode`], but queues and payload stay where they are, in the memory of `bytes`, which is zeroed
+    /// Like [`Image::decode`], but queues and payloads stay where they are, in the memory of `bytes`, which is zeroed
     /// when the last of them is dropped; on failure at once.
     ///
     /// ```
@@ -138,7 +252,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// As [`Image::decode`].
+    /// The same as [`Image::decode`].
     pub fn decode_shared(mut bytes: Octets, limits: &Limits) -> Result<Self, DecodeError> {
         // A second handle to the same memory, which parts are taken from while the payload is borrowed.
         let mut whole = bytes.clone_shared();
@@ -147,24 +261,20 @@ impl Image {
         schema::read(envelope.version, payload, source, limits)
     }
 
-    /// Whether the listener, if there is one, agrees with itself and with what is beside it.
-    pub(crate) fn check_listen(&self) -> Result<(), InvalidListen> {
-        let Some(listen) = &self.listen else {
-            return Ok(());
-        };
-        if self.ip.is_some() || self.tcp.is_some() {
-            return Err(InvalidListen::Connection);
-        }
-        listen.check()
-    }
-
-    /// At least the length of the encoded image: the names and numbers of all
-    /// fields take less than 2 KiB, checked texts less than 1 KiB.
+    /// At least the length of the encoded image: the names and numbers of all fields take less
+    /// than 2 KiB, checked texts less than 1 KiB, and a layer beside its payload less than 320
+    /// octets.
     fn size_estimate(&self) -> usize {
-        let queues = self.tcp.as_ref().map_or(0, |tcp| {
-            tcp.send().sent.len() + tcp.send().unsent.len() + tcp.receive().queue.len()
-        });
-        let app = self.app.as_ref().map_or(0, |app| app.payload.len());
-        4096 + queues + app
+        let filter = |socket: &SocketOptions| socket.filter.as_ref().map_or(0, |all| all.len() * 8);
+        let subject = match &self.subject {
+            Subject::Connection(connection) => connection.tcp.as_ref().map_or(0, |tcp| {
+                let (send, receive) = (tcp.send(), tcp.receive());
+                let queues = send.sent.len() + send.unsent.len() + receive.queue.len();
+                queues + filter(tcp.socket())
+            }),
+            Subject::Listener(listener) => filter(&listener.socket),
+        };
+        let layers = self.layers.iter().map(|layer| 320 + layer.payload.len());
+        4096 + subject + layers.sum::<usize>()
     }
 }

@@ -1,5 +1,7 @@
 //! Addresses and the options that decide binding and routing.
 
+use std::fmt;
+
 use crate::{FourTuple, Octets};
 
 /// Address family of a socket, which is not always that of its packets.
@@ -14,10 +16,36 @@ pub enum SocketFamily {
 }
 
 impl SocketFamily {
+    /// Every family.
+    pub const ALL: [Self; 3] = [Self::Ipv4, Self::Ipv6, Self::Ipv4Mapped];
+
+    /// Its name in an image: `ipv4`, `ipv6` or `ipv4-mapped`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Ipv4Mapped => "ipv4-mapped",
+        }
+    }
+
+    /// The family with this name, if there is one.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.name() == name)
+    }
+
     /// Whether the packets of such a socket are IPv4.
     #[must_use]
     pub const fn has_ipv4_packets(self) -> bool {
         matches!(self, Self::Ipv4 | Self::Ipv4Mapped)
+    }
+}
+
+/// Its name in an image.
+impl fmt::Display for SocketFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -110,7 +138,7 @@ pub struct IpImage {
 #[non_exhaustive]
 pub enum InvalidIp {
     /// The family of the socket does not carry packets of these addresses.
-    #[error("a socket of family {family:?} cannot hold {flow}")]
+    #[error("a socket of family {family} cannot hold {flow}")]
     Family {
         /// The family of the socket.
         family: SocketFamily,

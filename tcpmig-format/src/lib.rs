@@ -1,32 +1,31 @@
 //! The versioned image of a live TCP connection: addresses, sequence numbers,
-//! queues, negotiated options, windows, socket options, and the session that
-//! an application runs on it, as octets that another host can read.
+//! queues, negotiated options, windows, socket options, and the layers that
+//! run on it (TLS, HTTP, an application), as octets that another host can read.
 //!
 //! The crate never does I/O, never touches a socket and has no `unsafe`. It
 //! needs no capability and no particular kernel, and builds on any operating
 //! system. How an image is taken from a socket and put back is the matter of
 //! `tcpmig`.
 //!
-//! [`Image`] holds the layers, [`Image::encode`] and [`Image::decode`] convert
-//! it, [`specification`] says what the octets mean. Types are valid by
+//! [`Image`] holds a [`Subject`], which is a connection or a listener, and the
+//! [`Layer`]s on it; [`Image::encode`] and [`Image::decode`] convert it,
+//! [`specification`] says what the octets mean. Types are valid by
 //! construction or checked on the way out and in; the decoder takes nothing on
-//! trust ([`Limits`], [`DecodeError`]). Queues and application state
-//! ([`Octets`]) do not print and are zeroed when dropped.
+//! trust ([`Limits`], [`DecodeError`]). A layer that nobody consumes is an
+//! error that names it ([`LayerReader`]). Queues and payloads ([`Octets`]) do
+//! not print and are zeroed when dropped.
 //!
 //! ```
 //! use tcpmig_format::*;
 //!
 //! let flow: FourTuple = "10.0.0.1:80,10.0.0.9:51234".parse()?;
-//! let image = Image {
-//!     ip: Some(IpImage::new(flow, SocketFamily::Ipv4)),
-//!     ..Image::default()
-//! };
+//! let image = Image::new(IpImage::new(flow, SocketFamily::Ipv4));
 //!
 //! let bytes = image.encode()?;
 //! assert_eq!(Envelope::peek(&bytes)?.version, FORMAT_VERSION);
 //!
 //! let decoded = Image::decode(&bytes, &Limits::default())?;
-//! assert_eq!(decoded.ip.map(|ip| ip.flow), Some(flow));
+//! assert_eq!(decoded.ip().map(|ip| ip.flow), Some(flow));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -48,6 +47,7 @@ mod error;
 mod flow;
 mod image;
 mod ip;
+mod layer;
 mod limits;
 mod listen;
 mod octets;
@@ -71,8 +71,11 @@ pub use check::InvalidTcp;
 pub use envelope::{Envelope, MAGIC};
 pub use error::{DecodeError, EncodeError};
 pub use flow::{FlowError, FourTuple};
-pub use image::{AppImage, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, MAX_OCTETS};
+pub use image::{
+    ConnectionImage, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, MAX_OCTETS, Subject,
+};
 pub use ip::{InvalidIp, IpImage, SocketFamily};
+pub use layer::{Layer, LayerReader, MAX_LAYERS, UnconsumedLayer};
 pub use limits::Limits;
 pub use listen::{InvalidListen, ListenImage};
 pub use octets::Octets;

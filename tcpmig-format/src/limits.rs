@@ -11,7 +11,7 @@ const MIB: usize = 1 << 20;
 /// ```
 /// use tcpmig_format::Limits;
 ///
-/// let limits = Limits { max_app: 1 << 20, ..Limits::default() };
+/// let limits = Limits { max_layers: 1 << 20, ..Limits::default() };
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -19,10 +19,10 @@ pub struct Limits {
     pub max_image: usize,
     /// Each of the three queues: sent, unsent, received. Default: 64 MiB.
     pub max_queue: usize,
-    /// The payload of the application. Default: 64 MiB.
-    pub max_app: usize,
-    /// Any text: names of interfaces, of the application's kind, of critical
-    /// parts. Default: 255.
+    /// The payloads of all layers together. Default: 64 MiB.
+    pub max_layers: usize,
+    /// Any text: names of interfaces, of kinds of layers, of critical parts.
+    /// Default: 255.
     pub max_text: usize,
 }
 
@@ -31,7 +31,7 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         max_image: 256 * MIB,
         max_queue: 64 * MIB,
-        max_app: 64 * MIB,
+        max_layers: 64 * MIB,
         max_text: 255,
     };
 }

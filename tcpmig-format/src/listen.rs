@@ -64,9 +64,6 @@ pub enum InvalidListen {
     /// A socket option without a meaning.
     #[error(transparent)]
     Socket(#[from] crate::InvalidTcp),
-    /// A listener has no connection, so the image cannot have one beside it.
-    #[error("a listener and a connection in one image")]
-    Connection,
 }
 
 impl ListenImage {

@@ -7,13 +7,15 @@
 mod critical;
 mod decode;
 mod encode;
+mod layers;
 mod strict;
 mod v1;
 mod v2;
+mod v3;
 mod visit;
 mod writer;
 
-use v2 as newest;
+use v3 as newest;
 
 pub(crate) use decode::{Source, read};
 pub(crate) use encode::write;

@@ -86,7 +86,7 @@ impl TcpState {
         matches!(self, CloseWait | LastAck | Closing | TimeWait)
     }
 
-    /// The name in RFC 9293.
+    /// The name in RFC 9293, which is how FORMAT.md writes it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,7 @@
 //! The transport layer of a connection.
 
+use std::fmt;
+
 use crate::{InvalidTcp, Octets, Seq, SocketOptions, TcpState};
 
 /// The transport layer of a connection, free of contradictions.
@@ -141,6 +143,33 @@ pub enum TimestampUnit {
     Milliseconds,
     /// One microsecond (`TCPI_OPT_USEC_TS`).
     Microseconds,
+}
+
+impl TimestampUnit {
+    /// Every unit.
+    pub const ALL: [Self; 2] = [Self::Milliseconds, Self::Microseconds];
+
+    /// Its name in an image: `ms` or `us`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "ms",
+            Self::Microseconds => "us",
+        }
+    }
+
+    /// The unit with this name, if there is one.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|unit| unit.name() == name)
+    }
+}
+
+/// Its name in an image.
+impl fmt::Display for TimestampUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// The windows, in octets, unscaled, by their names in the kernel

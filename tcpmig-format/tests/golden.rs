@@ -32,7 +32,7 @@ macro_rules! golden {
     };
 }
 
-fn all() -> [Golden; 14] {
+fn all() -> [Golden; 22] {
     [
         golden!(1, full, 0x40a1_9f05),
         golden!(1, broken, 0x0aa4_a05e),
@@ -48,6 +48,14 @@ fn all() -> [Golden; 14] {
         golden!(2, smallest_tcp, 0x452f_fad7),
         golden!(2, smallest, 0x8ec1_a856),
         golden!(2, smallest_listener, 0x3a35_d695),
+        golden!(3, full, 0xa403_f898),
+        golden!(3, layered, 0x6979_de97),
+        golden!(3, broken, 0xefa0_8881),
+        golden!(3, listener, 0xf560_e581),
+        golden!(3, options, 0x4ac9_b409),
+        golden!(3, smallest_tcp, 0x2c2d_fdd0),
+        golden!(3, smallest, 0x7ff0_3744),
+        golden!(3, smallest_listener, 0xd6ae_2163),
     ]
 }
 

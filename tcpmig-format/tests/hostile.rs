@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::wire::{self, critical, map, nil, number, octets, text};
+use common::wire::{self, connection, critical, map, nil, number, octets, text};
 use tcpmig_format::{DecodeError, Envelope, Image, Limits, Octets};
 
 /// The most octets in use at once, and all that were asked for, while this input is decoded.
@@ -17,7 +17,7 @@ fn spent(input: &[u8], limits: &Limits) -> (u64, u64) {
     (spent.bytes_max, spent.bytes_total)
 }
 
-/// Names for the list of critical parts, of a layer's place and of a layer that is not known.
+/// In place of the list of critical parts, of the subject, of layers, of a field that is not known, and inside.
 fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     let many = 200_000;
     let one_of = |marker: u8| [&[marker][..], &u32::MAX.to_be_bytes()].concat();
@@ -49,12 +49,13 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
 fn memory_is_a_small_multiple_of_the_input() {
     let limits = Limits::default();
     for (what, value) in hostile() {
-        let places: [Vec<u8>; 5] = [
+        let places: [Vec<u8>; 6] = [
             map(&[("critical", value.clone())]),
-            map(&[critical(&[]), ("app", value.clone())]),
-            map(&[critical(&[]), ("later", value.clone())]),
-            wire::layer("tcp", &wire::with(wire::tcp(), "send", value.clone())),
-            wire::layer("app", &wire::with(wire::app(), "payload", value.clone())),
+            map(&[critical(&[]), ("subject", value.clone())]),
+            map(&[critical(&[]), connection(&[]), ("layers", value.clone())]),
+            map(&[critical(&[]), connection(&[]), ("later", value.clone())]),
+            wire::part("tcp", &wire::with(wire::tcp(), "send", value.clone())),
+            wire::layered(&wire::with(wire::layer(), "payload", value.clone())),
         ];
         for payload in places {
             let input = wire::sealed(&payload);
@@ -68,19 +69,40 @@ fn memory_is_a_small_multiple_of_the_input() {
 }
 
 #[test]
+fn many_layers_are_refused_before_they_cost() {
+    let many = |count: usize| {
+        let layer = wire::map(&wire::with(wire::layer(), "payload", octets(&[])));
+        let layers = wire::list(&vec![layer; count]);
+        wire::sealed(&map(&[critical(&[]), connection(&[]), ("layers", layers)]))
+    };
+    let limits = Limits::default();
+    assert_eq!(Image::decode(&many(16), &limits).unwrap().layers.len(), 16);
+    for count in [17, 60_000] {
+        match Image::decode(&many(count), &limits) {
+            Err(DecodeError::Malformed { place, reason }) => {
+                assert_eq!(place, "layers");
+                assert!(reason.contains("more than 16 layers"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(spent(&many(count), &limits).1 < 8192);
+    }
+}
+
+#[test]
 fn nothing_is_allocated_for_what_is_above_the_limits() {
     let queue = octets(&vec![0; 1 << 20]);
-    let payload = wire::layer("app", &wire::with(wire::app(), "payload", queue.clone()));
+    let payload = wire::layered(&wire::with(wire::layer(), "payload", queue));
     let input = wire::sealed(&payload);
-    let app = Limits {
-        max_app: 1 << 19,
+    let layers = Limits {
+        max_layers: 1 << 19,
         ..Limits::default()
     };
     let image = Limits {
         max_image: 1 << 19,
         ..Limits::default()
     };
-    for limits in [app, image] {
+    for limits in [layers, image] {
         let error = Image::decode(&input, &limits).unwrap_err();
         assert!(matches!(error, DecodeError::TooLong { .. }), "{error}");
         assert!(spent(&input, &limits).1 < 8192);
@@ -89,8 +111,8 @@ fn nothing_is_allocated_for_what_is_above_the_limits() {
 
 #[test]
 fn queues_of_a_shared_image_are_not_copied() {
-    let app = wire::with(wire::app(), "payload", octets(&vec![9; 1 << 20]));
-    let bytes = wire::sealed(&wire::layer("app", &app));
+    let layer = wire::with(wire::layer(), "payload", octets(&vec![9; 1 << 20]));
+    let bytes = wire::sealed(&wire::layered(&layer));
     let range = bytes.as_ptr_range();
     let bytes = Octets::from(bytes);
     let mut image = None;
@@ -98,7 +120,7 @@ fn queues_of_a_shared_image_are_not_copied() {
         image = Some(Image::decode_shared(bytes, &Limits::default()));
     });
     assert!(spent.bytes_total < 4096, "{spent:?}");
-    let payload = image.unwrap().unwrap().app.unwrap().payload;
+    let payload = image.unwrap().unwrap().layers.remove(0).payload;
     assert!(range.contains(&payload.as_ptr()));
     assert_eq!(*payload, [9; 1 << 20]);
 }
@@ -107,10 +129,10 @@ fn queues_of_a_shared_image_are_not_copied() {
 #[test]
 fn time_is_in_proportion_to_the_input() {
     let count = 2_000_000_u32;
-    let head = [&[0xdf][..], &(count + 1).to_be_bytes()].concat();
-    let (name, names) = critical(&[]);
+    let head = [&[0xdf][..], &(count + 2).to_be_bytes()].concat();
+    let known = [critical(&[]), connection(&[])].map(|(name, value)| [text(name), value].concat());
     let field = [text("later"), number(1)].concat();
-    let payload = [head, text(name), names, field.repeat(count as usize)].concat();
+    let payload = [head, known.concat(), field.repeat(count as usize)].concat();
     let begin = Instant::now();
     Image::decode(&wire::sealed(&payload), &Limits::default()).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(120));
@@ -119,8 +141,7 @@ fn time_is_in_proportion_to_the_input() {
 #[test]
 fn encoding_allocates_once_for_the_queues() {
     let mut image = common::full();
-    let app = image.app.as_mut().unwrap();
-    app.payload = Octets::from(vec![5; 1 << 20]);
+    image.layers[0].payload = Octets::from(vec![5; 1 << 20]);
     let spent = allocation_counter::measure(|| {
         assert!(image.encode().unwrap().len() > (1 << 20) + Envelope::LEN);
     });

@@ -1,10 +1,13 @@
 //! FORMAT.md against the files of every version: each field that is written is described there with its type and its
-//! version, in the order of the page, and each field that is described is in a file.
+//! version, in the order of the page, and each field that is described is in a file. The JSON beside the files is theirs.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+#[path = "common/json.rs"]
+mod json;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rmpv::Value;
 use tcpmig_format::{Envelope, FORMAT_VERSION};
@@ -15,6 +18,19 @@ struct Field {
     kind: String,
     required: bool,
     since: u16,
+}
+
+/// The structure that an image of versions 1 and 2 is.
+const BEFORE_3: &str = "The image before version 3";
+
+/// The structure that is in its place since version 3.
+fn current(name: &str) -> &str {
+    match name {
+        "app" => "layers",
+        "listen" => "listener",
+        BEFORE_3 => "The image",
+        other => other,
+    }
 }
 
 /// The fields of each structure, in the order of FORMAT.md.
@@ -56,7 +72,7 @@ fn cells(row: &str) -> Vec<String> {
     row.split('|').map(|cell| cell.trim().to_owned()).collect()
 }
 
-fn files() -> Vec<(u16, String, Value)> {
+fn files() -> Vec<(u16, PathBuf, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let files = fs::read_dir(folder)
         .unwrap()
@@ -68,7 +84,7 @@ fn files() -> Vec<(u16, String, Value)> {
             let version = Envelope::peek(&octets).unwrap().version;
             let mut payload = &octets[Envelope::LEN..];
             let value = rmpv::decode::read_value(&mut payload).unwrap();
-            (version, path.display().to_string(), value)
+            (version, path, value)
         })
         .collect()
 }
@@ -90,6 +106,7 @@ fn has_type(value: &Value, kind: &str) -> bool {
         "octets" => value.is_bin(),
         "map" => value.is_map(),
         "list of text" => value.as_array().unwrap().iter().all(Value::is_str),
+        "list of maps" => value.as_array().unwrap().iter().all(Value::is_map),
         other => panic!("a type that this test does not know: {other}"),
     }
 }
@@ -100,23 +117,27 @@ fn the_specification_describes_the_files() {
     // The structure and the version of a file, and the fields that were seen there.
     let mut seen: BTreeSet<(String, String, u16)> = BTreeSet::new();
     for (version, file, image) in files() {
-        let mut open = vec![("The image".to_owned(), image)];
+        let root = if version < 3 { BEFORE_3 } else { "The image" };
+        let mut open = vec![(root.to_owned(), image)];
         while let Some((structure, value)) = open.pop() {
             let fields = &described[&structure];
             let mut last = None;
             for (key, value) in value.as_map().unwrap() {
                 let key = key.as_str().unwrap();
-                let place = format!("{file}: {structure}.{key}");
+                let place = format!("{}: {structure}.{key}", file.display());
                 let at = fields.iter().position(|field| field.name == key);
                 let at = at.unwrap_or_else(|| panic!("{place} is not described"));
                 assert!(last.is_none_or(|last| last < at), "{place}: order");
                 last = Some(at);
                 assert!(has_type(value, &fields[at].kind), "{place}: {value}");
                 assert!(fields[at].since <= version, "{place}: too early");
-                seen.insert((structure.clone(), key.to_owned(), version));
-                if value.is_map() {
-                    open.push((key.to_owned(), value.clone()));
-                }
+                seen.insert((current(&structure).to_owned(), key.to_owned(), version));
+                let inner = match value {
+                    Value::Array(values) => &values[..],
+                    one => std::slice::from_ref(one),
+                };
+                let inner = inner.iter().filter(|value| value.is_map());
+                open.extend(inner.map(|value| (key.to_owned(), value.clone())));
             }
             let there = |name: &str| {
                 value
@@ -128,22 +149,38 @@ fn the_specification_describes_the_files() {
             for field in fields.iter().filter(|field| field.required) {
                 assert!(
                     there(&field.name),
-                    "{file}: {structure}.{} is required",
+                    "{}: {structure}.{} is required",
+                    file.display(),
                     field.name
                 );
             }
         }
     }
     for (structure, fields) in described {
+        let last = if structure == BEFORE_3 {
+            2
+        } else {
+            FORMAT_VERSION
+        };
         for field in fields {
-            for version in field.since..=FORMAT_VERSION {
-                let key = (structure.clone(), field.name.clone(), version);
+            for version in field.since..=last {
+                let structure = current(&structure).to_owned();
+                let key = (structure, field.name.clone(), version);
                 assert!(
                     seen.contains(&key),
                     "no file of version {version} has {key:?}"
                 );
             }
         }
+    }
+}
+
+#[test]
+fn json_beside_the_files_is_what_they_hold() {
+    for (_, file, image) in files() {
+        let described = fs::read(file.with_extension("json")).unwrap();
+        let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
+        assert_eq!(described, json::of(&image), "{}", file.display());
     }
 }
 

@@ -3,10 +3,11 @@
 
 mod common;
 
-use common::wire::{decode, ip, layer, map, number, octets, tcp, text, with};
+use common::wire::{
+    connection, critical, decode, end, ip, listener, map, number, octets, part, tcp, text, with,
+};
 use tcpmig_format::{
-    DecodeError, EncodeError, FilterInstruction, Image, InvalidListen, InvalidTcp, Limits, Octets,
-    TcpImage,
+    DecodeError, FilterInstruction, Image, InvalidTcp, Limits, Octets, SocketFamily, TimestampUnit,
 };
 
 #[test]
@@ -28,8 +29,14 @@ fn limits_hold() {
         },
         "image",
     );
-    let max_app = 9;
-    check(Limits { max_app, ..limits }, "app.payload");
+    let max_layers = 9;
+    check(
+        Limits {
+            max_layers,
+            ..limits
+        },
+        "layers",
+    );
     let max_queue = 17;
     check(
         Limits {
@@ -39,10 +46,10 @@ fn limits_hold() {
         "tcp.send.sent",
     );
     let max_text = 15;
-    check(Limits { max_text, ..limits }, "app.kind");
+    check(Limits { max_text, ..limits }, "layers.kind");
     let exact = Limits {
         max_image: bytes.len(),
-        max_app: 10,
+        max_layers: 10,
         max_queue: 18,
         max_text: 16,
     };
@@ -55,18 +62,12 @@ fn values_must_have_a_meaning() {
         Err(DecodeError::UnknownValue { place, .. }) => assert_eq!(place, expected),
         other => panic!("{other:?}"),
     };
-    unknown(
-        &layer("ip", &with(ip(), "family", text("ipx"))),
-        "ip.family",
-    );
-    unknown(
-        &layer("tcp", &with(tcp(), "state", number(12))),
-        "tcp.state",
-    );
+    unknown(&part("ip", &with(ip(), "family", text("ipx"))), "ip.family");
+    unknown(&part("tcp", &with(tcp(), "state", number(12))), "tcp.state");
     let timestamps = map(&[("value", number(1)), ("unit", text("ns"))]);
     let negotiated = map(&[("mss_clamp", number(9)), ("timestamps", timestamps)]);
     unknown(
-        &layer("tcp", &with(tcp(), "negotiated", negotiated)),
+        &part("tcp", &with(tcp(), "negotiated", negotiated)),
         "tcp.negotiated.timestamps.unit",
     );
 }
@@ -75,22 +76,21 @@ fn values_must_have_a_meaning() {
 fn values_must_agree() {
     let fields = with(tcp(), "state", number(10));
     assert!(matches!(
-        decode(&layer("tcp", &fields)),
+        decode(&part("tcp", &fields)),
         Err(DecodeError::InvalidTcp(InvalidTcp::QueueInState {
             queue: "sent",
             ..
         }))
     ));
-    let end = |address: &[u8]| map(&[("address", octets(address)), ("port", number(80))]);
     assert!(matches!(
-        decode(&layer("ip", &with(ip(), "remote", end(&[0; 4])))),
+        decode(&part("ip", &with(ip(), "remote", end(&[0; 4])))),
         Err(DecodeError::InvalidFlow(_))
     ));
     // A mapped address in 16 octets is not how an IPv4 address is written.
     let mut mapped = [0; 16];
     mapped[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 2]);
     assert!(matches!(
-        decode(&layer("ip", &with(ip(), "remote", end(&mapped)))),
+        decode(&part("ip", &with(ip(), "remote", end(&mapped)))),
         Err(DecodeError::AddressLength {
             place: "ip.remote.address",
             len: 16,
@@ -102,58 +102,96 @@ fn values_must_agree() {
         ipv6 = with(ipv6, name, end(&mapped));
     }
     assert!(matches!(
-        decode(&layer("ip", &ipv6)),
+        decode(&part("ip", &ipv6)),
         Err(DecodeError::InvalidIp(_))
     ));
 }
 
+/// The limit is that of all layers together.
 #[test]
-fn a_listener_stands_alone() {
-    use common::wire::critical;
-    let local = |address: &[u8]| map(&[("address", octets(address)), ("port", number(80))]);
-    let listen = |address: &[u8]| map(&[("local", local(address)), ("backlog", number(37))]);
-    let one = |address: &[u8]| decode(&map(&[critical(&["listen"]), ("listen", listen(address))]));
+fn layers_share_their_limit() {
+    let bytes = common::layered().encode().unwrap();
+    let limits = Limits {
+        max_layers: 15,
+        ..Limits::default()
+    };
+    let expected = DecodeError::TooLong {
+        what: "layers",
+        len: 16,
+        limit: 15,
+    };
+    assert_eq!(Image::decode(&bytes, &limits), Err(expected));
+}
+
+#[test]
+fn an_image_is_of_one_subject() {
+    let listen = |address: &[u8]| [("local", end(address)), ("backlog", number(37))];
+    let one = |address: &[u8]| decode(&map(&[critical(&["listener"]), listener(&listen(address))]));
     let image = one(&[0; 4]).unwrap();
-    assert_eq!(image.listen.unwrap().local, "0.0.0.0:80".parse().unwrap());
-    assert!(one(&[0; 16]).unwrap().listen.unwrap().local.is_ipv6());
+    let any = "0.0.0.0:80".parse().unwrap();
+    assert_eq!(image.listener().unwrap().local, any);
+    assert!(image.connection().is_none() && image.ip().is_none() && image.tcp().is_none());
+    assert!(one(&[0; 16]).unwrap().listener().unwrap().local.is_ipv6());
     assert!(matches!(
         one(&[0; 5]),
         Err(DecodeError::AddressLength {
-            place: "listen.local.address",
+            place: "listener.local.address",
             ..
         })
     ));
-    for (name, layer) in [("ip", map(&ip())), ("tcp", map(&tcp()))] {
-        let both = [critical(&[]), (name, layer), ("listen", listen(&[0; 4]))];
-        assert!(matches!(
-            decode(&map(&both)),
-            Err(DecodeError::InvalidListen(InvalidListen::Connection))
-        ));
+    let listener = map(&listen(&[0; 4]));
+    let both = [("connection", map(&[])), ("listener", listener.clone())];
+    for (subject, expected) in [
+        (map(&both), DecodeError::TwoSubjects),
+        (map(&[]), DecodeError::NoSubject),
+        (map(&[("later", map(&[]))]), DecodeError::NoSubject),
+    ] {
+        let payload = map(&[critical(&[]), ("subject", subject)]);
+        assert_eq!(decode(&payload), Err(expected));
     }
-    let image = Image {
-        ip: common::full().ip,
-        ..common::listener()
-    };
-    assert!(matches!(
-        image.encode(),
-        Err(EncodeError::InvalidListen(InvalidListen::Connection))
-    ));
+    // Earlier versions had no place for the subject, and the same rule.
+    for (name, part) in [("ip", map(&ip())), ("tcp", map(&tcp()))] {
+        let both = [critical(&[]), (name, part), ("listen", listener.clone())];
+        let old = common::wire::sealed_as(2, 1, &map(&both));
+        let error = Image::decode(&old, &Limits::default()).unwrap_err();
+        assert_eq!(error, DecodeError::TwoSubjects);
+    }
+}
+
+/// FORMAT.md, `Display` and images say the same.
+#[test]
+fn names_have_one_spelling() {
+    let page = include_str!("../FORMAT.md");
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    for state in tcpmig_format::TcpState::ALL {
+        let described = format!("{} {state}", state.number());
+        assert!(page.contains(&described), "{described}");
+    }
+    for family in SocketFamily::ALL {
+        assert!(page.contains(&format!("`{family}`")), "{family}");
+        assert_eq!(SocketFamily::from_name(&family.to_string()), Some(family));
+    }
+    for unit in TimestampUnit::ALL {
+        assert!(page.contains(&format!("`{unit}`")), "{unit}");
+        assert_eq!(TimestampUnit::from_name(&unit.to_string()), Some(unit));
+    }
 }
 
 #[test]
 fn a_reader_cannot_miss_what_must_not_be_skipped() {
     // Their names are in the list of critical parts, at its beginning.
     for (image, name) in [
-        (common::listener(), "listen"),
+        (common::listener(), "listener"),
         (common::broken(), "tcp.pending_error"),
+        (common::layered(), "layers"),
     ] {
         let payload = &image.encode().unwrap()[tcpmig_format::Envelope::LEN..];
         let head = String::from_utf8_lossy(&payload[..64]);
         assert!(head.contains("critical") && head.contains(name), "{head}");
     }
     let missing = map(&[
-        common::wire::critical(&["tcp.pending_error"]),
-        ("tcp", map(&tcp())),
+        critical(&["tcp.pending_error"]),
+        connection(&[("tcp", map(&tcp()))]),
     ]);
     assert_eq!(
         decode(&missing),
@@ -167,7 +205,7 @@ fn an_error_waits_only_in_closed() {
     let pending = map(&[("errno", number(104)), ("after_fin", common::wire::yes())]);
     fields.push(("pending_error", pending));
     assert!(matches!(
-        decode(&layer("tcp", &fields)),
+        decode(&part("tcp", &fields)),
         Err(DecodeError::InvalidTcp(InvalidTcp::PendingErrorInState(_)))
     ));
 }
@@ -177,7 +215,7 @@ fn a_filter_has_whole_instructions() {
     let decoded = |filter: &[u8]| {
         let mut fields = tcp();
         fields.push(("socket", map(&[("filter", octets(filter))])));
-        decode(&layer("tcp", &fields))
+        decode(&part("tcp", &fields))
     };
     let image = decoded(&[0, 6, 1, 2, 0xff, 0, 0, 3]).unwrap();
     let instruction = FilterInstruction {
@@ -186,7 +224,10 @@ fn a_filter_has_whole_instructions() {
         jf: 2,
         k: 0xff00_0003,
     };
-    assert_eq!(image.tcp.unwrap().socket().filter, Some(vec![instruction]));
+    assert_eq!(
+        image.tcp().unwrap().socket().filter,
+        Some(vec![instruction])
+    );
     for len in [1, 7, 9] {
         match decoded(&vec![0; len]) {
             Err(DecodeError::Malformed { place, .. }) => assert_eq!(place, "tcp.socket.filter"),
@@ -197,14 +238,14 @@ fn a_filter_has_whole_instructions() {
 
 #[test]
 fn an_image_prints_no_octet_of_its_queues() {
-    let mut image = common::full();
-    let mut parts = image.tcp.take().unwrap().into_parts();
+    let image = common::full();
+    let mut parts = common::parts_of(&image);
     let secret = || Octets::from(&b"hunter2"[..]);
     parts.send.sent = secret();
     parts.send.unsent = secret();
     parts.receive.queue = secret();
-    image.tcp = Some(TcpImage::new(parts).unwrap());
-    image.app.as_mut().unwrap().payload = secret();
+    let mut image = common::with_tcp(image, parts);
+    image.layers[0].payload = secret();
     let encoded = image.encode().unwrap();
     for printed in [format!("{image:?} {image:#?}"), format!("{encoded:?}")] {
         assert!(!printed.contains("hunter2"), "{printed}");

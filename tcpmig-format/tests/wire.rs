@@ -4,10 +4,10 @@
 mod common;
 
 use common::wire::{
-    app, critical, decode, ip, layer, list, map, nil, number, octets, sealed_as, send, tcp, text,
-    with, yes,
+    connection, critical, decode, ip, layer, layered, layers, list, map, nil, number, octets, part,
+    sealed_as, send, tcp, text, with, yes,
 };
-use tcpmig_format::{DecodeError, Image, Limits, Seq, TcpState};
+use tcpmig_format::{DecodeError, Image, Layer, Limits, Seq, TcpState};
 
 #[track_caller]
 fn malformed(payload: &[u8], expected_place: &str, expected_reason: &str) {
@@ -21,22 +21,28 @@ fn malformed(payload: &[u8], expected_place: &str, expected_reason: &str) {
 }
 
 #[test]
-fn the_smallest_layers_decode() {
+fn the_smallest_parts_decode() {
     let image = decode(&map(&[
         critical(&[]),
-        ("tcp", map(&tcp())),
-        ("app", map(&app())),
-        ("ip", map(&ip())),
+        layers(&[layer()]),
+        connection(&[("tcp", map(&tcp())), ("ip", map(&ip()))]),
     ]))
     .unwrap();
-    let (ip, tcp, app) = (image.ip.unwrap(), image.tcp.unwrap(), image.app.unwrap());
+    let (ip, tcp) = (image.ip().unwrap(), image.tcp().unwrap());
     assert_eq!(ip.flow.to_string(), "10.0.0.1:80,10.0.0.2:80");
     assert!(!ip.transparent && !ip.freebind);
     assert_eq!(tcp.state(), TcpState::Established);
     assert_eq!(tcp.send().snd_nxt(), Seq::new(11));
     assert!(!tcp.negotiated().sack);
-    assert_eq!(&*app.payload, b"secret");
-    assert_eq!(decode(&map(&[critical(&[])])), Ok(Image::default()));
+    assert_eq!(image.layers, [Layer::new("k", 1, &b"secret"[..])]);
+    let nothing = map(&[critical(&[]), connection(&[])]);
+    assert_eq!(decode(&nothing), Ok(Image::default()));
+    // Earlier versions had no subject that could be required.
+    let nothing = sealed_as(2, 1, &map(&[critical(&[])]));
+    assert_eq!(
+        Image::decode(&nothing, &Limits::default()),
+        Ok(Image::default())
+    );
 }
 
 #[test]
@@ -50,15 +56,19 @@ fn nil_is_absent() {
     ]);
     let mut tcp_fields = with(tcp(), "negotiated", negotiated);
     tcp_fields.push(("socket", nil()));
-    let layers = |ip, tcp, app| {
-        let fields = [critical(&[]), ("ip", ip), ("tcp", tcp), ("app", app)];
+    let image = |ip, tcp, layers| {
+        let subject = map(&[
+            ("connection", map(&[("ip", ip), ("tcp", tcp)])),
+            ("listener", nil()),
+        ]);
+        let fields = [critical(&[]), ("subject", subject), ("layers", layers)];
         decode(&map(&fields)).unwrap()
     };
     assert_eq!(
-        layers(map(&ip_fields), map(&tcp_fields), nil()),
-        layers(map(&ip()), map(&tcp()), nil())
+        image(map(&ip_fields), map(&tcp_fields), nil()),
+        image(map(&ip()), map(&tcp()), list(&[]))
     );
-    assert_eq!(layers(nil(), nil(), nil()), Image::default());
+    assert_eq!(image(nil(), nil(), nil()), Image::default());
 }
 
 #[test]
@@ -75,14 +85,15 @@ fn unknown_fields_are_skipped() {
         list(&[map(&[("a", list(&[number(1)]))]), map(&[])]),
     ];
     for value in unknown {
-        let mut fields = app();
+        let mut fields = layer();
         fields.insert(1, ("new_field", value.clone()));
         let payload = map(&[
-            ("new_layer", value),
-            critical(&["app"]),
-            ("app", map(&fields)),
+            ("new_part", value),
+            critical(&["layers"]),
+            connection(&[]),
+            layers(&[fields, layer()]),
         ]);
-        assert!(decode(&payload).unwrap().app.is_some());
+        assert_eq!(decode(&payload).unwrap().layers.len(), 2);
         let newer = sealed_as(9, 1, &payload);
         assert!(Image::decode(&newer, &Limits::default()).is_ok());
     }
@@ -90,43 +101,62 @@ fn unknown_fields_are_skipped() {
 
 #[test]
 fn critical_parts_must_be_known_and_there() {
-    let part = |names| map(&[critical(names), ("app", map(&app()))]);
+    let part = |names| map(&[critical(names), connection(&[]), layers(&[layer()])]);
     assert_eq!(
-        decode(&part(&["app", "tcp.fast_open"])),
+        decode(&part(&["layers", "tcp.fast_open"])),
         Err(DecodeError::UnknownCritical("tcp.fast_open".into()))
     );
     assert_eq!(
-        decode(&part(&["app", "tcp"])),
+        decode(&part(&["layers", "tcp"])),
         Err(DecodeError::MissingCritical("tcp"))
     );
-    let many: Vec<_> = std::iter::repeat_n("app", 65).collect();
+    let many: Vec<_> = std::iter::repeat_n("layers", 65).collect();
     malformed(&part(&many), "critical", "more than 64 names");
     assert!(decode(&part(&many[1..])).is_ok());
     malformed(&map(&[]), "payload", "missing field `critical`");
+    let payload = map(&[critical(&[])]);
+    malformed(&payload, "payload", "missing field `subject`");
 }
 
 #[test]
 fn errors_name_the_place() {
     let bad_send = with(send(), "sent", number(4));
     let tcp = with(tcp(), "send", map(&bad_send));
-    malformed(&layer("tcp", &tcp), "tcp.send.sent", "expected octets");
+    malformed(&part("tcp", &tcp), "tcp.send.sent", "expected octets");
     let bad_ip = with(ip(), "local", map(&[("port", number(1))]));
-    malformed(&layer("ip", &bad_ip), "ip.local", "missing field `address`");
-    let bad_app = with(app(), "version", number(1 << 32));
-    malformed(&layer("app", &bad_app), "app.version", "expected u32");
-    let mut new = app();
+    malformed(&part("ip", &bad_ip), "ip.local", "missing field `address`");
+    let bad = with(layer(), "version", number(1 << 32));
+    malformed(&layered(&bad), "layers[0].version", "expected u32");
+    let second = map(&[critical(&[]), connection(&[]), layers(&[layer(), bad])]);
+    malformed(&second, "layers[1].version", "expected u32");
+    let mut new = layer();
     new.push(("x".repeat(1000).leak(), vec![0xc1]));
-    malformed(&layer("app", &new), "app.(unknown field)", "marker");
+    malformed(&layered(&new), "layers[0].(unknown field)", "marker");
+    malformed(
+        &map(&[("critical", list(&[text("ip"), number(1)]))]),
+        "critical[1]",
+        "a name",
+    );
+    // What has no other name is called by its own.
+    for (subject, place) in [
+        (nil(), "subject"),
+        (number(1), "subject"),
+        (map(&[("connection", number(1))]), "connection"),
+        (map(&[("listener", number(1))]), "listener"),
+    ] {
+        malformed(&map(&[critical(&[]), ("subject", subject)]), place, "");
+    }
 }
 
 #[test]
 fn errors_do_not_quote() {
     for wrong in [text("hunter2"), list(&[text("hunter2")])] {
         for payload in [
-            layer("app", &with(app(), "payload", wrong.clone())),
-            layer("app", &with(app(), "version", wrong.clone())),
-            layer("ip", &with(ip(), "local", wrong.clone())),
-            map(&[("app", wrong.clone())]),
+            layered(&with(layer(), "payload", wrong.clone())),
+            layered(&with(layer(), "version", wrong.clone())),
+            part("ip", &with(ip(), "local", wrong.clone())),
+            map(&[("layers", wrong.clone())]),
+            map(&[("subject", wrong.clone())]),
             map(&[("critical", octets(b"hunter2"))]),
             map(&[("critical", text("hunter2"))]),
             wrong.clone(),
@@ -143,40 +173,45 @@ fn only_the_described_types_are_taken() {
     // A list in place of a structure.
     let as_list = list(&[text("k"), number(1), octets(b"")]);
     malformed(
-        &map(&[critical(&[]), ("app", as_list)]),
-        "app",
+        &map(&[critical(&[]), ("layers", list(&[as_list]))]),
+        "layers[0]",
         "expected a map",
     );
     // Text and octets in place of each other.
-    let kind = with(app(), "kind", octets(b"k"));
-    malformed(&layer("app", &kind), "app.kind", "expected text");
-    let payload = with(app(), "payload", text("p"));
-    malformed(&layer("app", &payload), "app.payload", "expected octets");
-    // Octets in place of a list.
+    let kind = with(layer(), "kind", octets(b"k"));
+    malformed(&layered(&kind), "layers[0].kind", "expected text");
+    let payload = with(layer(), "payload", text("p"));
+    malformed(&layered(&payload), "layers[0].payload", "expected octets");
+    // Octets and maps in place of a list.
     malformed(
         &map(&[("critical", octets(b"app"))]),
         "critical",
         "a list of names",
     );
+    malformed(
+        &map(&[("layers", map(&layer()))]),
+        "layers",
+        "a list of layers",
+    );
     // Text that is not UTF-8.
     let mut latin1 = text("k");
     *latin1.last_mut().unwrap() = 0xe9;
-    let kind = with(app(), "kind", latin1);
-    malformed(&layer("app", &kind), "app.kind", "utf8");
+    let kind = with(layer(), "kind", latin1);
+    malformed(&layered(&kind), "layers[0].kind", "utf8");
     // A number as key.
     let numbered = [vec![0x81, 0x00], list(&[])].concat();
     malformed(&numbered, "payload", "expected a name");
     // A key twice.
-    let mut twice = app();
+    let mut twice = layer();
     twice.push(("kind", text("other")));
-    malformed(&layer("app", &twice), "app.kind", "duplicate field");
+    malformed(&layered(&twice), "layers[0].kind", "duplicate field");
 }
 
 #[test]
 fn octets_after_the_map_are_refused() {
     // One that is a value, one that is none, and the start of a list.
     for trailing in [&[0x00][..], &[0xc1], &[0x91], &[0xc6, 0xff]] {
-        let payload = [&layer("app", &app())[..], trailing].concat();
+        let payload = [&layered(&layer())[..], trailing].concat();
         assert_eq!(decode(&payload), Err(DecodeError::TrailingPayload));
     }
     assert!(matches!(decode(&[]), Err(DecodeError::Malformed { .. })));
@@ -186,7 +221,7 @@ fn octets_after_the_map_are_refused() {
 fn nesting_is_limited() {
     let nested = |depth: usize| {
         let value = [vec![0x91; depth], nil()].concat();
-        decode(&map(&[critical(&[]), ("new", value)]))
+        decode(&map(&[critical(&[]), connection(&[]), ("new", value)]))
     };
     assert!(nested(30).is_ok());
     for depth in [31, 100_000] {
@@ -206,7 +241,7 @@ fn promised_lengths_are_not_believed() {
         vec![0xdb, 0xff, 0xff, 0xff, 0xff],
         vec![0xc9, 0xff, 0xff, 0xff, 0xff, 0],
     ] {
-        for field in ["critical", "tcp", "new"] {
+        for field in ["critical", "subject", "layers", "new"] {
             let payload = map(&[(field, huge.clone())]);
             assert!(matches!(
                 decode(&payload),

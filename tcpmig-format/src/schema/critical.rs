@@ -11,7 +11,22 @@ use super::visit::Name;
 /// short names does not grow in memory.
 const MAX_NAMES: usize = 64;
 
+/// The parts that a version can name, and whether an image has them.
+pub(super) type Parts = [(&'static str, bool); 5];
+
 pub(super) struct Critical<'a>(pub(super) Vec<&'a str>);
+
+impl Critical<'_> {
+    /// Other names for the same parts.
+    pub(super) fn renamed(mut self, names: [(&str, &'static str); 2]) -> Self {
+        for name in &mut self.0 {
+            if let Some((_, new)) = names.iter().find(|(old, _)| old == name) {
+                *name = new;
+            }
+        }
+        self
+    }
+}
 
 impl Serialize for Critical<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,11 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
+use super::critical::{Critical, Parts};
+use super::layers::Layers;
 use super::strict::Place;
 use super::visit::Marker;
-use super::{newest, v1};
+use super::{newest, v1, v2};
 use crate::{
-    DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, TcpImage, TcpState, TimestampUnit,
+    ConnectionImage, DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, Subject, TcpImage,
+    TcpState, TimestampUnit,
 };
 
 /// Maps and lists inside each other, in parts that this version skips.
@@ -29,25 +32,21 @@ pub(crate) fn read(
     source: Source<'_>,
     limits: &Limits,
 ) -> Result<crate::Image, DecodeError> {
-    let wire: newest::Image<'_> = match version {
-        1 => parse::<v1::Image<'_>>(payload)?.into(),
-        _ => parse(payload)?,
-    };
     let mut reader = Reader { source, limits };
-    reader.critical(&wire)?;
-    let image = crate::Image {
-        taken: wire.taken,
-        ip: wire.ip.as_ref().map(|ip| reader.ip(ip)).transpose()?,
-        tcp: wire.tcp.as_ref().map(|tcp| reader.tcp(tcp)).transpose()?,
-        app: wire.app.as_ref().map(|app| reader.app(app)).transpose()?,
-        listen: wire
-            .listen
-            .as_ref()
-            .map(|listen| reader.listen(listen))
-            .transpose()?,
+    let wire: newest::Image<'_> = match version {
+        1 => reader.upgraded(parse::<v1::Image<'_>>(payload)?.into())?,
+        2 => reader.upgraded(parse(payload)?)?,
+        _ => {
+            let wire: newest::Image<'_> = parse(payload)?;
+            reader.check_critical(&wire.critical, &wire.parts())?;
+            wire
+        }
     };
-    image.check_listen()?;
-    Ok(image)
+    Ok(crate::Image {
+        taken: wire.taken,
+        subject: reader.subject(&wire.subject)?,
+        layers: reader.layers(wire.layers.as_ref())?,
+    })
 }
 
 fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, DecodeError> {
@@ -108,21 +107,15 @@ impl Reader<'_> {
         )
     }
 
-    fn critical(&self, wire: &newest::Image<'_>) -> Result<(), DecodeError> {
-        let known = [
-            ("ip", wire.ip.is_some()),
-            ("tcp", wire.tcp.is_some()),
-            (
-                "tcp.pending_error",
-                wire.tcp
-                    .as_ref()
-                    .is_some_and(|tcp| tcp.pending_error.is_some()),
-            ),
-            ("app", wire.app.is_some()),
-            ("listen", wire.listen.is_some()),
-        ];
-        for name in &wire.critical.0 {
-            match known.iter().find(|(known, _)| known == name) {
+    /// An image of version 2, whose names of critical parts are not those of version 3.
+    fn upgraded<'w>(&self, wire: v2::Image<'w>) -> Result<newest::Image<'w>, DecodeError> {
+        self.check_critical(&wire.critical, &wire.parts())?;
+        Ok(wire.into())
+    }
+
+    fn check_critical(&self, critical: &Critical<'_>, parts: &Parts) -> Result<(), DecodeError> {
+        for name in &critical.0 {
+            match parts.iter().find(|(known, _)| known == name) {
                 Some((_, true)) => {}
                 Some((name, false)) => return Err(DecodeError::MissingCritical(name)),
                 None => {
@@ -134,13 +127,29 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn subject(&mut self, subject: &newest::Subject<'_>) -> Result<Subject, DecodeError> {
+        match (&subject.connection, &subject.listener) {
+            (Some(connection), None) => Ok(Subject::Connection(ConnectionImage {
+                ip: connection.ip.as_ref().map(|ip| self.ip(ip)).transpose()?,
+                tcp: connection
+                    .tcp
+                    .as_ref()
+                    .map(|tcp| self.tcp(tcp))
+                    .transpose()?,
+            })),
+            (None, Some(listener)) => {
+                let listener = self.listen(listener)?;
+                listener.check()?;
+                Ok(Subject::Listener(listener))
+            }
+            (None, None) => Err(DecodeError::NoSubject),
+            (Some(_), Some(_)) => Err(DecodeError::TwoSubjects),
+        }
+    }
+
     fn ip(&self, ip: &v1::Ip<'_>) -> Result<crate::IpImage, DecodeError> {
-        let family = match ip.family {
-            "ipv4" => SocketFamily::Ipv4,
-            "ipv6" => SocketFamily::Ipv6,
-            "ipv4-mapped" => SocketFamily::Ipv4Mapped,
-            other => return Err(self.unknown("ip.family", other)),
-        };
+        let family = SocketFamily::from_name(ip.family)
+            .ok_or_else(|| self.unknown("ip.family", ip.family))?;
         let image = crate::IpImage {
             flow: FourTuple::new(
                 end("ip.local.address", &ip.local, family)?,
@@ -237,7 +246,7 @@ impl Reader<'_> {
             (_, Ok(v6)) => IpAddr::from(v6),
             _ => {
                 return Err(DecodeError::AddressLength {
-                    place: "listen.local.address",
+                    place: "listener.local.address",
                     len: address.len(),
                     expected: 16,
                 });
@@ -248,11 +257,11 @@ impl Reader<'_> {
             v6_only: listen.v6_only,
             scope: listen
                 .scope
-                .map(|name| self.text("listen.scope", name))
+                .map(|name| self.text("listener.scope", name))
                 .transpose()?,
             bound_device: listen
                 .bound_device
-                .map(|name| self.text("listen.bound_device", name))
+                .map(|name| self.text("listener.bound_device", name))
                 .transpose()?,
             transparent: listen.transparent.unwrap_or_default(),
             freebind: listen.freebind.unwrap_or_default(),
@@ -273,11 +282,9 @@ impl Reader<'_> {
             None => None,
             Some(timestamps) => Some(crate::Timestamps {
                 value: timestamps.value,
-                unit: match timestamps.unit {
-                    "ms" => TimestampUnit::Milliseconds,
-                    "us" => TimestampUnit::Microseconds,
-                    other => return Err(self.unknown("tcp.negotiated.timestamps.unit", other)),
-                },
+                unit: TimestampUnit::from_name(timestamps.unit).ok_or_else(|| {
+                    self.unknown("tcp.negotiated.timestamps.unit", timestamps.unit)
+                })?,
             }),
         };
         Ok(crate::Negotiated {
@@ -351,14 +358,20 @@ impl Reader<'_> {
         })
     }
 
-    fn app(&mut self, app: &v1::App<'_>) -> Result<crate::AppImage, DecodeError> {
-        let kind = self.text("app.kind", app.kind)?;
-        Self::limit("app.payload", app.payload.len(), self.limits.max_app)?;
-        Ok(crate::AppImage {
-            kind,
-            version: app.version,
-            payload: self.octets(app.payload),
-        })
+    fn layers(&mut self, wire: Option<&Layers<'_>>) -> Result<Vec<crate::Layer>, DecodeError> {
+        let Some(Layers(wire)) = wire else {
+            return Ok(Vec::new());
+        };
+        let payloads = wire.iter().map(|layer| layer.payload.len()).sum();
+        Self::limit("layers", payloads, self.limits.max_layers)?;
+        let layer = |layer: &v1::App<'_>| {
+            Ok(crate::Layer {
+                kind: self.text("layers.kind", layer.kind)?,
+                version: layer.version,
+                payload: self.octets(layer.payload),
+            })
+        };
+        wire.iter().map(layer).collect()
     }
 }
 

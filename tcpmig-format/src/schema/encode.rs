@@ -5,8 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::critical::Critical;
+use super::layers::Layers;
+#[cfg(any(test, feature = "arbitrary"))]
+use super::v2;
 use super::{Writer, newest, v1};
-use crate::{EncodeError, SocketFamily, TimestampUnit};
+use crate::EncodeError;
 
 /// An address in network byte order, kept while the wire types borrow it.
 enum AddressOctets {
@@ -43,7 +46,8 @@ pub(crate) fn write_as(
     to: &mut Writer<'_>,
 ) -> Result<(), EncodeError> {
     with_wire(image, |wire| match version {
-        1 => serialize(&v1::Image::from(wire), to),
+        1 => serialize(&v1::Image::from(v2::Image::from(wire)), to),
+        2 => serialize(&v2::Image::from(wire), to),
         _ => serialize(&wire, to),
     })
 }
@@ -56,61 +60,63 @@ fn serialize(wire: &impl Serialize, to: &mut Writer<'_>) -> Result<(), EncodeErr
 
 /// Calls `with` with the wire's form of `image`, which borrows from what is made here.
 fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T) -> T {
-    let addresses = image.ip.as_ref().map(|ip| {
-        let (local, remote) = (ip.flow.local(), ip.flow.remote());
-        (AddressOctets::new(local), AddressOctets::new(remote))
-    });
-    let listening = image.listen.as_ref().map(|l| AddressOctets::new(l.local));
-    let listen_filter = image.listen.as_ref().and_then(|l| filter(&l.socket));
-    let filter = image.tcp.as_ref().and_then(|tcp| filter(tcp.socket()));
-    with(newest::Image {
-        critical: critical(image),
-        taken: image.taken,
-        ip: image
-            .ip
-            .as_ref()
-            .zip(addresses.as_ref())
-            .map(|(ip, (local, remote))| ip_layer(ip, local.get(), remote.get())),
-        tcp: image
-            .tcp
-            .as_ref()
-            .map(|tcp| tcp_layer(tcp.parts(), filter.as_deref())),
-        app: image.app.as_ref().map(app_layer),
-        listen: image
-            .listen
-            .as_ref()
-            .zip(listening.as_ref())
-            .map(|(listen, local)| listen_part(listen, local.get(), listen_filter.as_deref())),
-    })
+    let whole = |subject| {
+        with(newest::Image {
+            critical: critical(image),
+            taken: image.taken,
+            subject,
+            layers: layers(&image.layers),
+        })
+    };
+    match &image.subject {
+        crate::Subject::Connection(connection) => {
+            let addresses = connection.ip.as_ref().map(|ip| {
+                let (local, remote) = (ip.flow.local(), ip.flow.remote());
+                (ip, AddressOctets::new(local), AddressOctets::new(remote))
+            });
+            let ip = addresses.as_ref();
+            let tcp = connection.tcp.as_ref();
+            let filter = tcp.and_then(|tcp| filter(tcp.socket()));
+            whole(newest::Subject {
+                connection: Some(newest::Connection {
+                    ip: ip.map(|(ip, local, remote)| ip_layer(ip, local.get(), remote.get())),
+                    tcp: tcp.map(|tcp| tcp_layer(tcp.parts(), filter.as_deref())),
+                }),
+                listener: None,
+            })
+        }
+        crate::Subject::Listener(listener) => {
+            let local = AddressOctets::new(listener.local);
+            let filter = filter(&listener.socket);
+            whole(newest::Subject {
+                connection: None,
+                listener: Some(listen_part(listener, local.get(), filter.as_deref())),
+            })
+        }
+    }
 }
 
-/// Every layer that is there must be understood: a connection restored without
-/// one of them would not be the same connection, and one without its error would seem to have ended in order.
+/// Every part that is there must be understood: a connection restored without one of them would
+/// not be the same connection, and one without its error would seem to have ended in order.
 fn critical(image: &crate::Image) -> Critical<'static> {
-    let layers = [
-        ("ip", image.ip.is_some()),
-        ("tcp", image.tcp.is_some()),
+    let tcp = image.tcp();
+    let parts = [
+        ("ip", image.ip().is_some()),
+        ("tcp", tcp.is_some()),
         (
             "tcp.pending_error",
-            image
-                .tcp
-                .as_ref()
-                .is_some_and(|tcp| tcp.pending_error().is_some()),
+            tcp.is_some_and(|tcp| tcp.pending_error().is_some()),
         ),
-        ("app", image.app.is_some()),
-        ("listen", image.listen.is_some()),
+        ("listener", image.listener().is_some()),
+        ("layers", !image.layers.is_empty()),
     ];
-    let present = layers.into_iter().filter(|(_, present)| *present);
+    let present = parts.into_iter().filter(|(_, present)| *present);
     Critical(present.map(|(name, _)| name).collect())
 }
 
 fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> v1::Ip<'a> {
     v1::Ip {
-        family: match ip.family {
-            SocketFamily::Ipv4 => "ipv4",
-            SocketFamily::Ipv6 => "ipv6",
-            SocketFamily::Ipv4Mapped => "ipv4-mapped",
-        },
+        family: ip.family.name(),
         local: v1::End {
             address: local,
             port: ip.flow.local().port(),
@@ -220,10 +226,7 @@ fn negotiated(negotiated: &crate::Negotiated) -> v1::Negotiated<'static> {
         sack: Some(negotiated.sack),
         timestamps: negotiated.timestamps.map(|timestamps| v1::Timestamps {
             value: timestamps.value,
-            unit: match timestamps.unit {
-                TimestampUnit::Milliseconds => "ms",
-                TimestampUnit::Microseconds => "us",
-            },
+            unit: timestamps.unit.name(),
         }),
     }
 }
@@ -295,10 +298,15 @@ fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> v1:
     }
 }
 
-fn app_layer(app: &crate::AppImage) -> v1::App<'_> {
+/// None without layers.
+fn layers(layers: &[crate::Layer]) -> Option<Layers<'_>> {
+    (!layers.is_empty()).then(|| Layers(layers.iter().map(layer).collect()))
+}
+
+fn layer(layer: &crate::Layer) -> v1::App<'_> {
     v1::App {
-        kind: &app.kind,
-        version: app.version,
-        payload: &app.payload,
+        kind: &layer.kind,
+        version: layer.version,
+        payload: &layer.payload,
     }
 }

@@ -8,22 +8,28 @@ use std::fmt;
 
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
 use super::visit::{Bin, List, Name, Scalar, Text, refuse_text};
 
 /// Where an error is: the fields from the innermost structure outwards, noted as it passes them.
 #[derive(Default)]
-pub(super) struct Place(RefCell<Vec<&'static str>>);
+pub(super) struct Place(RefCell<Vec<Step>>);
+
+#[derive(Clone, Copy)]
+enum Step {
+    Field(&'static str),
+    /// Of a list, from 0.
+    Item(usize),
+}
 
 impl Place {
     fn passed(&self, key: &str, fields: &'static [&'static str]) {
         // A name from the input could be of any length.
         let known = fields.iter().find(|field| **field == key);
-        self.0
-            .borrow_mut()
-            .push(known.unwrap_or(&"(unknown field)"));
+        let name = known.unwrap_or(&"(unknown field)");
+        self.0.borrow_mut().push(Step::Field(name));
     }
 
     /// Reads a value; after an error this is where it is.
@@ -38,15 +44,23 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = self.0.borrow();
-        if fields.is_empty() {
+        let steps = self.0.borrow();
+        let mut steps = steps.iter().rev().copied().peekable();
+        // What is in the subject is named as it was before there was one: `tcp.send`.
+        for outer in ["subject", "connection"] {
+            let is_outer = |step: &Step| matches!(step, Step::Field(name) if *name == outer);
+            if steps.len() > 1 {
+                steps.next_if(is_outer);
+            }
+        }
+        let Some(Step::Field(first)) = steps.next() else {
             return f.write_str("payload");
-        }
-        for (depth, field) in fields.iter().rev().enumerate() {
-            let dot = if depth > 0 { "." } else { "" };
-            write!(f, "{dot}{field}")?;
-        }
-        Ok(())
+        };
+        f.write_str(first)?;
+        steps.try_for_each(|step| match step {
+            Step::Field(name) => write!(f, ".{name}"),
+            Step::Item(number) => write!(f, "[{number}]"),
+        })
     }
 }
 
@@ -81,8 +95,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let place = self.place;
         // Not `deserialize_seq`, which takes octets for a list of numbers.
-        self.inner.deserialize_any(List(visitor))
+        self.inner.deserialize_any(List(Items { visitor, place }))
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_any(visitor)
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -114,7 +133,6 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char string
         byte_buf unit unit_struct newtype_struct tuple tuple_struct map enum
-        identifier
     }
 }
 
@@ -197,5 +215,52 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
         })?;
         self.key.set(None);
         Ok(value)
+    }
+}
+
+/// A list.
+struct Items<'p, V> {
+    visitor: V,
+    place: &'p Place,
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Items<'_, V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.visitor.expecting(f)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<V::Value, A::Error> {
+        self.visitor.visit_seq(Elements {
+            seq,
+            number: 0,
+            place: self.place,
+        })
+    }
+}
+
+/// The elements of a list.
+struct Elements<'p, A> {
+    seq: A,
+    /// Of the next one.
+    number: usize,
+    place: &'p Place,
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, A::Error> {
+        let place = self.place;
+        let element = self.seq.next_element_seed(Strict { inner: seed, place });
+        if element.is_err() {
+            place.0.borrow_mut().push(Step::Item(self.number));
+        }
+        self.number += 1;
+        element
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::critical::Critical;
+use super::critical::{Critical, Parts};
 use super::v1;
 
 #[derive(Serialize, Deserialize)]
@@ -19,6 +19,20 @@ pub(super) struct Image<'a> {
     pub(super) app: Option<v1::App<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(super) listen: Option<v1::Listen<'a>>,
+}
+
+impl Image<'_> {
+    /// The parts that `critical` can name, which are those of version 1, and whether they are there.
+    pub(super) fn parts(&self) -> Parts {
+        let pending_error = self.tcp.as_ref().and_then(|tcp| tcp.pending_error.as_ref());
+        [
+            ("ip", self.ip.is_some()),
+            ("tcp", self.tcp.is_some()),
+            ("tcp.pending_error", pending_error.is_some()),
+            ("app", self.app.is_some()),
+            ("listen", self.listen.is_some()),
+        ]
+    }
 }
 
 /// The upgrade from version 1.

@@ -108,7 +108,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
             }
         }
 
-        deserializer.deserialize_any(NameVisitor).map(Name)
+        deserializer.deserialize_identifier(NameVisitor).map(Name)
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
+pub(crate) mod json;
 pub(crate) mod strategy;
 pub(crate) mod wire;
 
@@ -28,39 +29,43 @@ pub(crate) fn full() -> Image {
     ip.freebind = true;
     ip.mark = Some(0xdead_beef);
     ip.priority = Some(6);
-    Image {
-        taken: Some(TAKEN),
-        ip: Some(ip),
-        tcp: Some(TcpImage::new(parts()).unwrap()),
-        app: Some(AppImage {
-            kind: "org.example.chat".into(),
-            version: 3,
-            payload: Octets::from(&b"{\"room\":7}"[..]),
-        }),
-        listen: None,
-    }
+    let tcp = TcpImage::new(parts()).unwrap();
+    let mut image = Image::new(ConnectionImage::new(ip, tcp));
+    image.taken = Some(TAKEN);
+    image.layers = vec![chat()];
+    image
+}
+
+fn chat() -> Layer {
+    Layer::new("org.example.chat", 3, &b"{\"room\":7}"[..])
+}
+
+/// Like [`full`], over TLS: earlier versions have no room for it.
+pub(crate) fn layered() -> Image {
+    let mut image = full();
+    let tls = Layer::new("org.example.tls", 1, &b"\x13\x01keys"[..]);
+    image.layers = vec![tls, chat()];
+    image
 }
 
 /// A listener in which every field is there, each with its own value.
 pub(crate) fn listener() -> Image {
-    Image {
-        taken: Some(TAKEN),
-        listen: Some(ListenImage {
-            local: "[2001:db8::1]:443".parse().unwrap(),
-            v6_only: Some(true),
-            scope: Some("eth0".into()),
-            bound_device: Some("vrf-blue".into()),
-            transparent: true,
-            freebind: true,
-            mark: Some(0xdead_beef),
-            priority: Some(6),
-            backlog: 37,
-            defer_accept: 7,
-            fast_open: 5,
-            socket: socket(),
-        }),
-        ..Image::default()
-    }
+    let mut image = Image::new(ListenImage {
+        local: "[2001:db8::1]:443".parse().unwrap(),
+        v6_only: Some(true),
+        scope: Some("eth0".into()),
+        bound_device: Some("vrf-blue".into()),
+        transparent: true,
+        freebind: true,
+        mark: Some(0xdead_beef),
+        priority: Some(6),
+        backlog: 37,
+        defer_accept: 7,
+        fast_open: 5,
+        socket: socket(),
+    });
+    image.taken = Some(TAKEN);
+    image
 }
 
 /// A connection that the peer closed and then reset.
@@ -73,10 +78,19 @@ pub(crate) fn broken() -> Image {
         errno: PendingError::BROKEN_PIPE,
         after_fin: true,
     });
-    Image {
-        tcp: Some(TcpImage::new(parts).unwrap()),
-        ..full()
-    }
+    with_tcp(full(), parts)
+}
+
+/// TCP's part of the image.
+pub(crate) fn parts_of(image: &Image) -> TcpParts {
+    image.tcp().unwrap().parts().clone()
+}
+
+/// The image with another part of TCP.
+pub(crate) fn with_tcp(mut image: Image, parts: TcpParts) -> Image {
+    let tcp = TcpImage::new(parts).unwrap();
+    image.connection_mut().unwrap().tcp = Some(tcp);
+    image
 }
 
 fn parts() -> TcpParts {
@@ -158,34 +172,28 @@ pub(crate) fn smallest_tcp() -> Image {
         socket: SocketOptions::default(),
         pending_error: None,
     };
-    Image {
-        tcp: Some(TcpImage::new(parts).unwrap()),
-        ..Image::default()
-    }
+    Image::new(TcpImage::new(parts).unwrap())
 }
 
 /// A connection with what is required in each layer, and nothing else.
 pub(crate) fn smallest() -> Image {
     let flow = "10.0.0.1:80,10.0.0.2:1025".parse().unwrap();
-    Image {
-        ip: Some(IpImage::new(flow, SocketFamily::Ipv4)),
-        app: Some(AppImage::default()),
-        ..smallest_tcp()
-    }
+    let mut image = smallest_tcp();
+    image.connection_mut().unwrap().ip = Some(IpImage::new(flow, SocketFamily::Ipv4));
+    image.layers = vec![Layer::default()];
+    image
 }
 
 /// A listener with what is required, and nothing else.
 pub(crate) fn smallest_listener() -> Image {
-    Image {
-        listen: Some(ListenImage::new("0.0.0.0:80".parse().unwrap(), 1)),
-        ..Image::default()
-    }
+    Image::new(ListenImage::new("0.0.0.0:80".parse().unwrap(), 1))
 }
 
-/// As [`full`], with every option of the socket and of IP that it does not have.
+/// Like [`full`], with every option of the socket and of IP that it does not have.
 pub(crate) fn options() -> Image {
     let mut image = full();
-    let ip = image.ip.as_mut().unwrap();
+    let connection = image.connection_mut().unwrap();
+    let ip = connection.ip.as_mut().unwrap();
     ip.flow_label_share = Some(255);
     ip.flow_info_send = Some(true);
     ip.flow_label_reflect = Some(true);
@@ -209,7 +217,7 @@ pub(crate) fn options() -> Image {
     ip.receive_hop_options = Some(true);
     ip.receive_routing_header = Some(true);
     ip.receive_destination_options = Some(true);
-    let mut tcp = image.tcp.take().unwrap().into_parts();
+    let mut tcp = parts_of(&image);
     tcp.socket = SocketOptions {
         close_on_exec: Some(true),
         receive_timeout: Some(5000000001),
@@ -249,6 +257,5 @@ pub(crate) fn options() -> Image {
         delayed_ack_max: Some(1022),
         ..tcp.socket
     };
-    image.tcp = Some(TcpImage::new(tcp).unwrap());
-    image
+    with_tcp(image, tcp)
 }

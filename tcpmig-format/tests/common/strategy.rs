@@ -8,21 +8,22 @@ use proptest::prelude::*;
 use tcpmig_format::*;
 
 pub(crate) fn image() -> impl Strategy<Value = Image> {
-    let connection =
-        (of(ip().boxed()), of(tcp().boxed()), of(app())).prop_map(|(ip, tcp, app)| Image {
-            ip,
-            tcp,
-            app,
-            ..Image::default()
-        });
-    let listener = (listen(), of(app())).prop_map(|(listen, app)| Image {
-        app,
-        listen: Some(listen),
-        ..Image::default()
+    let connection = (of(ip().boxed()), of(tcp().boxed())).prop_map(|(ip, tcp)| {
+        let mut connection = ConnectionImage::default();
+        connection.ip = ip;
+        connection.tcp = tcp;
+        Subject::from(connection)
     });
+    let listener = listen().prop_map(Subject::from);
     // Boxed: together they are too large for a test's stack.
-    let image = prop_oneof![3 => connection.boxed(), 1 => listener.boxed()];
-    (image, any::<Option<u64>>()).prop_map(|(image, taken)| Image { taken, ..image })
+    let subject = prop_oneof![3 => connection.boxed(), 1 => listener.boxed()];
+    let layers = vec(layer(), 0..4);
+    (subject, layers, any::<Option<u64>>()).prop_map(|(subject, layers, taken)| {
+        let mut image = Image::new(subject);
+        image.layers = layers;
+        image.taken = taken;
+        image
+    })
 }
 
 fn listen() -> impl Strategy<Value = ListenImage> {
@@ -196,10 +197,7 @@ fn more_ip() -> BoxedStrategy<IpImage> {
 
 fn negotiated() -> impl Strategy<Value = Negotiated> {
     let scale = (0..=14u8, 0..=14u8).prop_map(|(snd, rcv)| WindowScale { snd, rcv });
-    let unit = prop_oneof![
-        Just(TimestampUnit::Milliseconds),
-        Just(TimestampUnit::Microseconds)
-    ];
+    let unit = proptest::sample::select(&TimestampUnit::ALL[..]);
     let timestamps = (any::<u32>(), unit).prop_map(|(value, unit)| Timestamps { value, unit });
     (1..=u16::MAX, of(scale), any::<bool>(), of(timestamps)).prop_map(
         |(mss_clamp, window_scale, sack, timestamps)| Negotiated {
@@ -314,10 +312,7 @@ fn tcp() -> impl Strategy<Value = TcpImage> {
     )
 }
 
-fn app() -> impl Strategy<Value = AppImage> {
-    ("\\PC{0,60}", any::<u32>(), octets()).prop_map(|(kind, version, payload)| AppImage {
-        kind,
-        version,
-        payload,
-    })
+fn layer() -> impl Strategy<Value = Layer> {
+    ("\\PC{0,60}", any::<u32>(), octets())
+        .prop_map(|(kind, version, payload)| Layer::new(kind, version, payload))
 }

@@ -81,7 +81,7 @@ pub(crate) fn critical(names: &[&str]) -> (&'static str, Vec<u8>) {
 }
 
 /// The required fields of each structure.
-pub(crate) fn app() -> Fields<'static> {
+pub(crate) fn layer() -> Fields<'static> {
     vec![
         ("kind", text("k")),
         ("version", number(1)),
@@ -89,8 +89,13 @@ pub(crate) fn app() -> Fields<'static> {
     ]
 }
 
+/// Port 80 of an address.
+pub(crate) fn end(address: &[u8]) -> Vec<u8> {
+    map(&[("address", octets(address)), ("port", number(80))])
+}
+
 pub(crate) fn ip() -> Fields<'static> {
-    let end = |last| map(&[("address", octets(&[10, 0, 0, last])), ("port", number(80))]);
+    let end = |last| end(&[10, 0, 0, last]);
     vec![
         ("family", text("ipv4")),
         ("local", end(1)),
@@ -125,7 +130,29 @@ pub(crate) fn with<'a>(mut fields: Fields<'a>, name: &str, value: Vec<u8>) -> Fi
     fields
 }
 
+/// The subject that is a connection with these parts.
+pub(crate) fn connection(parts: &[(&str, Vec<u8>)]) -> (&'static str, Vec<u8>) {
+    ("subject", map(&[("connection", map(parts))]))
+}
+
+/// The subject that is a listener with these fields.
+pub(crate) fn listener(fields: &[(&str, Vec<u8>)]) -> (&'static str, Vec<u8>) {
+    ("subject", map(&[("listener", map(fields))]))
+}
+
+/// The layers that have these fields.
+pub(crate) fn layers(all: &[Fields<'_>]) -> (&'static str, Vec<u8>) {
+    let all: Vec<_> = all.iter().map(|fields| map(fields)).collect();
+    ("layers", list(&all))
+}
+
+/// A payload of a connection that has one part.
+pub(crate) fn part(name: &'static str, fields: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    map(&[critical(&[name]), connection(&[(name, map(fields))])])
+}
+
 /// A payload with one layer.
-pub(crate) fn layer(name: &'static str, fields: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    map(&[critical(&[name]), (name, map(fields))])
+pub(crate) fn layered(fields: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let layers = ("layers", list(&[map(fields)]));
+    map(&[critical(&["layers"]), connection(&[]), layers])
 }

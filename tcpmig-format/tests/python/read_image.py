@@ -13,11 +13,11 @@ import zlib
 import msgpack
 
 MAGIC = b"\x89TCPM\r\n\x1a"
-VERSION = 2
+VERSION = 3
 HEADER = 24
 MAX_TEXT = 255
 MAX_DEPTH = 31
-CRITICAL = {"ip", "tcp", "tcp.pending_error", "app", "listen"}
+MAX_LAYERS = 16
 
 END = {"address!": "octets", "port!": "u16"}
 SOCKET = {
@@ -126,7 +126,7 @@ TCP = {
     "socket": SOCKET,
     "pending_error": {"errno!": "u16", "after_fin!": "bool"},
 }
-LISTEN = {
+LISTENER = {
     "local!": END,
     "v6_only": "bool",
     "scope": "text",
@@ -140,13 +140,35 @@ LISTEN = {
     "fast_open": "u32",
     "socket": SOCKET,
 }
+LAYER = {"kind!": "text", "version!": "u32", "payload!": "octets"}
 IMAGE = {
+    "critical!": "names",
+    "taken": "u64",
+    "subject!": {"connection": {"ip": IP, "tcp": TCP}, "listener": LISTENER},
+    "layers": [LAYER],
+}
+# Each name of a critical part, and where the part is.
+CRITICAL = {
+    "ip": ["subject", "connection", "ip"],
+    "tcp": ["subject", "connection", "tcp"],
+    "tcp.pending_error": ["subject", "connection", "tcp", "pending_error"],
+    "listener": ["subject", "listener"],
+    "layers": ["layers"],
+}
+IMAGE_BEFORE_3 = {
     "critical!": "names",
     "taken": "u64",
     "ip": IP,
     "tcp": TCP,
-    "app": {"kind!": "text", "version!": "u32", "payload!": "octets"},
-    "listen": LISTEN,
+    "app": LAYER,
+    "listen": LISTENER,
+}
+CRITICAL_BEFORE_3 = {
+    "ip": ["ip"],
+    "tcp": ["tcp"],
+    "tcp.pending_error": ["tcp", "pending_error"],
+    "app": ["app"],
+    "listen": ["listen"],
 }
 
 
@@ -155,7 +177,7 @@ class Unreadable(Exception):
 
 
 def payload(image):
-    """The payload behind a good envelope."""
+    """The version and the payload behind a good envelope."""
     if not image.startswith(MAGIC):
         raise Unreadable("not an image")
     if len(image) < HEADER:
@@ -170,7 +192,7 @@ def payload(image):
         raise Unreadable("cut off" if len(image) < HEADER + length else "octets after the end")
     if zlib.crc32(image[:20] + image[HEADER:]) != checksum:
         raise Unreadable("damaged")
-    return image[HEADER:]
+    return version, image[HEADER:]
 
 
 def keys_once(pairs):
@@ -225,28 +247,49 @@ def structure(value, fields, place):
             result[name] = None
         elif isinstance(kind, dict):
             result[name] = structure(field, kind, inner)
+        elif isinstance(kind, list):
+            if not isinstance(field, list):
+                raise Unreadable(f"{inner}: not a list")
+            if len(field) > MAX_LAYERS:
+                raise Unreadable(f"{inner}: more than {MAX_LAYERS}")
+            result[name] = [structure(item, kind[0], f"{inner}[{at}]") for at, item in enumerate(field)]
         else:
             result[name] = scalar(field, kind, inner)
     return result
 
 
+def check_subject(image, version):
+    """Not a connection and a listener at once, nor neither."""
+    if version < 3:
+        connection, listener = image["ip"] or image["tcp"], image["listen"]
+    else:
+        connection, listener = image["subject"]["connection"], image["subject"]["listener"]
+        if connection is None and listener is None:
+            raise Unreadable("subject: neither a connection nor a listener")
+    if connection is not None and listener is not None:
+        raise Unreadable("subject: a listener and a connection")
+
+
 def read(image):
     """The image as a dictionary."""
+    version, octets = payload(image)
+    fields, critical = (IMAGE_BEFORE_3, CRITICAL_BEFORE_3) if version < 3 else (IMAGE, CRITICAL)
     try:
         # One that is not the envelope's alone is extra data, which unpackb refuses.
-        value = msgpack.unpackb(payload(image), raw=False, object_pairs_hook=keys_once)
+        value = msgpack.unpackb(octets, raw=False, object_pairs_hook=keys_once)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"payload: {error}") from error
     check_depth(value)
-    result = structure(value, IMAGE, "")
+    result = structure(value, fields, "")
     for name in result["critical"]:
-        if name not in CRITICAL:
+        if name not in critical:
             raise Unreadable(f"critical part {name!r} is not known")
         part = result
-        for step in name.split("."):
+        for step in critical[name]:
             part = part and part[step]
         if part is None:
             raise Unreadable(f"critical part {name!r} is missing")
+    check_subject(result, version)
     return result
 
 
