@@ -155,6 +155,12 @@ impl Image {
         self.connection()?.ip.as_ref()
     }
 
+    /// The same, to be changed.
+    #[must_use]
+    pub fn ip_mut(&mut self) -> Option<&mut IpImage> {
+        self.connection_mut()?.ip.as_mut()
+    }
+
     /// TCP's part of the connection.
     #[must_use]
     pub fn tcp(&self) -> Option<&TcpImage> {

@@ -9,7 +9,8 @@ use std::sync::Weak;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tcpmig_format::{
-    AppImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, SocketOptions, TcpImage,
+    ConnectionImage, FlowError, FourTuple, Image, InvalidTcp, IpImage, Layer, SocketOptions,
+    TcpImage,
 };
 use tcpmig_lock::conntrack::{self, Translation};
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
@@ -207,21 +208,22 @@ impl Frozen {
         self.plan.flow()
     }
 
-    /// Reads the connection, with the application's state if there is one.
+    /// Reads the connection, with the layers that run on it from the bottom up: `None`, `[tls, http]`.
     ///
     /// # Errors
     ///
     /// [`CaptureError`]; the connection stays frozen.
-    pub fn capture(&mut self, app: Option<AppImage>) -> Result<Image, CaptureError> {
+    pub fn capture(
+        &mut self,
+        layers: impl IntoIterator<Item = Layer>,
+    ) -> Result<Image, CaptureError> {
         let snapshot = self.socket.read()?;
         self.read = Some(snapshot.progress);
-        Ok(Image {
-            taken: now(),
-            ip: Some(self.plan.ip.clone()),
-            tcp: Some(convert::to_image(snapshot, self.plan.socket.clone())?),
-            app,
-            listen: None,
-        })
+        let tcp = convert::to_image(snapshot, self.plan.socket.clone())?;
+        let mut image = Image::new(ConnectionImage::new(self.plan.ip.clone(), tcp));
+        image.taken = now();
+        image.layers.extend(layers);
+        Ok(image)
     }
 
     /// Adds to the image what arrived since the packets were locked, see [`Frozen::captured`]; also what was handed over
@@ -232,7 +234,10 @@ impl Frozen {
     /// [`CaptureError::Lock`] as there, [`CaptureError::Reset`]; the connection stays frozen.
     pub fn catch_up(&mut self, image: &mut Image) -> Result<(), CaptureError> {
         self.captured()?;
-        let Some(tcp) = image.tcp.take() else {
+        let Some(connection) = image.connection_mut() else {
+            return Ok(());
+        };
+        let Some(tcp) = connection.tcp.take() else {
             return Ok(());
         };
         let mut parts = tcp.into_parts();
@@ -241,7 +246,7 @@ impl Frozen {
         if segments::take_in(&mut parts, &self.flow(), octets) == Taken::Reset {
             return Err(CaptureError::Reset);
         }
-        image.tcp = Some(TcpImage::new(parts)?);
+        connection.tcp = Some(TcpImage::new(parts)?);
         Ok(())
     }
 

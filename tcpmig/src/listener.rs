@@ -104,11 +104,8 @@ pub fn capture(fd: BorrowedFd<'_>, waiting: Waiting) -> Result<Captured, Listene
             accepted = got;
         }
     }
-    let image = Image {
-        taken: capture::now(),
-        listen: Some(listen),
-        ..Image::default()
-    };
+    let mut image = Image::new(listen);
+    image.taken = capture::now();
     Ok(Captured { image, accepted })
 }
 
@@ -149,10 +146,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
 /// `bind` or `listen` if the port is taken; [`NotAsAsked`](tcpmig_sys::Error::NotAsAsked) if the host allows fewer
 /// connections to wait. Nothing is left behind.
 pub fn restore(image: &Image) -> Result<OwnedFd, RestoreError> {
-    let listen = image
-        .listen
-        .as_ref()
-        .ok_or(RestoreError::Layer("listener"))?;
+    let listen = image.listener().ok_or(RestoreError::Layer("listener"))?;
     if listen.mark == Some(INJECT_MARK) {
         return Err(RestoreError::InjectMark);
     }

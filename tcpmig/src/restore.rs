@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
-    AppImage, FourTuple, Image, IpImage, Octets, SocketFamily, SocketOptions, TcpParts, TcpState,
+    FourTuple, Image, IpImage, Layer, Octets, SocketFamily, SocketOptions, Subject, TcpParts,
+    TcpState,
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
@@ -85,7 +86,7 @@ pub struct Prepared {
     built: Marks,
     ip: IpImage,
     tcp: TcpParts,
-    app: Option<AppImage>,
+    layers: Vec<Layer>,
     unsupported: Unsupported,
     not_set: Vec<NotSet>,
     /// What was taken out of the image before it came here.
@@ -111,8 +112,8 @@ pub struct Restored {
     /// Octets that the application on the source had written and that were never sent: they
     /// are to be written before anything else. None if it had closed behind them: then they are in the socket. [`Restored::write`] writes what the send buffer takes.
     pub unwritten: Octets,
-    /// The application's state.
-    pub app: Option<AppImage>,
+    /// What ran on it, from the bottom up: each is the caller's to consume.
+    pub layers: Vec<Layer>,
     /// Options that the connection had and does not have here: with [`Unsupported::Warn`] any, and in any
     /// case those that [`Restored::write`] could not set.
     pub not_set: Vec<NotSet>,
@@ -180,28 +181,31 @@ pub struct NotBuilt {
     pub lock: LockGuard,
 }
 
-/// The layers of an image that can be restored.
+/// The parts of an image that can be restored.
 struct Parts {
     ip: IpImage,
     tcp: TcpParts,
-    app: Option<AppImage>,
+    layers: Vec<Layer>,
 }
 
 impl Parts {
     fn of(image: Image) -> Result<Self, RestoreError> {
-        if image.listen.is_some() {
+        let Subject::Connection(connection) = image.subject else {
             return Err(RestoreError::Listener);
-        }
-        let ip = image.ip.ok_or(RestoreError::Layer("IP"))?;
+        };
+        let ip = connection.ip.ok_or(RestoreError::Layer("IP"))?;
         if ip.mark == Some(INJECT_MARK) {
             return Err(RestoreError::InjectMark);
         }
-        let tcp = image.tcp.ok_or(RestoreError::Layer("TCP"))?.into_parts();
+        let tcp = connection
+            .tcp
+            .ok_or(RestoreError::Layer("TCP"))?
+            .into_parts();
         convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
         Ok(Self {
             ip,
             tcp,
-            app: image.app,
+            layers: image.layers,
         })
     }
 
@@ -298,7 +302,7 @@ impl Prepared {
                 lease,
                 ip: parts.ip,
                 tcp: parts.tcp,
-                app: parts.app,
+                layers: parts.layers,
                 unsupported,
                 not_set,
                 left_out: Vec::new(),
@@ -443,7 +447,7 @@ impl Prepared {
             } else {
                 self.tcp.send.unsent
             },
-            app: self.app,
+            layers: self.layers,
             not_set: self.left_out.into_iter().chain(self.not_set).collect(),
             options,
         })
@@ -537,7 +541,7 @@ impl Prepared {
 
 /// Whether to build this can wait, apart from the locker: for time to pass, or for what is sent in the peer's name to arrive.
 pub(crate) fn waits(image: &Image) -> bool {
-    let tcp = image.tcp.as_ref();
+    let tcp = image.tcp();
     tcp.is_some_and(|tcp| tcp_waits(tcp.state(), tcp.socket()))
 }
 

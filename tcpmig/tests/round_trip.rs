@@ -115,8 +115,8 @@ fn fill(net: &Net, peer: &TcpStream, server: &TcpStream, up: &[u8]) -> usize {
 /// What may differ between the image and that of the restored connection is made equal, after a look
 /// at how it differs.
 fn level(first: &Image, mut second: Image) -> Image {
-    let old = first.tcp.as_ref().unwrap();
-    let mut tcp = second.tcp.take().unwrap().into_parts();
+    let old = first.tcp().unwrap();
+    let mut tcp = second.tcp().unwrap().parts().clone();
 
     // Clocks go on.
     assert!(first.taken.is_some() && first.taken <= second.taken);
@@ -130,7 +130,7 @@ fn level(first: &Image, mut second: Image) -> Image {
     );
     tcp.negotiated.timestamps = Some(was);
 
-    second.tcp = Some(TcpImage::new(tcp).unwrap());
+    second.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
     second
 }
 
@@ -169,7 +169,7 @@ fn round_trip(family: Family) {
 
 /// The image shows the connection, so that equal images do not both lack something.
 fn is_what_was_made(image: &Image, family: Family, up: &[u8], written: usize) {
-    let (ip, tcp) = (image.ip.as_ref().unwrap(), image.tcp.as_ref().unwrap());
+    let (ip, tcp) = (image.ip().unwrap(), image.tcp().unwrap());
     let (socket, class) = match family {
         Family::V4 => (SocketFamily::Ipv4, ip.tos),
         Family::Mapped => (SocketFamily::Ipv4Mapped, ip.tos),

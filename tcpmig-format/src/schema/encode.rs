@@ -80,7 +80,7 @@ fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T)
             whole(newest::Subject {
                 connection: Some(newest::Connection {
                     ip: ip.map(|(ip, local, remote)| ip_layer(ip, local.get(), remote.get())),
-                    tcp: tcp.map(|tcp| tcp_layer(tcp.parts(), filter.as_deref())),
+                    tcp: tcp.map(|tcp| Box::new(tcp_layer(tcp.parts(), filter.as_deref()))),
                 }),
                 listener: None,
             })
@@ -90,7 +90,11 @@ fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T)
             let filter = filter(&listener.socket);
             whole(newest::Subject {
                 connection: None,
-                listener: Some(listen_part(listener, local.get(), filter.as_deref())),
+                listener: Some(Box::new(listen_part(
+                    listener,
+                    local.get(),
+                    filter.as_deref(),
+                ))),
             })
         }
     }

@@ -18,13 +18,14 @@ pub(super) struct Image<'a> {
     pub(super) layers: Option<Layers<'a>>,
 }
 
-/// Exactly one of them; a reader may meet any.
+/// Exactly one of them; a reader may meet any number. What is large is boxed: decoding would move it
+/// once for each structure around it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Subject<'a> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(super) connection: Option<Connection<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    pub(super) listener: Option<v1::Listen<'a>>,
+    pub(super) listener: Option<Box<v1::Listen<'a>>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub(super) struct Connection<'a> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(super) ip: Option<v1::Ip<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    pub(super) tcp: Option<v1::Tcp<'a>>,
+    pub(super) tcp: Option<Box<v1::Tcp<'a>>>,
 }
 
 impl Image<'_> {
@@ -59,7 +60,7 @@ impl<'a> From<v2::Image<'a>> for Image<'a> {
         // One that says nothing at all is of a connection.
         let connection =
             (old.listen.is_none() || old.ip.is_some() || old.tcp.is_some()).then(|| {
-                let (ip, tcp) = (old.ip, old.tcp);
+                let (ip, tcp) = (old.ip, old.tcp.map(Box::new));
                 Connection { ip, tcp }
             });
         Self {
@@ -69,7 +70,7 @@ impl<'a> From<v2::Image<'a>> for Image<'a> {
             taken: old.taken,
             subject: Subject {
                 connection,
-                listener: old.listen,
+                listener: old.listen.map(Box::new),
             },
             layers: old.app.map(|app| Layers(vec![app])),
         }
@@ -91,9 +92,9 @@ impl<'a> From<Image<'a>> for v2::Image<'a> {
                 .renamed([("layers", "app"), ("listener", "listen")]),
             taken: new.taken,
             ip,
-            tcp,
+            tcp: tcp.map(|tcp| *tcp),
             app: layers.into_iter().next(),
-            listen: new.subject.listener,
+            listen: new.subject.listener.map(|listener| *listener),
         }
     }
 }

@@ -192,8 +192,7 @@ pub(crate) fn smallest_listener() -> Image {
 /// Like [`full`], with every option of the socket and of IP that it does not have.
 pub(crate) fn options() -> Image {
     let mut image = full();
-    let connection = image.connection_mut().unwrap();
-    let ip = connection.ip.as_mut().unwrap();
+    let ip = image.ip_mut().unwrap();
     ip.flow_label_share = Some(255);
     ip.flow_info_send = Some(true);
     ip.flow_label_reflect = Some(true);

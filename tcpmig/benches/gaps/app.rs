@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{Acceptor, Ending, Mover, Report};
-use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_format::{FourTuple, Layer};
 use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, NextHop, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -148,8 +148,10 @@ async fn work(
             Some(next) => next,
             None => tokio::select! {
                 Some(arrived) = arrivals.next() => {
-                    let app = arrived.app.expect("the state of the application came along");
-                    let state = serde_json::from_slice(&app.payload).unwrap();
+                    let [layer] = &arrived.layers[..] else {
+                        panic!("the state of the application did not come along");
+                    };
+                    let state = serde_json::from_slice(&layer.payload).unwrap();
                     (arrived.socket, state, arrived.unwritten.to_vec())
                 }
                 None = commands.recv() => return,
@@ -162,13 +164,9 @@ async fn work(
         let Some(report) = until_told(&mut commands, run(&mut stream, &mut state)).await else {
             return;
         };
-        let app = AppImage {
-            kind: "gaps".into(),
-            version: 1,
-            payload: Octets::from(serde_json::to_vec(&state).unwrap()),
-        };
+        let layer = Layer::new("gaps", 1, serde_json::to_vec(&state).unwrap());
         let socket = OwnedFd::from(stream.into_std().unwrap());
-        let outcome = mover.move_out(socket, Some(app), &destination).await;
+        let outcome = mover.move_out(socket, Some(layer), &destination).await;
         match outcome.ending {
             Ending::Moved => report.send(outcome.report).unwrap(),
             Ending::Kept { reason, .. } => panic!("kept: {reason}"),

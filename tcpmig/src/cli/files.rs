@@ -163,7 +163,7 @@ const LIMITS: Limits = {
     let mut limits = Limits::DEFAULT;
     limits.max_queue = i32::MAX as usize;
     // Two queues, which share the sequence numbers of the send direction, and one for the receive direction.
-    limits.max_image = 2 * limits.max_queue + limits.max_app + (1 << 20);
+    limits.max_image = 2 * limits.max_queue + limits.max_layers + (1 << 20);
     limits
 };
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tcpmig_format::{
-    AppImage, Envelope, Image, IpImage, ListenImage, Octets, SocketOptions, TcpImage, TimestampUnit,
+    Envelope, Image, IpImage, ListenImage, Octets, SocketOptions, Subject, TcpImage,
 };
 
 use super::print::{say, to_output};
@@ -16,14 +16,14 @@ use super::{Output, files};
 
 /// Show what an image holds.
 ///
-/// Queues and the application's state show as lengths only, because they are the users' data; --payload shows them too.
+/// Queues and the payloads of layers show as lengths only, because they are the users' data; --payload shows them too.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Show the octets of queues and application state, in hexadecimal
+    /// Show the octets of queues and layers, in hexadecimal
     #[arg(long)]
     payload: bool,
 }
@@ -42,7 +42,7 @@ pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything of an image, in the order of the layers.
+/// Everything of an image, from the bottom up.
 fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
     let queue = |queue: &Octets| octets_value(queue, payload);
     let mut all = Map::new();
@@ -53,32 +53,33 @@ fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
             "octets": envelope.image_length(),
             "taken_us": image.taken,
             "taken": image.taken.and_then(utc),
+            "subject": match image.subject {
+                Subject::Connection(_) => "connection",
+                Subject::Listener(_) => "listener",
+                // A later one, of which nothing else would be shown.
+                _ => "unknown",
+            },
         })),
     );
-    if let Some(layer) = &image.ip {
-        all.insert("ip".to_owned(), both(ip(layer), ip_options(layer)));
+    if let Some(image) = image.ip() {
+        all.insert("ip".to_owned(), both(ip(image), ip_options(image)));
     }
-    if let Some(layer) = &image.tcp {
-        all.insert("tcp".to_owned(), tcp(layer, &queue));
-        let socket = layer.socket();
+    if let Some(image) = image.tcp() {
+        all.insert("tcp".to_owned(), tcp(image, &queue));
+        let socket = image.socket();
         let socket = both(options(socket), rarer_options(socket));
         all.insert("options".to_owned(), socket);
     }
-    if let Some(listener) = &image.listen {
+    if let Some(listener) = image.listener() {
         all.insert("listener".to_owned(), listen(listener));
         all.insert("options".to_owned(), options(&listener.socket));
     }
-    if let Some(AppImage {
-        kind,
-        version,
-        payload,
-    }) = &image.app
-    {
-        let state = queue(payload);
-        all.insert(
-            "application".to_owned(),
-            json!({ "kind": kind, "version": version, "state": state }),
-        );
+    if !image.layers.is_empty() {
+        let layers = image.layers.iter().map(|layer| {
+            let payload = queue(&layer.payload);
+            json!({ "kind": layer.kind, "version": layer.version, "payload": payload })
+        });
+        all.insert("layers".to_owned(), layers.collect());
     }
     Value::Object(all)
 }
@@ -123,7 +124,7 @@ fn ip(ip: &IpImage) -> Value {
     present(json!({
         "local": ip.flow.local().to_string(),
         "remote": ip.flow.remote().to_string(),
-        "family": format!("{:?}", ip.family),
+        "family": ip.family.name(),
         "v6_only": ip.v6_only,
         "scope": ip.scope,
         "ttl": ip.ttl,
@@ -187,7 +188,7 @@ fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
     let (send, receive, window) = (tcp.send(), tcp.receive(), tcp.window());
     let negotiated = tcp.negotiated();
     present(json!({
-        "state": format!("{:?}", tcp.state()),
+        "state": tcp.state().name(),
         "pending_error": tcp.pending_error().map(|pending| json!({
             "error": std::io::Error::from_raw_os_error(pending.errno.into()).to_string(),
             "errno": pending.errno,
@@ -218,10 +219,7 @@ fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
             "rcv_wscale": negotiated.window_scale.map(|scale| scale.rcv),
             "sack": negotiated.sack,
             "timestamp": negotiated.timestamps.map(|t| t.value),
-            "timestamp_unit": negotiated.timestamps.map(|t| match t.unit {
-                TimestampUnit::Milliseconds => "milliseconds",
-                TimestampUnit::Microseconds => "microseconds",
-            }),
+            "timestamp_unit": negotiated.timestamps.map(|t| t.unit.name()),
         })),
     }))
 }
@@ -305,6 +303,14 @@ fn show(value: &Value, depth: usize, text: &mut String) {
                     written
                 }
             },
+            Value::Array(items) => {
+                // Layers: the lowest is number 1.
+                for (number, item) in (1..).zip(items) {
+                    let _ = writeln!(text, "{:indent$}{name} {number}", "");
+                    show(item, depth + 1, text);
+                }
+                Ok(())
+            }
             Value::String(string) => writeln!(text, "{:indent$}{name:<20} {string}", ""),
             other => writeln!(text, "{:indent$}{name:<20} {other}", ""),
         };

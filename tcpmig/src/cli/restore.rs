@@ -27,7 +27,7 @@ pub(super) use self::witness::{VERB as WITNESS, Witness, WitnessArgs, main as ma
 ///
 /// Locks the connection's packets, rebuilds it, unlocks, and becomes COMMAND, which gets the connection as standard input and standard output and,
 /// in the manner of socket activation, as descriptor 3 with `LISTEN_FDS=1`. The variable `TCPMIG_IMAGE` names the image, for commands that want
-/// the application's state. The connection's local address must be on this host and its packets must come here.
+/// the layers, which tcpmig leaves to them. The connection's local address must be on this host and its packets must come here.
 ///
 /// The image of a listener makes one like it: COMMAND gets it as descriptor 3, and its standard input and output are those of this command.
 ///
@@ -95,7 +95,7 @@ pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCod
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", std::process::id().to_string())
         .env("TCPMIG_IMAGE", &file);
-    if image.listen.is_some() {
+    if image.listener().is_some() {
         let listener = listener::restore(&image)?;
         command.env("LISTEN_FDNAMES", "listener");
         let error = become_with_listener(&mut command, listener);
@@ -122,7 +122,7 @@ fn warn_of_age(image: &Image, output: Output) {
     let Some(age) = taken.and_then(|taken| taken.elapsed().ok()) else {
         return;
     };
-    if age < OLD || image.listen.is_some() {
+    if age < OLD || image.listener().is_some() {
         return;
     }
     let age = humantime::format_duration(Duration::from_secs(age.as_secs()));

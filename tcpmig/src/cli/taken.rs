@@ -28,7 +28,7 @@ pub(super) fn restore(
     witness: &Witness,
 ) -> anyhow::Result<Restored> {
     let locker = tcpmig::locker::open(backend).context("lock")?;
-    let flow = image.ip.as_ref().ok_or(RestoreError::Layer("IP"))?.flow;
+    let flow = image.ip().ok_or(RestoreError::Layer("IP"))?.flow;
     // Before the lock: some of these take long to ask.
     let others = held_otherwise(flow, backend)?;
     let lease = others.iter().map(|held| held.entry.remaining).max();

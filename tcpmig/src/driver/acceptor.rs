@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_format::{FourTuple, Layer, LayerReader, Octets};
 use tcpmig_lock::Locker;
 use tcpmig_transport::{Endpoint, Peer, TransportError};
 use tokio::sync::mpsc;
@@ -30,8 +30,8 @@ pub struct Arrived {
     /// Octets to write before anything else: those of [`Restored::unwritten`](crate::restore::Restored::unwritten) that the send
     /// buffer did not take.
     pub unwritten: Octets,
-    /// The application's state.
-    pub app: Option<AppImage>,
+    /// What runs on it, from the bottom up: each is the application's to consume.
+    pub layers: Vec<Layer>,
     /// As [`Restored::not_set`](crate::restore::Restored::not_set).
     pub not_set: Vec<NotSet>,
     /// The name of the host that it comes from.
@@ -72,8 +72,16 @@ pub struct Offered<'a> {
     pub flow: FourTuple,
     /// The name of the host that offers it, from its certificate.
     pub from: &'a str,
-    /// The application's state.
-    pub app: Option<&'a AppImage>,
+    /// What runs on it, from the bottom up.
+    pub layers: &'a [Layer],
+}
+
+impl<'a> Offered<'a> {
+    /// The layers, to be consumed from the bottom up: one that is left when it
+    /// [finishes](LayerReader::finish) is to be refused.
+    pub fn read_layers(&self) -> LayerReader<'a> {
+        LayerReader::new(self.layers)
+    }
 }
 
 /// On which terms connections are taken in.
@@ -97,9 +105,10 @@ pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), String> + Send + Sy
 /// let journal = journal::File::open("/var/lib/example/arrivals".as_ref())?;
 /// let mut arrivals = Acceptor::new(endpoint, locker)
 ///     .journal(Arc::new(journal))
-///     .accept_if(|offered| match offered.app {
-///         Some(app) if app.kind == "example" => Ok(()),
-///         _ => Err("this server knows sessions of the kind example".to_owned()),
+///     .accept_if(|offered| {
+///         let mut layers = offered.read_layers();
+///         layers.next_of("example").ok_or("it is not a session of the kind example")?;
+///         layers.finish().map_err(|left| left.to_string())
 ///     })
 ///     .serve();
 /// while let Some(arrived) = arrivals.next().await {
@@ -120,7 +129,7 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// With the default [`Options`], the closed [`Policy::new`], no journal, and nobody to ask about
-    /// application state: what brings some is refused.
+    /// layers: what brings one is refused.
     pub fn new(endpoint: Endpoint, locker: Arc<dyn Locker>) -> Self {
         Self {
             endpoint,
@@ -152,7 +161,8 @@ impl Acceptor {
     }
 
     /// Asks the application before anything of a connection is built: it says why it does not take
-    /// it. The source gets the reason, and keeps the connection.
+    /// it. The source gets the reason, and keeps the connection. Who says yes has to go on with every
+    /// layer: one that nobody here consumes is to be refused by its name ([`Offered::read_layers`]).
     ///
     /// It is called on the task that serves the source, whose other messages wait for it: it must
     /// not block.

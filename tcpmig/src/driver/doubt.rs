@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use tcpmig_format::AppImage;
+use tcpmig_format::Layer;
 use tracing::Instrument;
 
 use super::journal::Decision;
@@ -35,7 +35,7 @@ pub(super) struct Open {
     pub(super) frozen: Frozen,
     pub(super) machine: Source,
     pub(super) id: HandoverId,
-    pub(super) app: Option<AppImage>,
+    pub(super) layers: Vec<Layer>,
 }
 
 impl Doubt {
@@ -80,13 +80,13 @@ impl Doubt {
             frozen,
             machine,
             id,
-            app,
+            layers,
         } = open;
         if let Some(unclaimed) = self.unclaimed.upgrade() {
             self.mover.unclaimed = unclaimed;
         }
         let (mover, to) = (self.mover.clone(), self.to.clone());
-        let run = Run::new(mover, to, frozen, machine, id, app, None);
+        let run = Run::new(mover, to, frozen, machine, id, layers, None);
         let mut run = Box::new(run);
         let span = spans::source(id, &self.to.name);
         let going_on = async {

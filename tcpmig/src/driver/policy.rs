@@ -11,7 +11,7 @@
 //! | local address | one of this host | [`Rules::local`] narrows it; with [`Rules::freebind`] or [`Rules::transparent`] it opens others |
 //! | local port | any | [`Rules::ports`] narrows it |
 //! | remote address | any but this host's, broadcast and multicast ones | [`Rules::peers`] narrows it, and opens this host's own |
-//! | application state | left to [`accept_if`](super::Acceptor::accept_if); without that, none | [`Rules::session`], [`Rules::plain`] |
+//! | layers | left to [`accept_if`](super::Acceptor::accept_if); without that, none | [`Rules::session`], [`Rules::plain`] |
 //! | `SO_MARK` | none | [`Rules::mark`], [`Rules::any_mark`]; [`INJECT_MARK`] never |
 //! | `SO_BINDTODEVICE`, scope of a link-local address | none | [`Rules::device`] |
 //! | `IP_TRANSPARENT`, `IP_FREEBIND` | off | [`Rules::transparent`], [`Rules::freebind`] |
@@ -38,7 +38,7 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-use tcpmig_format::{AppImage, Image, IpImage};
+use tcpmig_format::{Image, IpImage, Layer};
 use tcpmig_lock::route::AddressKind;
 
 use crate::options::NotSet;
@@ -193,15 +193,16 @@ impl Rules {
         self
     }
 
-    /// Takes application state of this kind and these versions, and no other that is not named.
+    /// Takes layers of this kind and these versions, and no other that is not named: of a session of two layers,
+    /// name both.
     #[must_use]
     pub fn session(mut self, kind: impl Into<String>, versions: RangeInclusive<u32>) -> Self {
         self.sessions.push((kind.into(), versions));
         self
     }
 
-    /// Takes connections without application state, and with it only if a [`session`](Self::session)
-    /// is named.
+    /// Takes connections without a layer, and with layers only if each is named as a
+    /// [`session`](Self::session).
     #[must_use]
     pub fn plain(mut self) -> Self {
         self.plain = true;
@@ -289,11 +290,11 @@ impl Rules {
         asked: bool,
         leave_out: bool,
     ) -> Result<Vec<NotSet>, Denied> {
-        if let Some(ip) = &image.ip {
+        if let Some(ip) = image.ip() {
             self.check_local(ip, host)?;
             self.check_remote(ip, host)?;
         }
-        self.check_session(image.app.as_ref(), asked)?;
+        self.check_layers(&image.layers, asked)?;
         privileges::check(self, image, host, leave_out)
     }
 
@@ -335,27 +336,22 @@ impl Rules {
         })
     }
 
-    fn check_session(&self, app: Option<&AppImage>, asked: bool) -> Result<(), Denied> {
+    fn check_layers(&self, layers: &[Layer], asked: bool) -> Result<(), Denied> {
         let left_to_application = self.sessions.is_empty() && !self.plain;
-        let (takes, value) = match app {
-            None => (
-                left_to_application || self.plain,
-                "a connection without application state".to_owned(),
-            ),
-            Some(app) => {
-                let is_named = |(kind, versions): &(String, RangeInclusive<u32>)| {
-                    *kind == app.kind && versions.contains(&app.version)
-                };
-                (
-                    left_to_application && asked || self.sessions.iter().any(is_named),
-                    format!(
-                        "application state {:?} of version {}",
-                        app.kind, app.version
-                    ),
-                )
+        let is_taken = |layer: &Layer| {
+            let is_named = |(kind, versions): &(String, RangeInclusive<u32>)| {
+                *kind == layer.kind && versions.contains(&layer.version)
+            };
+            left_to_application && asked || self.sessions.iter().any(is_named)
+        };
+        let value = match layers.iter().find(|layer| !is_taken(layer)) {
+            Some(layer) => format!("the layer {layer}"),
+            None if layers.is_empty() && !left_to_application && !self.plain => {
+                "a connection without a layer".to_owned()
             }
+            None => return Ok(()),
         };
         let rule = "Rules::session";
-        takes.then_some(()).ok_or(Denied::Image { rule, value })
+        Err(Denied::Image { rule, value })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tcpmig_format::AppImage;
+use tcpmig_format::Layer;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::{debug, warn};
@@ -40,7 +40,7 @@ pub(super) struct Run {
     frozen: Option<Frozen>,
     machine: Source,
     id: HandoverId,
-    app: Option<AppImage>,
+    layers: Vec<Layer>,
     pub(super) exchange: Option<Exchange>,
     decoder: Decoder,
     reason: Option<Reason>,
@@ -59,7 +59,7 @@ impl Run {
         frozen: Frozen,
         machine: Source,
         id: HandoverId,
-        app: Option<AppImage>,
+        layers: Vec<Layer>,
         exchange: Option<Exchange>,
     ) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Run {
             frozen: Some(frozen),
             machine,
             id,
-            app,
+            layers,
             exchange,
             decoder: Decoder::default(),
             reason: None,
@@ -107,7 +107,7 @@ impl Run {
             frozen: None,
             machine: self.machine.clone(),
             id: self.id,
-            app: None,
+            layers: Vec::new(),
             exchange: None,
             decoder: Decoder::default(),
             reason: None,
@@ -320,7 +320,7 @@ impl Run {
                 self.owes_abort = true;
                 Ending::Kept {
                     socket,
-                    app: self.app.take(),
+                    layers: std::mem::take(&mut self.layers),
                     reason,
                 }
             }
@@ -355,7 +355,7 @@ impl Run {
             frozen,
             machine: self.machine.clone(),
             id: self.id,
-            app: self.app.take(),
+            layers: std::mem::take(&mut self.layers),
         };
         Ending::InDoubt(Box::new(Doubt::new(open, &self.mover, self.to.clone())))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tcpmig_format::{AppImage, EncodeError, FourTuple, Image};
+use tcpmig_format::{EncodeError, FourTuple, Image, Layer};
 use tcpmig_lock::{LockGuard, Locker, NoLock};
 use tcpmig_sys::sockopt;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
@@ -44,15 +44,15 @@ pub struct Mover {
 pub struct Connection {
     /// Its socket, which the application has stopped using.
     pub socket: OwnedFd,
-    /// The application's state.
-    pub app: Option<AppImage>,
+    /// What runs on it, from the bottom up.
+    pub layers: Vec<Layer>,
 }
 
 impl<T: Into<OwnedFd>> From<T> for Connection {
     fn from(socket: T) -> Self {
         Self {
             socket: socket.into(),
-            app: None,
+            layers: Vec::new(),
         }
     }
 }
@@ -89,8 +89,8 @@ pub enum Ending {
     Kept {
         /// Its socket.
         socket: OwnedFd,
-        /// The application's state, as it was given.
-        app: Option<AppImage>,
+        /// Its layers, as they were given.
+        layers: Vec<Layer>,
         /// Why.
         reason: Reason,
     },
@@ -195,7 +195,7 @@ impl Mover {
         Self { journal, ..self }
     }
 
-    /// Moves one connection, with its application's state, to another host.
+    /// Moves one connection, with the layers that run on it from the bottom up, to another host.
     ///
     /// The application must have stopped using the socket. Whatever fails before COMMIT, the
     /// connection goes on here ([`Ending::Kept`]); after it nothing thaws without the
@@ -207,10 +207,11 @@ impl Mover {
     pub fn move_out(
         &self,
         socket: OwnedFd,
-        app: Option<AppImage>,
+        layers: impl IntoIterator<Item = Layer>,
         to: &Destination,
     ) -> impl Future<Output = Outcome> + Send {
-        let leaving = Leaving::new(self, Connection { socket, app });
+        let layers = layers.into_iter().collect();
+        let leaving = Leaving::new(self, Connection { socket, layers });
         self.hand_over(leaving, to, None)
     }
 
@@ -472,15 +473,15 @@ impl Mover {
         };
         let lock_us = micros(begin);
         let reading = Instant::now();
-        let (socket, app) = leaving.into_parts();
+        let (socket, layers) = leaving.into_parts();
         let lock = (lock, self.options.lease);
-        match read(socket, app.as_ref(), plan, lock) {
+        match read(socket, layers.clone(), plan, lock) {
             Ok((frozen, image, mut report)) => {
                 report.read_us = micros(reading);
                 report.lock_us = lock_us;
                 self.keeper.keep(frozen.to_keep());
                 let machine = Source::offered();
-                let run = Run::new(self, to, frozen, machine, id, app, Some(exchange));
+                let run = Run::new(self, to, frozen, machine, id, layers, Some(exchange));
                 Ok(Taken {
                     run: Box::new(run),
                     image,
@@ -494,7 +495,7 @@ impl Mover {
                     flow: Some(flow),
                     ending: Ending::Kept {
                         socket,
-                        app,
+                        layers,
                         reason,
                     },
                     report: Report::default(),
@@ -525,13 +526,13 @@ fn queued(socket: &OwnedFd) -> u32 {
 /// Freezes a connection whose packets are locked, and reads it.
 fn read(
     socket: OwnedFd,
-    app: Option<&AppImage>,
+    layers: Vec<Layer>,
     plan: Plan,
     (lock, lease): (LockGuard, Duration),
 ) -> Result<(Frozen, Bytes, Report), (OwnedFd, Reason)> {
     let mut frozen = Frozen::freeze_locked(socket, plan, lock, lease)
         .map_err(|NotFrozen { fd, error }| (fd, error.into()))?;
-    let image = match frozen.capture(app.cloned()) {
+    let image = match frozen.capture(layers) {
         Ok(image) => image,
         Err(error) => return Err((thaw(frozen), error.into())),
     };
@@ -547,7 +548,7 @@ fn read(
 
 fn describe(image: &Image, octets: usize, report: &mut Report) {
     report.image_octets = octets as u64;
-    if let Some(tcp) = &image.tcp {
+    if let Some(tcp) = image.tcp() {
         report.send_queue_octets = (tcp.send().sent.len() + tcp.send().unsent.len()) as u64;
         report.receive_queue_octets = tcp.receive().queue.len() as u64;
     }

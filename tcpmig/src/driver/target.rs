@@ -392,10 +392,10 @@ impl Host {
     fn examine(&self, image: Bytes, from: &Arc<str>) -> Result<(Image, Vec<NotSet>), String> {
         let mut image = Image::decode_shared(image.into(), &Limits::default())
             .map_err(|error| format!("image: {error}"))?;
-        if image.listen.is_some() {
+        if image.listener().is_some() {
             return Err(RestoreError::Listener.to_string());
         }
-        let Some(ip) = &image.ip else {
+        let Some(ip) = image.ip() else {
             return Err(RestoreError::Layer("IP").to_string());
         };
         let flow = ip.flow;
@@ -406,8 +406,8 @@ impl Host {
             .check(&mut image, &self.facts, self.accepts.is_some(), leave_out)
             .map_err(|denied| denied.to_string())?;
         if let Some(accepts) = &self.accepts {
-            let app = image.app.as_ref();
-            accepts(&Offered { flow, from, app })?;
+            let layers = &image.layers;
+            accepts(&Offered { flow, from, layers })?;
         }
         self.admission.check_descriptors()?;
         self.check_free(flow)?;
@@ -711,7 +711,7 @@ impl Host {
             socket: restored.socket,
             flow: restored.flow,
             unwritten: restored.unwritten,
-            app: restored.app,
+            layers: restored.layers,
             not_set: restored.not_set,
             from: from.to_owned(),
         };

@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tcpmig_format::{AppImage, FourTuple};
+use tcpmig_format::{FourTuple, Layer};
 
 use super::source::{Ending, Mover, Outcome, Reason};
 use super::{Connection, Report};
@@ -53,21 +53,21 @@ impl Leaving {
     }
 
     /// From here on the caller answers for it.
-    pub(super) fn into_parts(mut self) -> (OwnedFd, Option<AppImage>) {
+    pub(super) fn into_parts(mut self) -> (OwnedFd, Vec<Layer>) {
         // INVARIANT: as above.
-        let Connection { socket, app } = self.connection.take().expect("it is still here");
-        (socket, app)
+        let Connection { socket, layers } = self.connection.take().expect("it is still here");
+        (socket, layers)
     }
 
     /// It stays for this reason.
     pub(super) fn kept(self, reason: Reason) -> Outcome {
         let flow = self.flow;
-        let (socket, app) = self.into_parts();
+        let (socket, layers) = self.into_parts();
         Outcome {
             flow,
             ending: Ending::Kept {
                 socket,
-                app,
+                layers,
                 reason,
             },
             report: Report::default(),
@@ -77,12 +77,12 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        if let Some(Connection { socket, app }) = self.connection.take() {
+        if let Some(Connection { socket, layers }) = self.connection.take() {
             self.unclaimed.put(Outcome {
                 flow: self.flow,
                 ending: Ending::Kept {
                     socket,
-                    app,
+                    layers,
                     reason: Reason::Cancelled,
                 },
                 report: Report::default(),

@@ -8,7 +8,7 @@ use http_body::Body;
 use hyper::Request;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use tcpmig_format::AppImage;
+use tcpmig_format::Layer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -135,15 +135,15 @@ impl<S> Movable<S> {
         self
     }
 
-    /// Whether this server can go on with the session of an image: give it to
+    /// Whether this server can go on with the session of an image, which consumes all of its layers: give it to
     /// [`accept_if`](crate::driver::Acceptor::accept_if), and a connection that could not go on here is refused before it leaves
     /// its source.
     ///
     /// # Errors
     ///
     /// [`SessionError`].
-    pub fn check(&self, app: Option<&AppImage>) -> Result<(), SessionError> {
-        let session = Session::from_image(app.ok_or(SessionError::Missing)?)?;
+    pub fn check(&self, layers: &[Layer]) -> Result<(), SessionError> {
+        let session = Session::from_layers(layers)?;
         (self.make_state)(session.state.as_ref())?;
         if let Some(head) = &session.websocket {
             head::parse(head)?;
@@ -213,8 +213,7 @@ where
     ///
     /// [`SessionError`] if it cannot go on here: it is closed. [`Movable::check`] prevents that.
     pub fn resume_arrived(&self, arrived: Arrived) -> Result<Connection<S>, SessionError> {
-        let app = arrived.app.as_ref().ok_or(SessionError::Missing)?;
-        let mut session = Session::from_image(app)?;
+        let mut session = Session::from_layers(&arrived.layers)?;
         // What TCP could not take comes before what hyper had not written.
         session
             .unwritten

@@ -338,8 +338,8 @@ where
         stream: TcpStream,
         order: Order,
     ) -> Option<TcpStream> {
-        let app = match session.to_image() {
-            Ok(app) => app,
+        let layer = match session.to_layer() {
+            Ok(layer) => layer,
             Err(error) => {
                 answer(Some(order.answer), Err(error.into()));
                 return Some(stream);
@@ -347,7 +347,7 @@ where
         };
         let stream = stream.into_std();
         let socket: OwnedFd = stream.inspect_err(cannot_be_used).ok()?.into();
-        let outcome = self.mover.move_out(socket, Some(app), &order.to).await;
+        let outcome = self.mover.move_out(socket, Some(layer), &order.to).await;
         let mut waiting = Some(order.answer);
         let mut ending = outcome.ending;
         loop {

@@ -4,20 +4,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tcpmig_format::{AppImage, Octets};
+use tcpmig_format::{Layer, LayerReader, UnconsumedLayer};
 
 use super::resumable::NotResumed;
 use super::shared::Middle;
 
-/// The kind of a session's [`AppImage`].
+/// The kind of a session's [`Layer`].
 pub const KIND: &str = "tcpmig-http";
 /// Its version.
 pub const VERSION: u32 = 1;
 
 /// What an HTTP connection is beside its socket, at a safe point.
 ///
-/// It travels as the application's state of an image: [`Session::to_image`],
-/// [`Session::from_image`].
+/// It travels as a layer of an image: [`Session::to_layer`], [`Session::from_layers`].
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Session {
     /// Octets that were read and not used.
@@ -59,6 +58,9 @@ pub enum SessionError {
         /// Its version.
         version: u32,
     },
+    /// Something runs above the session that this module does not know.
+    #[error(transparent)]
+    Unconsumed(#[from] UnconsumedLayer),
     /// The session's octets are none.
     #[error("the session cannot be decoded: {0}")]
     Malformed(rmp_serde::decode::Error),
@@ -106,32 +108,33 @@ pub enum SessionError {
 }
 
 impl Session {
-    /// The session as the application's state of an image.
+    /// The session as a layer of an image.
     ///
     /// # Errors
     ///
     /// [`SessionError::Encode`].
-    pub fn to_image(&self) -> Result<AppImage, SessionError> {
-        Ok(AppImage {
-            kind: KIND.to_owned(),
-            version: VERSION,
-            payload: Octets::from(rmp_serde::to_vec_named(self)?),
-        })
+    pub fn to_layer(&self) -> Result<Layer, SessionError> {
+        Ok(Layer::new(KIND, VERSION, rmp_serde::to_vec_named(self)?))
     }
 
-    /// The session of an image.
+    /// The session of a connection with these layers, which are to be no others.
     ///
     /// # Errors
     ///
-    /// [`SessionError::Unknown`], [`SessionError::Malformed`].
-    pub fn from_image(image: &AppImage) -> Result<Self, SessionError> {
-        if image.kind != KIND || image.version != VERSION {
-            return Err(SessionError::Unknown {
-                kind: image.kind.clone(),
-                version: image.version,
-            });
-        }
-        rmp_serde::from_slice(&image.payload).map_err(SessionError::Malformed)
+    /// [`SessionError::Missing`], [`SessionError::Unknown`], [`SessionError::Malformed`];
+    /// [`SessionError::Unconsumed`] if the session is not alone.
+    pub fn from_layers(layers: &[Layer]) -> Result<Self, SessionError> {
+        let lowest = layers.first().ok_or(SessionError::Missing)?;
+        let mut layers = LayerReader::new(layers);
+        let session = layers
+            .next_of(KIND)
+            .filter(|session| session.version == VERSION)
+            .ok_or_else(|| SessionError::Unknown {
+                kind: lowest.kind.clone(),
+                version: lowest.version,
+            })?;
+        layers.finish()?;
+        rmp_serde::from_slice(&session.payload).map_err(SessionError::Malformed)
     }
 
     /// Whether a response is in the middle.
@@ -262,5 +265,47 @@ fn unknown(stored: &Stored, known: String) -> SessionError {
         kind: stored.kind.clone(),
         version: stored.version,
         known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        Session {
+            unread: b"GET".to_vec(),
+            unwritten: Vec::new(),
+            response: None,
+            websocket: None,
+            state: None,
+        }
+    }
+
+    #[test]
+    fn a_session_is_the_only_layer() {
+        let layer = session().to_layer().unwrap();
+        let read = |layers: &[Layer]| Session::from_layers(layers).map(|session| session.unread);
+        assert_eq!(read(std::slice::from_ref(&layer)).unwrap(), b"GET");
+        assert!(matches!(read(&[]), Err(SessionError::Missing)));
+
+        let other = Layer::new("org.example.other", 7, Vec::new());
+        let newer = Layer::new(KIND, VERSION + 1, Vec::new());
+        for (layers, named) in [
+            // Above it, below it, in its place.
+            (
+                [layer.clone(), other.clone()],
+                "\"org.example.other\" version 7",
+            ),
+            (
+                [other.clone(), layer.clone()],
+                "\"org.example.other\" version 7",
+            ),
+            ([newer, layer.clone()], "\"tcpmig-http\" version 2"),
+            ([layer.clone(), layer], "\"tcpmig-http\" version 1"),
+        ] {
+            let error = read(&layers).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 }

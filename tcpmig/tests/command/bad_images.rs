@@ -4,9 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use tcpmig_format::{
-    AppImage, Envelope, Image, IpImage, ListenImage, Negotiated, Octets, PendingError,
-    ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState,
-    Window, WindowScale,
+    ConnectionImage, Envelope, Image, IpImage, Layer, ListenImage, Negotiated, Octets,
+    PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts,
+    TcpState, Window, WindowScale,
 };
 use tcpmig_sys::lab::isolated;
 
@@ -40,11 +40,14 @@ fn connection() -> Image {
         pending_error: None,
     };
     let flow = "10.66.0.80:7000,10.66.0.9:7001".parse().unwrap();
-    Image {
-        ip: Some(IpImage::new(flow, SocketFamily::Ipv4)),
-        tcp: Some(TcpImage::new(parts).unwrap()),
-        ..Image::default()
-    }
+    let ip = IpImage::new(flow, SocketFamily::Ipv4);
+    Image::new(ConnectionImage::new(ip, TcpImage::new(parts).unwrap()))
+}
+
+fn without_tcp() -> Image {
+    let mut image = connection();
+    image.connection_mut().unwrap().tcp = None;
+    image
 }
 
 /// The image with another number in a field, which no encoder would write, in a whole envelope.
@@ -148,32 +151,21 @@ fn images_of_no_connection_are_refused_with_the_reason() {
             let path = net.file("image");
             let in_state = |state| {
                 let mut image = connection();
-                let mut parts = image.tcp.take().unwrap().into_parts();
+                let mut parts = image.tcp().unwrap().parts().clone();
                 parts.state = state;
                 parts.send = SendSpace::default();
                 parts.receive.queue = Octets::default();
-                image.tcp = Some(TcpImage::new(parts).unwrap());
+                image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
                 image
             };
-            let app = AppImage::default();
+            let mut nothing = Image::default();
+            nothing.layers = vec![Layer::default()];
             for (image, reason) in [
                 (in_state(TcpState::Listen), "LISTEN"),
                 (in_state(TcpState::SynRecv), "SYN-RECEIVED"),
                 (in_state(TcpState::TimeWait), "TIME-WAIT"),
-                (
-                    Image {
-                        app: Some(app),
-                        ..Image::default()
-                    },
-                    "no IP layer",
-                ),
-                (
-                    Image {
-                        tcp: None,
-                        ..connection()
-                    },
-                    "no TCP layer",
-                ),
+                (nothing, "no IP layer"),
+                (without_tcp(), "no TCP layer"),
             ] {
                 fs::write(&path, image.encode().unwrap()).unwrap();
                 let restore = ["restore", path.to_str().unwrap(), "--", "true"];
@@ -195,24 +187,60 @@ fn images_of_what_ended_or_listens_are_shown() {
     };
     let mut listen = ListenImage::new("[::]:443".parse().unwrap(), 37);
     listen.v6_only = Some(true);
-    let shown = show(&Image {
-        listen: Some(listen),
-        ..Image::default()
-    });
+    let shown = show(&Image::new(listen));
     for part in ["listener", "[::]:443", "v6_only", "backlog              37"] {
         assert!(shown.contains(part), "{shown}");
     }
     let mut image = connection();
-    let mut parts = image.tcp.take().unwrap().into_parts();
+    let mut parts = image.tcp().unwrap().parts().clone();
     parts.state = TcpState::Close;
     parts.send = SendSpace::default();
     parts.pending_error = Some(PendingError {
         errno: PendingError::CONNECTION_RESET,
         after_fin: false,
     });
-    image.tcp = Some(TcpImage::new(parts).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
     let shown = show(&image);
     assert!(shown.contains("Connection reset by peer"), "{shown}");
+}
+
+#[test]
+fn layers_are_shown_from_the_bottom_up_and_states_as_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let mut image = connection();
+    image.layers = vec![
+        Layer::new("org.example.tls", 1, &b"secret"[..]),
+        Layer::new("org.example.chat", 3, &b"room"[..]),
+    ];
+    fs::write(&path, image.encode().unwrap()).unwrap();
+    let show = |options: &[&str]| {
+        let mut command = Command::new(&*TCPMIG);
+        command.args(options).arg("inspect").arg(&path);
+        succeeds(&command.output().unwrap())
+    };
+    let shown = show(&[]);
+    let words: Vec<_> = shown.split_whitespace().collect();
+    for part in [
+        "layers 1 kind org.example.tls payload 6 octets version 1",
+        "layers 2 kind org.example.chat payload 4 octets version 3",
+        "state ESTABLISHED",
+        "family ipv4",
+        "subject connection",
+    ] {
+        assert!(words.join(" ").contains(part), "{part}: {shown}");
+    }
+    assert!(!shown.contains("secret"));
+    let value: serde_json::Value = serde_json::from_str(&show(&["--json"])).unwrap();
+    let layers = serde_json::json!([
+        { "kind": "org.example.tls", "version": 1, "payload": { "octets": 6 } },
+        { "kind": "org.example.chat", "version": 3, "payload": { "octets": 4 } },
+    ]);
+    assert_eq!(value["layers"], layers);
+    assert_eq!(value["image"]["subject"], "connection");
+    assert_eq!(value["image"]["format_version"], 3);
+    assert_eq!(value["tcp"]["state"], "ESTABLISHED");
+    assert_eq!(value["ip"]["family"], "ipv4");
 }
 
 #[test]
@@ -220,15 +248,9 @@ fn an_image_of_long_ago_is_restored_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     // What it ends with, after the warning, is another matter.
-    let image = Image {
-        tcp: None,
-        ..connection()
-    };
-    let restore = |image: &Image, taken| {
-        let image = Image {
-            taken,
-            ..image.clone()
-        };
+    let mut image = without_tcp();
+    let mut restore = |taken| {
+        image.taken = taken;
         fs::write(&path, image.encode().unwrap()).unwrap();
         let mut command = Command::new(&*TCPMIG);
         command.arg("restore").arg(&path).args(["--", "true"]);
@@ -237,12 +259,12 @@ fn an_image_of_long_ago_is_restored_with_a_warning() {
         text(&output.stderr)
     };
     // 2001-09-09 01:46:40 UTC.
-    let said = restore(&image, Some(1_000_000_000_000_000));
+    let said = restore(Some(1_000_000_000_000_000));
     let warning = "warning: the image was taken 2";
     assert!(said.contains(warning), "{said}");
     // Unknown, and of a clock that is ahead.
     for taken in [None, Some(u64::MAX)] {
-        let said = restore(&image, taken);
+        let said = restore(taken);
         assert!(!said.contains("warning"), "{said}");
     }
 }

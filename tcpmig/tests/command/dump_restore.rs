@@ -57,7 +57,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
 
             let shown = succeeds(&tcpmig(&net.b, &["inspect", image]));
             assert!(shown.contains("10.66.0.80:7000"), "{shown}");
-            assert!(shown.contains("Established"), "{shown}");
+            assert!(shown.contains("ESTABLISHED"), "{shown}");
             assert!(!shown.contains("unread\n"), "{shown}");
             let shown = succeeds(&tcpmig(&net.b, &["--json", "inspect", image]));
             let value: serde_json::Value = serde_json::from_str(&shown).unwrap();

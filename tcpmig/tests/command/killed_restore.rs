@@ -119,10 +119,10 @@ fn one_that_is_killed_when_the_connection_lives_puts_it_back() {
             talk.dump(path, &[]);
             let decode = || Image::decode(&std::fs::read(&file).unwrap(), &Limits::default());
             let mut image = decode().unwrap();
-            let mut tcp = image.tcp.take().unwrap().into_parts();
+            let mut tcp = image.tcp().unwrap().parts().clone();
             let before = tcp.receive.rcv_nxt;
             tcp.socket.congestion = Some("elsewhere".to_owned());
-            image.tcp = Some(TcpImage::new(tcp).unwrap());
+            image.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
             std::fs::write(&file, image.encode().unwrap()).unwrap();
             let (reader, writer) = full_pipe();
             let mut command = talk.net.a.command(&TCPMIG).unwrap();
@@ -142,7 +142,7 @@ fn one_that_is_killed_when_the_connection_lives_puts_it_back() {
             until("nothing of it is left", || !is_worked_on(&file));
             // It took in what the peer has sent meanwhile, and is silent.
             let after = decode().unwrap();
-            assert_ne!(after.tcp.unwrap().receive().rcv_nxt, before);
+            assert_ne!(after.tcp().unwrap().receive().rcv_nxt, before);
             assert_eq!(talk.locks()["held"].as_array().unwrap().len(), 1);
             let _server = talk.restore(path, &[]);
             talk.goes_on();

@@ -17,9 +17,9 @@ fn with_unknown_congestion(net: &Net, echo: &Echo) -> String {
         &[&dump[..], &["--redirect", "10.66.0.2"]].concat(),
     ));
     let mut image = Image::decode(&fs::read(&file).unwrap(), &Limits::default()).unwrap();
-    let mut tcp = image.tcp.take().unwrap().into_parts();
+    let mut tcp = image.tcp().unwrap().parts().clone();
     tcp.socket.congestion = Some("elsewhere".to_owned());
-    image.tcp = Some(TcpImage::new(tcp).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
     fs::write(&file, image.encode().unwrap()).unwrap();
     path.to_owned()
 }

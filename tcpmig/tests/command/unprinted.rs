@@ -86,7 +86,7 @@ fn what_was_done_is_done_whoever_reads_of_it() {
             // Nobody reads anything.
             let leave = ["dump", "--flow", &echo.flow, "-o", image_name];
             assert_eq!(code(&run(&leave, closed(), full())), Some(0));
-            assert!(succeeds(&tcpmig(&net.a, &["inspect", image_name])).contains("Established"));
+            assert!(succeeds(&tcpmig(&net.a, &["inspect", image_name])).contains("ESTABLISHED"));
             let swept = run(&["locks", "--sweep"], full(), full());
             assert_eq!(code(&swept), Some(0));
         },

@@ -123,7 +123,7 @@ sys.stdin.readline()
                 let held: Value = serde_json::from_str(&held).unwrap();
                 assert_eq!(held["held"].as_array().unwrap().len(), 0, "{held}");
                 let shown = succeeds(&tcpmig(&net.a, &["inspect", image]));
-                assert!(shown.contains("Close\n"), "{shown}");
+                assert!(shown.contains("CLOSED\n"), "{shown}");
             }
         },
     );

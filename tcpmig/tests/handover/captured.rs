@@ -29,10 +29,10 @@ fn becomes_part_of_it(family: Family) {
     peer.write_all(b"the lock").unwrap();
     until("both segments are captured", || {
         frozen.catch_up(&mut image).unwrap();
-        let tcp = image.tcp.as_ref().unwrap();
+        let tcp = image.tcp().unwrap();
         tcp.receive().queue.len() == 15
     });
-    let tcp = image.tcp.as_ref().unwrap();
+    let tcp = image.tcp().unwrap();
     assert_eq!(&*tcp.receive().queue, b"inside the lock");
     assert!(tcp.send().sent.is_empty(), "the peer has acknowledged it");
     frozen.confirm().unwrap();
@@ -103,7 +103,7 @@ fn reaches_what_is_kept(family: Family) {
     peer.write_all(b"the lock").unwrap();
     until("both segments are captured", || {
         frozen.catch_up(&mut image).unwrap();
-        image.tcp.as_ref().unwrap().receive().queue.len() == 15
+        image.tcp().unwrap().receive().queue.len() == 15
     });
     let server = keep(frozen);
     expect(&server, b"inside the lock");
@@ -114,7 +114,7 @@ fn reaches_what_is_kept(family: Family) {
     peer.shutdown(Shutdown::Write).unwrap();
     until("the end is captured", || {
         frozen.catch_up(&mut image).unwrap();
-        image.tcp.as_ref().unwrap().state() == TcpState::CloseWait
+        image.tcp().unwrap().state() == TcpState::CloseWait
     });
     let server = keep(frozen);
     assert_eq!((&server).read(&mut [0; 1]).unwrap(), 0);

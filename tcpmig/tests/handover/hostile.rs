@@ -34,7 +34,7 @@ pub(crate) fn image_of(a: &Site, server: TcpStream) -> (Frozen, Image) {
 
 fn of_another(image: &Image, flow: FourTuple) -> Bytes {
     let mut image = image.clone();
-    let ip = image.ip.as_mut().unwrap();
+    let ip = image.ip_mut().unwrap();
     *ip = IpImage { flow, ..ip.clone() };
     image.encode().unwrap().into()
 }

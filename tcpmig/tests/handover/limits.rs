@@ -6,16 +6,12 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 use tcpmig::driver::{Acceptor, Ending, Options, Outcome};
-use tcpmig_format::AppImage;
+use tcpmig_format::Layer;
 
 use crate::support::{Family, Net, PATIENCE, Site, both_ways, kept, kernel_test};
 
-fn session(octets: usize) -> Option<AppImage> {
-    Some(AppImage {
-        kind: "tests".to_owned(),
-        version: 1,
-        payload: vec![1; octets].into(),
-    })
+fn session(octets: usize) -> Option<Layer> {
+    Some(Layer::new("tests", 1, vec![1; octets]))
 }
 
 fn is_refused(outcome: Outcome, word: &str, peer: &TcpStream) -> TcpStream {

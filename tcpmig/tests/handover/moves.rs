@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tcpmig::driver::{Arrived, Ending, Options, Outcome};
-use tcpmig_format::{AppImage, FourTuple, Octets};
+use tcpmig_format::{FourTuple, Layer, Octets};
 use tcpmig_lock::{Entry, EntryKind};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
@@ -27,12 +27,11 @@ struct Session {
 }
 
 impl Session {
-    fn to_image(self) -> AppImage {
-        AppImage {
-            kind: "tests".to_owned(),
-            version: 7,
-            payload: Octets::from([self.up.to_be_bytes(), self.down.to_be_bytes()].concat()),
-        }
+    /// Two layers, as of a session over TLS.
+    fn to_layers(self) -> [Layer; 2] {
+        let numbers = [self.up.to_be_bytes(), self.down.to_be_bytes()].concat();
+        let below = Layer::new("tests.below", 1, Octets::new());
+        [below, Layer::new("tests", 7, numbers)]
     }
 
     /// Reads some octets of what the peer sends, and writes some.
@@ -47,7 +46,7 @@ impl Session {
 
     /// Takes the connection on.
     fn resume(self, arrived: Arrived) -> TcpStream {
-        assert_eq!(arrived.app, Some(self.to_image()));
+        assert_eq!(arrived.layers, self.to_layers());
         let mut stream = TcpStream::from(arrived.socket);
         stream.write_all(&arrived.unwritten).unwrap();
         stream
@@ -107,7 +106,7 @@ fn moves(family: Family, times: u32) {
     for hop in 0..times {
         session.work(&server);
         let (from, to) = if hop % 2 == 0 { (&a, &b) } else { (&b, &a) };
-        let outcome = from.move_out(server, Some(session.to_image())).wait();
+        let outcome = from.move_out(server, session.to_layers()).wait();
         assert_eq!(outcome.flow, Some(flow));
         assert!(
             matches!(outcome.ending, Ending::Moved),

@@ -9,7 +9,7 @@ use tcpmig::driver::policy::Rules;
 use tcpmig::driver::{Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig::restore::{INJECT_MARK, Prepared, RestoreError};
-use tcpmig_format::{AppImage, Image, IpImage, SocketOptions, TcpImage};
+use tcpmig_format::{Image, IpImage, Layer, SocketOptions, TcpImage};
 use tcpmig_sys::sockopt;
 
 use crate::hostile::{image_of, refusal, serve_counting};
@@ -18,7 +18,7 @@ use crate::support::{Family, Net, Site, Talk, both_ways, flow, kept, kernel_test
 type Change = Box<dyn Fn(&mut Image)>;
 
 fn ip(change: impl Fn(&mut IpImage) + 'static) -> Change {
-    Box::new(move |image| change(image.ip.as_mut().unwrap()))
+    Box::new(move |image| change(image.ip_mut().unwrap()))
 }
 
 fn between(flow: &str) -> Change {
@@ -28,9 +28,9 @@ fn between(flow: &str) -> Change {
 
 fn options(change: impl Fn(&mut SocketOptions) + 'static) -> Change {
     Box::new(move |image| {
-        let mut parts = image.tcp.take().unwrap().into_parts();
+        let mut parts = image.tcp().unwrap().parts().clone();
         change(&mut parts.socket);
-        image.tcp = Some(TcpImage::new(parts).unwrap());
+        image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
     })
 }
 
@@ -42,7 +42,7 @@ fn hostile() -> Vec<(Change, &'static str)> {
         (
             Box::new(move |image| {
                 between(foreign)(image);
-                image.ip.as_mut().unwrap().transparent = true;
+                image.ip_mut().unwrap().transparent = true;
             }),
             "Rules::local",
         ),
@@ -99,13 +99,9 @@ fn hostile() -> Vec<(Change, &'static str)> {
         ),
         (
             Box::new(|image: &mut Image| {
-                image.app = Some(AppImage {
-                    kind: "unheard-of".to_owned(),
-                    version: 1,
-                    payload: vec![1].into(),
-                });
+                image.layers = vec![Layer::new("unheard-of", 1, vec![1])];
             }),
-            "\"unheard-of\" of version 1 (Rules::session)",
+            "the layer \"unheard-of\" version 1 (Rules::session)",
         ),
     ]
 }
@@ -144,6 +140,33 @@ kernel_test!(what_a_source_may_not_bring_is_refused_by_name, || {
     assert_eq!(answer.name(), "PREPARED", "{answer:?}");
     drop(b);
     both_ways(&peer, &frozen.keep().unwrap().into());
+});
+
+kernel_test!(a_layer_that_nobody_consumes_is_refused_by_name, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve_if(|offered| {
+        let mut layers = offered.read_layers();
+        layers.next_of("below").ok_or("it has no such layer")?;
+        layers.finish().map_err(|left| left.to_string())
+    });
+    let (peer, server) = net.connect(Family::V4);
+    let layer = |kind, version| Layer::new(kind, version, vec![7]);
+    let both = vec![layer("below", 1), layer("above", 3)];
+    let outcome = a.move_out(server, both.clone()).wait();
+    assert!(
+        matches!(&outcome.ending, Ending::Kept { layers, .. } if *layers == both),
+        "{outcome:?}"
+    );
+    let (server, reason) = kept(outcome);
+    let left = "nothing here consumes the layer \"above\" version 3";
+    assert!(reason.contains(left), "{reason}");
+    both_ways(&peer, &server);
+    let outcome = a.move_out(server, Some(layer("below", 1))).wait();
+    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+    let arrived = b.arrival();
+    assert_eq!(arrived.layers, [layer("below", 1)]);
+    both_ways(&peer, &TcpStream::from(arrived.socket));
 });
 
 kernel_test!(what_a_rule_opens_moves, || {
@@ -224,7 +247,7 @@ kernel_test!(the_mark_of_injected_packets_is_not_restored, || {
     let (a, _b) = Site::pair(&net, &Options::default());
     let (peer, server) = net.connect(Family::V4);
     let (frozen, mut image) = image_of(&a, server);
-    image.ip.as_mut().unwrap().mark = Some(INJECT_MARK);
+    image.ip_mut().unwrap().mark = Some(INJECT_MARK);
     let built = net.b.run(|| {
         let locker = tcpmig::locker::nftables().unwrap();
         let lease = std::time::Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpmig::driver::{Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
-use tcpmig_format::AppImage;
+use tcpmig_format::Layer;
 
 use crate::support::{END, Fake, Family, Here, Net, Site, both_ways, flow, kept, kernel_test};
 
@@ -45,14 +45,11 @@ fn kept_on<F>(
     let flow = flow(&server);
     let ends = net.count_at_peer(END);
     let target = b.begin(target);
-    let app = (octets > 0).then(|| AppImage {
-        kind: "tests".to_owned(),
-        version: 1,
-        payload: vec![1; octets].into(),
-    });
-    let outcome = a.move_out(server, app.clone()).wait();
+    let layer = (octets > 0).then(|| Layer::new("tests", 1, vec![1; octets]));
+    let given: Vec<_> = layer.into_iter().collect();
+    let outcome = a.move_out(server, given.clone()).wait();
     assert!(
-        matches!(&outcome.ending, Ending::Kept { app: back, .. } if *back == app),
+        matches!(&outcome.ending, Ending::Kept { layers, .. } if *layers == given),
         "the session comes back as it was given: {outcome:?}"
     );
     let (server, reason) = kept(outcome);

@@ -102,7 +102,7 @@ kernel_test!(a_link_local_connection_finds_its_interface_by_name, || {
     let (peer, server) = link_local(&net);
     let ends = net.count_at_peer(END);
     let image = leave(&net.a, server);
-    let ip = image.ip.as_ref().unwrap();
+    let ip = image.ip().unwrap();
     assert_eq!(ip.family, SocketFamily::Ipv6);
     assert_eq!(ip.scope.as_deref(), Some("eth0"));
     take_link_local_to_b(&net);

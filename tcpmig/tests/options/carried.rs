@@ -259,7 +259,7 @@ kernel_test!(both_kinds_of_timestamps_move, || {
         let (frozen, image) = freeze(&net.a, server);
         frozen.discard().unwrap();
         crate::scene::locker(&net.a)
-            .release(&[image.ip.as_ref().unwrap().flow])
+            .release(&[image.ip().unwrap().flow])
             .unwrap();
         let moved = arrive(&net.a, image);
         assert_eq!(read(&reads, moved.as_fd()), were, "{}", case.name);
@@ -318,7 +318,7 @@ kernel_test!(descriptor_flags_move, || {
             flags::set_non_blocking(server.as_fd(), non_blocking).unwrap();
             flags::set_close_on_exec(server.as_fd(), close_on_exec).unwrap();
             let image = leave(&net.a, server);
-            let flow = image.ip.as_ref().unwrap().flow;
+            let flow = image.ip().unwrap().flow;
             crate::scene::locker(&net.a).release(&[flow]).unwrap();
             let prepared = crate::scene::build(&net.a, image).unwrap();
             // Until the application takes it, it neither waits nor goes to a program that is started.

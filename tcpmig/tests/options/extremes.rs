@@ -81,7 +81,7 @@ fn of_ipv6_sockets() -> Vec<Case> {
 /// Moves within host A. Nothing may be on its way meanwhile.
 fn moves_on_a(net: &Net, server: TcpStream) -> TcpStream {
     let image = leave(&net.a, server);
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     locker(&net.a).release(&[flow]).unwrap();
     arrive(&net.a, image)
 }
@@ -121,7 +121,7 @@ fn negotiated_moves(net: &Net, peer: &TcpStream, server: TcpStream) -> Image {
     let moved = arrive(&net.b, image.clone());
     both_ways(peer, &moved);
     let again = leave(&net.b, moved);
-    let (first, second) = (image.tcp.as_ref().unwrap(), again.tcp.as_ref().unwrap());
+    let (first, second) = (image.tcp().unwrap(), again.tcp().unwrap());
     let (first, second) = (first.negotiated(), second.negotiated());
     assert_eq!(first.mss_clamp, second.mss_clamp);
     assert_eq!(first.window_scale, second.window_scale);
@@ -140,7 +140,7 @@ kernel_test!(the_smallest_segments_move, || {
                 .unwrap();
             let (peer, server) = net.connect(family);
             let image = negotiated_moves(&net, &peer, server);
-            let clamp = image.tcp.unwrap().negotiated().mss_clamp;
+            let clamp = image.tcp().unwrap().negotiated().mss_clamp;
             assert_eq!(clamp, mss, "what the peer told");
         }
     }
@@ -157,7 +157,8 @@ kernel_test!(the_largest_segments_move, || {
         let (peer, server) = net.a.run(open).unwrap();
         let moved = moves_on_a(&net, server);
         both_ways(&peer, &moved);
-        let tcp = leave(&net.a, moved).tcp.unwrap();
+        let image = leave(&net.a, moved);
+        let tcp = image.tcp().unwrap();
         let mss = tcp.negotiated().mss_clamp;
         assert!(mss >= 65_463, "{mss}");
     }
@@ -205,7 +206,7 @@ kernel_test!(the_extreme_window_scales_move, || {
         }
         let (peer, server) = scaled(&net, ours, theirs);
         let image = negotiated_moves(&net, &peer, server);
-        let scale = image.tcp.unwrap().negotiated().window_scale.unwrap();
+        let scale = image.tcp().unwrap().negotiated().window_scale.unwrap();
         let expected = |clamp: Option<u32>| if clamp.is_some() { 0 } else { 14 };
         assert_eq!((scale.rcv, scale.snd), (expected(ours), expected(theirs)));
     }
@@ -275,9 +276,9 @@ kernel_test!(queues_that_fill_their_buffers_move, || {
 });
 
 fn with_parts(mut image: Image, change: impl FnOnce(&mut TcpParts)) -> Image {
-    let mut parts = image.tcp.take().unwrap().into_parts();
+    let mut parts = image.tcp().unwrap().parts().clone();
     change(&mut parts);
-    image.tcp = Some(TcpImage::new(parts).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
     image
 }
 
@@ -304,7 +305,7 @@ kernel_test!(sequence_numbers_wrap_in_the_queues, || {
         // Both ends are made anew with these numbers.
         let images = [leave(&net.a, server), leave(&net.peer, peer)];
         for (host, image) in [&net.a, &net.peer].into_iter().zip(&images) {
-            let flow = image.ip.as_ref().unwrap().flow;
+            let flow = image.ip().unwrap().flow;
             locker(host).release(&[flow]).unwrap();
         }
         let [server, peer] = images;

@@ -76,7 +76,7 @@ kernel_test!(a_leased_flow_label_moves, || {
         assert_eq!(others.packets(), 0, "packets with another label");
         let ends = net.count_at_peer(END);
         let again = leave(&net.b, moved);
-        assert_eq!(again.ip, image.ip);
+        assert_eq!(again.ip(), image.ip());
         assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
     }
 });
@@ -133,5 +133,5 @@ kernel_test!(a_reflected_flow_label_moves, || {
     assert!(!sockopt::flow_info_send(moved.as_fd()).unwrap());
     both_ways(&peer, &moved);
     assert_eq!(others.packets(), 0, "packets with another label");
-    assert_eq!(leave(&net.b, moved).ip, image.ip);
+    assert_eq!(leave(&net.b, moved).ip(), image.ip());
 });

@@ -73,9 +73,9 @@ kernel_test!(
 );
 
 fn with_microseconds(mut image: Image) -> Image {
-    let mut tcp = image.tcp.take().unwrap().into_parts();
+    let mut tcp = image.tcp().unwrap().parts().clone();
     tcp.negotiated.timestamps.as_mut().unwrap().unit = TimestampUnit::Microseconds;
-    image.tcp = Some(TcpImage::new(tcp).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
     image
 }
 

@@ -69,7 +69,7 @@ kernel_test!(several_missing_options_are_all_named, || {
     let net = Net::new();
     let (peer, server) = net.connect(Family::V4);
     let mut image = with_missing_congestion(leave(&net.a, server));
-    image.ip.as_mut().unwrap().bound_device = Some(MISSING.to_owned());
+    image.ip_mut().unwrap().bound_device = Some(MISSING.to_owned());
     net.point_peer_at_b();
     let restored = activate(build_leniently(&net.b, image).unwrap());
     let no_device = "SO_BINDTODEVICE=elsewhere: this host has no such device (ENODEV)";
@@ -170,7 +170,7 @@ kernel_test!(no_policy_leaves_out_the_scope_of_an_address, || {
     let image = leave(&net.a, server);
     take_link_local_to_b(&net);
     let mut elsewhere = image.clone();
-    elsewhere.ip.as_mut().unwrap().scope = Some(MISSING.to_owned());
+    elsewhere.ip_mut().unwrap().scope = Some(MISSING.to_owned());
     match build_leniently(&net.b, elsewhere) {
         Err(RestoreError::Socket(Error::Call { call, .. })) => assert_eq!(call, "if_nametoindex"),
         other => panic!("{other:?}"),

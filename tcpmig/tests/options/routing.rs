@@ -73,7 +73,7 @@ kernel_test!(a_mark_decides_the_route, || {
         net.point_peer_at_b();
 
         let mut unmarked = image.clone();
-        unmarked.ip.as_mut().unwrap().mark = None;
+        unmarked.ip_mut().unwrap().mark = None;
         match build(&net.b, unmarked) {
             Err(RestoreError::Socket(error)) => {
                 assert!(error.to_string().contains("no route"), "{error}");
@@ -100,7 +100,7 @@ kernel_test!(a_type_of_service_decides_the_route, || {
     let image = leave(&net.a, server);
     net.point_peer_at_b();
     let mut plain = image.clone();
-    plain.ip.as_mut().unwrap().tos = None;
+    plain.ip_mut().unwrap().tos = None;
     assert!(matches!(build(&net.b, plain), Err(RestoreError::Socket(_))));
     let moved = arrive(&net.b, image);
     both_ways(&peer, &moved);
@@ -194,7 +194,7 @@ kernel_test!(a_connection_of_a_vrf_is_refused_where_there_is_none, || {
     let net = Net::new();
     let (_peer, server) = net.connect(Family::V4);
     let mut image = leave(&net.a, server);
-    image.ip.as_mut().unwrap().bound_device = Some("blue".to_owned());
+    image.ip_mut().unwrap().bound_device = Some("blue".to_owned());
     match build(&net.b, image) {
         Err(RestoreError::Option(option)) => assert_eq!(
             option.to_string(),

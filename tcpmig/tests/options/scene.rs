@@ -87,9 +87,9 @@ pub(crate) fn moves(net: &Net, server: TcpStream) -> TcpStream {
 
 /// The image with another set of socket options.
 pub(crate) fn with_options(mut image: Image, change: impl FnOnce(&mut SocketOptions)) -> Image {
-    let mut tcp = image.tcp.take().unwrap().into_parts();
+    let mut tcp = image.tcp().unwrap().parts().clone();
     change(&mut tcp.socket);
-    image.tcp = Some(TcpImage::new(tcp).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
     image
 }
 
@@ -98,13 +98,13 @@ pub(crate) fn with_options(mut image: Image, change: impl FnOnce(&mut SocketOpti
 pub(crate) fn assert_same(first: &Image, mut second: Image) {
     // The time goes on.
     second.taken = first.taken;
-    let mut tcp = second.tcp.take().unwrap().into_parts();
-    let old = first.tcp.as_ref().unwrap();
+    let mut tcp = second.tcp().unwrap().parts().clone();
+    let old = first.tcp().unwrap();
     let (was, is) = (old.negotiated().timestamps, tcp.negotiated.timestamps);
     let passed = is.unwrap().value.wrapping_sub(was.unwrap().value);
     assert!(passed < 1 << 31, "the clock runs backwards");
     tcp.negotiated.timestamps = was;
     tcp.window = *old.window();
-    second.tcp = Some(TcpImage::new(tcp).unwrap());
+    second.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
     assert_eq!(second, *first);
 }

@@ -210,7 +210,7 @@ fn change(fd: BorrowedFd<'_>, row: &KnownOption, device: u32) -> Change {
 /// Nothing may be on its way: between the source's end and the new one's beginning there is no lock.
 fn moves_on_a(net: &Net, server: TcpStream) -> TcpStream {
     let image = leave(&net.a, server);
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     locker(&net.a).release(&[flow]).unwrap();
     arrive(&net.a, image)
 }

@@ -141,7 +141,7 @@ fn moves(family: Family, end: End, octets: &[u8]) {
     frozen.discard().unwrap();
     let image = Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap();
     let pending = |errno, after_fin| Some(PendingError { errno, after_fin });
-    let tcp = image.tcp.as_ref().unwrap();
+    let tcp = image.tcp().unwrap();
     assert_eq!(&tcp.receive().queue[..], octets, "{what}");
     assert_eq!(
         tcp.pending_error(),
@@ -234,7 +234,7 @@ kernel_test!(an_error_that_no_segment_makes_becomes_a_reset, || {
     let locker_a = net.a.run(locker).unwrap();
     let (frozen, image) = net.a.run(|| capture(server.into(), &locker_a)).unwrap();
     frozen.discard().unwrap();
-    let pending = image.tcp.as_ref().unwrap().pending_error().unwrap();
+    let pending = image.tcp().unwrap().pending_error().unwrap();
     assert_eq!(i32::from(pending.errno), Errno::ETIMEDOUT as i32);
     let locker_b = net.b.run(locker).unwrap();
     let socket = activate(build(&net.b, &locker_b, image).unwrap());

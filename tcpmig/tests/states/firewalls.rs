@@ -87,7 +87,7 @@ kernel_test!(no_connection_picked_up_in_the_middle, || {
 
 /// What `conntrack -L` shows of the connection on a host.
 fn shown(host: &Host, image: &Image) -> String {
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     let (local, remote) = (flow.local(), flow.remote());
     let family = if flow.is_ipv4() { "ipv4" } else { "ipv6" };
     let mut command = host.command("conntrack").unwrap();
@@ -104,7 +104,7 @@ fn shown(host: &Host, image: &Image) -> String {
 
 /// Leaves an entry of an earlier connection with the same addresses and ports.
 fn leave_entry(host: &Host, image: &Image, opened_by_peer: bool, state: &str) {
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     let (from, to) = if opened_by_peer {
         (flow.remote(), flow.local())
     } else {
@@ -169,7 +169,7 @@ kernel_test!(there_and_back_between_strict_hosts, || {
             frozen.discard().unwrap();
             let back = net.a.run(locker).unwrap();
             // Host A kept the connection's packets away since it left.
-            tcpmig_lock::Nftables::release(&back, &[image.ip.as_ref().unwrap().flow]).unwrap();
+            tcpmig_lock::Nftables::release(&back, &[image.ip().unwrap().flow]).unwrap();
             net.point_peer_at_a();
             let prepared = build(&net.a, &back, image).unwrap();
             ends.finish(&net, activate(prepared));

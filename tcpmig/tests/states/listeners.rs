@@ -86,7 +86,7 @@ kernel_test!(a_listener_is_made_again_as_it_was, || {
             .a
             .run(|| listener::capture(old.as_fd(), Waiting::Refuse));
         let image = through_octets(&captured.unwrap().unwrap().image);
-        let listen = image.listen.as_ref().unwrap();
+        let listen = image.listener().unwrap();
         assert_eq!(listen.local, address.parse().unwrap());
         assert_eq!(
             (listen.backlog, listen.defer_accept, listen.fast_open),

@@ -46,7 +46,7 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
     let net = Net::new();
     let scene = Scene::new(&net, family, state, queued, loss);
     let (image, ends) = scene.leave_a(&net);
-    let tcp = image.tcp.as_ref().unwrap();
+    let tcp = image.tcp().unwrap();
     assert_eq!(&tcp.receive().queue[..], &ends.up[..], "{what}");
     let waiting = [&tcp.send().sent[..], &tcp.send().unsent[..]].concat();
     if state != State::FinWait2 {
@@ -63,7 +63,7 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
     frozen.confirm().unwrap();
     frozen.discard().unwrap();
     // The lock was left for packets that would find no socket; until the next one, nothing passes the cut.
-    locker.release(&[again.ip.as_ref().unwrap().flow]).unwrap();
+    locker.release(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker, again).unwrap();
     mend(&net.b);
 
@@ -98,7 +98,7 @@ kernel_test!(a_shut_receiving_direction_moves, || {
         let scene = Scene::new(&net, Family::V4, state, 1000, Loss::Answers);
         scene.server.shutdown(Shutdown::Read).unwrap();
         let (image, ends) = scene.leave_a(&net);
-        assert_eq!(image.tcp.as_ref().unwrap().socket().shut_read, Some(true));
+        assert_eq!(image.tcp().unwrap().socket().shut_read, Some(true));
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
         mend(&net.b);

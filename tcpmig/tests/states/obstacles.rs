@@ -90,7 +90,7 @@ kernel_test!(a_connection_without_options, || {
         }
         let (image, ends) =
             Scene::new(&net, Family::V6, state, 20_000, Loss::Answers).leave_a(&net);
-        let negotiated = *image.tcp.as_ref().unwrap().negotiated();
+        let negotiated = *image.tcp().unwrap().negotiated();
         assert_eq!(negotiated.timestamps, None);
         assert_eq!(negotiated.window_scale, None);
         let locker = net.b.run(locker).unwrap();
@@ -113,7 +113,7 @@ fn refused_then_restored(
     let net = Net::new();
     let (image, ends) = Scene::new(&net, Family::V4, state, 1000, Loss::Answers).leave_a(&net);
     spoil(&net);
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     let error = refuses(&net, image.clone()).unwrap_err();
     // A process that another test starts can hold the descriptor for a moment.
     until("the socket is gone", || !lives(&net.b, flow.local().port()));
@@ -175,7 +175,7 @@ kernel_test!(an_address_that_is_not_here_yet, || {
         State::CloseWait,
         |net| net.b.ip("addr del 10.77.0.1/32 dev lo\n").unwrap(),
         |net, mut image| {
-            image.ip.as_mut().unwrap().transparent = true;
+            image.ip_mut().unwrap().transparent = true;
             with_mark(net, image)
         },
         |net| net.b.ip("addr add 10.77.0.1/32 dev lo\n").unwrap(),
@@ -213,9 +213,9 @@ kernel_test!(images_without_a_connection, || {
     let (image, ends) = scene.leave_a(&net);
     for state in [TcpState::Listen, TcpState::SynRecv, TcpState::TimeWait] {
         let mut image = image.clone();
-        let mut parts = image.tcp.take().unwrap().into_parts();
+        let mut parts = image.tcp().unwrap().parts().clone();
         parts.state = state;
-        image.tcp = Some(tcpmig_format::TcpImage::new(parts).unwrap());
+        image.connection_mut().unwrap().tcp = Some(tcpmig_format::TcpImage::new(parts).unwrap());
         let build = || Prepared::build(image, &Unasked, Duration::from_secs(1));
         let error = net.b.run(build).unwrap().unwrap_err();
         let RestoreError::State(refused) = error else {

@@ -95,7 +95,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     frozen.confirm().unwrap();
     frozen.discard().unwrap();
     let image = Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap();
-    assert_eq!(image.tcp.as_ref().unwrap().state(), TcpState::SynSent);
+    assert_eq!(image.tcp().unwrap().state(), TcpState::SynSent);
 
     cut(&net.b, &["prerouting", "output"]);
     net.point_peer_at_b();
@@ -107,9 +107,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     assert_eq!(without_clock(&again), without_clock(&image), "{what}");
     frozen.confirm().unwrap();
     frozen.discard().unwrap();
-    locker_b
-        .release(&[again.ip.as_ref().unwrap().flow])
-        .unwrap();
+    locker_b.release(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker_b, again).unwrap();
     mend(&net.b);
 
@@ -121,7 +119,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     // The kernel sends the SYN again after a second at most.
     println!("{what}: open {:?} after activation", began.elapsed());
     let (peer, from) = listener.accept().unwrap();
-    let flow = image.ip.as_ref().unwrap().flow;
+    let flow = image.ip().unwrap().flow;
     assert_eq!(from, flow.local(), "{what}");
     client.set_nonblocking(false).unwrap();
     exchange(&client, &peer);

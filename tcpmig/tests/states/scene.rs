@@ -161,7 +161,7 @@ impl Scene {
         cut(&net.b, &["prerouting", "output"]);
         net.point_peer_at_b();
         end(net, lost);
-        let state = image.tcp.as_ref().unwrap().state();
+        let state = image.tcp().unwrap().state();
         assert_eq!(state.number(), ends.state as u8);
         let octets = image.encode().unwrap();
         let image = Image::decode(&octets, &Limits::default()).unwrap();
@@ -229,11 +229,11 @@ pub(crate) fn activate(prepared: Prepared) -> OwnedFd {
 pub(crate) fn without_clock(image: &Image) -> Image {
     let mut image = image.clone();
     image.taken = None;
-    let mut parts = image.tcp.take().unwrap().into_parts();
+    let mut parts = image.tcp().unwrap().parts().clone();
     if let Some(timestamps) = &mut parts.negotiated.timestamps {
         timestamps.value = 0;
     }
-    image.tcp = Some(TcpImage::new(parts).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
     image
 }
 

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use tcpmig::driver::journal::{Journal, Nowhere};
 use tcpmig::driver::policy::{Policy, Rules};
-use tcpmig::driver::{Acceptor, Arrivals, Arrived, Destination, Ending, Mover, Options, Outcome};
+use tcpmig::driver::{
+    Acceptor, Arrivals, Arrived, Destination, Ending, Mover, Offered, Options, Outcome,
+};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
-use tcpmig_format::{AppImage, FourTuple};
+use tcpmig_format::{FourTuple, Layer};
 use tcpmig_lock::{Entry, Locker, Nftables};
 use tcpmig_sys::lab::{self, Host};
 use tcpmig_sys::netns::Namespace;
@@ -299,7 +301,7 @@ impl Site {
     }
 
     /// Takes connections in from now on: on the closed terms that are the default, and with every
-    /// application state.
+    /// layer.
     pub(crate) fn serve(&self) {
         self.serve_by(Policy::new(), Arc::new(Nowhere));
     }
@@ -312,6 +314,21 @@ impl Site {
     /// The same with these rules for everybody.
     pub(crate) fn serve_on(&self, rules: Rules) {
         self.serve_by(Policy::new().others(rules), Arc::new(Nowhere));
+    }
+
+    /// The same as the application decides.
+    pub(crate) fn serve_if(
+        &self,
+        accepts: impl Fn(&Offered<'_>) -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        self.call(|here| async move {
+            let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
+            let arrivals = Acceptor::new(endpoint, locker)
+                .options(here.options.clone())
+                .accept_if(accepts)
+                .serve();
+            here.serves(arrivals).await;
+        });
     }
 
     fn serve_by(&self, policy: Policy, journal: Arc<dyn Journal>) {
@@ -357,10 +374,11 @@ impl Site {
     pub(crate) fn move_out(
         &self,
         socket: impl Into<OwnedFd>,
-        app: Option<AppImage>,
+        layers: impl IntoIterator<Item = Layer>,
     ) -> Running<Outcome> {
         let socket = socket.into();
-        self.begin(|here| async move { here.mover().move_out(socket, app, &here.other()).await })
+        let layers: Vec<_> = layers.into_iter().collect();
+        self.begin(|here| async move { here.mover().move_out(socket, layers, &here.other()).await })
     }
 
     /// What is locked or redirected for this flow.

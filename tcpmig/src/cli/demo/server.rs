@@ -94,7 +94,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let mut arrivals = Acceptor::new(endpoint.clone(), locker)
         .options(options)
         .policy(Policy::new().others(service))
-        .accept_if(move |offered| check.check(offered.app).map_err(|e| e.to_string()))
+        .accept_if(move |offered| check.check(offered.layers).map_err(|e| e.to_string()))
         .serve();
     say(&Event::Ready)?;
     loop {
@@ -256,8 +256,8 @@ async fn depart(
 ) -> Option<Connection<FileService>> {
     let position = now.position.load(Ordering::Relaxed);
     let session = drained.session;
-    let app = match session.to_image() {
-        Ok(app) => app,
+    let layer = match session.to_layer() {
+        Ok(layer) => layer,
         Err(error) => {
             tracing::error!("the session has no image: {error:#}");
             return None;
@@ -270,7 +270,7 @@ async fn depart(
             return None;
         }
     };
-    let outcome = server.mover.move_out(socket, Some(app), &server.to).await;
+    let outcome = server.mover.move_out(socket, Some(layer), &server.to).await;
     let event = match outcome.ending {
         Ending::Moved => Event::Moved {
             position,

@@ -205,7 +205,7 @@ fn dump_listener(args: &DumpArgs, socket: &OwnedFd, output: Output) -> anyhow::R
     }
     let waiting = accept_queue(socket.as_fd())?.waiting;
     let image = listener::capture(socket.as_fd(), Waiting::Leave)?.image;
-    let listen = image.listen.as_ref().context("the image has no listener")?;
+    let listen = image.listener().context("the image has no listener")?;
     let octets = image.encode()?;
     let mut file = NewFile::create(&args.output)?;
     beside_the_disk(
@@ -241,7 +241,7 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
         octets,
         silent_until,
     } = dumped;
-    let tcp = image.tcp.as_ref().context("the image has no TCP layer")?;
+    let tcp = image.tcp().context("the image has no TCP layer")?;
     let (send, receive) = (tcp.send(), tcp.receive());
     let file = args.output.display();
     let lease = match args.redirect {

@@ -181,7 +181,7 @@ fn put_back(args: &WitnessArgs, connection: OwnedFd) -> anyhow::Result<()> {
     let plan = Plan::of(connection.as_fd())?;
     let frozen = Frozen::freeze_locked(connection, plan, lock, LEASE);
     let mut frozen = frozen.map_err(|not| not.error)?;
-    let mut image = frozen.capture(old.app.clone())?;
+    let mut image = frozen.capture(old.layers.clone())?;
     frozen.catch_up(&mut image)?;
     add_unwritten(&mut image, &old)?;
     let octets = image.encode()?;
@@ -199,7 +199,10 @@ fn put_back(args: &WitnessArgs, connection: OwnedFd) -> anyhow::Result<()> {
 
 /// Adds what the connection had to send that was not yet written to its socket.
 fn add_unwritten(image: &mut Image, old: &Image) -> anyhow::Result<()> {
-    let (Some(tcp), Some(old)) = (image.tcp.take(), &old.tcp) else {
+    let (Some(connection), Some(old)) = (image.connection_mut(), old.tcp()) else {
+        return Ok(());
+    };
+    let Some(tcp) = connection.tcp.take() else {
         return Ok(());
     };
     let mut parts = tcp.into_parts();
@@ -212,7 +215,7 @@ fn add_unwritten(image: &mut Image, old: &Image) -> anyhow::Result<()> {
     let written = end.wrapping_sub(old.snd_una.get()) as usize;
     let rest = all.get(written..).unwrap_or_default();
     parts.send.unsent = Octets::from([&parts.send.unsent[..], rest].concat());
-    image.tcp = Some(TcpImage::new(parts)?);
+    connection.tcp = Some(TcpImage::new(parts)?);
     Ok(())
 }
 
@@ -248,13 +251,7 @@ mod tests {
             socket: tcpmig_format::SocketOptions::default(),
             pending_error: None,
         };
-        Image {
-            taken: None,
-            ip: None,
-            tcp: Some(TcpImage::new(parts).unwrap()),
-            app: None,
-            listen: None,
-        }
+        Image::new(TcpImage::new(parts).unwrap())
     }
 
     #[test]
@@ -265,7 +262,7 @@ mod tests {
         for (acknowledged, sent, unsent) in [(0, "abc", "de"), (2, "c", "de"), (4, "e", "")] {
             let mut new = image(start.wrapping_add(acknowledged), sent, unsent);
             add_unwritten(&mut new, &old).unwrap();
-            let tcp = new.tcp.unwrap();
+            let tcp = new.tcp().unwrap();
             let all = [&tcp.send().sent[..], &tcp.send().unsent[..]].concat();
             assert_eq!(all, &b"abcdefgh"[acknowledged as usize..]);
             assert_eq!(tcp.send().sent, sent.as_bytes());

@@ -85,16 +85,19 @@ pub(super) fn check(
         leave_out,
         left_out: Vec::new(),
     };
-    if let Some(ip) = &mut image.ip {
+    let Some(connection) = image.connection_mut() else {
+        return Ok(strict.left_out);
+    };
+    if let Some(ip) = &mut connection.ip {
         of_packets(rules, ip, &mut strict)?;
     }
-    if let Some(tcp) = image.tcp.take() {
+    if let Some(tcp) = connection.tcp.take() {
         let mut parts = tcp.into_parts();
         queues(rules, &parts, host)?;
         of_socket(rules, &mut parts.socket, host, &mut strict)?;
         // INVARIANT: options were taken out, of which none is needed by another one.
         let whole = TcpImage::new(parts).map_err(|error| Denied::Unknown(error.to_string()))?;
-        image.tcp = Some(whole);
+        connection.tcp = Some(whole);
     }
     Ok(strict.left_out)
 }

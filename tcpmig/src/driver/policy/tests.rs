@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use tcpmig_format::{
-    AppImage, Image, IpImage, Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketFamily,
-    SocketOptions, TcpImage, TcpParts, TcpState, Window,
+    ConnectionImage, Image, IpImage, Layer, Negotiated, Octets, ReceiveSpace, SendSpace, Seq,
+    SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState, Window,
 };
 use tcpmig_lock::route::AddressKind;
 use tcpmig_sys::settings::Buffers;
@@ -76,11 +76,8 @@ fn with_flow(flow: &str) -> Image {
     } else {
         SocketFamily::Ipv6
     };
-    Image {
-        ip: Some(IpImage::new(flow, family)),
-        tcp: Some(TcpImage::new(parts()).unwrap()),
-        ..Image::default()
-    }
+    let tcp = TcpImage::new(parts()).unwrap();
+    Image::new(ConnectionImage::new(IpImage::new(flow, family), tcp))
 }
 
 fn parts() -> TcpParts {
@@ -115,7 +112,7 @@ fn parts() -> TcpParts {
 
 fn with_ip(change: impl FnOnce(&mut IpImage)) -> Image {
     let mut image = image();
-    change(image.ip.as_mut().unwrap());
+    change(image.ip_mut().unwrap());
     image
 }
 
@@ -123,7 +120,7 @@ fn with_tcp(change: impl FnOnce(&mut TcpParts)) -> Image {
     let mut image = image();
     let mut parts = parts();
     change(&mut parts);
-    image.tcp = Some(TcpImage::new(parts).unwrap());
+    image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
     image
 }
 
@@ -189,7 +186,7 @@ fn local_addresses_are_of_this_host() {
 fn other_local_addresses_need_their_option_and_a_prefix() {
     let with = |change: fn(&mut IpImage)| {
         let mut image = with_flow("203.0.113.77:443,203.0.113.9:50000");
-        change(image.ip.as_mut().unwrap());
+        change(image.ip_mut().unwrap());
         image
     };
     let (transparent, freebind) = (
@@ -372,13 +369,12 @@ fn queues_have_the_limits_of_this_host() {
 
 #[test]
 fn sessions_are_left_to_the_application_or_named() {
-    let with_app = |kind: &str, version| {
+    let of = |layers: &[(&str, u32)]| {
         let mut image = image();
-        image.app = Some(AppImage {
-            kind: kind.to_owned(),
-            version,
-            payload: Octets::default(),
-        });
+        let layers = layers
+            .iter()
+            .map(|&(kind, version)| Layer::new(kind, version, Octets::new()));
+        image.layers = layers.collect();
         image
     };
     let takes = |rules: &Rules, mut image: Image, asked| {
@@ -386,16 +382,27 @@ fn sessions_are_left_to_the_application_or_named() {
     };
     let open = Rules::new();
     assert!(takes(&open, image(), false) && takes(&open, image(), true));
-    assert!(takes(&open, with_app("a", 1), true));
-    assert!(!takes(&open, with_app("a", 1), false));
+    assert!(takes(&open, of(&[("a", 1)]), true));
+    assert!(!takes(&open, of(&[("a", 1)]), false));
     let named = Rules::new().session("a", 2..=3);
     for (version, is_taken) in [(1, false), (2, true), (3, true), (4, false)] {
-        assert_eq!(takes(&named, with_app("a", version), true), is_taken);
+        assert_eq!(takes(&named, of(&[("a", version)]), true), is_taken);
     }
-    assert!(!takes(&named, with_app("b", 2), true));
+    assert!(!takes(&named, of(&[("b", 2)]), true));
     assert!(!takes(&named, image(), true));
-    assert!(takes(&named.plain(), image(), true));
-    assert!(!takes(&Rules::new().plain(), with_app("a", 1), true));
+    assert!(takes(&named.clone().plain(), image(), true));
+    // Of two layers both have to be named, in any order.
+    let both = of(&[("tls", 1), ("a", 2)]);
+    assert!(takes(&open, both.clone(), true) && !takes(&open, both.clone(), false));
+    let refused = check(&named, both.clone()).unwrap_err();
+    assert_eq!(
+        refused,
+        "policy: the layer \"tls\" version 1 (Rules::session)"
+    );
+    let upper = check(&Rules::new().session("tls", 1..=1), both.clone()).unwrap_err();
+    assert_eq!(upper, "policy: the layer \"a\" version 2 (Rules::session)");
+    assert!(takes(&named.session("tls", 1..=1), both, false));
+    assert!(!takes(&Rules::new().plain(), of(&[("a", 1)]), true));
 }
 
 #[test]
@@ -406,7 +413,7 @@ fn what_is_left_out_is_gone_and_reported() {
         tcp.socket.send_buffer = Some(1 << 16);
         tcp.socket.congestion = Some("bbr".to_owned());
     });
-    let ip = image.ip.as_mut().unwrap();
+    let ip = image.ip_mut().unwrap();
     ip.mark = Some(0x77);
     ip.transparent = true;
     let left_out = Rules::new()
@@ -422,9 +429,9 @@ fn what_is_left_out_is_gone_and_reported() {
             "TCP_CONGESTION=bbr: this process may not set it (EPERM)",
         ]
     );
-    let ip = image.ip.as_ref().unwrap();
+    let ip = image.ip().unwrap();
     assert_eq!((ip.mark, ip.transparent), (None, false));
-    let socket = image.tcp.as_ref().unwrap().socket();
+    let socket = image.tcp().unwrap().socket();
     assert_eq!(socket.receive_buffer, None);
     assert_eq!(socket.send_buffer, Some(1 << 16));
     assert_eq!(socket.buffer_lock, Some(1));

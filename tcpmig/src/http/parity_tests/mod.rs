@@ -137,8 +137,8 @@ async fn serve(movable: &Movable<App>, wire: Wire, when: When, drains: &mut Drai
                 drains.moved += 1;
                 // A move takes its time.
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                let image = session.to_image().unwrap();
-                let session = Session::from_image(&image).unwrap();
+                let layer = session.to_layer().unwrap();
+                let session = Session::from_layers(&[layer]).unwrap();
                 movable.resume_http(wire, session, &about)
             }
             Left::Busy(http, _) => *http,
