@@ -137,7 +137,8 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
     Ok(listen)
 }
 
-/// Makes a listener like the one in the image, on the calling thread's host. It listens when this returns.
+/// Makes a listener like the one in the image, on the calling thread's host. It listens when this returns. Layers of the
+/// image are the caller's to consume.
 ///
 /// # Errors
 ///
