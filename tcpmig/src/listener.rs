@@ -1,6 +1,6 @@
 //! Listeners: made again on another host, not moved.
 //!
-//! [`capture()`] reads a listener into an image of its own kind ([`Image::listen`]) and [`restore()`] makes one like it.
+//! [`capture()`] reads a listener into an image of its own kind ([`Image::listener`]) and [`restore()`] makes one like it.
 //! Nothing of it is locked or frozen, and the one that was read goes on until its owner closes it. The connections that
 //! wait in it are a matter of [`Waiting`].
 //!
