@@ -265,7 +265,7 @@ fn an_idle_connection_takes_few_calls(v6: bool) {
 }
 
 const SOURCE_CALLS: usize = 38;
-const TARGET_CALLS: usize = 60;
+const TARGET_CALLS: usize = 55;
 
 kernel_test!(an_idle_connection_takes_few_calls_v4, || {
     an_idle_connection_takes_few_calls(false);

@@ -8,50 +8,108 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{Ip, Segment, fill_checksum, packet, tcp};
 use crate::ends::{Ends, unmapped};
 use crate::error::{Error, Result};
+use crate::sockets::diag::netns_cookie;
 use crate::{seam, sockopt};
 
-/// A raw socket that speaks for both ends of one connection.
+/// Speaks for both ends of one connection.
 #[derive(Debug)]
 pub(crate) struct Injector {
-    raw: Socket,
     local: SocketAddr,
     remote: SocketAddr,
     device: Option<String>,
-    /// The firewall mark that `raw` has.
-    mark: AtomicU32,
+    /// The cookie of the connection's network namespace, if the kernel tells it.
+    namespace: Option<u64>,
+}
+
+/// A raw socket, of no connection.
+#[derive(Debug)]
+struct Raw {
+    socket: Socket,
+    v4: bool,
+    namespace: Option<u64>,
+    /// The firewall mark that it has.
+    mark: u32,
+}
+
+/// Raw sockets that nobody uses just now: to make one and close it takes as long as ten segments. Each keeps its network
+/// namespace.
+static KEPT: Mutex<Vec<Raw>> = Mutex::new(Vec::new());
+const KEEP: usize = 4;
+
+fn kept() -> MutexGuard<'static, Vec<Raw>> {
+    // What a panic left is whole: every change is one call.
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Injector {
     /// For the connection of this socket, in the network namespace of the calling thread.
+    ///
+    /// Fails for want of `CAP_NET_RAW`.
     pub(crate) fn open(fd: BorrowedFd<'_>) -> Result<Self> {
         let Ends { local, remote } = Ends::of(fd)?;
-        let (local, remote) = (unmapped(local), unmapped(remote));
-        seam::enter("socket(SOCK_RAW)")?;
-        let raw = Socket::new(
-            Domain::for_address(local),
+        let injector = Self {
+            local: unmapped(local),
+            remote: unmapped(remote),
+            device: sockopt::bound_device(fd)?,
+            namespace: netns_cookie(fd).ok(),
+        };
+        let raw = injector.raw()?;
+        injector.give_back(raw);
+        Ok(injector)
+    }
+
+    /// A raw socket in the network namespace of the connection, bound to its device.
+    fn raw(&self) -> Result<Raw> {
+        let (v4, namespace) = (self.is_ipv4(), self.namespace);
+        if self.device.is_none() && namespace.is_some() {
+            let mut kept = kept();
+            let found = kept
+                .iter()
+                .rposition(|raw| raw.v4 == v4 && raw.namespace == namespace);
+            if let Some(at) = found {
+                return Ok(kept.swap_remove(at));
+            }
+        }
+        const CALL: &str = "socket(SOCK_RAW) (needs CAP_NET_RAW)";
+        seam::enter(CALL)?;
+        let socket = Socket::new(
+            Domain::for_address(self.local),
             Type::RAW.nonblocking(),
             // Sends headers as they are given, and receives nothing.
             Some(Protocol::from(libc::IPPROTO_RAW)),
         )
-        .map_err(|source| privileged("socket(SOCK_RAW) (needs CAP_NET_RAW)", source))?;
-        let device = sockopt::bound_device(fd)?;
-        if let Some(device) = &device {
-            sockopt::set_bound_device(raw.as_fd(), device)?;
+        .map_err(|source| privileged(CALL, source))?;
+        if let Some(device) = &self.device {
+            sockopt::set_bound_device(socket.as_fd(), device)?;
         }
-        Ok(Self {
-            raw,
-            local,
-            remote,
-            device,
-            mark: AtomicU32::new(0),
+        if namespace.is_some() && netns_cookie(socket.as_fd()).ok() != namespace {
+            // It would speak on another host.
+            return Err(privileged(CALL, io::Error::from_raw_os_error(libc::EXDEV)));
+        }
+        Ok(Raw {
+            socket,
+            v4,
+            namespace,
+            mark: 0,
         })
+    }
+
+    fn give_back(&self, raw: Raw) {
+        if self.device.is_some() || raw.namespace.is_none() {
+            return;
+        }
+        let mut kept = kept();
+        kept.push(raw);
+        let closed = (kept.len() > KEEP).then(|| kept.remove(0));
+        drop(kept);
+        drop(closed);
     }
 
     /// Whether the packets of the connection are of IPv4.
@@ -117,19 +175,20 @@ impl Injector {
         ip: Ip,
         mark: u32,
     ) -> Result<()> {
-        if self.mark.load(Ordering::Relaxed) != mark {
-            sockopt::set_mark(self.raw.as_fd(), mark)?;
-            self.mark.store(mark, Ordering::Relaxed);
+        let mut raw = self.raw()?;
+        if raw.mark != mark {
+            sockopt::set_mark(raw.socket.as_fd(), mark)?;
+            raw.mark = mark;
         }
-        seam::enter("sendto(SOCK_RAW)")?;
         let packet = packet(from, to, tcp, ip);
         let mut to = to;
         // In a raw socket's address the port is the protocol.
         to.set_port(0);
-        self.raw
-            .send_to(&packet, &SockAddr::from(to))
-            .map_err(|source| privileged("sendto(SOCK_RAW)", source))?;
-        Ok(())
+        let sent = seam::announce("sendto(SOCK_RAW)")
+            .and_then(|()| raw.socket.send_to(&packet, &SockAddr::from(to)));
+        self.give_back(raw);
+        sent.map(drop)
+            .map_err(|source| privileged("sendto(SOCK_RAW)", source))
     }
 
     /// Whether packets to the local address are delivered on this host.

@@ -20,6 +20,37 @@ pub struct Marks {
     pub rcv_nxt: u32,
 }
 
+/// Where a connection stood, to tell later where it stands without asking for each number again.
+#[derive(Debug)]
+pub(super) struct Stood {
+    marks: Marks,
+    acknowledged: u64,
+    received: u64,
+}
+
+impl Stood {
+    pub(super) fn at(marks: Marks, info: &Info) -> Self {
+        Self {
+            marks,
+            acknowledged: info.bytes_acked,
+            received: info.bytes_received,
+        }
+    }
+
+    /// Where it stands now, as long as it is under repair: nothing is written then.
+    pub(super) fn now(&self, info: &Info) -> Marks {
+        // Sequence numbers wrap, and so do differences of them.
+        let acknowledged = info.bytes_acked.wrapping_sub(self.acknowledged) as u32;
+        let received = info.bytes_received.wrapping_sub(self.received) as u32;
+        Marks {
+            state: info.state,
+            snd_una: self.marks.snd_una.wrapping_add(acknowledged),
+            write_seq: self.marks.write_seq,
+            rcv_nxt: self.marks.rcv_nxt.wrapping_add(received),
+        }
+    }
+}
+
 /// How far a connection has come: if two of them differ, it moved on in between.
 ///
 /// Two calls tell it, where [`Marks`] take seven, so it is what a connection is compared by that stands still.

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::local_address;
 use super::mute::Mute;
-use super::numbers::{self, Marks, marks_in};
+use super::numbers::{self, Marks, Stood, marks_in};
 use super::queue;
 use super::snapshot::{Clock, QueueStart};
 use super::timers::Timers;
@@ -67,6 +67,8 @@ pub struct RestoringSocket {
     /// None once it may take part in the network.
     mute: Option<Mute>,
     timers: Option<Timers>,
+    /// Where it stood when it was verified.
+    verified: Option<Stood>,
     /// It is to be one that has ended.
     pub(super) ended: bool,
 }
@@ -190,6 +192,7 @@ impl RestoringSocket {
             again: Vec::new(),
             mute: Some(mute),
             timers: None,
+            verified: None,
             ended: false,
         }
     }
@@ -349,7 +352,7 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::NotAsAsked`] with the first value that differs.
-    pub fn verify(&self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
+    pub fn verify(&mut self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
         let info = info(fd)?;
         let got = marks_in(fd, info.state)?;
@@ -383,6 +386,7 @@ impl RestoringSocket {
                 info.timestamps,
             ));
         }
+        self.verified = Some(Stood::at(got, &info));
         Ok(())
     }
 
@@ -420,7 +424,7 @@ impl RestoringSocket {
         self.unmute()?;
         let fd = self.as_fd();
         if let Some(injector) = &self.injector {
-            let wake = Wake::read(fd, injector, &self.again)?;
+            let wake = Wake::read(fd, injector, &self.again, self.verified.as_ref())?;
             sockopt::set_repair(fd, Repair::OffQuiet)?;
             wake.run(fd, injector);
         } else {

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::numbers::marks_in;
+use super::numbers::{Stood, marks_in};
 use crate::error::{Error, Result};
 use crate::info::{State, info};
 use crate::netns::Namespace;
@@ -30,15 +30,24 @@ pub(crate) struct Wake {
 }
 
 impl Wake {
-    /// What wakes the connection of this socket, which is under repair and has this injector; `again` are segments of its send queue.
+    /// What wakes the connection of this socket, which is under repair and has this injector; `again` are segments of its send
+    /// queue, and `stood` is where it stood before, if that is known.
     ///
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
     /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
     /// (`tcp_invalid_ratelimit`). So in ESTABLISHED one segment tells the peer what was received, which it may be
     /// waiting for, and others with data that it has, or that was lost, make it tell what it has.
-    pub(crate) fn read(fd: BorrowedFd<'_>, injector: &Injector, again: &[Again]) -> Result<Self> {
+    pub(crate) fn read(
+        fd: BorrowedFd<'_>,
+        injector: &Injector,
+        again: &[Again],
+        stood: Option<&Stood>,
+    ) -> Result<Self> {
         let info = info(fd)?;
-        let marks = marks_in(fd, info.state)?;
+        let marks = match stood {
+            Some(stood) => stood.now(&info),
+            None => marks_in(fd, info.state)?,
+        };
         let window = sockopt::repair_window(fd)?;
         let open = window
             .rcv_wup
@@ -148,7 +157,7 @@ pub(super) fn wake_up(fd: BorrowedFd<'_>) -> Result<()> {
     let waker = wakes
         .then(|| {
             let injector = Injector::open(fd)?;
-            let wake = Wake::read(fd, &injector, &[])?;
+            let wake = Wake::read(fd, &injector, &[], None)?;
             Ok::<_, Error>((injector, wake))
         })
         .and_then(Result::ok);

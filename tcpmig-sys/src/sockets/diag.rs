@@ -160,8 +160,8 @@ fn with_netlink<T>(
     Ok(answer)
 }
 
-/// Linux 5.14.
-fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
+/// A number of the socket's network namespace that no other one ever gets (Linux 5.14).
+pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
     raw::get(
         fd,
         libc::SOL_SOCKET,
