@@ -18,11 +18,14 @@ use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
 use tcpmig_sys::repair::{ClosedSocket, Marks, QueueStart, RestoringSocket, write_unsent};
 
+mod stood;
+
 use crate::capture::deliver;
 use crate::convert;
 use crate::hold::hold_on;
 use crate::options::{self, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
+use stood::Stood;
 
 /// The firewall mark of packets that a restore sends to this host in the peer's name.
 ///
@@ -87,6 +90,7 @@ pub struct Prepared {
     ip: IpImage,
     tcp: TcpParts,
     layers: Vec<Layer>,
+    stood: Stood,
     unsupported: Unsupported,
     not_set: Vec<NotSet>,
     /// What was taken out of the image before it came here.
@@ -186,6 +190,7 @@ struct Parts {
     ip: IpImage,
     tcp: TcpParts,
     layers: Vec<Layer>,
+    stood: Stood,
 }
 
 impl Parts {
@@ -206,6 +211,7 @@ impl Parts {
             ip,
             tcp,
             layers: image.layers,
+            stood: Stood::since_taken(image.taken),
         })
     }
 
@@ -218,7 +224,12 @@ impl Parts {
         let closed = open(&self.ip)?;
         // Before it is rebuilt: the segments that close it pass the packet filter.
         let known = Known::make(closed.as_fd(), arrival(&self.ip, &self.tcp), lease)?;
-        let (socket, built) = rebuild(closed, &self.ip, &self.tcp, unsupported, not_set)?;
+        let (socket, built) = rebuild(
+            closed,
+            (&self.ip, &self.tcp, &self.stood),
+            unsupported,
+            not_set,
+        )?;
         Ok((known, socket, built))
     }
 }
@@ -233,6 +244,9 @@ impl Prepared {
     ///
     /// Where this host tracks connections, it knows this one from now on, so that a packet filter that lets
     /// only established connections pass lets it pass ([`Known::make`]).
+    ///
+    /// Its timestamp clock goes on as if the connection had not stood still since [`Image::taken`], as far as the clocks of the two
+    /// hosts agree on that.
     ///
     /// A connection in SYN-SENT needs none of that, but a locker that stops what this host sends
     /// ([`NoLock`](tcpmig_lock::NoLock) does not), and takes 100 ms.
@@ -303,6 +317,7 @@ impl Prepared {
                 ip: parts.ip,
                 tcp: parts.tcp,
                 layers: parts.layers,
+                stood: parts.stood,
                 unsupported,
                 not_set,
                 left_out: Vec::new(),
@@ -505,7 +520,8 @@ impl Prepared {
             self.not_set.clear();
             let (policy, not_set) = (self.unsupported, &mut self.not_set);
             let closed = open(&self.ip)?;
-            let (socket, built) = rebuild(closed, &self.ip, &self.tcp, policy, not_set)?;
+            let what = (&self.ip, &self.tcp, &self.stood);
+            let (socket, built) = rebuild(closed, what, policy, not_set)?;
             self.socket = Some(socket);
             self.built = built;
             drop(before);
@@ -590,14 +606,13 @@ fn open(ip: &IpImage) -> Result<ClosedSocket, RestoreError> {
 /// Gives it all that the image holds.
 fn rebuild(
     closed: ClosedSocket,
-    ip: &IpImage,
-    tcp: &TcpParts,
+    (ip, tcp, stood): (&IpImage, &TcpParts, &Stood),
     unsupported: Unsupported,
     not_set: &mut Vec<NotSet>,
 ) -> Result<(RestoringSocket, Marks), RestoreError> {
     let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
     let mut socket = connect(closed, ip, tcp, unsupported, not_set)?;
-    fill(&mut socket, tcp, state)?;
+    fill(&mut socket, tcp, state, stood)?;
     let mut set = Setter::new(socket.as_fd(), unsupported, not_set);
     options::connected(&mut set, ip, &tcp.socket)?;
     socket.hold()?;
@@ -657,12 +672,18 @@ fn connect(
     Ok(bound.connect(remote, start, tcp.negotiated.mss_clamp)?)
 }
 
-fn fill(socket: &mut RestoringSocket, tcp: &TcpParts, state: State) -> Result<(), RestoreError> {
+fn fill(
+    socket: &mut RestoringSocket,
+    tcp: &TcpParts,
+    state: State,
+    stood: &Stood,
+) -> Result<(), RestoreError> {
     if state == State::SynSent {
         return Ok(());
     }
     let negotiated = convert::negotiated(&tcp.negotiated);
-    socket.negotiated(&negotiated, convert::timestamp(&tcp.negotiated))?;
+    let clock = convert::timestamp(&tcp.negotiated).map(|clock| stood.advance(clock));
+    socket.negotiated(&negotiated, clock)?;
     let queue = &tcp.receive.queue;
     match tcp.socket.receive_buffer {
         Some(buffer) if measures(&tcp.socket) => {

@@ -6,12 +6,12 @@ mod support;
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::{END, Family, Net, expect, kernel_test, nft, numbered, until};
+use support::{END, Family, Net, both_ways, expect, kernel_test, nft, numbered, until};
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::restore::{Prepared, Restored};
-use tcpmig_format::{Image, Limits, Octets, SocketFamily, TcpImage};
+use tcpmig_format::{Image, Limits, Octets, SocketFamily, TcpImage, TimestampUnit};
 use tcpmig_lock::NoLock;
 use tcpmig_sys::lab::Host;
 use tcpmig_sys::sockopt;
@@ -230,3 +230,45 @@ kernel_test!(
         round_trip(Family::Mapped);
     }
 );
+
+/// As if the image had waited in a file.
+fn a_clock_goes_on_while_a_connection_stands_still(family: Family) {
+    const STOOD: u32 = 5000;
+    let net = Net::new();
+    let (peer, server) = net.connect(family);
+    cut(&net.a, &["prerouting", "output"]);
+    let (frozen, mut image) = net.a.run(|| freeze(server)).unwrap();
+    let (unit, clock) = clock_of(&image);
+    let begin = Instant::now();
+    frozen.discard().unwrap();
+    image.taken = image.taken.map(|taken| taken - u64::from(STOOD) * 1000);
+    net.point_peer_at_b();
+    let restored = net.b.run(|| restore(image)).unwrap();
+    let fd = restored.socket.as_fd();
+    let value = sockopt::timestamp(fd).unwrap() & !1;
+    let most = STOOD + u32::try_from(begin.elapsed().as_millis()).unwrap() + 1000;
+    let per_millisecond = match unit {
+        TimestampUnit::Milliseconds => 1,
+        TimestampUnit::Microseconds => 1000,
+    };
+    let advanced = value.wrapping_sub(clock);
+    assert!(
+        (STOOD * per_millisecond..=most * per_millisecond).contains(&advanced),
+        "advanced by {advanced}"
+    );
+    let server = TcpStream::from(restored.socket);
+    server.set_nonblocking(false).unwrap();
+    both_ways(&peer, &server);
+}
+
+fn clock_of(image: &Image) -> (TimestampUnit, u32) {
+    let timestamps = image.tcp().unwrap().negotiated().timestamps.unwrap();
+    (timestamps.unit, timestamps.value)
+}
+
+kernel_test!(a_clock_goes_on_of_ipv4, || {
+    a_clock_goes_on_while_a_connection_stands_still(Family::V4);
+});
+kernel_test!(a_clock_goes_on_of_ipv6, || {
+    a_clock_goes_on_while_a_connection_stands_still(Family::V6);
+});
