@@ -1,8 +1,10 @@
 //! Lockers by name.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
+use crate::namespace::Namespace;
 #[cfg(feature = "nftables")]
 use crate::{Flavour, Iptables, Nftables};
 use crate::{Link, LockError, Locker, NoLock};
@@ -71,6 +73,17 @@ impl Backend {
             Self::Link(device) => Box::new(Link::of(device)?),
             Self::None => Box::new(NoLock),
         })
+    }
+
+    /// As [`open`](Self::open), in another network namespace: that of this descriptor, for example an open `/proc/PID/ns/net`
+    /// or `/run/netns/NAME`. The handle stays in it, whatever thread uses it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open); [`LockError::Namespace`] if the namespace cannot be entered, which needs `CAP_SYS_ADMIN` in
+    /// its user namespace and in this process's.
+    pub fn open_in(&self, namespace: BorrowedFd<'_>) -> Result<Box<dyn Locker>, LockError> {
+        Namespace::of(namespace)?.run(|| self.open())
     }
 
     /// As [`open`](Self::open), for moving connections: it captures what arrives for locked flows, up to

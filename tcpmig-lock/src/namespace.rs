@@ -1,6 +1,7 @@
 //! The network namespace that a locker was made in.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 
 use nix::sched::{CloneFlags, setns};
@@ -25,6 +26,16 @@ impl Namespace {
             Ok(Self { file, inode })
         };
         open().map_err(LockError::file(PATH))
+    }
+
+    /// That of an open file like `/proc/self/ns/net`.
+    pub(crate) fn of(file: BorrowedFd<'_>) -> Result<Self, LockError> {
+        let open = || {
+            let file = File::from(file.try_clone_to_owned()?);
+            let inode = file.metadata()?.ino();
+            Ok(Self { file, inode })
+        };
+        open().map_err(|source| LockError::Namespace { source })
     }
 
     /// A number that no other namespace has while this one exists.

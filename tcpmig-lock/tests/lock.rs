@@ -5,12 +5,15 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::net::{Connection, Host, expect, expect_nothing, link, send};
 use common::{isolated, slowed};
-use tcpmig_lock::{EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables, Redirect};
+use tcpmig_lock::{
+    Backend, EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables, Redirect,
+};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -330,4 +333,29 @@ fn handles_and_guards_go_between_threads() {
     shared::<LockGuard>();
     shared::<Redirect>();
     shared::<Box<dyn Locker>>();
+}
+
+#[test]
+fn a_handle_can_be_opened_in_another_namespace() {
+    isolated("a_handle_can_be_opened_in_another_namespace", || {
+        let (server, client, here) = hosts();
+        let mut flow = Connection::new(&server, &client, addresses()[0]);
+        let namespace = server.run(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
+        for name in ["nftables", "iptables"] {
+            let backend: Backend = name.parse().unwrap();
+            let locker = backend.open_in(namespace.as_fd()).unwrap();
+            let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
+            send(&mut flow.client, b'c');
+            expect_nothing(&flow.server);
+            guard.unlock().unwrap();
+            expect(&mut flow.server, b'c');
+        }
+        assert_eq!(here.list().unwrap(), []);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = Backend::None.open_in(file.as_fd()).err();
+        assert!(
+            matches!(error, Some(LockError::Namespace { .. })),
+            "{error:?}"
+        );
+    });
 }
