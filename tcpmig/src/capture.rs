@@ -15,10 +15,10 @@ use tcpmig_format::{
 use tcpmig_lock::conntrack::{self, Translation};
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
 use tcpmig_sys::info::State;
-use tcpmig_sys::repair::{self, Delivery, FrozenSocket, Progress};
+use tcpmig_sys::repair::{self, FrozenSocket, Progress};
 
 use crate::hold::{Hold, Keep};
-use crate::restore::INJECT_MARK;
+use crate::inject::{INJECT_MARK, deliver};
 use crate::segments::{self, Taken};
 use crate::{convert, options};
 
@@ -378,21 +378,6 @@ impl Frozen {
 pub(crate) fn now() -> Option<u64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_micros()).ok()
-}
-
-/// Gives a connection that lives here packets that its lock had dropped. Failures cost the peer a retransmission, no more.
-pub(crate) fn deliver(fd: BorrowedFd<'_>, flow: &FourTuple, packets: &[Packet]) {
-    if packets.is_empty() {
-        return;
-    }
-    let Ok(delivery) = Delivery::open(fd) else {
-        return;
-    };
-    for packet in packets {
-        if let Ok((segment, hops)) = segments::whole(&packet.octets, flow) {
-            let _ = delivery.deliver(segment, hops, INJECT_MARK);
-        }
-    }
 }
 
 impl AsFd for Frozen {

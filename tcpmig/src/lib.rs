@@ -112,6 +112,8 @@ mod hold;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "connection")]
+mod inject;
+#[cfg(feature = "connection")]
 pub mod listener;
 #[cfg(feature = "driver")]
 pub mod locker;

@@ -20,22 +20,13 @@ use tcpmig_sys::repair::{ClosedSocket, Marks, QueueStart, RestoringSocket, write
 
 mod stood;
 
-use crate::capture::deliver;
 use crate::convert;
 use crate::hold::hold_on;
+pub use crate::inject::INJECT_MARK;
+use crate::inject::deliver;
 use crate::options::{self, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
 use stood::Stood;
-
-/// The firewall mark of packets that a restore sends to this host in the peer's name.
-///
-/// A connection that the peer has closed, or whose closing the peer has acknowledged, is rebuilt with
-/// segments of the peer, sent from this host to itself while its packets are locked. The locker has to let
-/// this mark pass (`Nftables::new()?.exempt_mark(INJECT_MARK)`), and so has the packet filter of the
-/// host.
-///
-/// Because locks let it pass, no connection is captured or restored that has it as its `SO_MARK`.
-pub const INJECT_MARK: u32 = 0x7463_706d;
 
 /// Why a connection was not restored. Nothing of it is left on this host.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,9 @@ use tcpmig_lock::{LockError, Packet};
 use tcpmig_sys::repair::{FreezeError, FrozenSocket, Progress};
 use tcpmig_sys::sockopt;
 
-use super::{Frozen, NotFrozen, Plan, deliver};
+use super::{Frozen, NotFrozen, Plan};
 use crate::hold::Hold;
+use crate::inject::deliver;
 
 /// A connection whose packets are locked and whose socket is not frozen: its application may use it, and finds a
 /// network that is silent.

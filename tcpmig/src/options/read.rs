@@ -11,7 +11,7 @@ use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, flags, netns, sockopt};
 
 use crate::capture::CaptureError;
-use crate::restore::INJECT_MARK;
+use crate::inject::INJECT_MARK;
 
 /// An option of newer kernels: `None` where it does not exist.
 fn known<T>(value: Result<T, Error>) -> Result<Option<T>, Error> {
