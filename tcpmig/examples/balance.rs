@@ -132,7 +132,7 @@ impl Site {
         let mut arrivals = Acceptor::new(endpoint, locker)
             .options(options)
             .policy(policy)
-            .accept_if(move |offered| movable.check(offered.layers).map_err(|e| e.to_string()))
+            .accept_if(move |offered| Ok(movable.check(offered.layers)?))
             .serve();
         // All could listen; the network brings new connections to the first.
         let listener = tokio::net::TcpListener::bind(SERVICE).await?;

@@ -50,7 +50,7 @@ pub enum RestoreError {
     #[error("the peer reset the connection while it stood still")]
     Reset,
     /// It took octets before it lived, although it was locked and mute.
-    #[error("it took octets of the peer before it lived here, which its source does not have")]
+    #[error("{}", crate::handover::MOVED_ON)]
     MovedOn,
     /// The packets could not be locked, or not unlocked.
     #[error("lock: {0}")]

@@ -154,7 +154,7 @@ fn movable(site: &Site) -> Server<Greet> {
         let movable = Movable::new(Greet);
         let mut arrivals = Acceptor::new(endpoint, locker)
             .options(here.options.clone())
-            .accept_if(move |offered| movable.check(offered.layers).map_err(|e| e.to_string()))
+            .accept_if(move |offered| Ok(movable.check(offered.layers)?))
             .serve();
         let arriving = server.clone();
         tokio::spawn(async move {

@@ -15,9 +15,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::Options;
+use super::exchange::serve_exchange;
 use super::journal::{Journal, Nowhere};
 use super::policy::Policy;
-use super::target::{Host, serve_exchange};
+use super::target::Host;
+use crate::handover::Refusal;
 use crate::options::NotSet;
 
 /// A connection that moved to this host.
@@ -92,7 +94,7 @@ pub(super) struct Terms {
 }
 
 /// Decides on what is offered.
-pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), String> + Send + Sync;
+pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), Refusal> + Send + Sync;
 
 /// Takes connections in from the hosts that the endpoint trusts.
 ///
@@ -100,15 +102,18 @@ pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), String> + Send + Sy
 /// # async fn example(endpoint: tcpmig_transport::Endpoint) -> Result<(), Box<dyn std::error::Error>> {
 /// use std::sync::Arc;
 /// use tcpmig::driver::{Acceptor, journal};
+/// use tcpmig::handover::{Code, Refusal};
 ///
 /// let locker = Arc::new(tcpmig::locker::nftables()?);
 /// let journal = journal::File::open("/var/lib/example/arrivals".as_ref())?;
 /// let mut arrivals = Acceptor::new(endpoint, locker)
 ///     .journal(Arc::new(journal))
 ///     .accept_if(|offered| {
+///         let refusal = |reason: String| Refusal::new(Code::Session, reason);
 ///         let mut layers = offered.read_layers();
-///         layers.next_of("example").ok_or("it is not a session of the kind example")?;
-///         layers.finish().map_err(|left| left.to_string())
+///         let session = layers.next_of("example");
+///         session.ok_or_else(|| refusal("it is not a session of the kind example".to_owned()))?;
+///         layers.finish().map_err(|left| refusal(left.to_string()))
 ///     })
 ///     .serve();
 /// while let Some(arrived) = arrivals.next().await {
@@ -161,14 +166,14 @@ impl Acceptor {
     }
 
     /// Asks the application before anything of a connection is built: it says why it does not take
-    /// it. The source gets the reason, and keeps the connection. Who says yes has to go on with every
+    /// it. The source gets the code and the words, and keeps the connection. Who says yes has to go on with every
     /// layer: one that nobody here consumes is to be refused by its name ([`Offered::read_layers`]).
     ///
     /// It is called on the task that serves the source, whose other messages wait for it: it must
     /// not block.
     pub fn accept_if(
         mut self,
-        accepts: impl Fn(&Offered<'_>) -> Result<(), String> + Send + Sync + 'static,
+        accepts: impl Fn(&Offered<'_>) -> Result<(), Refusal> + Send + Sync + 'static,
     ) -> Self {
         self.accepts = Some(Box::new(accepts));
         self
@@ -189,7 +194,7 @@ impl Acceptor {
         let host = Host::new(self.locker, terms, self.journal, sender);
         let mut tasks = JoinSet::new();
         let host = Arc::new(host);
-        tasks.spawn(Host::forget(Arc::downgrade(&host)));
+        tasks.spawn(Host::keep_time(Arc::downgrade(&host)));
         tasks.spawn(accept(self.endpoint, host));
         Arrivals {
             arrived,

@@ -1,32 +1,55 @@
 //! Many connections at once.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
 
-use super::source::{Destination, Ending, Mover, Outcome, Reason};
-use super::unclaimed::{Claim, Leaving};
+use super::outgoing::Outgoing;
+use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
+use super::unclaimed::{Delivery, Receiver, Unclaimed};
 
 /// The moves of one call of [`Mover::move_all`], as they end.
 ///
-/// Dropping it cancels what is under way as dropping the future of [`Mover::move_out`] does: each connection
-/// whose outcome was not taken is among [`Mover::unclaimed`], as soon as the runtime has dropped the tasks.
+/// They go on whether or not anybody asks for outcomes. Dropped, they go on as well, and what was not taken is among
+/// [`Mover::unclaimed`]. Only [`Moves::cancel`] and [`Moves::stop`] end them early.
 pub struct Moves {
-    outcomes: mpsc::UnboundedReceiver<Claim>,
+    /// `None` in place of an outcome if its task panicked.
+    outcomes: mpsc::UnboundedReceiver<Option<Outcome>>,
+    /// How many of them did not come yet.
+    left: usize,
     limits: Arc<Limits>,
-    _feeder: JoinSet<()>,
+    cancel: watch::Sender<bool>,
+    unclaimed: Arc<Unclaimed>,
 }
 
 impl Moves {
     /// The next outcome, in the order in which the moves end; `None` when there are no more. Cancel-safe.
     pub async fn next(&mut self) -> Option<Outcome> {
-        self.outcomes.recv().await.map(Claim::take)
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Ends all of them as [`Move::cancel`](super::Move::cancel) does. They still come out of [`Moves::next`].
+    pub fn cancel(&self) {
+        let _ = self.cancel.send(true);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
+        while let Some(outcome) = ready!(self.outcomes.poll_recv(cx)) {
+            self.left -= 1;
+            if outcome.is_some() {
+                return Poll::Ready(outcome);
+            }
+        }
+        Poll::Ready(None)
     }
 
     /// Freezes no more connections: those that are not frozen yet are kept ([`Reason::Stopped`]), those that are go
@@ -40,7 +63,13 @@ impl Stream for Moves {
     type Item = Outcome;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
-        Poll::Ready(ready!(self.outcomes.poll_recv(cx)).map(Claim::take))
+        self.poll(cx)
+    }
+}
+
+impl Drop for Moves {
+    fn drop(&mut self) {
+        self.unclaimed.detach_all(&mut self.outcomes, self.left);
     }
 }
 
@@ -117,21 +146,31 @@ impl Limits {
     }
 }
 
-pub(super) fn begin(mover: &Mover, leaving: Vec<Leaving>, to: &Destination) -> Moves {
+pub(super) fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destination) -> Moves {
     let (sender, outcomes) = mpsc::unbounded_channel();
+    let (cancel, cancelled) = watch::channel(false);
     let limits = Arc::new(Limits::new(mover));
-    let mut feeder = JoinSet::new();
-    feeder.spawn(feed(
-        mover.clone(),
-        leaving,
-        Arc::new(to.clone()),
-        limits.clone(),
-        sender,
-    ));
+    let to = Arc::new(to.clone());
+    let moves: Vec<_> = connections
+        .into_iter()
+        .map(|connection| {
+            let (mover, cancelled) = (mover.clone(), cancelled.clone());
+            let delivery = mover.unclaimed.delivery(Receiver::Many(sender.clone()));
+            let outgoing = Outgoing::new(mover, to.clone(), connection, cancelled);
+            (outgoing, delivery)
+        })
+        .collect();
+    let left = moves.len();
+    let at_once = mover.options.in_flight.max(1).saturating_mul(AHEAD);
+    let feeding = feed(moves, limits.clone(), at_once);
+    // What is logged of them is logged where their caller's is.
+    tokio::spawn(feeding.in_current_span().with_current_subscriber());
     Moves {
         outcomes,
+        left,
         limits,
-        _feeder: feeder,
+        cancel,
+        unclaimed: mover.unclaimed.clone(),
     }
 }
 
@@ -139,25 +178,17 @@ pub(super) fn begin(mover: &Mover, leaving: Vec<Leaving>, to: &Destination) -> M
 /// for their send queues to become short.
 const AHEAD: usize = 4;
 
-async fn feed(
-    mover: Mover,
-    leaving: Vec<Leaving>,
-    to: Arc<Destination>,
-    limits: Arc<Limits>,
-    sender: mpsc::UnboundedSender<Claim>,
-) {
-    let begun = mover.options.in_flight.max(1).saturating_mul(AHEAD);
+async fn feed(moves: Vec<(Box<Outgoing>, Delivery)>, limits: Arc<Limits>, at_once: usize) {
     let mut tasks = JoinSet::new();
-    for leaving in leaving {
-        while tasks.len() >= begun && tasks.join_next().await.is_some() {}
-        let (mover, to, limits, sender) =
-            (mover.clone(), to.clone(), limits.clone(), sender.clone());
-        tasks.spawn(async move {
-            let outcome = mover.hand_over(leaving, &to, Some(&limits)).await;
+    for (outgoing, delivery) in moves {
+        while tasks.len() >= at_once && tasks.join_next().await.is_some() {}
+        let limits = limits.clone();
+        let moving = async move {
+            let outcome = outgoing.run(Some(&limits)).await;
             limits.look_at(&outcome);
-            // Whoever does not listen any more finds it among the unclaimed.
-            let _ = sender.send(Claim::new(&mover, outcome));
-        });
+            delivery.deliver(outcome);
+        };
+        tasks.spawn(moving.in_current_span().with_current_subscriber());
     }
     while tasks.join_next().await.is_some() {}
 }

@@ -3,16 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use tcpmig_format::Layer;
-use tracing::Instrument;
-
 use super::journal::Decision;
-use super::run::Run;
-use super::source::{Destination, Ending, Mover};
-use super::spans;
+use super::outgoing::Outgoing;
+use super::source::Ending;
 use super::unclaimed::Unclaimed;
-use crate::capture::Frozen;
-use crate::handover::{HandoverId, Source};
+use crate::handover::HandoverId;
 
 /// A connection of which nobody can say where it lives.
 ///
@@ -23,39 +18,29 @@ use crate::handover::{HandoverId, Source};
 #[must_use = "dropping ends the connection on this host"]
 pub struct Doubt {
     // `None` once it is settled.
-    open: Option<Open>,
-    mover: Mover,
+    open: Option<Box<Outgoing>>,
     // Weak: the doubt itself may be in it.
     unclaimed: Weak<Unclaimed>,
-    to: Arc<Destination>,
-}
-
-/// What is open about it.
-pub(super) struct Open {
-    pub(super) frozen: Frozen,
-    pub(super) machine: Source,
-    pub(super) id: HandoverId,
-    pub(super) layers: Vec<Layer>,
 }
 
 impl Doubt {
-    pub(super) fn new(open: Open, mover: &Mover, to: Arc<Destination>) -> Self {
+    pub(super) fn new(mut open: Box<Outgoing>) -> Self {
+        let unclaimed = Arc::downgrade(&open.mover.unclaimed);
+        open.mover = open.mover.apart();
         Self {
             open: Some(open),
-            mover: mover.apart(),
-            unclaimed: Arc::downgrade(&mover.unclaimed),
-            to,
+            unclaimed,
         }
     }
 
     /// The handover that the target has to answer for.
     #[must_use]
     pub fn id(&self) -> Option<HandoverId> {
-        self.open.as_ref().map(|open| open.id)
+        self.open.as_ref().map(|open| open.session.id())
     }
 
     /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for), and takes what a person
-    /// has [decided](super::journal::decide) meanwhile. Dropping the future puts the doubt among [`Mover::unclaimed`].
+    /// has [decided](super::journal::decide) meanwhile. Dropping the future puts the doubt among [`Mover::unclaimed`](super::Mover::unclaimed).
     pub async fn ask(self) -> Ending {
         self.go_on(None).await
     }
@@ -68,47 +53,31 @@ impl Doubt {
     /// ends here without a packet; what redirects it stays for [`Decision::Moved`] only. If the target does not have it,
     /// nobody has.
     ///
-    /// Dropping the future puts the doubt among [`Mover::unclaimed`].
+    /// Dropping the future puts the doubt among [`Mover::unclaimed`](super::Mover::unclaimed).
     pub async fn settle(self, decision: Decision) -> Ending {
         self.go_on(Some(decision)).await
     }
 
     async fn go_on(mut self, decision: Option<Decision>) -> Ending {
         // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
-        let open = self.open.take().expect("a doubt is open until it is asked");
-        let Open {
-            frozen,
-            machine,
-            id,
-            layers,
-        } = open;
+        let mut open = self.open.take().expect("a doubt is open until it is asked");
         if let Some(unclaimed) = self.unclaimed.upgrade() {
-            self.mover.unclaimed = unclaimed;
+            open.mover.unclaimed = unclaimed;
         }
-        let (mover, to) = (self.mover.clone(), self.to.clone());
-        let run = Run::new(mover, to, frozen, machine, id, layers, None);
-        let mut run = Box::new(run);
-        let span = spans::source(id, &self.to.name);
-        let going_on = async {
-            let decided = match decision {
-                Some(decision) => run.by_hand(decision).await,
-                None => run.ask().await,
-            };
-            run.finish(decided).await
-        };
-        going_on.instrument(span).await
+        match decision {
+            Some(decision) => open.settle(decision),
+            None => open.ask(),
+        }
+        open.go_on().await.ending
     }
 }
 
 impl Drop for Doubt {
     fn drop(&mut self) {
         if let Some(mut open) = self.open.take() {
-            let locker = self.mover.locker.clone();
-            self.mover.worker.leave(locker.abilities().waits, move || {
-                open.frozen.make_sure(&*locker);
-                // An error leaves the descriptor closed, which is as silent.
-                let _ = open.frozen.discard();
-            });
+            let worker = open.mover.worker.clone();
+            let waits = open.mover.locker.abilities().waits;
+            worker.leave(waits, move || open.discard());
         }
     }
 }

@@ -18,14 +18,15 @@
 //!
 //! | dropped | then |
 //! |---|---|
-//! | [`Mover::move_out`], [`Moves`] | what was not committed goes on here, what was is in doubt; both are among [`Mover::unclaimed`] |
+//! | [`Move`], [`Moves`] | the moves go on, and their outcomes are among [`Mover::unclaimed`]; only [`Move::cancel`] and [`Moves::cancel`] end them |
 //! | [`Moves::next`] | nothing is lost: the next call has it |
 //! | [`Doubt::ask`], [`Doubt::settle`] | the doubt is among [`Mover::unclaimed`] |
 //! | [`Mover::resolve`] | what was not settled is still in the journal |
 //! | [`Arrivals::next`] | nothing is lost: the next call has it |
 //! | [`Arrivals`] | what waits for COMMIT is discarded, its source keeps it |
 //!
-//! What a dropped future had begun on another thread (see below) is done to its end first, and [`Mover::unclaimed`] waits for that.
+//! What a dropped future had begun on another thread (see below) is done to its end first, and [`Mover::unclaimed`] waits for that. If
+//! a runtime ends while connections move on it, what was not committed goes on here, and what was is in doubt: among [`Mover::unclaimed`].
 //!
 //! # Threads
 //!
@@ -45,17 +46,19 @@
 //! [`Steer::waits`]: crate::steer::Steer::waits
 
 mod acceptor;
-mod admission;
 mod batch;
+mod descriptors;
 mod doubt;
+mod exchange;
 pub mod journal;
 mod keeper;
+mod moving;
 mod options;
+mod outgoing;
 pub mod policy;
-mod register;
 mod report;
 mod resolve;
-mod run;
+mod slot;
 mod source;
 mod spans;
 mod target;
@@ -66,6 +69,7 @@ pub use acceptor::{Acceptor, Arrivals, Arrived, Offered};
 pub use batch::Moves;
 pub use doubt::Doubt;
 pub use journal::Decision;
+pub use moving::Move;
 pub use options::Options;
 pub use report::Report;
 pub use resolve::Resolved;

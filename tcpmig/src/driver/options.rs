@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::handover::{SourceConfig, TargetConfig};
 use crate::options::Unsupported;
 
 /// Time limits of a handover, and the target's conditions.
@@ -74,28 +75,68 @@ pub struct Options {
     pub unsupported: Unsupported,
 }
 
+impl Options {
+    /// Those of the protocol, at a source.
+    pub(super) fn source(&self) -> SourceConfig {
+        SourceConfig {
+            prepared_within: self.prepared_within,
+            answer_within: self.answer_within,
+            ask_for: self.ask_for,
+            ..SourceConfig::default()
+        }
+    }
+
+    /// Those of the protocol, at a target.
+    pub(super) fn target(&self) -> TargetConfig {
+        TargetConfig {
+            commit_within: self.commit_within,
+            prepared_at_once: self.prepared_at_once,
+            octets_prepared: self.octets_prepared,
+            prepared_by_each: self.prepared_by_each,
+            octets_by_each: self.octets_by_each,
+            remembered_by_each: self.remembered_by_each,
+            remember: self.remember,
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
+        let TargetConfig {
+            commit_within,
+            prepared_at_once,
+            octets_prepared,
+            prepared_by_each,
+            octets_by_each,
+            remembered_by_each,
+            remember,
+        } = TargetConfig::default();
+        let SourceConfig {
+            prepared_within,
+            answer_within,
+            ask_for,
+            ..
+        } = SourceConfig::default();
         Self {
             lease: Duration::from_secs(30),
             redirect_lease: Duration::from_secs(24 * 3600),
             settle: Duration::from_millis(100),
             settled_below: 64 << 10,
-            prepared_within: Duration::from_secs(3),
-            answer_within: Duration::from_millis(500),
-            ask_for: Duration::from_secs(20),
+            prepared_within,
+            answer_within,
+            ask_for,
             in_flight: 32,
             octets_in_flight: 64 << 20,
-            commit_within: Duration::from_secs(10),
-            prepared_at_once: 4096,
-            octets_prepared: 256 << 20,
-            prepared_by_each: 1024,
-            octets_by_each: 128 << 20,
+            commit_within,
+            prepared_at_once,
+            octets_prepared,
+            prepared_by_each,
+            octets_by_each,
             exchanges_at_once: 16 << 10,
             reserved_descriptors: 256,
             raise_descriptors: true,
-            remembered_by_each: 100_000,
-            remember: Duration::from_secs(600),
+            remembered_by_each,
+            remember,
             unsupported: Unsupported::Refuse,
         }
     }

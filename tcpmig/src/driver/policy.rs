@@ -41,6 +41,7 @@ use std::ops::RangeInclusive;
 use tcpmig_format::{Image, IpImage, Layer};
 use tcpmig_lock::route::AddressKind;
 
+use crate::handover::Code;
 use crate::options::NotSet;
 #[allow(unused_imports, reason = "the documentation names it")]
 use crate::restore::INJECT_MARK;
@@ -160,6 +161,21 @@ pub enum Denied {
     /// This host could not be asked what is its own.
     #[error("policy: {0}")]
     Unknown(String),
+}
+
+/// The rule about application state.
+const SESSION: &str = "Rules::session";
+
+impl Denied {
+    /// Its kind, for the source.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Image { rule, .. } if *rule == SESSION => Code::Session,
+            Self::Image { .. } | Self::Option { .. } => Code::Policy,
+            Self::Missing(_) => Code::Option,
+            Self::Unknown(_) => Code::Other,
+        }
+    }
 }
 
 impl Rules {
@@ -351,7 +367,7 @@ impl Rules {
             }
             None => return Ok(()),
         };
-        let rule = "Rules::session";
+        let rule = SESSION;
         Err(Denied::Image { rule, value })
     }
 }

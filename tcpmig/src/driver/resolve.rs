@@ -2,18 +2,17 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
-use tcpmig_format::FourTuple;
-use tcpmig_lock::LockGuard;
-use tcpmig_transport::{Exchange, TransportError};
-use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
-use super::journal::{Note, Open};
-use super::source::Mover;
+use super::journal::Open;
+use super::outgoing::Outgoing;
+use super::source::{Destination, Mover};
 use super::spans;
-use crate::handover::{Decoder, Fate, HandoverId, Message, Source, SourceAction, SourceEvent};
+use crate::handover::Fate;
+use crate::steer::Elsewhere;
 
 /// What became of a handover that a process before this one had begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,213 +41,56 @@ impl Mover {
     /// A target that does not answer is asked again, in all for as long as [`Options::ask_for`](super::Options::ask_for), and
     /// after that not for the rest. Cancel-safe: what was not settled is still open.
     pub async fn resolve(&self) -> Vec<Resolved> {
-        let mut targets = Targets {
-            silent: HashSet::new(),
-            until: Instant::now() + self.options.ask_for,
-        };
+        let until = Instant::now() + self.options.ask_for;
+        let mut silent = HashSet::new();
         let mut resolved = Vec::new();
         self.worker.start();
         let (journal, waits) = (self.journal.clone(), self.journal.waits());
         let left_open = self.worker.call(waits, move || journal.left_open()).await;
         for open in left_open {
             let span = spans::source(open.id, &open.about.host);
-            let resolving = self.resolve_one(&open, &mut targets);
+            let resolving = self.resolve_one(&open, &mut silent, until);
             let (fate, reason) = resolving.instrument(span).await;
-            let settling = {
-                let (mover, open) = (self.clone(), open.clone());
-                move || mover.note_resolved(&open, fate)
-            };
-            self.worker.call(self.waits(), settling).await;
             resolved.push(Resolved { open, fate, reason });
         }
         resolved
     }
 
-    fn note_resolved(&self, Open { id, about, .. }: &Open, fate: Fate) {
-        match fate {
-            Fate::InDoubt => self.say_in_doubt(*id, about.flow, &about.host, about.address),
-            Fate::Lost => self.end_redirect(about.flow),
-            Fate::Moved | Fate::Kept => {}
-        }
-        self.note_end(*id, fate);
-    }
-
-    /// Ends the redirect of a connection that is lost: another one of the same addresses would be sent to the target. The
-    /// lock of a process that died ends with its lease, which is short.
-    pub(super) fn end_redirect(&self, flow: FourTuple) {
-        let locked = self.locker.lock(&[flow], self.options.lease);
-        if let Err(error) = locked.and_then(LockGuard::release) {
-            tracing::debug!(%flow, %error, "what the process that died left is left to its lease");
-        }
-    }
-
-    async fn resolve_one(&self, open: &Open, targets: &mut Targets) -> (Fate, String) {
-        let about = &open.about;
-        let offered = open.note == Note::Offering;
-        let own = "its process ended before the target was given it".to_owned();
-        let Some(address) = about.address else {
-            return (
-                Fate::InDoubt,
-                "the journal does not say where the target is".to_owned(),
-            );
-        };
-        if targets.silent.contains(&address) {
-            return if offered {
-                (Fate::Lost, own)
-            } else {
-                (Fate::InDoubt, "its target does not answer".to_owned())
-            };
-        }
-        let release = async |targets: &mut Targets| {
-            let saying = async || self.release(address, &about.host, open.id).await;
-            if let Err(Unanswered { reason, .. }) = targets.again(address, saying).await {
-                tracing::debug!(id = %open.id, %reason, "the target gives it up at its deadline, and is silent for as long as it remembers it");
-            }
-        };
-        if offered {
-            release(targets).await;
-            return (Fate::Lost, own);
-        }
-        let asking = async || self.ask_once(address, &about.host, open.id).await;
-        let (event, reason) = match targets.again(address, asking).await {
-            Ok(answer) => answer,
-            Err(unanswered) => (SourceEvent::GiveUp, unanswered.reason),
-        };
-        let mut machine = Source::orphaned();
-        if machine.handle(event) == SourceAction::Release {
-            release(targets).await;
-        }
-        (machine.fate().unwrap_or(Fate::InDoubt), reason)
-    }
-
-    /// Says ABORT, and waits until the target has read it.
-    async fn release(
+    async fn resolve_one(
         &self,
-        address: SocketAddr,
-        name: &str,
-        id: HandoverId,
-    ) -> Result<(), Unanswered> {
-        let mut exchange = self.open_at(address, name).await?;
-        let (frame, _) = Message::Abort { id }.encode();
-        exchange.send(frame).await?;
-        exchange.finish().await?;
-        // It finishes its direction when it has come to the end of ours.
-        let within = self.options.answer_within;
-        match timeout(within, exchange.recv()).await {
-            Ok(finished) => Ok(finished.map(drop)?),
-            Err(_) => Err(Unanswered::late(within)),
-        }
-    }
-
-    async fn ask_once(
-        &self,
-        address: SocketAddr,
-        name: &str,
-        id: HandoverId,
-    ) -> Result<(SourceEvent, String), Unanswered> {
-        let mut exchange = self.open_at(address, name).await?;
-        let answer = async {
-            let (frame, _) = Message::commit(id).encode();
-            exchange.send(frame).await?;
-            receive(&mut exchange).await
+        Open {
+            id, about, note, ..
+        }: &Open,
+        silent: &mut HashSet<SocketAddr>,
+        until: Instant,
+    ) -> (Fate, String) {
+        let to = Destination {
+            // Whoever has none is not asked.
+            address: about.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
+            name: about.host.clone(),
+            steer: Arc::new(Elsewhere),
         };
-        let within = self.options.prepared_within + self.options.answer_within;
-        let message = match timeout(within, answer).await {
-            Ok(message) => message?,
-            Err(_) => return Err(Unanswered::late(within)),
+        let left = until.saturating_duration_since(Instant::now());
+        let address = about.address;
+        let mut orphan = Outgoing::orphaned(self.clone(), to, (*id, *note), about.flow, left);
+        let unasked = match address {
+            None => Some("the journal does not say where the target is"),
+            Some(address) if silent.contains(&address) => Some("its target does not answer"),
+            Some(_) => None,
         };
-        let disobeys = || Unanswered {
-            reason: "the target does not follow the protocol".to_owned(),
-            may_answer_later: false,
-        };
-        if message.as_ref().and_then(Message::id) != Some(id) {
-            return Err(disobeys());
+        if unasked.is_some() {
+            orphan.ask_no_more();
         }
-        Ok(match message {
-            Some(Message::Active { .. }) => (SourceEvent::Active, "the target has it".to_owned()),
-            Some(Message::Aborted { reason, .. }) => (SourceEvent::Aborted, reason),
-            Some(Message::Lost { reason, .. }) => (SourceEvent::Lost, reason),
-            Some(Message::Unknown { .. }) => {
-                let reason = "the target knows nothing of it".to_owned();
-                (SourceEvent::Unknown, reason)
-            }
-            _ => return Err(disobeys()),
-        })
-    }
-}
-
-/// What the targets have done so far.
-struct Targets {
-    /// Those that are not asked any more.
-    silent: HashSet<SocketAddr>,
-    /// When asking again ends.
-    until: Instant,
-}
-
-impl Targets {
-    /// Asks this target until it answers or the time is over; then it counts as silent.
-    async fn again<T>(
-        &mut self,
-        address: SocketAddr,
-        ask: impl AsyncFn() -> Result<T, Unanswered>,
-    ) -> Result<T, Unanswered> {
-        let mut pause = Duration::from_millis(10);
-        loop {
-            let unanswered = match ask().await {
-                Ok(answer) => return Ok(answer),
-                Err(unanswered) => unanswered,
-            };
-            if !unanswered.may_answer_later || Instant::now() + pause >= self.until {
-                self.silent.insert(address);
-                return Err(unanswered);
-            }
-            tracing::debug!(%address, reason = unanswered.reason, "the target is asked again");
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+        orphan.end().await;
+        if let Some(address) = address
+            && !orphan.session.has_heard()
+        {
+            silent.insert(address);
         }
+        // INVARIANT: it has just come to its end.
+        let fate = orphan.session.ended().unwrap_or(Fate::InDoubt);
+        let why = unasked.filter(|_| fate == Fate::InDoubt);
+        let why = why.map_or_else(|| orphan.session.take_why().to_string(), str::to_owned);
+        (fate, why)
     }
-}
-
-struct Unanswered {
-    reason: String,
-    /// False if it has said something that the protocol does not have, or is not to be talked to.
-    may_answer_later: bool,
-}
-
-impl Unanswered {
-    fn late(within: Duration) -> Self {
-        Self {
-            reason: format!("the target did not answer within {within:?}"),
-            may_answer_later: true,
-        }
-    }
-}
-
-impl From<TransportError> for Unanswered {
-    fn from(error: TransportError) -> Self {
-        use TransportError as E;
-        // Not one that is somebody else, or refuses this host.
-        let may_answer_later = matches!(
-            error,
-            E::Unreachable { .. }
-                | E::HandshakeTimeout { .. }
-                | E::Idle { .. }
-                | E::Closed { .. }
-                | E::Restarted { .. }
-                | E::Abandoned
-                | E::Stopped { .. }
-                | E::FrameTimeout { .. }
-                | E::Truncated { .. }
-        );
-        Self {
-            reason: format!("link to the target: {error}"),
-            may_answer_later,
-        }
-    }
-}
-
-/// One message; `None` if there is none or it is not one.
-async fn receive(exchange: &mut Exchange) -> Result<Option<Message>, TransportError> {
-    let frame = exchange.recv().await?;
-    Ok(frame.and_then(|frame| Decoder::default().frame(frame).ok().flatten()))
 }

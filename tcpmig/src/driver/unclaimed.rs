@@ -1,120 +1,138 @@
-//! What becomes of a connection whose future was dropped.
+//! What becomes of moves that nobody waits for.
 
-use std::fmt;
 use std::mem;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tcpmig_format::{FourTuple, Layer};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::source::{Ending, Mover, Outcome, Reason};
-use super::{Connection, Report};
+use super::source::Outcome;
 
-/// Outcomes that nobody waits for, for [`Mover::unclaimed`].
+/// Outcomes that nobody waits for, for [`Mover::unclaimed`](super::Mover::unclaimed).
 #[derive(Default)]
-pub(super) struct Unclaimed(Mutex<Vec<Outcome>>);
+pub(super) struct Unclaimed {
+    state: Mutex<State>,
+    /// A move has ended.
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    outcomes: Vec<Outcome>,
+    /// Moves that nobody waits for and that are under way.
+    detached: usize,
+}
+
+/// Whoever waits for an outcome.
+pub(super) enum Receiver {
+    One(oneshot::Sender<Outcome>),
+    /// `None` of a move whose task panicked.
+    Many(mpsc::UnboundedSender<Option<Outcome>>),
+}
+
+/// The outcome of one move on its way. It reaches the one who waits, or is among the unclaimed.
+pub(super) struct Delivery {
+    unclaimed: Arc<Unclaimed>,
+    to: Option<Receiver>,
+}
 
 impl Unclaimed {
+    /// Without anybody who waited.
     pub(super) fn put(&self, outcome: Outcome) {
-        let mut outcomes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        outcomes.push(outcome);
+        self.state().outcomes.push(outcome);
     }
 
+    /// All that there are.
     pub(super) fn take(&self) -> Vec<Outcome> {
-        mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        mem::take(&mut self.state().outcomes)
     }
-}
 
-impl fmt::Debug for Unclaimed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Unclaimed")
-    }
-}
-
-/// A connection that is to leave and still lives. Dropped, it goes back to its mover.
-pub(super) struct Leaving {
-    unclaimed: Arc<Unclaimed>,
-    connection: Option<Connection>,
-    pub(super) flow: Option<FourTuple>,
-}
-
-impl Leaving {
-    pub(super) fn new(mover: &Mover, connection: Connection) -> Self {
-        Self {
-            unclaimed: mover.unclaimed.clone(),
-            connection: Some(connection),
-            flow: None,
+    /// Waits until no more are on their way.
+    pub(super) async fn settled(&self) {
+        loop {
+            // From here on no end is missed.
+            let ended = self.ended.notified();
+            if self.state().detached == 0 {
+                return;
+            }
+            ended.await;
         }
     }
 
-    pub(super) fn socket(&self) -> &OwnedFd {
-        // INVARIANT: it is taken only by `into_parts`, which takes `self`.
-        &self.connection.as_ref().expect("it is still here").socket
+    /// Nobody waits for this one any longer.
+    pub(super) fn detach(&self, outcome: &mut oneshot::Receiver<Outcome>) {
+        let mut state = self.state();
+        match outcome.try_recv() {
+            Ok(outcome) => state.outcomes.push(outcome),
+            Err(oneshot::error::TryRecvError::Empty) => {
+                outcome.close();
+                state.detached += 1;
+            }
+            Err(oneshot::error::TryRecvError::Closed) => {}
+        }
     }
 
-    /// From here on the caller answers for it.
-    pub(super) fn into_parts(mut self) -> (OwnedFd, Vec<Layer>) {
-        // INVARIANT: as above.
-        let Connection { socket, layers } = self.connection.take().expect("it is still here");
-        (socket, layers)
+    /// Nobody waits for these any longer, of which so many did not come yet.
+    pub(super) fn detach_all(
+        &self,
+        outcomes: &mut mpsc::UnboundedReceiver<Option<Outcome>>,
+        left: usize,
+    ) {
+        let mut state = self.state();
+        outcomes.close();
+        state.detached += left;
+        while let Ok(outcome) = outcomes.try_recv() {
+            state.detached -= 1;
+            state.outcomes.extend(outcome);
+        }
     }
 
-    /// It stays for this reason.
-    pub(super) fn kept(self, reason: Reason) -> Outcome {
-        let flow = self.flow;
-        let (socket, layers) = self.into_parts();
-        Outcome {
-            flow,
-            ending: Ending::Kept {
-                socket,
-                layers,
-                reason,
+    /// For a move that begins.
+    pub(super) fn delivery(self: &Arc<Self>, to: Receiver) -> Delivery {
+        Delivery {
+            unclaimed: self.clone(),
+            to: Some(to),
+        }
+    }
+
+    // Whether somebody waits does not change while it is locked.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Delivery {
+    pub(super) fn deliver(mut self, outcome: Outcome) {
+        self.end(Some(outcome));
+    }
+
+    fn end(&mut self, outcome: Option<Outcome>) {
+        let Some(to) = self.to.take() else {
+            return;
+        };
+        let mut state = self.unclaimed.state();
+        let left = match to {
+            Receiver::One(to) if to.is_closed() => outcome,
+            Receiver::One(to) => {
+                if let Some(outcome) = outcome {
+                    let _ = to.send(outcome);
+                }
+                return;
+            }
+            Receiver::Many(to) => match to.send(outcome) {
+                Ok(()) => return,
+                Err(unsent) => unsent.0,
             },
-            report: Report::default(),
-        }
+        };
+        state.detached -= 1;
+        state.outcomes.extend(left);
+        drop(state);
+        self.unclaimed.ended.notify_waiters();
     }
 }
 
-impl Drop for Leaving {
+impl Drop for Delivery {
     fn drop(&mut self) {
-        if let Some(Connection { socket, layers }) = self.connection.take() {
-            self.unclaimed.put(Outcome {
-                flow: self.flow,
-                ending: Ending::Kept {
-                    socket,
-                    layers,
-                    reason: Reason::Cancelled,
-                },
-                report: Report::default(),
-            });
-        }
-    }
-}
-
-/// An outcome on its way to the one who waits. Dropped, it goes back to its mover.
-pub(super) struct Claim {
-    unclaimed: Arc<Unclaimed>,
-    outcome: Option<Outcome>,
-}
-
-impl Claim {
-    pub(super) fn new(mover: &Mover, outcome: Outcome) -> Self {
-        Self {
-            unclaimed: mover.unclaimed.clone(),
-            outcome: Some(outcome),
-        }
-    }
-
-    pub(super) fn take(mut self) -> Outcome {
-        // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
-        self.outcome.take().expect("it was not claimed before")
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if let Some(outcome) = self.outcome.take() {
-            self.unclaimed.put(outcome);
-        }
+        // Its task panicked, or its runtime has ended.
+        self.end(None);
     }
 }

@@ -2,12 +2,15 @@
 
 mod hosts;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 
 use super::{
-    Decoder, Fate, HandoverId, Message, Source, SourceAction, SourceEvent, Target, TargetAction,
-    TargetEvent,
+    Code, Decoder, Fate, HandoverId, Heard, Message, Note, Refusal, SourceAction, SourceConfig,
+    SourceResult, SourceSession, TargetAction, TargetConfig, TargetResult, TargetSessions,
 };
 use crate::fuzz::Peak;
 
@@ -22,9 +25,9 @@ pub enum Story<'a> {
     /// Messages go from one end to the other.
     Messages(Vec<Said<'a>>),
     /// Any events at a source, whatever its target does.
-    Source(Vec<SourceEvent>),
-    /// Any events at a target, whatever its source does.
-    Target(Vec<TargetEvent>),
+    Source(Vec<AtSource>),
+    /// Any events at a target, whatever sources do.
+    Target(Vec<AtTarget>),
     /// A connection moves between hosts that keep to the protocol, over links that lose, repeat
     /// and reorder.
     Hosts(hosts::Course),
@@ -37,11 +40,11 @@ pub enum Said<'a> {
     Hello(u16, u16),
     Offer([u8; 16], &'a [u8]),
     Prepared([u8; 16], u32),
-    Refused([u8; 16], &'a str),
+    Refused([u8; 16], Code, &'a str),
     Commit([u8; 16], Vec<&'a [u8]>),
     Abort([u8; 16]),
     Active([u8; 16], u32),
-    Aborted([u8; 16], &'a str),
+    Aborted([u8; 16], Code, &'a str),
     Lost([u8; 16], &'a str),
     Unknown([u8; 16]),
 }
@@ -112,8 +115,9 @@ impl Said<'_> {
                 id: id(*of),
                 rebuild_us: *rebuild_us,
             },
-            Self::Refused(of, reason) => Message::Refused {
+            Self::Refused(of, code, reason) => Message::Refused {
                 id: id(*of),
+                code: *code,
                 reason: (*reason).to_owned(),
             },
             Self::Commit(of, packets) => Message::Commit {
@@ -129,8 +133,9 @@ impl Said<'_> {
                 id: id(*of),
                 activate_us: *activate_us,
             },
-            Self::Aborted(of, reason) => Message::Aborted {
+            Self::Aborted(of, code, reason) => Message::Aborted {
                 id: id(*of),
+                code: *code,
                 reason: (*reason).to_owned(),
             },
             Self::Lost(of, reason) => Message::Lost {
@@ -142,76 +147,331 @@ impl Said<'_> {
     }
 }
 
+/// What happens to a source.
+#[derive(Arbitrary, Debug)]
+#[allow(missing_docs, reason = "its names say it")]
+pub enum AtSource {
+    /// It does what it has to do next.
+    Do {
+        works: bool,
+    },
+    /// It begins that, and other things happen meanwhile.
+    Begin,
+    /// What it has begun ends.
+    End {
+        works: bool,
+    },
+    /// This comes.
+    Message(u8),
+    LinkLost,
+    Late,
+    GiveUp,
+    Cancel,
+    Ask,
+}
+
+/// What happens to a target.
+#[derive(Arbitrary, Debug)]
+#[allow(missing_docs, reason = "its names say it")]
+pub enum AtTarget {
+    /// It does what it has to do next.
+    Do {
+        works: bool,
+        moved_on: bool,
+    },
+    /// It begins that, and other things happen meanwhile.
+    Begin,
+    /// What it has begun ends.
+    End {
+        works: bool,
+        moved_on: bool,
+    },
+    /// This comes, from its source or another host.
+    Message {
+        kind: u8,
+        is_foreign: bool,
+    },
+    Late,
+}
+
+const ID: HandoverId = HandoverId::from_octets([7; 16]);
+
+/// A message of each kind but HELLO.
+fn of_kind(kind: u8) -> Message {
+    let (id, code, reason) = (ID, Code::Other, String::new());
+    match kind % 9 {
+        0 => Message::Offer {
+            id,
+            image: Bytes::from_static(b"image"),
+        },
+        1 => Message::Prepared { id, rebuild_us: 1 },
+        2 => Message::Refused { id, code, reason },
+        3 => Message::commit(id),
+        4 => Message::Abort { id },
+        5 => Message::Active { id, activate_us: 1 },
+        6 => Message::Aborted { id, code, reason },
+        7 => Message::Lost { id, reason },
+        _ => Message::Unknown { id },
+    }
+}
+
+/// What a source has done so far.
+#[derive(Default)]
+struct SourceDid {
+    noted: Vec<Note>,
+    frozen: bool,
+    sent_commit: bool,
+    heard_aborted: bool,
+    thawed: bool,
+    discarded: bool,
+}
+
+impl SourceDid {
+    fn ends(&mut self, action: &SourceAction, works: bool) -> SourceResult<()> {
+        use SourceAction as A;
+        let failed = SourceResult::Failed(());
+        match action {
+            A::Note(note) => {
+                if !works {
+                    return failed;
+                }
+                self.noted.push(*note);
+            }
+            A::Freeze => {
+                assert_eq!(self.noted, [Note::Offering]);
+                if !works {
+                    return failed;
+                }
+                self.frozen = true;
+                let image = Bytes::new();
+                return SourceResult::Frozen { image };
+            }
+            A::Confirm => {
+                assert!(self.frozen && !self.sent_commit);
+                let packets = Vec::new();
+                return if works {
+                    SourceResult::Confirmed { packets }
+                } else {
+                    failed
+                };
+            }
+            A::Send(message) => {
+                match message {
+                    Message::Offer { .. } => assert!(self.frozen && !self.sent_commit),
+                    Message::Commit { .. } => {
+                        assert_eq!(self.noted, [Note::Offering, Note::Committing]);
+                        self.sent_commit = true;
+                    }
+                    Message::Abort { .. } => assert!(self.thawed),
+                    other => panic!("a source does not say {other:?}"),
+                }
+                if !works {
+                    return failed;
+                }
+            }
+            A::Keep => {
+                assert!(self.frozen && !self.thawed && !self.discarded);
+                assert!(!self.sent_commit || self.heard_aborted);
+                self.thawed = true;
+            }
+            A::Discard => {
+                assert!(self.sent_commit && !self.thawed && !self.discarded);
+                self.discarded = true;
+            }
+            A::Connect | A::Doubt | A::EndRedirect | A::LookUpDecision => assert!(self.sent_commit),
+            A::Finish => panic!("its process has not ended"),
+        }
+        match action {
+            A::LookUpDecision => SourceResult::Decided(None),
+            A::Connect if !works => SourceResult::Hopeless(()),
+            _ => SourceResult::Done,
+        }
+    }
+}
+
+fn source(events: &[AtSource]) {
+    let now = Duration::ZERO;
+    let mut source = SourceSession::<()>::new(SourceConfig::default(), ID);
+    let mut did = SourceDid::default();
+    let mut begun = None;
+    let mut fate = None;
+    for event in events {
+        match event {
+            AtSource::Begin => begun = source.poll().or(begun),
+            AtSource::Do { works } | AtSource::End { works } => {
+                if matches!(event, AtSource::Do { .. }) {
+                    begun = source.poll().or(begun);
+                }
+                if let Some(action) = begun.take() {
+                    source.handle_result(now, did.ends(&action, *works));
+                }
+            }
+            AtSource::Message(kind) => {
+                if source.listens() {
+                    let message = of_kind(*kind);
+                    did.heard_aborted |= matches!(message, Message::Aborted { .. });
+                    source.handle_message(now, message);
+                }
+            }
+            AtSource::LinkLost => source.handle_link_lost(now, ()),
+            AtSource::Late => {
+                if let Some(late) = source.poll_timeout() {
+                    source.handle_timeout(late);
+                }
+            }
+            AtSource::GiveUp => source.give_up(now, ()),
+            AtSource::Cancel => source.cancel(now),
+            AtSource::Ask => {
+                source.ask(now);
+                fate = fate.filter(|fate| *fate != Fate::InDoubt);
+            }
+        }
+        assert!(may_follow(fate, source.ended()));
+        fate = source.ended();
+        match fate {
+            Some(Fate::Kept) => assert_eq!(did.frozen, did.thawed),
+            Some(Fate::Moved | Fate::Lost) => assert!(did.discarded),
+            Some(Fate::InDoubt) => assert!(did.sent_commit && !did.thawed),
+            None => {}
+        }
+    }
+}
+
 /// Whether a fate can follow another.
 fn may_follow(before: Option<Fate>, after: Option<Fate>) -> bool {
     before == after || before.is_none() || (before == Some(Fate::InDoubt) && after.is_some())
 }
 
-fn source(events: &[SourceEvent]) {
-    use SourceAction as A;
-    let mut source = Source::offered();
-    let (mut prepared, mut sent, mut ended) = (false, false, false);
-    for event in events {
-        let before = source.fate();
-        let action = source.handle(*event);
-        assert!(may_follow(before, source.fate()));
-        assert!(!ended || action == A::Wait, "{action:?} after the end");
+/// What a target has done so far with what is offered to it.
+#[derive(Default)]
+struct TargetDid {
+    noted: Vec<Note>,
+    built: bool,
+    lives: bool,
+    moved_on: bool,
+}
+
+impl TargetDid {
+    fn ends(&mut self, action: &TargetAction<u8>, works: bool, moved_on: bool) -> TargetResult {
+        use TargetAction as A;
+        let why = Refusal::other("for a test");
         match action {
-            A::Confirm => assert!(*event == SourceEvent::Prepared && !prepared),
-            A::Commit => assert!(*event == SourceEvent::Confirmed && prepared && !sent),
-            A::AskAgain | A::Doubt => assert!(sent),
-            A::Keep => {
-                assert!(!sent || *event == SourceEvent::Aborted);
-                assert_eq!(source.fate(), Some(Fate::Kept));
+            A::Examine { .. } | A::Build => {
+                assert!(!self.built);
+                if !works {
+                    return TargetResult::Failed(why);
+                }
+                self.built = matches!(action, A::Build);
             }
-            A::Discard => {
-                assert!(sent);
-                assert!(matches!(source.fate(), Some(Fate::Moved | Fate::Lost)));
+            A::Note(note) => {
+                if !works {
+                    return TargetResult::Failed(why);
+                }
+                self.noted.push(*note);
             }
-            A::Wait => {}
-            A::Release => panic!("its process has not ended"),
+            A::Activate { .. } => {
+                assert!(self.built && !self.lives);
+                assert_eq!(self.noted.last(), Some(&Note::Activating));
+                self.built = false;
+                if !works {
+                    self.moved_on = moved_on;
+                    return TargetResult::NotActivated {
+                        why,
+                        moved_on,
+                        is_locked: true,
+                    };
+                }
+                self.lives = true;
+            }
+            A::Discard { .. } => {
+                assert!(self.built && !self.lives);
+                self.built = false;
+                self.moved_on = moved_on;
+                return TargetResult::Discarded { moved_on };
+            }
+            A::Deliver => assert!(self.lives),
+            A::Unlock => assert!(!self.built && !self.lives),
+            A::Send { .. } => {}
         }
-        prepared |= action == A::Confirm;
-        sent |= action == A::Commit;
-        ended |= matches!(action, A::Keep | A::Discard);
-        let kept = source.fate() == Some(Fate::Kept);
-        assert_eq!(source.has_committed(), sent && !kept);
+        TargetResult::Done
+    }
+
+    fn says(&self, message: &Message) {
+        match message {
+            Message::Prepared { .. } => {
+                assert_eq!(self.noted, [Note::Prepared]);
+                assert!(self.built);
+            }
+            Message::Active { .. } => assert!(self.lives),
+            Message::Aborted { .. } => assert!(!self.built && !self.lives && !self.moved_on),
+            Message::Refused { .. } => assert!(!self.lives),
+            Message::Lost { .. } => assert!(self.moved_on),
+            Message::Unknown { .. } => {}
+            other => panic!("a target does not say {other:?}"),
+        }
     }
 }
 
-fn target(events: &[TargetEvent]) {
-    use TargetAction as A;
-    let mut target = Target::preparing();
-    let (mut built, mut activating, mut lives, mut given_up) = (false, false, false, false);
-    let mut moved_on = false;
-    for event in events {
-        let before = target.fate();
-        let action = target.handle(*event);
-        assert!(may_follow(before, target.fate()));
-        match action {
-            A::SayPrepared => assert!(!built && !given_up),
-            A::Activate => {
-                assert!(*event == TargetEvent::Commit && built && !activating && !given_up);
+fn target(events: &[AtTarget]) {
+    let now = Duration::ZERO;
+    let mut target = TargetSessions::new(TargetConfig::default());
+    let mut did = TargetDid::default();
+    let mut begun: Option<TargetAction<u8>> = None;
+    let mut asked = [0_usize; 256];
+    let [source, other]: [Arc<str>; 2] = ["source".into(), "other".into()];
+    for (number, event) in events.iter().enumerate() {
+        let mut answer = None;
+        match event {
+            AtTarget::Begin => begun = begun.or_else(|| target.poll(ID)),
+            AtTarget::Do { works, moved_on } | AtTarget::End { works, moved_on } => {
+                if matches!(event, AtTarget::Do { .. }) {
+                    begun = begun.or_else(|| target.poll(ID));
+                }
+                if let Some(action) = begun.take() {
+                    let result = did.ends(&action, *works, *moved_on);
+                    if let TargetAction::Send { link, message } = action {
+                        answer = Some((link, message));
+                    } else {
+                        target.handle_result(now, ID, result);
+                    }
+                }
             }
-            A::SayActive => {
-                assert!(activating && !given_up);
-                assert_eq!(target.fate(), Some(Fate::Moved));
+            AtTarget::Message { kind, is_foreign } => {
+                let from = if *is_foreign { &other } else { &source };
+                let message = of_kind(*kind);
+                let link = (number % asked.len()) as u8;
+                let wants_answer =
+                    matches!(message, Message::Offer { .. } | Message::Commit { .. });
+                asked[usize::from(link)] += usize::from(wants_answer);
+                match target.handle_message(now, from, link, message, None) {
+                    Heard::Answer(message) | Heard::Foreign(Some(message)) => {
+                        asked[usize::from(link)] -= 1;
+                        // About what is gone, or is somebody else's.
+                        assert!(matches!(
+                            message,
+                            Message::Unknown { .. } | Message::Refused { .. }
+                        ));
+                    }
+                    Heard::Poll(id) => assert_eq!(id, ID),
+                    Heard::Foreign(None) | Heard::Ignored | Heard::Unexpected(_) => {}
+                }
             }
-            A::SayLost | A::Discard if moved_on || *event == TargetEvent::MovedOn => {
-                assert!(!lives && (built || !activating));
-                moved_on = true;
-                assert_eq!(target.fate(), Some(Fate::Lost));
+            AtTarget::Late => {
+                if let Some(late) = target.poll_timeout() {
+                    target.handle_timeout(late.min(Duration::from_secs(60)));
+                }
             }
-            A::SayRefused | A::SayAborted | A::Discard => {
-                assert!(!lives);
-                assert_eq!(target.fate(), Some(Fate::Kept));
-            }
-            A::SayLost => panic!("this process has not ended"),
-            A::Wait => {}
         }
-        built |= action == A::SayPrepared;
-        activating |= action == A::Activate;
-        lives |= action == A::SayActive;
-        given_up |= matches!(action, A::SayRefused | A::SayAborted | A::Discard);
+        if let Some((link, message)) = answer {
+            did.says(&message);
+            asked[usize::from(link)] = asked[usize::from(link)]
+                .checked_sub(1)
+                .expect("nobody asked for it");
+        }
+        // It was refused, and can be offered again.
+        if begun.is_none() && !target.knows(ID) {
+            assert!(!did.built && !did.lives);
+            did = TargetDid::default();
+        }
     }
 }

@@ -5,8 +5,10 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::Code;
+
 /// Names one handover of one connection; random, chosen by the source.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HandoverId([u8; 16]);
 
 impl HandoverId {
@@ -30,7 +32,7 @@ impl HandoverId {
 
     /// The one with these octets.
     #[must_use]
-    pub fn from_octets(octets: [u8; 16]) -> Self {
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
         Self(octets)
     }
 }
@@ -57,7 +59,7 @@ pub const OLDEST_VERSION: u16 = 1;
 const MAX_DEPTH: usize = 16;
 
 /// What source and target say to each other.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "snake_case", try_from = "super::wire::Wire")]
 pub enum Message {
     /// First in each exchange. Source: which versions I speak, and what follows is in the newest. Target, and
@@ -87,6 +89,8 @@ pub enum Message {
     Refused {
         /// The handover.
         id: HandoverId,
+        /// Why, for the source's program.
+        code: Code,
         /// Why, for a person to read.
         reason: String,
     },
@@ -115,6 +119,8 @@ pub enum Message {
     Aborted {
         /// The handover.
         id: HandoverId,
+        /// Why, for the source's program.
+        code: Code,
         /// Why, for a person to read.
         reason: String,
     },
@@ -228,9 +234,10 @@ impl fmt::Debug for Message {
             Self::Commit { packets, .. } => shown.field("packets", &packets.len()),
             Self::Prepared { rebuild_us, .. } => shown.field("rebuild_us", rebuild_us),
             Self::Active { activate_us, .. } => shown.field("activate_us", activate_us),
-            Self::Refused { reason, .. }
-            | Self::Aborted { reason, .. }
-            | Self::Lost { reason, .. } => shown.field("reason", reason),
+            Self::Refused { code, reason, .. } | Self::Aborted { code, reason, .. } => {
+                shown.field("code", code).field("reason", reason)
+            }
+            Self::Lost { reason, .. } => shown.field("reason", reason),
             Self::Abort { .. } | Self::Unknown { .. } => &mut shown,
         };
         shown.finish()

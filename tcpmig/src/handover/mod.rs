@@ -1,8 +1,9 @@
 //! Who owns a connection while it moves: the protocol of a handover.
 //!
-//! [`Source`] and [`Target`] are state machines without clock, descriptor or
-//! task. Something else (the [`driver`](crate::driver)) feeds them what happened and
-//! does what they answer, one action for each event.
+//! [`SourceSession`] is one handover of a host that gives a connection away, [`TargetSessions`] are all handovers of one that takes
+//! connections. They have neither clock nor descriptor nor task: something else (the [`driver`](crate::driver)) tells them what
+//! happened, does the [`SourceAction`]s and [`TargetAction`]s that they ask for, and hands in how each ended. All rules are
+//! here: what is noted before which step, who is asked again and when, what is remembered for how long, who has a say.
 //!
 //! | source | message | target |
 //! |---|---|---|
@@ -23,13 +24,24 @@
 #[cfg(feature = "arbitrary")]
 pub(crate) mod fuzz;
 mod message;
+mod note;
+mod refusal;
 mod source;
 mod target;
 mod wire;
 
 pub use message::{Decoder, HandoverId, Message, MessageError, OLDEST_VERSION, VERSION};
-pub use source::{Source, SourceAction, SourceEvent};
-pub use target::{Target, TargetAction, TargetEvent};
+pub use note::{Decision, Note, Role};
+pub use refusal::{Code, Refusal};
+pub use source::{SourceAction, SourceConfig, SourceResult, SourceSession, Why};
+pub use target::{
+    Frame, Heard, Link, LinkError, Recalled, TargetAction, TargetConfig, TargetResult,
+    TargetSessions,
+};
+
+/// Why what has taken octets by itself is lost.
+pub(crate) const MOVED_ON: &str =
+    "it took octets of the peer before it lived here, which its source does not have";
 
 /// Where a connection is after a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

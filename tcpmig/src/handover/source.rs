@@ -1,171 +1,668 @@
-//! The source's side of a handover.
+//! The source's side: one handover of a connection that leaves.
 
-use super::Fate;
+mod action;
 
-/// The source of one handover.
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use action::{SourceAction, SourceConfig, SourceResult, Why};
+
+use super::{Decision, Fate, HandoverId, Message, Note, Refusal};
+
+/// One handover at its source, without what it is done with.
 ///
-/// Made when the connection is frozen and OFFER is on its way. Feed every event to
-/// [`Source::handle`] and do what it answers. [`Source::fate`] is set when there is nothing
-/// left to do.
+/// `E` stands for the reasons of whoever does the actions. Times are those since any fixed moment, and must not go back.
+///
+/// - Do what [`poll`](Self::poll) asks for, one action after the other, and hand in how each ended: [`handle_result`](Self::handle_result).
+/// - While there is nothing to do, tell what happens: [`handle_message`](Self::handle_message),
+///   [`handle_link_lost`](Self::handle_link_lost), and [`handle_timeout`](Self::handle_timeout) when
+///   [`poll_timeout`](Self::poll_timeout) says so. Its time may come while something is sent, opened or finished: that is then
+///   given up.
+/// - Until [`ended`](Self::ended) says where the connection is. [`ask`](Self::ask) and [`settle`](Self::settle) go on with one
+///   that is in doubt.
+///
+/// A session whose process dies is gone with the socket; its journal has what the next process begins
+/// [`orphaned`](Self::orphaned) with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Source {
+pub struct SourceSession<E> {
+    config: SourceConfig,
+    id: HandoverId,
+    now: Duration,
     state: State,
+    /// What is under way.
+    step: Option<Step>,
+    /// What comes next, in this order.
+    todo: VecDeque<SourceAction>,
+    deadline: Option<Duration>,
+    /// The process that had the connection has ended, and the socket with it.
+    is_orphan: bool,
+    is_cancelled: bool,
+    /// What arrived here while the connection stood still.
+    packets: Vec<Bytes>,
+    asking: Option<Asking>,
+    /// The target has said something about the orphan.
+    has_heard: bool,
+    why: Why<E>,
+    rebuild_us: u32,
+    activate_us: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
+    /// The connection lives, or is being frozen.
+    Beginning,
     Offered,
     Confirming,
+    /// COMMIT may have been sent.
     Committed,
+    /// The target has to unlock, and to say that it has read that.
+    Releasing,
+    /// A person has decided that the connection is kept, and the target is looked for to tell it that.
+    Keeping,
+    /// What is left to be done changes nothing any more.
+    Ending(Fate),
     Ended(Fate),
-    /// As `Committed`, after the death of the process that had the connection; and whether it is in doubt.
-    Orphaned {
-        doubt: bool,
-    },
 }
 
-/// What happened at the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
-pub enum SourceEvent {
-    /// PREPARED arrived.
-    Prepared,
-    /// REFUSED arrived.
-    Refused,
-    /// ACTIVE arrived.
-    Active,
-    /// ABORTED arrived.
-    Aborted,
-    /// LOST arrived.
-    Lost,
-    /// UNKNOWN arrived.
-    Unknown,
-    /// The connection did not move on since it was read, and its packets go to the target.
-    Confirmed,
-    /// The connection moved on since it was read, or steering failed.
-    NotConfirmed,
-    /// The link to the target broke.
-    LinkLost,
-    /// No answer came in time.
-    Deadline,
-    /// The operator, or the caller's time limit, ends the asking.
-    GiveUp,
+struct Asking {
+    until: Duration,
+    pause: Duration,
+    pauses: bool,
 }
 
-/// What the source has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SourceAction {
-    /// Nothing.
-    Wait,
-    /// Read the connection's numbers again and steer its packets to the target, then
-    /// report [`SourceEvent::Confirmed`] or [`SourceEvent::NotConfirmed`].
+enum Step {
+    Note(Note),
+    Freeze,
     Confirm,
-    /// Send COMMIT.
-    Commit,
-    /// Send COMMIT again over a new link.
-    AskAgain,
-    /// Undo the steering, unlock, thaw; then tell the target with ABORT if the link is there.
-    Keep,
-    /// End the connection here without a packet. After [`Source::orphaned`] there is nothing to end.
-    Discard,
-    /// Nobody has the connection: tell the target with ABORT, so that it unlocks.
-    Release,
-    /// Leave it frozen and locked and say so.
-    Doubt,
+    Send,
+    Connect,
+    Finish,
+    LookUp,
+    /// Nothing depends on what comes of it.
+    Other,
 }
 
-impl Source {
-    /// A handover whose OFFER is on its way.
+impl<E> SourceSession<E> {
+    /// A connection that lives here and is to leave, when an exchange with the target is open.
     #[must_use]
-    pub fn offered() -> Self {
+    pub fn new(config: SourceConfig, id: HandoverId) -> Self {
         Self {
-            state: State::Offered,
+            config,
+            id,
+            now: Duration::ZERO,
+            state: State::Beginning,
+            step: None,
+            todo: [SourceAction::Note(Note::Offering)].into(),
+            deadline: None,
+            is_orphan: false,
+            is_cancelled: false,
+            packets: Vec::new(),
+            asking: None,
+            has_heard: false,
+            why: Why::Agreed,
+            rebuild_us: 0,
+            activate_us: 0,
         }
     }
 
-    /// A handover of a process that has ended since, which may have sent COMMIT: ask the target, as after
-    /// [`SourceAction::AskAgain`]. The connection here ended with that process, without a packet.
+    /// A handover that a process before this one noted and did not bring to an end. Its socket ended with that process, without a
+    /// packet. The target is asked until `until`, but once in any case.
     ///
-    /// One that cannot have sent COMMIT was still the source's, and is lost: the target has to be told with ABORT.
+    /// If the newest note is [`Note::Committing`], COMMIT may have been sent. Else the connection was the source's and is lost, and the
+    /// target has to discard what it built.
     #[must_use]
-    pub fn orphaned() -> Self {
-        Self {
-            state: State::Orphaned { doubt: false },
+    pub fn orphaned(config: SourceConfig, id: HandoverId, note: Note, until: Duration) -> Self {
+        let mut session = Self::new(config, id);
+        session.is_orphan = true;
+        session.asking = Some(Asking {
+            until,
+            pause: session.config.first_pause,
+            pauses: false,
+        });
+        session.todo = [SourceAction::Connect].into();
+        session.state = State::Committed;
+        if note != Note::Committing {
+            session.state = State::Releasing;
+            session.why = Why::Orphaned;
         }
+        session
     }
 
-    /// Where the connection is, once that is settled; after [`Fate::InDoubt`] an
-    /// answer can still settle it.
+    /// Its name.
     #[must_use]
-    pub fn fate(&self) -> Option<Fate> {
+    pub fn id(&self) -> HandoverId {
+        self.id
+    }
+
+    /// Where the connection is, once nothing is left to be done.
+    #[must_use]
+    pub fn ended(&self) -> Option<Fate> {
         match self.state {
             State::Ended(fate) => Some(fate),
-            State::Orphaned { doubt: true } => Some(Fate::InDoubt),
             _ => None,
         }
     }
 
-    /// Whether COMMIT has been sent: the connection is no longer the source's.
+    /// Whether it is settled where the connection is, and what is left to be done changes nothing of it.
     #[must_use]
-    pub fn has_committed(&self) -> bool {
-        matches!(
-            self.state,
-            State::Committed
-                | State::Orphaned { .. }
-                | State::Ended(Fate::Moved | Fate::InDoubt | Fate::Lost)
-        )
+    pub fn is_ending(&self) -> bool {
+        matches!(self.state, State::Ending(_) | State::Ended(_))
     }
 
-    /// What to do about an event.
-    pub fn handle(&mut self, event: SourceEvent) -> SourceAction {
-        use SourceEvent as E;
-        let (state, action) = match (self.state, event) {
-            (State::Offered, E::Prepared) => (State::Confirming, SourceAction::Confirm),
-            (State::Confirming, E::Confirmed) => (State::Committed, SourceAction::Commit),
-            // Until COMMIT is sent the connection is the source's, whatever happens.
-            (State::Offered | State::Confirming, _) => {
-                (State::Ended(Fate::Kept), SourceAction::Keep)
-            }
+    /// Whether the connection may be the target's.
+    #[must_use]
+    pub fn has_committed(&self) -> bool {
+        match self.state {
+            State::Committed => true,
+            State::Ending(fate) | State::Ended(fate) => fate != Fate::Kept,
+            State::Releasing => self.is_orphan,
+            State::Beginning | State::Offered | State::Confirming | State::Keeping => false,
+        }
+    }
 
-            (State::Committed | State::Ended(Fate::InDoubt), E::Active) => {
-                (State::Ended(Fate::Moved), SourceAction::Discard)
+    /// Whether what comes over the exchange that is open is to be handed in.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        let pauses = self.asking.is_some_and(|asking| asking.pauses);
+        matches!(self.state, State::Offered | State::Committed)
+            && self.step.is_none()
+            && self.todo.is_empty()
+            && !pauses
+    }
+
+    /// Whether the target has said anything about the [orphaned](Self::orphaned) handover.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.has_heard
+    }
+
+    /// Why it ended as it did. Asked again it has forgotten.
+    pub fn take_why(&mut self) -> Why<E> {
+        std::mem::take(&mut self.why)
+    }
+
+    /// How long the target took to build the connection, and to activate it, in microseconds.
+    #[must_use]
+    pub fn target_took(&self) -> (u32, u32) {
+        (self.rebuild_us, self.activate_us)
+    }
+
+    /// What [`poll`](Self::poll) would give.
+    #[must_use]
+    pub fn peek(&self) -> Option<&SourceAction> {
+        self.todo.front().filter(|_| self.step.is_none())
+    }
+
+    /// What to do next; `None` if something else has to happen first. From then on it counts as begun.
+    pub fn poll(&mut self) -> Option<SourceAction> {
+        if self.step.is_some() {
+            return None;
+        }
+        let action = self.todo.pop_front();
+        self.step = action.as_ref().map(Step::of);
+        action
+    }
+
+    /// When [`SourceSession::handle_timeout`] has to be called, if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// The action that [`SourceSession::poll`] gave last has ended.
+    pub fn handle_result(&mut self, now: Duration, result: SourceResult<E>) {
+        self.now = now;
+        let Some(step) = self.step.take() else {
+            return;
+        };
+        self.went_on(step, result);
+        if self.is_cancelled {
+            self.cancel(now);
+        }
+        self.end_if_done();
+    }
+
+    fn went_on(&mut self, step: Step, result: SourceResult<E>) {
+        use SourceResult as R;
+        match (step, result) {
+            (Step::Note(Note::Offering), R::Failed(why)) => {
+                self.why = Why::Failed(why);
+                self.state = State::Ending(Fate::Kept);
             }
-            (State::Committed | State::Ended(Fate::InDoubt), E::Lost) => {
-                (State::Ended(Fate::Lost), SourceAction::Discard)
+            (Step::Note(Note::Offering), _) => self.todo.push_back(SourceAction::Freeze),
+            (Step::Freeze, R::Frozen { image }) => {
+                self.state = State::Offered;
+                self.within(self.config.prepared_within);
+                let id = self.id;
+                self.send(Message::Offer { id, image });
             }
-            (State::Committed | State::Ended(Fate::InDoubt), E::Aborted) => {
-                (State::Ended(Fate::Kept), SourceAction::Keep)
+            (Step::Freeze, R::Failed(why)) => {
+                self.why = Why::Failed(why);
+                self.state = State::Ending(Fate::Kept);
+                self.todo.push_back(SourceAction::Note(Note::Kept));
             }
-            (State::Committed, E::LinkLost | E::Deadline) => {
-                (State::Committed, SourceAction::AskAgain)
+            // Last: what is noted as committing is committed, or a process after this one could do it.
+            (Step::Confirm, R::Confirmed { packets }) => {
+                self.packets = packets;
+                self.todo.push_back(SourceAction::Note(Note::Committing));
+            }
+            (Step::Confirm | Step::Note(Note::Committing), R::Failed(why)) => {
+                self.keep(Why::Failed(why));
+            }
+            (Step::Note(Note::Committing), _) => {
+                self.state = State::Committed;
+                self.say_commit();
+            }
+            (Step::LookUp, R::Decided(Some(decision))) => self.decided(decision),
+            (Step::LookUp, _) => self.connect(),
+            (Step::Connect, R::Done) => self.connected(),
+            (Step::Finish, R::Done) => {
+                self.has_heard = true;
+                self.released();
+            }
+            (Step::Connect, R::Hopeless(why)) if self.is_orphan => self.ask_no_more_for(why),
+            (Step::Send | Step::Connect | Step::Finish, R::Failed(why) | R::Hopeless(why)) => {
+                self.link_lost(Why::Failed(why));
+            }
+            _ => {}
+        }
+    }
+
+    /// The target sent this over the exchange that is open.
+    pub fn handle_message(&mut self, now: Duration, message: Message) {
+        self.now = now;
+        if let Message::Hello { oldest, newest } = message {
+            return self.disobeys(Why::Version { oldest, newest });
+        }
+        if message.id() != Some(self.id) {
+            return self.disobeys(Why::Unexpected("a message of another handover"));
+        }
+        self.has_heard = self.is_orphan;
+        let name = message.name();
+        match (self.state, message) {
+            (_, Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
+                self.disobeys(Why::Unexpected(name));
+            }
+            (State::Offered, Message::Prepared { rebuild_us, .. }) => {
+                self.rebuild_us = rebuild_us;
+                self.state = State::Confirming;
+                self.wait_for(SourceAction::Confirm);
+            }
+            (State::Offered, Message::Refused { code, reason, .. }) => {
+                self.keep(Why::Refused(Refusal { code, reason }));
+            }
+            (State::Offered, Message::Aborted { code, reason, .. }) => {
+                self.keep(Why::Aborted(Refusal { code, reason }));
+            }
+            // They answer COMMIT.
+            (State::Offered, _) => self.keep(Why::Unexpected(name)),
+            (State::Committed, Message::Active { activate_us, .. }) => {
+                self.activate_us = activate_us;
+                self.moved(Why::Agreed);
+            }
+            (State::Committed, Message::Lost { reason, .. }) => self.lost(Why::Lost(reason)),
+            (State::Committed, Message::Aborted { code, reason, .. }) => {
+                let why = Why::Aborted(Refusal { code, reason });
+                if self.is_orphan {
+                    // Neither host has it any more, and the target is silent until it is told.
+                    self.why = why;
+                    self.state = State::Releasing;
+                    self.connect();
+                } else {
+                    self.keep(why);
+                }
             }
             // A target that forgot may have been the owner before: not a reason to thaw.
-            (State::Committed, E::Unknown | E::GiveUp) => {
-                (State::Ended(Fate::InDoubt), SourceAction::Doubt)
-            }
-            (State::Committed, E::Prepared | E::Refused | E::Confirmed | E::NotConfirmed) => {
-                (State::Committed, SourceAction::Wait)
-            }
+            (State::Committed, Message::Unknown { .. }) => self.doubt(Why::Unknown),
+            (State::Committed, _) if self.is_orphan => self.disobeys(Why::Unexpected(name)),
+            // PREPARED that comes again.
+            _ => {}
+        }
+        self.end_if_done();
+    }
 
-            (State::Orphaned { .. }, E::Active) => {
-                (State::Ended(Fate::Moved), SourceAction::Discard)
-            }
-            (State::Orphaned { .. }, E::Lost) => (State::Ended(Fate::Lost), SourceAction::Discard),
-            // Neither host has it any more.
-            (State::Orphaned { .. }, E::Aborted) => {
-                (State::Ended(Fate::Lost), SourceAction::Release)
-            }
-            (State::Orphaned { doubt: false }, E::LinkLost | E::Deadline) => {
-                (self.state, SourceAction::AskAgain)
-            }
-            (State::Orphaned { doubt: false }, E::Unknown | E::GiveUp) => {
-                (State::Orphaned { doubt: true }, SourceAction::Doubt)
-            }
-            (State::Orphaned { .. }, _) => (self.state, SourceAction::Wait),
+    /// The exchange that was open has broken or ended, or something came over it that is not a message.
+    pub fn handle_link_lost(&mut self, now: Duration, why: E) {
+        self.now = now;
+        self.link_lost(Why::Failed(why));
+        self.end_if_done();
+    }
 
-            (State::Ended(fate), _) => (State::Ended(fate), SourceAction::Wait),
-        };
-        self.state = state;
-        action
+    /// So late it is.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.now = now;
+        self.deadline = None;
+        let pauses = self.asking.is_some_and(|asking| asking.pauses);
+        match (self.state, self.asking) {
+            (State::Committed | State::Releasing, Some(asking)) if pauses => {
+                if now < asking.until {
+                    self.ask_again();
+                } else {
+                    self.ask_no_more();
+                }
+            }
+            (State::Offered, _) => self.link_lost(Why::TooLate(self.config.prepared_within)),
+            _ => self.link_lost(Why::TooLate(self.answer_within())),
+        }
+        self.end_if_done();
+    }
+
+    /// Nobody asks the target any more: after COMMIT, the handover is in doubt.
+    pub fn give_up(&mut self, now: Duration, why: E) {
+        self.now = now;
+        if matches!(self.state, State::Committed | State::Releasing) {
+            self.ask_no_more_for(why);
+        }
+        self.end_if_done();
+    }
+
+    /// Ends it as soon as what is under way allows: before COMMIT the connection goes on here, afterwards it is in doubt.
+    pub fn cancel(&mut self, now: Duration) {
+        self.now = now;
+        if !self.step.is_none_or(Step::can_be_given_up) {
+            self.is_cancelled = true;
+            return;
+        }
+        self.is_cancelled = false;
+        match self.state {
+            State::Beginning => {
+                let is_noted = self.todo.front() != Some(&SourceAction::Note(Note::Offering));
+                self.end(Fate::Kept, Why::Cancelled);
+                if is_noted {
+                    self.todo.push_back(SourceAction::Note(Note::Kept));
+                }
+            }
+            State::Offered | State::Confirming => self.keep(Why::Cancelled),
+            // COMMIT was not sent yet.
+            State::Committed if self.is_committing() => self.keep(Why::Cancelled),
+            State::Committed => self.doubt(Why::Cancelled),
+            // It is as good as ended.
+            State::Releasing | State::Keeping | State::Ending(_) | State::Ended(_) => {}
+        }
+        self.end_if_done();
+    }
+
+    /// Asks the target again where a connection in doubt is.
+    pub fn ask(&mut self, now: Duration) {
+        if self.state == State::Ended(Fate::InDoubt) {
+            self.now = now;
+            self.state = State::Committed;
+            self.begin_asking();
+        }
+    }
+
+    /// A person says where a connection in doubt is, without the target's word.
+    pub fn settle(&mut self, now: Duration, decision: Decision) {
+        if self.state == State::Ended(Fate::InDoubt) {
+            self.now = now;
+            self.decided(decision);
+        }
+    }
+
+    /// Whether COMMIT is still to be sent for the first time.
+    fn is_committing(&self) -> bool {
+        let is_next = matches!(
+            self.todo.front(),
+            Some(SourceAction::Send(Message::Commit { .. }))
+        );
+        is_next && self.step.is_none() && self.asking.is_none()
+    }
+
+    fn decided(&mut self, decision: Decision) {
+        match decision {
+            Decision::Kept => {
+                // For the ABORT afterwards, by which a target that has not activated it gives it up.
+                self.state = State::Keeping;
+                self.connect();
+                self.within(self.config.answer_within);
+            }
+            Decision::Moved => self.moved(Why::Settled),
+            Decision::Lost => self.lost(Why::Settled),
+        }
+    }
+
+    /// Another exchange is open.
+    fn connected(&mut self) {
+        match self.state {
+            State::Committed => self.say_commit(),
+            State::Releasing => {
+                self.within(self.answer_within());
+                let id = self.id;
+                self.send(Message::Abort { id });
+                self.todo.push_back(SourceAction::Finish);
+            }
+            State::Keeping => self.keep(Why::Settled),
+            _ => {}
+        }
+    }
+
+    fn disobeys(&mut self, why: Why<E>) {
+        if self.is_orphan && self.state == State::Committed {
+            self.why = why;
+            self.ask_no_more();
+        } else {
+            self.link_lost(why);
+        }
+        self.end_if_done();
+    }
+
+    /// Nothing comes over the link any more, or not in time.
+    fn link_lost(&mut self, why: Why<E>) {
+        if !self.step.is_none_or(Step::can_be_given_up) {
+            return;
+        }
+        match self.state {
+            // Until COMMIT is sent the connection is the source's, whatever happens.
+            State::Offered | State::Confirming => self.keep(why),
+            State::Committed | State::Releasing => {
+                if self.state == State::Committed {
+                    self.why = why;
+                }
+                self.step = None;
+                self.todo.clear();
+                if self.asking.is_some() {
+                    self.pause();
+                } else {
+                    self.begin_asking();
+                }
+            }
+            State::Keeping => self.keep_unsaid(Why::Settled),
+            // It was ABORT that could not be sent.
+            State::Ending(_) => {
+                self.step = None;
+                self.deadline = None;
+            }
+            State::Beginning | State::Ended(_) => {}
+        }
+    }
+
+    fn begin_asking(&mut self) {
+        self.asking = Some(Asking {
+            until: self.now.saturating_add(self.config.ask_for),
+            pause: self.config.first_pause,
+            pauses: false,
+        });
+        if self.config.ask_for.is_zero() {
+            self.ask_no_more();
+        } else {
+            self.ask_again();
+        }
+    }
+
+    fn ask_again(&mut self) {
+        if let Some(asking) = &mut self.asking {
+            asking.pauses = false;
+        }
+        if self.is_orphan {
+            self.connect();
+        } else {
+            self.wait_for(SourceAction::LookUpDecision);
+        }
+    }
+
+    fn pause(&mut self) {
+        if let Some(asking) = &mut self.asking {
+            asking.pauses = true;
+            let until = asking.until.max(self.now);
+            self.deadline = Some(self.now.saturating_add(asking.pause).min(until));
+            asking.pause = (asking.pause * 2).min(self.config.longest_pause);
+        }
+    }
+
+    fn ask_no_more_for(&mut self, why: E) {
+        if self.state == State::Committed {
+            self.why = Why::Failed(why);
+        }
+        self.ask_no_more();
+    }
+
+    fn ask_no_more(&mut self) {
+        match self.state {
+            State::Releasing => self.released(),
+            _ => {
+                let why = std::mem::take(&mut self.why);
+                self.doubt(why);
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        self.wait_for(SourceAction::Connect);
+        // Opening has limits of its own; only a connection that stands still does not wait for them.
+        if let Some(asking) = self.asking.filter(|_| !self.is_orphan) {
+            self.deadline = Some(asking.until.max(self.now));
+        }
+    }
+
+    /// Sends COMMIT, the first time or again: the target answers each.
+    fn say_commit(&mut self) {
+        let (id, packets) = (self.id, self.packets.clone());
+        self.within(self.answer_within());
+        self.send(Message::Commit { id, packets });
+    }
+
+    fn moved(&mut self, why: Why<E>) {
+        self.end(Fate::Moved, why);
+        self.discard();
+        self.todo.push_back(SourceAction::Note(Note::Moved));
+    }
+
+    fn lost(&mut self, why: Why<E>) {
+        self.end(Fate::Lost, why);
+        self.discard();
+        self.todo.push_back(SourceAction::EndRedirect);
+        self.todo.push_back(SourceAction::Note(Note::Lost));
+    }
+
+    /// The target has unlocked, or does so at its deadline.
+    fn released(&mut self) {
+        let why = std::mem::take(&mut self.why);
+        self.lost(why);
+    }
+
+    fn keep(&mut self, why: Why<E>) {
+        self.keep_unsaid(why);
+        // Only then: the target unlocks, and answers packets that are still steered to it with RST.
+        let id = self.id;
+        self.send(Message::Abort { id });
+    }
+
+    /// The same when no target can be told.
+    fn keep_unsaid(&mut self, why: Why<E>) {
+        self.end(Fate::Kept, why);
+        self.todo.push_back(SourceAction::Keep);
+        self.todo.push_back(SourceAction::Note(Note::Kept));
+    }
+
+    /// Nothing thaws on a time-out: two owners are worse than none.
+    fn doubt(&mut self, why: Why<E>) {
+        self.end(Fate::InDoubt, why);
+        self.todo.push_back(SourceAction::Doubt);
+    }
+
+    fn discard(&mut self) {
+        if !self.is_orphan {
+            self.todo.push_back(SourceAction::Discard);
+        }
+    }
+
+    fn end(&mut self, fate: Fate, why: Why<E>) {
+        self.state = State::Ending(fate);
+        self.why = why;
+        self.step = None;
+        self.todo.clear();
+        self.deadline = None;
+        self.asking = None;
+    }
+
+    fn end_if_done(&mut self) {
+        if let State::Ending(fate) = self.state {
+            if self.step.is_none() && self.todo.is_empty() {
+                self.state = State::Ended(fate);
+                self.deadline = None;
+            } else if matches!(self.todo.front(), Some(SourceAction::Send(_)))
+                && self.deadline.is_none()
+            {
+                // A target that does not read must not hold it.
+                self.within(self.config.answer_within);
+            }
+        }
+    }
+
+    fn send(&mut self, message: Message) {
+        self.todo.push_back(SourceAction::Send(message));
+    }
+
+    /// Does this next, for as long as it takes.
+    fn wait_for(&mut self, action: SourceAction) {
+        self.step = None;
+        self.todo = [action].into();
+        self.deadline = None;
+    }
+
+    fn within(&mut self, time: Duration) {
+        self.deadline = Some(self.now.saturating_add(time));
+    }
+
+    /// A target that is asked about an orphan may still be building it.
+    fn answer_within(&self) -> Duration {
+        let Self {
+            config, is_orphan, ..
+        } = self;
+        if *is_orphan {
+            config.prepared_within.saturating_add(config.answer_within)
+        } else {
+            config.answer_within
+        }
+    }
+}
+
+impl Step {
+    fn of(action: &SourceAction) -> Self {
+        match action {
+            SourceAction::Note(note) => Self::Note(*note),
+            SourceAction::Freeze => Self::Freeze,
+            SourceAction::Confirm => Self::Confirm,
+            SourceAction::Send(_) => Self::Send,
+            SourceAction::Connect => Self::Connect,
+            SourceAction::Finish => Self::Finish,
+            SourceAction::LookUpDecision => Self::LookUp,
+            SourceAction::Keep
+            | SourceAction::Discard
+            | SourceAction::EndRedirect
+            | SourceAction::Doubt => Self::Other,
+        }
+    }
+
+    /// Whether it is about the link alone. Anything else is done to its end.
+    fn can_be_given_up(self) -> bool {
+        matches!(self, Self::Send | Self::Connect | Self::Finish)
     }
 }

@@ -1,138 +1,372 @@
-//! The target's side of a handover.
+//! The target's side: all handovers of a host that takes connections.
 
-use super::Fate;
+mod handover;
+mod link;
+mod memory;
+mod room;
 
-/// The target of one handover.
-///
-/// Made when OFFER has arrived and building begins. Feed every event to
-/// [`Target::handle`] and do what it answers. Keep it after the end, so that a COMMIT that
-/// comes again gets the same answer.
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use link::{Frame, Link, LinkError};
+
+use self::handover::{Event, Handover};
+use self::memory::Memory;
+use self::room::Room;
+use super::{Code, Fate, HandoverId, Message, Note, Refusal};
+
+/// What a target insists on, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Target {
-    state: State,
+pub struct TargetConfig {
+    /// How long what is prepared waits for COMMIT.
+    pub commit_within: Duration,
+    /// How many connections are prepared at a time, from all sources.
+    pub prepared_at_once: usize,
+    /// How many octets their images may have together.
+    pub octets_prepared: usize,
+    /// How many of the connections may be of one host.
+    pub prepared_by_each: usize,
+    /// How many octets the images of one host may have together.
+    pub octets_by_each: usize,
+    /// How many ended handovers of one host are remembered.
+    pub remembered_by_each: usize,
+    /// How long an ended handover is remembered.
+    pub remember: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum State {
-    Preparing,
-    Prepared,
-    Activating,
-    Active,
-    Aborted,
-    Died,
+impl Default for TargetConfig {
+    fn default() -> Self {
+        Self {
+            commit_within: Duration::from_secs(10),
+            prepared_at_once: 4096,
+            octets_prepared: 256 << 20,
+            prepared_by_each: 1024,
+            octets_by_each: 128 << 20,
+            remembered_by_each: 100_000,
+            remember: Duration::from_secs(600),
+        }
+    }
 }
 
-/// What happened at the target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
-pub enum TargetEvent {
-    /// The connection is built, locked and under repair.
-    Built,
-    /// It could not be built, and nothing is left of it.
-    NotBuilt,
-    /// COMMIT arrived, over whatever link.
-    Commit,
-    /// ABORT arrived.
-    Abort,
-    /// The connection lives.
-    Activated,
-    /// It could not be activated and was discarded without a packet.
-    NotActivated,
-    /// In place of what ends a connection that was built (ABORT, the deadline, a failed activation): its numbers are
-    /// not those that it was built with, so it has taken octets that the source does not have.
-    MovedOn,
-    /// The link to the source broke.
-    LinkLost,
-    /// COMMIT did not come in time.
-    Deadline,
+/// All handovers of a target, without what they are done with.
+///
+/// `L` stands for an exchange with a source: whatever an answer can be sent by.
+///
+/// Times are those since any fixed moment. One that goes back counts as the latest.
+///
+/// - Tell it what happens: [`handle_message`](Self::handle_message), [`handle_result`](Self::handle_result),
+///   [`handle_timeout`](Self::handle_timeout) when [`poll_timeout`](Self::poll_timeout) says so.
+/// - Then do what it asks for: [`poll`](Self::poll) the handover that it names until there is nothing more, and those that
+///   [`poll_ready`](Self::poll_ready) names; drop all that is kept for those of [`poll_forgotten`](Self::poll_forgotten).
+///
+/// An action that has a result is the only one of its handover until that is handed in; others can go on meanwhile. So
+/// whoever calls may do the actions of different handovers side by side, and those of one wherever it likes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetSessions<L> {
+    config: TargetConfig,
+    now: Duration,
+    handovers: BTreeMap<HandoverId, Handover<L>>,
+    room: Room,
+    memory: Memory,
+    /// All wait equally long, so the first is always the next.
+    deadlines: VecDeque<(Duration, HandoverId)>,
+    ready: VecDeque<HandoverId>,
+    forgotten: Vec<HandoverId>,
 }
 
-/// What the target has to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TargetAction {
+/// What a target has to do for a handover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetAction<L> {
+    /// Say what there is to say about the image without touching the host for it: what is refused here has silenced
+    /// nothing. Done, or failed.
+    Examine {
+        /// The name of the host that offers it.
+        from: Arc<str>,
+        /// The encoded image.
+        image: Bytes,
+    },
+    /// Lock the connection and build it, mute. Done, or failed; then nothing is left of it.
+    Build,
+    /// Note this in the journal, where a process after this one finds it. Done, or failed.
+    Note(Note),
+    /// Merge what arrived at the source, unlock, and let it live. Done, or not activated; failed if nobody can say.
+    Activate {
+        /// The packets that arrived there, from their IP headers on.
+        packets: Vec<Bytes>,
+    },
+    /// Compare the numbers of what was built with those that it was built with, and discard it without a packet. Its
+    /// packets stay locked. Discarded; failed if nobody can say.
+    Discard {
+        /// Why, for a person to read.
+        reason: String,
+    },
+    /// Unlock what was discarded. Done.
+    Unlock,
+    /// Send this. It has no result: whether the source gets to know it changes nothing.
+    Send {
+        /// Over this exchange.
+        link: L,
+        /// What to send.
+        message: Message,
+    },
+    /// Hand the connection to the application. Done.
+    Deliver,
+}
+
+/// How an action ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetResult {
+    /// It is done.
+    Done,
+    /// It is not, for this reason.
+    Failed(Refusal),
+    /// The connection is discarded.
+    Discarded {
+        /// It had taken octets by itself, which its source does not have.
+        moved_on: bool,
+    },
+    /// The connection does not live and was discarded.
+    NotActivated {
+        /// Why.
+        why: Refusal,
+        /// It had taken octets by itself, which its source does not have.
+        moved_on: bool,
+        /// Whether its packets are still locked.
+        is_locked: bool,
+    },
+}
+
+/// What the journal of the process before this one says of a handover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Recalled {
+    /// Its newest note.
+    pub note: Note,
+    /// The host that offered it, if that is known.
+    pub offered_by: Option<String>,
+}
+
+/// What comes of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[must_use]
+pub enum Heard {
+    /// [`TargetSessions::poll`] has something to do for this handover, or soon.
+    Poll(HandoverId),
+    /// Send this back. There is no such handover.
+    Answer(Message),
+    /// The handover was offered by another host, so this one has no say in it. Send back what there is.
+    Foreign(Option<Message>),
     /// Nothing.
-    Wait,
-    /// Send PREPARED.
-    SayPrepared,
-    /// Send REFUSED.
-    SayRefused,
-    /// Unlock and switch repair off, then report [`TargetEvent::Activated`] or
-    /// [`TargetEvent::NotActivated`].
-    Activate,
-    /// Send ACTIVE; the first time, hand the connection to the application as well.
-    SayActive,
-    /// Send ABORTED.
-    SayAborted,
-    /// Send LOST.
-    SayLost,
-    /// Discard what was built, without a packet. Unlock only when ABORT arrives: until then the
-    /// source may send the packets here.
-    Discard,
+    Ignored,
+    /// No target is sent this: the exchange ends.
+    Unexpected(&'static str),
 }
 
-impl Target {
-    /// A handover whose OFFER has arrived.
+impl<L: Clone> TargetSessions<L> {
+    /// None yet.
     #[must_use]
-    pub fn preparing() -> Self {
+    pub fn new(config: TargetConfig) -> Self {
         Self {
-            state: State::Preparing,
+            now: Duration::ZERO,
+            handovers: BTreeMap::new(),
+            room: Room::new(&config),
+            memory: Memory::new(config.remember, config.remembered_by_each),
+            deadlines: VecDeque::new(),
+            ready: VecDeque::new(),
+            forgotten: Vec::new(),
+            config,
         }
     }
 
-    /// A handover of a process that has ended since, which had not begun to activate the connection: what
-    /// was built ended with it, without a packet.
+    /// Whether there is a handover of this name, under way or remembered.
     #[must_use]
-    pub fn never_active() -> Self {
-        Self {
-            state: State::Aborted,
-        }
+    pub fn knows(&self, id: HandoverId) -> bool {
+        self.handovers.contains_key(&id)
     }
 
-    /// A handover of a process that has ended since, which had begun to activate the connection.
-    #[must_use]
-    pub fn died() -> Self {
-        Self { state: State::Died }
-    }
-
-    /// Where the connection is as far as the target knows: [`Fate::Moved`] here, or
-    /// [`Fate::Kept`] by the source, or [`Fate::Lost`]; `None` while it is open.
-    #[must_use]
-    pub fn fate(&self) -> Option<Fate> {
-        match self.state {
-            State::Active => Some(Fate::Moved),
-            State::Aborted => Some(Fate::Kept),
-            State::Died => Some(Fate::Lost),
-            _ => None,
-        }
-    }
-
-    /// What to do about an event.
-    pub fn handle(&mut self, event: TargetEvent) -> TargetAction {
-        use TargetEvent as E;
-        let (state, action) = match (self.state, event) {
-            (State::Preparing, E::Built) => (State::Prepared, TargetAction::SayPrepared),
-            (State::Preparing, E::NotBuilt) => (State::Aborted, TargetAction::SayRefused),
-            (State::Preparing | State::Prepared, E::Abort | E::Deadline)
-            | (State::Preparing, E::LinkLost) => (State::Aborted, TargetAction::Discard),
-            // The source may have sent COMMIT into the broken link: it will ask again.
-            (State::Prepared, E::LinkLost) => (State::Prepared, TargetAction::Wait),
-            (State::Prepared, E::Commit) => (State::Activating, TargetAction::Activate),
-            (State::Activating, E::Activated) => (State::Active, TargetAction::SayActive),
-            // Nothing was sent for it yet: the source can still have it back.
-            (State::Activating, E::NotActivated) => (State::Aborted, TargetAction::SayAborted),
-            // Whoever gives it up compares first. The source must not go on with what it has.
-            (State::Preparing | State::Prepared, E::MovedOn) => {
-                (State::Died, TargetAction::Discard)
+    /// A message came from this host, by the name in its certificate, over this exchange. Each OFFER and COMMIT is answered over
+    /// it, now or later. `recalled` is what the journal of the process before this one says; nobody asks for it if the handover
+    /// [is known](Self::knows).
+    pub fn handle_message(
+        &mut self,
+        now: Duration,
+        from: &Arc<str>,
+        link: L,
+        message: Message,
+        recalled: Option<&Recalled>,
+    ) -> Heard {
+        self.now = self.now.max(now);
+        let (id, event) = match message {
+            Message::Offer { id, image } => {
+                return match self.offered(id, from, link, image, recalled) {
+                    Ok(()) => Heard::Poll(id),
+                    Err(Refusal { code, reason }) => {
+                        Heard::Answer(Message::Refused { id, code, reason })
+                    }
+                };
             }
-            (State::Activating, E::MovedOn) => (State::Died, TargetAction::SayLost),
-            (State::Active, E::Commit) => (State::Active, TargetAction::SayActive),
-            (State::Died, E::Commit) => (State::Died, TargetAction::SayLost),
-            (State::Aborted, E::Commit) => (State::Aborted, TargetAction::SayAborted),
-            // Built after it was given up.
-            (State::Aborted, E::Built) => (State::Aborted, TargetAction::Discard),
-            (state, _) => (state, TargetAction::Wait),
+            Message::Commit { id, packets } => (id, Event::Commit { link, packets }),
+            Message::Abort { id } => (id, Event::Abort),
+            other => return Heard::Unexpected(other.name()),
         };
-        self.state = state;
+        match self.handovers.get_mut(&id) {
+            Some(handover) if handover.from == *from => {
+                handover.happened(event);
+                Heard::Poll(id)
+            }
+            Some(_) => Heard::Foreign(event.wants_answer().then_some(Message::Unknown { id })),
+            None if event.wants_answer() => by_journal(id, from, recalled),
+            None => Heard::Ignored,
+        }
+    }
+
+    /// An action of this handover has ended.
+    pub fn handle_result(&mut self, now: Duration, id: HandoverId, result: TargetResult) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        self.change(id, |handover| handover.ended(now, result));
+    }
+
+    /// So late it is.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        while let Some((_, id)) = self.deadlines.front().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.pop_front();
+            if let Some(handover) = self.handovers.get_mut(&id) {
+                handover.happened(Event::Deadline);
+                self.ready.push_back(id);
+            }
+        }
+        let over = self.memory.sweep(now);
+        self.forget(over);
+    }
+
+    /// When [`TargetSessions::handle_timeout`] has something to do next.
+    pub fn poll_timeout(&mut self) -> Option<Duration> {
+        while let Some((at, id)) = self.deadlines.front() {
+            if self.handovers.get(id).is_some_and(Handover::is_prepared) {
+                return Some(self.memory.sweep_at().map_or(*at, |sweep| sweep.min(*at)));
+            }
+            self.deadlines.pop_front();
+        }
+        self.memory.sweep_at()
+    }
+
+    /// What to do next for this handover; `None` if there is nothing, or something is being done whose result comes first.
+    pub fn poll(&mut self, id: HandoverId) -> Option<TargetAction<L>> {
+        let now = self.now;
+        let action = self.change(id, |handover| handover.poll(now)).flatten();
+        if action.is_none() && self.handovers.get(&id).is_some_and(Handover::is_nothing) {
+            // The same offer can come again, and then be taken.
+            self.forget(vec![id]);
+        }
         action
+    }
+
+    /// Whoever did the actions of this handover does not go on: [`poll_ready`](Self::poll_ready) names it.
+    pub fn leave(&mut self, id: HandoverId) {
+        self.ready.push_back(id);
+    }
+
+    /// The next handover that has to be polled because its time came, or because nobody else does.
+    pub fn poll_ready(&mut self) -> Option<HandoverId> {
+        self.ready.pop_front()
+    }
+
+    /// The next handover that nobody will be answered for any more: drop what there is of it. What is locked for it
+    /// is left to its lease.
+    pub fn poll_forgotten(&mut self) -> Option<HandoverId> {
+        self.forgotten.pop()
+    }
+
+    /// Where the connection of this handover is as far as the target knows: [`Fate::Moved`] here, or [`Fate::Kept`] by
+    /// the source, or [`Fate::Lost`]; `None` while that is open, or nothing is known of it.
+    #[must_use]
+    pub fn fate(&self, id: HandoverId) -> Option<Fate> {
+        self.handovers.get(&id).and_then(Handover::fate)
+    }
+
+    /// Makes what only persons read the same everywhere, so that it makes no state of its own.
+    #[cfg(test)]
+    pub(super) fn forget_words(&mut self) {
+        for handover in self.handovers.values_mut() {
+            handover.forget_words();
+        }
+    }
+
+    fn offered(
+        &mut self,
+        id: HandoverId,
+        from: &Arc<str>,
+        link: L,
+        image: Bytes,
+        recalled: Option<&Recalled>,
+    ) -> Result<(), Refusal> {
+        if self.handovers.contains_key(&id) || recalled.is_some() {
+            return Err(Refusal::other("this handover was offered before"));
+        }
+        self.room.admit(from, image.len())?;
+        let handover = Handover::offered(self.now, id, from.clone(), link, image);
+        self.handovers.insert(id, handover);
+        Ok(())
+    }
+
+    /// Something happens to a handover, and its place, its deadline and the memory of it follow.
+    fn change<T>(
+        &mut self,
+        id: HandoverId,
+        change: impl FnOnce(&mut Handover<L>) -> T,
+    ) -> Option<T> {
+        let handover = self.handovers.get_mut(&id)?;
+        let before = (handover.usage(), handover.fate(), handover.is_prepared());
+        let result = change(handover);
+        self.room.change(&handover.from, before.0, handover.usage());
+        if handover.is_prepared() && !before.2 {
+            let deadline = self.now.saturating_add(self.config.commit_within);
+            self.deadlines.push_back((deadline, id));
+        }
+        if handover.fate().is_some() && before.1.is_none() {
+            let oldest = self.memory.ended(self.now, id, &handover.from);
+            self.forget(oldest);
+        }
+        Some(result)
+    }
+
+    fn forget(&mut self, ended: Vec<HandoverId>) {
+        for id in ended {
+            if let Some(gone) = self.handovers.remove(&id) {
+                self.room
+                    .change(&gone.from, gone.usage(), room::Usage::default());
+                self.forgotten.push(id);
+            }
+        }
+    }
+}
+
+/// Answers COMMIT by what a process before this one has noted.
+fn by_journal(id: HandoverId, from: &Arc<str>, recalled: Option<&Recalled>) -> Heard {
+    let Some(Recalled { note, offered_by }) = recalled else {
+        return Heard::Answer(Message::Unknown { id });
+    };
+    if offered_by.as_ref().is_some_and(|host| *host != **from) {
+        return Heard::Foreign(Some(Message::Unknown { id }));
+    }
+    let reason = "the process that had it has ended since".to_owned();
+    Heard::Answer(match note {
+        // It may have lived.
+        Note::Activating | Note::Active => Message::Lost { id, reason },
+        _ => Message::Aborted {
+            id,
+            code: Code::Other,
+            reason,
+        },
+    })
+}
+
+impl<L> Event<L> {
+    fn wants_answer(&self) -> bool {
+        matches!(self, Self::Commit { .. })
     }
 }

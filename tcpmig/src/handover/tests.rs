@@ -1,76 +1,23 @@
 mod model;
+mod source;
+mod target;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 
-#[test]
-fn a_lost_commit_is_asked_for_again_and_never_thaws() {
-    let mut source = Source::offered();
-    assert_eq!(source.handle(SourceEvent::Prepared), SourceAction::Confirm);
-    assert_eq!(source.handle(SourceEvent::Confirmed), SourceAction::Commit);
-    for event in [SourceEvent::LinkLost, SourceEvent::Deadline] {
-        assert_eq!(source.handle(event), SourceAction::AskAgain);
-        assert_eq!(source.fate(), None);
-    }
-    assert_eq!(source.handle(SourceEvent::GiveUp), SourceAction::Doubt);
-    assert_eq!(source.fate(), Some(Fate::InDoubt));
-    // An answer that comes after all settles it.
-    assert_eq!(source.handle(SourceEvent::Active), SourceAction::Discard);
-    assert_eq!(source.fate(), Some(Fate::Moved));
-}
-
-#[test]
-fn a_target_waits_for_commit_when_the_link_breaks() {
-    let mut target = Target::preparing();
-    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
-    assert_eq!(target.handle(TargetEvent::LinkLost), TargetAction::Wait);
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::Activate);
-    assert_eq!(
-        target.handle(TargetEvent::Activated),
-        TargetAction::SayActive
-    );
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayActive);
-    assert_eq!(target.fate(), Some(Fate::Moved));
-}
-
-#[test]
-fn a_commit_after_the_deadline_is_answered_with_aborted() {
-    let mut target = Target::preparing();
-    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
-    assert_eq!(target.handle(TargetEvent::Deadline), TargetAction::Discard);
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayAborted);
-}
-
-#[test]
-fn what_moved_on_is_lost_and_not_given_back() {
-    let mut target = Target::preparing();
-    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
-    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::Discard);
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayLost);
-    assert_eq!(target.fate(), Some(Fate::Lost));
-
-    let mut target = Target::preparing();
-    assert_eq!(target.handle(TargetEvent::Built), TargetAction::SayPrepared);
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::Activate);
-    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::SayLost);
-    // After the word was given there is no other.
-    let mut target = Target::never_active();
-    assert_eq!(target.handle(TargetEvent::MovedOn), TargetAction::Wait);
-    assert_eq!(target.handle(TargetEvent::Commit), TargetAction::SayAborted);
-}
-
 fn messages() -> impl Strategy<Value = Message> {
     let id = any::<[u8; 16]>().prop_map(HandoverId::from_octets);
-    (id, 0..10, any::<u32>(), ".{0,40}", any::<Vec<u8>>()).prop_map(
-        |(id, kind, us, reason, image)| match kind {
+    let code = prop::sample::select(&Code::ALL[..]);
+    (id, 0..10, any::<u32>(), (code, ".{0,40}"), any::<Vec<u8>>()).prop_map(
+        |(id, kind, us, (code, reason), image)| match kind {
             0 => Message::Offer {
                 id,
                 image: Bytes::from(image),
             },
             1 => Message::Prepared { id, rebuild_us: us },
-            2 => Message::Refused { id, reason },
+            2 => Message::Refused { id, code, reason },
             3 => Message::Commit {
                 id,
                 packets: image.chunks_exact(20).map(Bytes::copy_from_slice).collect(),
@@ -80,7 +27,7 @@ fn messages() -> impl Strategy<Value = Message> {
                 id,
                 activate_us: us,
             },
-            6 => Message::Aborted { id, reason },
+            6 => Message::Aborted { id, code, reason },
             7 => Message::Lost { id, reason },
             8 => Message::Hello {
                 oldest: us as u16,
@@ -104,6 +51,7 @@ fn one_of_each() -> [Message; 10] {
         Message::Prepared { id, rebuild_us: 0 },
         Message::Refused {
             id,
+            code: Code::Full,
             reason: reason(),
         },
         Message::commit(id),
@@ -111,6 +59,7 @@ fn one_of_each() -> [Message; 10] {
         Message::Active { id, activate_us: 0 },
         Message::Aborted {
             id,
+            code: Code::Other,
             reason: reason(),
         },
         Message::Lost {
@@ -125,7 +74,10 @@ fn one_of_each() -> [Message; 10] {
 fn the_specification_has_these_messages_and_fields() {
     let text = include_str!("../../PROTOCOL.md");
     assert!(text.contains(&format!("protocol, version {VERSION}\n")));
-    let rows = text
+    let (table, _) = text
+        .split_once("`reason` is for")
+        .expect("the codes follow");
+    let rows = table
         .lines()
         .filter(|line| line.starts_with("| `") && !line.contains("`m`"));
     let rows: Vec<Vec<&str>> = rows
@@ -152,6 +104,47 @@ fn the_specification_has_these_messages_and_fields() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn the_specification_has_these_codes() {
+    let text = include_str!("../../PROTOCOL.md");
+    let (_, table) = text.split_once("| `code` |").expect("a table of codes");
+    let rows = table.lines().skip(2).map_while(|row| row.split('`').nth(1));
+    let words = Code::ALL.map(Code::word);
+    assert_eq!(rows.collect::<Vec<_>>(), words);
+    assert_eq!(words.map(Code::of), Code::ALL);
+}
+
+/// What REFUSED looks like to a peer that knows no codes, and from one.
+#[test]
+fn codes_are_no_concern_of_those_who_do_not_know_them() {
+    let id = HandoverId::from_octets([7; 16]);
+    let refused = |code| Message::Refused {
+        id,
+        code,
+        reason: "no".to_owned(),
+    };
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Earlier {
+        m: String,
+        id: HandoverId,
+        reason: String,
+    }
+    let (frame, _) = refused(Code::Policy).encode();
+    let earlier: Earlier = rmp_serde::from_slice(&frame).unwrap();
+    assert_eq!((&*earlier.m, &*earlier.reason), ("refused", "no"));
+    let frame = rmp_serde::to_vec_named(&earlier).unwrap();
+    let decoded = Decoder::default().frame(frame.into()).unwrap();
+    assert_eq!(decoded, Some(refused(Code::Other)));
+
+    // One that a later version has.
+    let (frame, _) = refused(Code::Image).encode();
+    let at = frame.windows(5).position(|word| word == b"image").unwrap();
+    let mut later = frame.to_vec();
+    later[at..at + 5].copy_from_slice(b"newer");
+    let decoded = Decoder::default().frame(later.into()).unwrap();
+    assert_eq!(decoded, Some(refused(Code::Other)));
 }
 
 #[test]
@@ -235,26 +228,6 @@ fn the_specification_has_these_notes() {
     };
     let notes: Vec<_> = notes.map(|note| (side(note), format!("{note:?}"))).into();
     assert_eq!(named, notes);
-}
-
-#[test]
-fn an_orphan_is_asked_about_and_nothing_thaws() {
-    let answers = [
-        (SourceEvent::Active, SourceAction::Discard, Fate::Moved),
-        (SourceEvent::Aborted, SourceAction::Release, Fate::Lost),
-        (SourceEvent::Lost, SourceAction::Discard, Fate::Lost),
-    ];
-    for (answer, action, fate) in answers {
-        for silence in [SourceEvent::Unknown, SourceEvent::GiveUp] {
-            let mut source = Source::orphaned();
-            assert!(source.has_committed());
-            assert_eq!(source.handle(SourceEvent::LinkLost), SourceAction::AskAgain);
-            assert_eq!(source.handle(silence), SourceAction::Doubt);
-            assert_eq!(source.fate(), Some(Fate::InDoubt));
-            assert_eq!(source.handle(answer), action);
-            assert_eq!(source.fate(), Some(fate));
-        }
-    }
 }
 
 proptest! {

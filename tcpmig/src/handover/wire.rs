@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
-use super::{HandoverId, Message};
+use super::{Code, HandoverId, Message};
 
 /// Octets of the shortest IP header. Nothing shorter is a packet.
 const SHORTEST_PACKET: usize = 20;
@@ -43,6 +43,7 @@ pub(super) struct Wire {
     rebuild_us: Option<u32>,
     activate_us: Option<u32>,
     reason: Option<String>,
+    code: Option<String>,
     #[serde(default)]
     packets: Packets,
 }
@@ -63,6 +64,8 @@ impl TryFrom<Wire> for Message {
     fn try_from(wire: Wire) -> Result<Self, Missing> {
         let id = || wire.id.ok_or(Missing("id"));
         let reason = wire.reason.ok_or(Missing("reason"));
+        // A target that does not say it yet has the reason alone.
+        let code = wire.code.as_deref().map(Code::of).unwrap_or_default();
         Ok(match wire.m {
             Kind::Hello => Self::Hello {
                 oldest: wire.oldest.ok_or(Missing("oldest"))?,
@@ -78,6 +81,7 @@ impl TryFrom<Wire> for Message {
             },
             Kind::Refused => Self::Refused {
                 id: id()?,
+                code,
                 reason: reason?,
             },
             Kind::Commit => Self::Commit {
@@ -91,6 +95,7 @@ impl TryFrom<Wire> for Message {
             },
             Kind::Aborted => Self::Aborted {
                 id: id()?,
+                code,
                 reason: reason?,
             },
             Kind::Lost => Self::Lost {

@@ -83,7 +83,7 @@
 //! let mut arrivals = Acceptor::new(endpoint, locker)
 //!     .options(options)
 //!     .policy(Policy::new().host("b.example", Rules::new().ports(80..=80)))
-//!     .accept_if(move |offered| movable.check(offered.layers).map_err(|error| error.to_string()))
+//!     .accept_if(move |offered| Ok(movable.check(offered.layers)?))
 //!     .serve();
 //! let listener = tokio::net::TcpListener::bind("198.18.0.80:80").await?;
 //! let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

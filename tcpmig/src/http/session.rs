@@ -8,6 +8,7 @@ use tcpmig_format::{Layer, LayerReader, UnconsumedLayer};
 
 use super::resumable::NotResumed;
 use super::shared::Middle;
+use crate::handover::{Code, Refusal};
 
 /// The kind of a session's [`Layer`].
 pub const KIND: &str = "tcpmig-http";
@@ -105,6 +106,25 @@ pub enum SessionError {
     /// The socket cannot be used.
     #[error("the socket: {0}")]
     Socket(#[from] std::io::Error),
+}
+
+/// What a source is told whose session is not taken.
+impl From<SessionError> for Refusal {
+    fn from(error: SessionError) -> Self {
+        let code = match &error {
+            SessionError::Missing
+            | SessionError::Unknown { .. }
+            | SessionError::UnknownState { .. }
+            | SessionError::Unconsumed(_)
+            | SessionError::NoWebSockets => Code::Session,
+            SessionError::Malformed(_)
+            | SessionError::MalformedState { .. }
+            | SessionError::Cursor(_)
+            | SessionError::Request(_) => Code::Image,
+            _ => Code::Other,
+        };
+        Self::new(code, error.to_string())
+    }
 }
 
 impl Session {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tcpmig::driver::{Ending, Options, Outcome, Reason};
-use tcpmig::handover::{Fate, Message};
+use tcpmig::handover::{Code, Fate, Message};
 use tcpmig_format::FourTuple;
 
 use crate::support::{
@@ -94,7 +94,7 @@ kernel_test!(a_batch_that_is_dropped_loses_none, || {
     b.serve();
     let (mut peers, servers) = connections(&net, 60);
     let count = peers.len();
-    // Dropped after some have moved; what was on its way is given back, or in doubt and asked for.
+    // Cancelled after some have moved; what was on its way is given back, or in doubt and asked for.
     let (moved, back) = a.call(move |here| async move {
         let mover = here.mover();
         let mut moves = mover.move_all(servers, &here.other());
@@ -106,6 +106,7 @@ kernel_test!(a_batch_that_is_dropped_loses_none, || {
             settled += 1;
             moved += 1;
         }
+        moves.cancel();
         drop(moves);
         let mut kept = Vec::new();
         while settled < count {
@@ -143,6 +144,32 @@ kernel_test!(a_batch_that_is_dropped_loses_none, || {
     assert!(peers.is_empty());
 });
 
+kernel_test!(what_nobody_waits_for_moves_all_the_same, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve();
+    let (mut peers, mut servers) = connections(&net, 20);
+    let alone = servers.pop().unwrap();
+    let outcomes = a.call(move |here| async move {
+        let mover = here.mover();
+        let mut moves = mover.move_all(servers, &here.other());
+        let first = moves.next().await.unwrap();
+        drop(moves);
+        drop(mover.move_out(alone, None, &here.other()));
+        let mut outcomes = mover.unclaimed().await;
+        outcomes.push(first);
+        outcomes
+    });
+    assert_eq!(outcomes.len(), 20);
+    for outcome in outcomes {
+        assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+        let arrived = b.arrival();
+        let peer = peers.remove(&arrived.flow).expect("each arrives once");
+        both_ways(&peer, &arrived.socket.into());
+    }
+    assert!(peers.is_empty());
+});
+
 kernel_test!(a_batch_that_is_stopped_keeps_the_rest, || {
     let net = Net::new();
     let options = Options {
@@ -168,7 +195,7 @@ kernel_test!(a_batch_that_is_stopped_keeps_the_rest, || {
     );
 });
 
-kernel_test!(a_move_that_is_dropped_before_commit_is_kept, || {
+kernel_test!(a_move_that_is_cancelled_before_commit_is_kept, || {
     let net = Net::new();
     let (a, b) = Site::pair(&net, &Options::default());
     let (peer, server) = net.connect(Family::V4);
@@ -186,15 +213,18 @@ kernel_test!(a_move_that_is_dropped_before_commit_is_kept, || {
     let server = a.call(|here| async move {
         let mover = here.mover();
         // Not even begun.
-        drop(mover.move_out(server.into(), None, &here.other()));
+        let moving = mover.move_out(server.into(), None, &here.other());
+        moving.cancel();
+        drop(moving);
         let server = only_kept(mover.unclaimed().await);
         let to = here.other();
-        let offering = mover.move_out(server, None, &to);
+        let mut offering = mover.move_out(server, None, &to);
         tokio::select! {
-            outcome = offering => panic!("{outcome:?}"),
+            outcome = &mut offering => panic!("{outcome:?}"),
             offered = target_has_it => offered.unwrap(),
         }
-        only_kept(mover.unclaimed().await)
+        offering.cancel();
+        only_kept(vec![offering.await])
     });
     offered.wait();
     until("nothing is locked", || a.entries(flow).is_empty());
@@ -214,7 +244,7 @@ fn only_kept(mut outcomes: Vec<Outcome>) -> OwnedFd {
     }
 }
 
-kernel_test!(a_move_that_is_dropped_after_commit_is_in_doubt, || {
+kernel_test!(a_move_that_is_cancelled_after_commit_is_in_doubt, || {
     let net = Net::new();
     let (a, b) = Site::pair(&net, &Options::default());
     let (peer, server) = net.connect(Family::V4);
@@ -230,17 +260,25 @@ kernel_test!(a_move_that_is_dropped_after_commit_is_in_doubt, || {
         let mut again = fake.exchange().await;
         again.commit(id).await;
         let reason = "for a test".to_owned();
-        again.say(Message::Aborted { id, reason }).await;
+        again
+            .say(Message::Aborted {
+                id,
+                code: Code::Other,
+                reason,
+            })
+            .await;
         again.end().await;
     });
     let ending = a.call(|here| async move {
         let mover = here.mover();
         let to = here.other();
-        let moving = mover.move_out(server.into(), None, &to);
+        let mut moving = mover.move_out(server.into(), None, &to);
         tokio::select! {
-            outcome = moving => panic!("{outcome:?}"),
+            outcome = &mut moving => panic!("{outcome:?}"),
             committed = target_has_it => committed.unwrap(),
         }
+        moving.cancel();
+        drop(moving);
         let outcome = mover.unclaimed().await.remove(0);
         match outcome.ending {
             Ending::InDoubt(doubt) => doubt.ask().await,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpmig::driver::{Doubt, Ending, Options, Outcome};
-use tcpmig::handover::{HandoverId, Message};
+use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{EntryKind, LockGuard, Locker};
 use tcpmig_sys::sockopt;
@@ -148,6 +148,7 @@ kernel_test!(a_target_that_says_aborted_when_asked_gives_it_back, || {
     let flow = case.flow;
     let target = case.b.begin(move |here| {
         answer(here, flow, |id| Message::Aborted {
+            code: Code::Other,
             id,
             reason: "for a test".to_owned(),
         })
@@ -228,9 +229,14 @@ kernel_test!(
             loop {
                 // A link on which the source has given up waiting brings nothing.
                 let mut talk = fake.exchange().await;
-                if talk.hear().await == Some(Message::commit(id)) {
+                if matches!(talk.hear().await, Some(Message::Commit { id: about, .. }) if about == id) {
                     let reason = "for a test".to_owned();
-                    talk.say(Message::Aborted { id, reason }).await;
+                    talk.say(Message::Aborted {
+                        id,
+                        code: Code::Other,
+                        reason,
+                    })
+                    .await;
                     return talk.end().await;
                 }
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::{Doubt, Ending, Options, Outcome};
-use tcpmig::handover::{HandoverId, Message};
+use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig::restore::INJECT_MARK;
 use tcpmig_format::FourTuple;
 use tcpmig_sys::ends::Ends;
@@ -121,9 +121,14 @@ fn give_back(b: &Site, Committed { mut fake, id }: Committed) -> Running<()> {
     b.begin(move |_| async move {
         loop {
             let mut talk = fake.exchange().await;
-            if talk.hear().await == Some(Message::commit(id)) {
+            if matches!(talk.hear().await, Some(Message::Commit { id: about, .. }) if about == id) {
                 let reason = "for a test".to_owned();
-                talk.say(Message::Aborted { id, reason }).await;
+                talk.say(Message::Aborted {
+                    id,
+                    code: Code::Other,
+                    reason,
+                })
+                .await;
                 return talk.end().await;
             }
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tcpmig::driver::journal::Decision;
 use tcpmig::driver::{Acceptor, Ending, Mover, Options, Outcome, Reason};
-use tcpmig::handover::{Fate, HandoverId, Message};
+use tcpmig::handover::{Code, Fate, HandoverId, Message};
 use tcpmig_lock::EntryKind;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
@@ -192,7 +192,7 @@ kernel_test!(what_another_process_left_is_settled_without_waiting, || {
     ours.went_on(&[Call::LeftOpen, Call::Lock, Call::Release, Call::Note]);
 });
 
-kernel_test!(a_dropped_move_leaves_nothing_locked, || {
+kernel_test!(a_cancelled_move_leaves_nothing_locked, || {
     let net = Net::new();
     let (a, b) = Site::pair(&net, &options());
     for at in [Call::Begin, Call::Lock, Call::Steer, Call::Redirect] {
@@ -205,10 +205,13 @@ kernel_test!(a_dropped_move_leaves_nothing_locked, || {
         let outcomes = a.call(move |here| async move {
             let to = here.other_by(Arc::new(Planned::new(here.other().steer, &calls)));
             let mover = mover(&here, &calls);
+            let mut moving = mover.move_out(server.into(), None, &to);
             tokio::select! {
-                outcome = mover.move_out(server.into(), None, &to) => panic!("{outcome:?}"),
+                outcome = &mut moving => panic!("{outcome:?}"),
                 () = gate.reached() => {}
             }
+            moving.cancel();
+            drop(moving);
             // The call is still under way, and nobody waits for what it brings.
             let asked = tokio::time::timeout(Duration::from_millis(50), mover.unclaimed());
             assert!(asked.await.is_err(), "it was not under way");
@@ -353,7 +356,12 @@ kernel_test!(a_thaw_that_listens_for_the_peer_waits_aside, || {
         let mut talk: Talk = Fake::new(&here).exchange().await;
         let (id, _) = talk.offer().await;
         let reason = "for a test".to_owned();
-        talk.say(Message::Refused { id, reason }).await;
+        talk.say(Message::Refused {
+            id,
+            code: Code::Full,
+            reason,
+        })
+        .await;
         talk.end().await;
     });
     let calls = ours.clone();

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpmig::driver::{Ending, Options};
-use tcpmig::handover::{HandoverId, Message};
+use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig_format::Layer;
 
 use crate::support::{END, Fake, Family, Here, Net, Site, both_ways, flow, kept, kernel_test};
@@ -154,6 +154,7 @@ kernel_test!(the_answer_is_unknown_before_commit, || {
 kernel_test!(the_answer_is_refused, || {
     kept_with(&["the target refused it: for a test"], |here| {
         answer(here, |id| Message::Refused {
+            code: Code::Full,
             id,
             reason: "for a test".to_owned(),
         })

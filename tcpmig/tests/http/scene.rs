@@ -218,7 +218,7 @@ fn start(site: &Site, movable: Movable<App>, takes_in: bool, errors: &Errors) ->
         if takes_in {
             let mut arrivals = Acceptor::new(endpoint, locker)
                 .options(here.options.clone())
-                .accept_if(move |offered| movable.check(offered.layers).map_err(|e| e.to_string()))
+                .accept_if(move |offered| Ok(movable.check(offered.layers)?))
                 .serve();
             let server = server.clone();
             tokio::spawn(async move {

@@ -15,6 +15,7 @@ use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{
     Acceptor, Arrivals, Arrived, Destination, Ending, Mover, Offered, Options, Outcome,
 };
+use tcpmig::handover::Refusal;
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
 use tcpmig_format::{FourTuple, Layer};
 use tcpmig_lock::{Entry, Locker, Nftables};
@@ -325,7 +326,7 @@ impl Site {
             let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
             let arrivals = Acceptor::new(endpoint, locker)
                 .options(here.options.clone())
-                .accept_if(accepts)
+                .accept_if(move |offered| accepts(offered).map_err(Refusal::from))
                 .serve();
             here.serves(arrivals).await;
         });

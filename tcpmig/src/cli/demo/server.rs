@@ -94,7 +94,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     let mut arrivals = Acceptor::new(endpoint.clone(), locker)
         .options(options)
         .policy(Policy::new().others(service))
-        .accept_if(move |offered| check.check(offered.layers).map_err(|e| e.to_string()))
+        .accept_if(move |offered| Ok(check.check(offered.layers)?))
         .serve();
     say(&Event::Ready)?;
     loop {

@@ -12,19 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{read, suffixed};
 use super::{JournalError, Role};
-use crate::handover::HandoverId;
-
-/// Where a connection in doubt is, by the word of a person who knows more than the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// It goes on at the source. **If the target has it, it has two owners**: both answer its peer, and the streams of
-    /// both are corrupted.
-    Kept,
-    /// It lives on the target. If it does not, nobody has it.
-    Moved,
-    /// It is gone.
-    Lost,
-}
+use crate::handover::{Decision, HandoverId};
 
 const WORDS: [(Decision, &str); 3] = [
     (Decision::Kept, "kept"),

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
-use super::decision::{self, Decision};
+use super::decision;
 use super::record::{self, Record};
-use super::{About, Journal, Note, Open, Role};
+use super::{About, Decision, Journal, Note, Open, Role};
 use crate::handover::HandoverId;
 
 /// Records in a file after which another one is begun.

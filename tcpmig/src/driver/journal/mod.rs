@@ -17,64 +17,12 @@ use std::time::SystemTime;
 
 use tcpmig_format::FourTuple;
 
-pub use decision::{Decision, Undecided, decide};
+pub use decision::{Undecided, decide};
 pub use file::{File, JournalError, Listing, read};
 
+pub use crate::handover::{Decision, Note, Role};
+
 use crate::handover::HandoverId;
-
-/// Which side of a handover a host is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// It gives the connection away.
-    Source,
-    /// It takes it.
-    Target,
-}
-
-/// How far a handover got on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Note {
-    /// Source: it may be offered from now on. The connection is the source's.
-    Offering,
-    /// Source: COMMIT may be sent from now on. The connection is the target's.
-    Committing,
-    /// Source: it goes on here.
-    Kept,
-    /// Source: it lives on the target.
-    Moved,
-    /// Source: it is gone.
-    Lost,
-    /// Target: it is built, and nothing of it can be seen from outside.
-    Prepared,
-    /// Target: from here on it may live.
-    Activating,
-    /// Target: it lives.
-    Active,
-    /// Target: it was discarded and never lived.
-    Aborted,
-}
-
-impl Note {
-    /// Whose note it is.
-    #[must_use]
-    pub fn role(self) -> Role {
-        match self {
-            Self::Offering | Self::Committing | Self::Kept | Self::Moved | Self::Lost => {
-                Role::Source
-            }
-            Self::Prepared | Self::Activating | Self::Active | Self::Aborted => Role::Target,
-        }
-    }
-
-    /// Whether no other note of the handover follows.
-    #[must_use]
-    pub fn is_end(self) -> bool {
-        matches!(
-            self,
-            Self::Kept | Self::Moved | Self::Lost | Self::Active | Self::Aborted
-        )
-    }
-}
 
 /// What a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq)]

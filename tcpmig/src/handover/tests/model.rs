@@ -1,9 +1,22 @@
 //! Three hosts, two handovers of one connection, and a network that loses, repeats and reorders: every state that they
 //! can come to.
+//!
+//! The hosts are [`SourceSession`] and [`TargetSessions`] as they are shipped. What the model adds is what they do not have:
+//! sockets, journals, a network, and processes that die. A rule is left out by doing something else than they say.
+
+mod steps;
 
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::super::*;
+
+type Source = SourceSession<()>;
+type Target = TargetSessions<()>;
 
 /// What is on its way. It stays when it is delivered (so it comes again, and in any order) until the link breaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,24 +56,6 @@ enum Socket {
     Died,
 }
 
-/// What a target's journal says of a handover.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Noted {
-    Nothing,
-    Prepared,
-    Activating,
-    Aborted,
-}
-
-/// What a source's journal says of one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Written {
-    Nothing,
-    Offering,
-    Committing,
-    Ended(Fate),
-}
-
 /// A rule of the protocol that is left out, to see that the check notices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Without {
@@ -87,10 +82,11 @@ enum Without {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct World {
-    source: [Option<Source>; HANDOVERS],
-    written: [Written; HANDOVERS],
-    target: [Option<Target>; HANDOVERS],
-    journal: [Noted; HANDOVERS],
+    source: [Option<Rc<Source>>; HANDOVERS],
+    /// What the source's journal says of it, and the target's.
+    written: [Option<Note>; HANDOVERS],
+    target: [Rc<Target>; HANDOVERS],
+    noted: [Option<Note>; HANDOVERS],
     sockets: [Socket; HOSTS],
     /// By handover, a bit for each [`Said`].
     wire: [u16; HANDOVERS],
@@ -117,6 +113,8 @@ const WAYS: [Ways; 4] = [
 
 struct Model {
     ways: Ways,
+    /// The name of each host that offers.
+    name: Arc<str>,
     without: Without,
     journal: bool,
     crashes: Crashes,
@@ -135,13 +133,81 @@ const NO_CRASH: Crashes = Crashes { each: 0, all: 0 };
 const ONE: Crashes = Crashes { each: 1, all: 1 };
 const ONE_EACH: Crashes = Crashes { each: 1, all: 3 };
 
+/// It is always now, and everything is due: what waits can as well end at once.
+const NOW: Duration = Duration::ZERO;
+
+fn id(h: usize) -> HandoverId {
+    HandoverId::from_octets([h as u8; 16])
+}
+
+fn source_config() -> SourceConfig {
+    SourceConfig {
+        prepared_within: NOW,
+        answer_within: NOW,
+        ask_for: Duration::from_secs(1),
+        first_pause: NOW,
+        longest_pause: NOW,
+    }
+}
+
+fn no_target() -> Rc<Target> {
+    Rc::new(TargetSessions::new(TargetConfig {
+        commit_within: NOW,
+        remember: Duration::MAX,
+        ..TargetConfig::default()
+    }))
+}
+
+fn no() -> Refusal {
+    Refusal::other("")
+}
+
+impl Said {
+    fn of(message: &Message) -> Self {
+        match message {
+            Message::Hello { .. } => panic!("links are not part of the model"),
+            Message::Offer { .. } => Self::Offer,
+            Message::Prepared { .. } => Self::Prepared,
+            Message::Refused { .. } => Self::Refused,
+            Message::Commit { .. } => Self::Commit,
+            Message::Abort { .. } => Self::Abort,
+            Message::Active { .. } => Self::Active,
+            Message::Aborted { .. } => Self::Aborted,
+            Message::Lost { .. } => Self::Lost,
+            Message::Unknown { .. } => Self::Unknown,
+        }
+    }
+
+    fn message(self, h: usize) -> Message {
+        let (id, code, reason) = (id(h), Code::Other, String::new());
+        match self {
+            Self::Offer => Message::Offer {
+                id,
+                image: Bytes::new(),
+            },
+            Self::Prepared => Message::Prepared { id, rebuild_us: 0 },
+            Self::Refused => Message::Refused { id, code, reason },
+            Self::Commit => Message::commit(id),
+            Self::Abort => Message::Abort { id },
+            Self::Active => Message::Active { id, activate_us: 0 },
+            Self::Aborted => Message::Aborted { id, code, reason },
+            Self::Lost => Message::Lost { id, reason },
+            Self::Unknown => Message::Unknown { id },
+        }
+    }
+
+    fn is_for_target(self) -> bool {
+        matches!(self, Self::Offer | Self::Commit | Self::Abort)
+    }
+}
+
 impl World {
     fn new() -> Self {
         Self {
             source: [None, None],
-            written: [Written::Nothing; 2],
-            target: [None, None],
-            journal: [Noted::Nothing; 2],
+            written: [None; 2],
+            target: [no_target(), no_target()],
+            noted: [None; 2],
             sockets: [Socket::Lives, Socket::None, Socket::None],
             wire: [0; 2],
             crashes: [0; HOSTS],
@@ -154,8 +220,8 @@ impl World {
         self.crashes != [0; HOSTS]
     }
 
-    fn say(&mut self, h: usize, said: Said) {
-        self.wire[h] |= 1 << said as u8;
+    fn say(&mut self, h: usize, message: &Message) {
+        self.wire[h] |= 1 << Said::of(message) as u8;
     }
 
     fn owners(&self) -> usize {
@@ -165,8 +231,10 @@ impl World {
 
     fn fate(&self, h: usize) -> Option<Fate> {
         match self.written[h] {
-            Written::Ended(fate) => Some(fate),
-            _ => self.source[h].as_ref().and_then(Source::fate),
+            Some(Note::Kept) => Some(Fate::Kept),
+            Some(Note::Moved) => Some(Fate::Moved),
+            Some(Note::Lost) => Some(Fate::Lost),
+            _ => self.source[h].as_ref().and_then(|source| source.ended()),
         }
     }
 }
@@ -176,9 +244,7 @@ impl Model {
     fn is_settled(&self, world: &World) -> bool {
         let settled = |h| match world.fate(h) {
             Some(fate) => fate != Fate::InDoubt || !self.journal,
-            None => {
-                world.written[h] == Written::Nothing || (world.source[h].is_none() && !self.journal)
-            }
+            None => world.written[h].is_none() || (world.source[h].is_none() && !self.journal),
         };
         let lost = world.crashed() || world.moved_on.contains(&true);
         (0..HANDOVERS).all(settled) && (world.owners() == 1 || lost)
@@ -189,7 +255,7 @@ impl Model {
             return Err("two owners");
         }
         for h in 0..HANDOVERS {
-            let there = world.target[h].as_ref().and_then(Target::fate);
+            let there = world.target[h].fate(id(h));
             match world.fate(h) {
                 Some(Fate::Moved) if !world.lived[h] => {
                     return Err("moved, and it never lived there");
@@ -221,307 +287,11 @@ impl Model {
         Ok(())
     }
 
-    fn next(&self, world: &World) -> Vec<World> {
-        let mut next = Vec::new();
-        for h in 0..HANDOVERS {
-            self.begin(world, h, &mut next);
-            for said in ALL {
-                if world.wire[h] & (1 << said as u8) != 0 {
-                    self.deliver(world, h, said, &mut next);
-                }
-            }
-            if let Some(source) = &world.source[h] {
-                let mut events = vec![SourceEvent::Deadline];
-                if source.clone().handle(SourceEvent::Confirmed) == SourceAction::Commit {
-                    events.extend([SourceEvent::Confirmed, SourceEvent::NotConfirmed]);
-                }
-                if source.fate().is_none() && source.has_committed() {
-                    events.push(SourceEvent::GiveUp);
-                }
-                for event in events {
-                    self.at_source(world.clone(), h, event, &mut next);
-                }
-                if source.fate() == Some(Fate::InDoubt) {
-                    let mut world = world.clone();
-                    world.say(h, Said::Commit);
-                    next.push(world);
-                }
-            } else if self.journal {
-                self.resolve(world.clone(), h, &mut next);
-            }
-            if world.target[h].is_some() {
-                next.push(self.at_target(world.clone(), h, TargetEvent::Deadline));
-            }
-            if self.leaks && world.sockets[self.ways[h].1] == Socket::Still(h) {
-                let mut world = world.clone();
-                world.moved_on[h] = true;
-                next.push(world);
-            }
-        }
-        let mut broken = world.clone();
-        broken.wire = [0; 2];
-        for h in 0..HANDOVERS {
-            broken = self.at_target(broken, h, TargetEvent::LinkLost);
-        }
-        for h in 0..HANDOVERS {
-            let mut after = Vec::new();
-            self.at_source(broken.clone(), h, SourceEvent::LinkLost, &mut after);
-            broken = after.pop().unwrap_or(broken);
-        }
-        next.push(broken);
-        for host in 0..HOSTS {
-            if self.may_crash(world, host) {
-                next.push(self.crash(world.clone(), host));
-            }
-        }
-        next
-    }
-
-    fn begin(&self, world: &World, h: usize, next: &mut Vec<World>) {
-        let socket = world.sockets[self.ways[h].0];
-        let free = match socket {
-            Socket::Lives => true,
-            // It is locked, and its socket is under repair.
-            Socket::Still(_) => self.without == Without::Lock,
-            Socket::None | Socket::Died => false,
-        };
-        if free && world.written[h] == Written::Nothing {
-            let mut world = world.clone();
-            world.sockets[self.ways[h].0] = Socket::Still(h);
-            world.source[h] = Some(Source::offered());
-            world.written[h] = Written::Offering;
-            world.say(h, Said::Offer);
-            next.push(world);
-        }
-    }
-
-    /// What a source does that was started again and finds a handover without an end in its journal.
-    fn resolve(&self, mut world: World, h: usize, next: &mut Vec<World>) {
-        match world.written[h] {
-            Written::Committing if self.without != Without::Asking => {
-                world.source[h] = Some(Source::orphaned());
-                world.say(h, Said::Commit);
-            }
-            Written::Offering | Written::Committing => {
-                world.written[h] = Written::Ended(Fate::Lost);
-                world.say(h, Said::Abort);
-            }
-            Written::Nothing | Written::Ended(_) => return,
-        }
-        next.push(world);
-    }
-
-    fn may_crash(&self, world: &World, host: usize) -> bool {
-        world.crashes[host] < self.crashes.each
-            && world.crashes.iter().sum::<u8>() < self.crashes.all
-            && self
-                .ways
-                .iter()
-                .any(|&(from, to)| from == host || to == host)
-    }
-
-    /// The host's process dies, and another one is started. What is on its way to others still comes.
-    fn crash(&self, mut world: World, host: usize) -> World {
-        const TO_TARGET: u16 =
-            1 << Said::Offer as u8 | 1 << Said::Commit as u8 | 1 << Said::Abort as u8;
-        world.crashes[host] += 1;
-        world.sockets[host] = match world.sockets[host] {
-            Socket::Lives | Socket::Died => Socket::Died,
-            // Under repair it closes silently.
-            Socket::Still(_) | Socket::None => Socket::None,
-        };
-        for (h, (from, to)) in self.ways.into_iter().enumerate() {
-            if from == host {
-                world.source[h] = None;
-                world.wire[h] &= TO_TARGET;
-            }
-            if to == host {
-                world.target[h] = None;
-                world.wire[h] &= !TO_TARGET;
-                if !self.journal {
-                    world.journal[h] = Noted::Nothing;
-                }
-            }
-        }
-        world
-    }
-
-    fn at_source(&self, mut world: World, h: usize, event: SourceEvent, next: &mut Vec<World>) {
-        let from = self.ways[h].0;
-        let Some(source) = &mut world.source[h] else {
-            return;
-        };
-        let event = match (self.without, event) {
-            (Without::Doubt, SourceEvent::Unknown) => SourceEvent::Aborted,
-            (Without::Patience, SourceEvent::Deadline) if source.has_committed() => {
-                SourceEvent::Aborted
-            }
-            _ => event,
-        };
-        let action = source.handle(event);
-        let ended = source.fate().filter(|fate| *fate != Fate::InDoubt);
-        match action {
-            SourceAction::Commit => {
-                if self.without == Without::CommitAhead {
-                    world.say(h, Said::Commit);
-                    if self.may_crash(&world, from) {
-                        next.push(self.crash(world.clone(), from));
-                    }
-                }
-                world.written[h] = Written::Committing;
-                world.say(h, Said::Commit);
-            }
-            SourceAction::AskAgain => world.say(h, Said::Commit),
-            SourceAction::Keep => {
-                world.sockets[from] = Socket::Lives;
-                world.say(h, Said::Abort);
-            }
-            SourceAction::Release => world.say(h, Said::Abort),
-            SourceAction::Discard if world.sockets[from] == Socket::Still(h) => {
-                world.sockets[from] = Socket::None;
-            }
-            SourceAction::Wait
-            | SourceAction::Confirm
-            | SourceAction::Doubt
-            | SourceAction::Discard => {}
-        }
-        if let Some(fate) = ended {
-            world.written[h] = Written::Ended(fate);
-        }
-        next.push(world);
-    }
-
-    fn at_target(&self, mut world: World, h: usize, event: TargetEvent) -> World {
-        let to = self.ways[h].1;
-        let Some(target) = &mut world.target[h] else {
-            return world;
-        };
-        use TargetEvent::{Abort, Deadline, MovedOn, NotActivated};
-        let compares = self.without != Without::Comparing;
-        let event = match event {
-            Abort | Deadline | NotActivated if world.moved_on[h] && compares => MovedOn,
-            event => event,
-        };
-        let action = target.handle(event);
-        if event == MovedOn && action != TargetAction::Wait {
-            world.journal[h] = Noted::Activating;
-        }
-        let impatient = self.without == Without::Commit && event == TargetEvent::LinkLost;
-        if impatient && world.sockets[to] == Socket::Still(h) {
-            world.sockets[to] = Socket::Lives;
-            world.lived[h] = true;
-        }
-        match action {
-            TargetAction::SayPrepared => world.say(h, Said::Prepared),
-            TargetAction::SayRefused => world.say(h, Said::Refused),
-            TargetAction::SayActive => world.say(h, Said::Active),
-            TargetAction::SayAborted => world.say(h, Said::Aborted),
-            TargetAction::SayLost => world.say(h, Said::Lost),
-            TargetAction::Discard if world.sockets[to] == Socket::Still(h) => {
-                world.sockets[to] = Socket::None;
-            }
-            TargetAction::Wait | TargetAction::Activate | TargetAction::Discard => {}
-        }
-        world
-    }
-
-    fn deliver(&self, world: &World, h: usize, said: Said, next: &mut Vec<World>) {
-        let event = match said {
-            Said::Prepared => SourceEvent::Prepared,
-            Said::Refused => SourceEvent::Refused,
-            Said::Active => SourceEvent::Active,
-            Said::Aborted => SourceEvent::Aborted,
-            Said::Lost => SourceEvent::Lost,
-            Said::Unknown => SourceEvent::Unknown,
-            Said::Offer => return self.offer(world, h, next),
-            Said::Commit => return self.commit(world.clone(), h, next),
-            Said::Abort => return next.push(self.at_target(world.clone(), h, TargetEvent::Abort)),
-        };
-        self.at_source(world.clone(), h, event, next);
-    }
-
-    fn offer(&self, world: &World, h: usize, next: &mut Vec<World>) {
-        let to = self.ways[h].1;
-        let mut world = world.clone();
-        if world.target[h].is_some() || world.journal[h] != Noted::Nothing {
-            world.say(h, Said::Refused);
-            return next.push(world);
-        }
-        world.target[h] = Some(Target::preparing());
-        let mut refused = self.at_target(world.clone(), h, TargetEvent::NotBuilt);
-        // Nothing is remembered of it: the same offer can come again, and then be taken.
-        refused.target[h] = None;
-        next.push(refused);
-        // Two with the same addresses cannot be there: the lock and the kernel refuse the second.
-        if matches!(world.sockets[to], Socket::None | Socket::Died) {
-            world.journal[h] = Noted::Prepared;
-            world.sockets[to] = Socket::Still(h);
-            next.push(self.at_target(world, h, TargetEvent::Built));
-        }
-    }
-
-    fn commit(&self, mut world: World, h: usize, next: &mut Vec<World>) {
-        let to = self.ways[h].1;
-        if world.target[h].is_none() {
-            world.target[h] = match world.journal[h] {
-                Noted::Nothing => {
-                    world.say(h, Said::Unknown);
-                    return next.push(world);
-                }
-                Noted::Activating => Some(Target::died()),
-                Noted::Prepared | Noted::Aborted => Some(Target::never_active()),
-            };
-        }
-        let target = world.target[h].as_mut().expect("it is there now");
-        let mut action = target.handle(TargetEvent::Commit);
-        if self.without == Without::Deadline && action == TargetAction::SayAborted {
-            world.sockets[to] = Socket::Still(h);
-            let mut again = Target::preparing();
-            again.handle(TargetEvent::Built);
-            action = again.handle(TargetEvent::Commit);
-            world.target[h] = Some(again);
-        }
-        match action {
-            TargetAction::Activate => {
-                let mut failed = world.clone();
-                failed.journal[h] = Noted::Aborted;
-                failed.sockets[to] = Socket::None;
-                next.push(self.at_target(failed, h, TargetEvent::NotActivated));
-                if self.without != Without::WriteAhead {
-                    world.journal[h] = Noted::Activating;
-                    if self.may_crash(&world, to) {
-                        next.push(self.crash(world.clone(), to));
-                    }
-                }
-                world.sockets[to] = Socket::Lives;
-                world.lived[h] = true;
-                if self.without == Without::WriteAhead {
-                    if self.may_crash(&world, to) {
-                        next.push(self.crash(world.clone(), to));
-                    }
-                    world.journal[h] = Noted::Activating;
-                }
-                next.push(self.at_target(world, h, TargetEvent::Activated));
-            }
-            TargetAction::SayActive => {
-                world.say(h, Said::Active);
-                next.push(world);
-            }
-            TargetAction::SayLost => {
-                world.say(h, Said::Lost);
-                next.push(world);
-            }
-            _ => {
-                world.say(h, Said::Aborted);
-                next.push(world);
-            }
-        }
-    }
-
     /// How many states there are, or the shortest way to one that must not be.
     fn explore(&self) -> Result<usize, String> {
-        let mut worlds = vec![World::new()];
-        let mut numbers = HashMap::from([(World::new(), 0_usize)]);
+        let first = Rc::new(World::new());
+        let mut worlds = vec![first.clone()];
+        let mut numbers = HashMap::from([(first, 0_usize)]);
         let mut before: Vec<Vec<u32>> = vec![Vec::new()];
         let mut open = VecDeque::from([0]);
         while let Some(at) = open.pop_front() {
@@ -537,6 +307,7 @@ impl Model {
             }
             for next in self.next(&world) {
                 let number = numbers.get(&next).copied().unwrap_or_else(|| {
+                    let next = Rc::new(next);
                     numbers.insert(next.clone(), worlds.len());
                     worlds.push(next);
                     before.push(Vec::new());
@@ -565,6 +336,7 @@ impl Model {
 fn explore(ways: Ways, without: Without, journal: bool, crashes: Crashes) -> Result<usize, String> {
     let model = Model {
         ways,
+        name: "source".into(),
         without,
         journal,
         crashes,
@@ -576,6 +348,7 @@ fn explore(ways: Ways, without: Without, journal: bool, crashes: Crashes) -> Res
 fn explore_leaks(ways: Ways, without: Without) -> Result<usize, String> {
     let model = Model {
         ways,
+        name: "source".into(),
         without,
         journal: true,
         crashes: NO_CRASH,

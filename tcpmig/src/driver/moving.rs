@@ -1,0 +1,81 @@
+//! One move under way, on a task of its own.
+
+use std::fmt;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
+
+use super::Connection;
+use super::outgoing::Outgoing;
+use super::source::{Destination, Mover, Outcome};
+use super::unclaimed::{Receiver, Unclaimed};
+
+/// A move under way: a future of its [`Outcome`].
+///
+/// It goes on whether or not anybody polls this. Dropped, it goes on as well, and its outcome is among
+/// [`Mover::unclaimed`]. Only [`Move::cancel`] ends it early.
+#[must_use = "its outcome has the connection if that is kept"]
+pub struct Move {
+    outcome: oneshot::Receiver<Outcome>,
+    task: JoinHandle<()>,
+    cancel: watch::Sender<bool>,
+    unclaimed: Arc<Unclaimed>,
+}
+
+impl Move {
+    /// Ends it as soon as what is under way allows: before COMMIT the connection goes on here
+    /// ([`Reason::Cancelled`](super::Reason::Cancelled)) and the target is told; afterwards it is in doubt. Either is its outcome, unless
+    /// it had another one already.
+    pub fn cancel(&self) {
+        let _ = self.cancel.send(true);
+    }
+}
+
+pub(super) fn begin(mover: &Mover, connection: Connection, to: Arc<Destination>) -> Move {
+    let (sender, outcome) = oneshot::channel();
+    let (cancel, cancelled) = watch::channel(false);
+    let outgoing = Outgoing::new(mover.clone(), to, connection, cancelled);
+    let delivery = mover.unclaimed.delivery(Receiver::One(sender));
+    let moving = async move { delivery.deliver(outgoing.run(None).await) };
+    // What it logs is logged where its caller's is.
+    let task = tokio::spawn(moving.in_current_span().with_current_subscriber());
+    Move {
+        outcome,
+        task,
+        cancel,
+        unclaimed: mover.unclaimed.clone(),
+    }
+}
+
+impl Future for Move {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        if let Ok(outcome) = ready!(Pin::new(&mut self.outcome).poll(cx)) {
+            return Poll::Ready(outcome);
+        }
+        match ready!(Pin::new(&mut self.task).poll(cx)) {
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            // Whatever there was of it is among the unclaimed.
+            _ => panic!("the runtime of the move has ended"),
+        }
+    }
+}
+
+impl Drop for Move {
+    fn drop(&mut self) {
+        self.unclaimed.detach(&mut self.outcome);
+    }
+}
+
+impl fmt::Debug for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Move").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,188 @@
+//! What a source does with the connection itself.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tcpmig_format::Image;
+use tcpmig_lock::{Locker, NoLock, Packet};
+use tracing::warn;
+
+use super::{Held, Outgoing, Result, done};
+use crate::capture::{CaptureError, Frozen, NotFrozen};
+use crate::driver::journal::{About, Decision, Note, Role};
+use crate::driver::report::micros;
+use crate::driver::source::{Destination, Reason};
+use crate::handover::SourceAction;
+
+impl Outgoing {
+    /// Does something that is about the connection alone.
+    pub(super) fn work(&mut self, action: &SourceAction) -> Result {
+        self.note_end_of_phase(action);
+        match action {
+            SourceAction::Note(note) => return self.note(*note),
+            SourceAction::Freeze => return self.freeze().unwrap_or_else(Result::Failed),
+            SourceAction::Confirm => return self.confirm().unwrap_or_else(Result::Failed),
+            SourceAction::LookUpDecision => {
+                let decision = self.mover.journal.decided(self.session.id());
+                decision.inspect(|decision| self.warn_by_hand(*decision));
+                return Result::Decided(decision);
+            }
+            SourceAction::Keep => self.thaw(),
+            SourceAction::Discard => self.discard(),
+            SourceAction::EndRedirect => self.mover.end_redirect(self.flow()),
+            SourceAction::Doubt => {
+                let Destination { address, name, .. } = &*self.to;
+                let id = self.session.id();
+                self.mover
+                    .say_in_doubt(id, self.flow(), name, Some(*address));
+            }
+            SourceAction::Send(_) | SourceAction::Connect | SourceAction::Finish => {}
+        }
+        Result::Done
+    }
+
+    fn note(&self, note: Note) -> Result {
+        let id = self.session.id();
+        let noted = if note.is_first() {
+            let about = About {
+                role: Role::Source,
+                flow: self.flow(),
+                host: self.to.name.clone(),
+                address: Some(self.to.address),
+            };
+            self.mover.journal.begin(id, &about)
+        } else {
+            self.mover.journal.note(id, note)
+        };
+        if let Err(error) = &noted
+            && note.is_end()
+        {
+            warn!(%id, ?note, "the journal does not have the end of a handover: {error}");
+        }
+        done(noted.map_err(Reason::Journal))
+    }
+
+    /// Locks and freezes the connection and reads it.
+    fn freeze(&mut self) -> std::result::Result<Result, Reason> {
+        let begin = Instant::now();
+        self.times.locking = Some(begin);
+        let locker: &dyn Locker = match &self.held {
+            Held::Live(_, Some(plan)) if plan.has_ended() => &NoLock,
+            _ => &*self.mover.locker,
+        };
+        let lease = self.mover.options.lease;
+        let locked = locker.lock(&[self.flow()], lease);
+        let lock = locked.map_err(CaptureError::from)?;
+        let Held::Live(socket, Some(plan)) = std::mem::replace(&mut self.held, Held::Nothing)
+        else {
+            return Err(Reason::Cancelled);
+        };
+        self.report.lock_us = micros(begin);
+        let reading = Instant::now();
+        let mut frozen = match Frozen::freeze_locked(socket, plan, lock, lease) {
+            Ok(frozen) => frozen,
+            Err(NotFrozen { fd, error }) => {
+                self.held = Held::Live(fd, None);
+                return Err(error.into());
+            }
+        };
+        let image = frozen.capture(self.layers.clone());
+        self.held = Held::Frozen(frozen);
+        let encoded = image.map_err(Reason::from).and_then(|image| {
+            let octets = image.encode()?;
+            self.describe(&image, octets.len());
+            Ok(octets)
+        });
+        match (encoded, &self.held) {
+            (Ok(octets), Held::Frozen(frozen)) => {
+                self.report.read_us = micros(reading);
+                self.mover.keep_silent(frozen);
+                let image = octets.into();
+                Ok(Result::Frozen { image })
+            }
+            (encoded, _) => {
+                self.thaw();
+                Err(encoded.err().unwrap_or(Reason::Cancelled))
+            }
+        }
+    }
+
+    fn describe(&mut self, image: &Image, octets: usize) {
+        self.report.image_octets = octets as u64;
+        if let Some(tcp) = image.tcp() {
+            let (send, receive) = (tcp.send(), tcp.receive());
+            self.report.send_queue_octets = (send.sent.len() + send.unsent.len()) as u64;
+            self.report.receive_queue_octets = receive.queue.len() as u64;
+        }
+    }
+
+    /// Steers the connection's packets and reads its numbers again.
+    fn confirm(&mut self) -> std::result::Result<Result, Reason> {
+        let (Held::Frozen(frozen), Some(steering)) = (&mut self.held, self.steering.take()) else {
+            return Err(Reason::Cancelled);
+        };
+        steering.steer(frozen)?;
+        // A packet can have passed the lock's beginning until now.
+        frozen.confirm()?;
+        let packets = frozen.captured().map_err(CaptureError::from)?;
+        self.report.captured_packets = packets.len() as u64;
+        let octets = |packet: &Packet| Bytes::copy_from_slice(&packet.octets);
+        let packets = packets.iter().map(octets).collect();
+        Ok(Result::Confirmed { packets })
+    }
+
+    /// The connection goes on here.
+    fn thaw(&mut self) {
+        self.held = match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Frozen(frozen) => {
+                let socket = frozen.keep().unwrap_or_else(|NotFrozen { fd, error }| {
+                    // Why it is kept matters more than what went wrong on the way back.
+                    warn!("the connection is kept, but {error}");
+                    fd
+                });
+                Held::Live(socket, None)
+            }
+            held => held,
+        };
+    }
+
+    /// It ends here, in silence.
+    pub(in crate::driver) fn discard(&mut self) {
+        if let Held::Frozen(mut frozen) = std::mem::replace(&mut self.held, Held::Nothing) {
+            frozen.make_sure(&*self.mover.locker);
+            if let Err(error) = frozen.discard() {
+                warn!("the connection was closed here, but {error}");
+            }
+        }
+    }
+
+    /// The answer to OFFER or COMMIT is there.
+    fn note_end_of_phase(&mut self, action: &SourceAction) {
+        let (rebuild_us, activate_us) = self.session.target_took();
+        let Self { report, times, .. } = self;
+        match action {
+            SourceAction::Confirm => {
+                report.rebuild_us = rebuild_us.into();
+                let offered = times.offering.map_or(0, micros);
+                report.transfer_us = offered.saturating_sub(report.rebuild_us);
+                times.steering = Some(Instant::now());
+            }
+            SourceAction::Keep | SourceAction::Discard | SourceAction::Doubt => {
+                report.activate_us = activate_us.into();
+                report.commit_us = times.committing.map_or(0, micros);
+                report.blackout_us = times.locking.map_or(0, micros);
+                if let Some(exchange) = &self.exchange {
+                    let stats = exchange.stats();
+                    report.frames_sent = stats.frames_sent;
+                    report.frames_received = stats.frames_received;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn warn_by_hand(&self, decision: Decision) {
+        let id = self.session.id();
+        warn!(%id, ?decision, "a handover in doubt is settled by hand, without the word of its target");
+    }
+}

@@ -1,0 +1,111 @@
+//! What a target has of one handover: a connection in the making, or what is left of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tcpmig_format::Image;
+use tcpmig_lock::{LockGuard, Locker};
+
+use crate::hold::{Keep, every, hold_on, next};
+use crate::options::NotSet;
+use crate::restore::{Prepared, Restored};
+
+/// What this host has of one handover.
+pub(super) struct Slot {
+    pub(super) from: Arc<str>,
+    /// Examined, and not built yet.
+    pub(super) image: Option<(Image, Vec<NotSet>)>,
+    pub(super) prepared: Option<Box<Prepared>>,
+    /// Lives, and the application does not have it yet.
+    pub(super) restored: Option<Box<Restored>>,
+    /// Of what was discarded.
+    pub(super) lock: Option<LockGuard>,
+    /// Of each lock.
+    lease: Duration,
+}
+
+impl Slot {
+    pub(super) fn new(
+        from: Arc<str>,
+        image: Image,
+        left_out: Vec<NotSet>,
+        lease: Duration,
+    ) -> Self {
+        Self {
+            from,
+            image: Some((image, left_out)),
+            prepared: None,
+            restored: None,
+            lock: None,
+            lease,
+        }
+    }
+
+    /// Whether it can be activated with these packets without waiting for anything, apart from the locker.
+    pub(super) fn is_ready(&mut self, packets: &[Bytes]) -> bool {
+        match &mut self.prepared {
+            // Packets make it be built again, and the last of them may have closed it.
+            Some(built) => packets.is_empty() && built.get_ready(),
+            None => true,
+        }
+    }
+
+    /// Whether what was built has taken octets, which it must not: then nobody says that it never lived.
+    pub(super) fn has_moved_on(&self) -> bool {
+        let built = self.prepared.as_ref();
+        built.is_some_and(|built| built.has_moved_on())
+    }
+
+    pub(super) fn discard(&mut self) {
+        if let Some(built) = self.prepared.take() {
+            self.lock = Some(built.discard());
+        }
+    }
+}
+
+impl Keep for Mutex<Slot> {
+    fn keep(&self, locker: &dyn Locker) -> Option<Duration> {
+        let Some(mut slot) = try_lock(self) else {
+            // It is being activated, or discarded.
+            return Some(Duration::from_millis(50));
+        };
+        let Slot {
+            prepared,
+            lock,
+            lease,
+            ..
+        } = &mut *slot;
+        let renewed = match (prepared, lock) {
+            (Some(built), _) => built.renew(locker),
+            // Its source may redirect the packets to this host until it knows that they are its own.
+            (None, Some(lock)) => hold_on(lock, *lease, locker),
+            (None, None) => return None,
+        };
+        Some(next(&renewed, every(*lease)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.discard();
+        if let Some(lock) = self.lock.take() {
+            // Its packets may come here for a while; the lease ends the silence.
+            lock.leave();
+        }
+    }
+}
+
+/// A panic elsewhere left the value as it was: what it is about is done, or reported as failed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same if nobody has it locked.
+pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(value) => Some(value),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
