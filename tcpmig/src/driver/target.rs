@@ -353,12 +353,14 @@ impl Host {
             return Ok(());
         };
         let mut building = lock(&slot);
-        let Some((image, left_out)) = building.image.take() else {
+        let Some((mut image, left_out)) = building.image.take() else {
             return Ok(());
         };
         let Options {
             lease, unsupported, ..
         } = self.options;
+        // It came at once, and the clocks of two hosts need not agree: its own goes on from here.
+        image.taken = None;
         let mut prepared = Prepared::build_with(image, &*self.locker, lease, unsupported)?;
         prepared.leave_out(left_out);
         building.prepared = Some(Box::new(prepared));
