@@ -18,7 +18,7 @@ use crate::sockopt;
 ///
 /// # Errors
 ///
-/// [`Error::NotMigratable`] with the reason.
+/// [`Error::NotMigratable`](crate::Error::NotMigratable) with the reason.
 pub fn check(fd: BorrowedFd<'_>) -> Result<Info> {
     plain_tcp(fd)?;
     let info = info(fd)?;
@@ -48,7 +48,8 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<Info> {
 ///
 /// # Errors
 ///
-/// [`Error::NotMigratable`] with [`NotMigratable::NotTcp`] for any other descriptor, [`Error::Call`].
+/// [`Error::NotMigratable`](crate::Error::NotMigratable) with [`NotMigratable::NotTcp`] for any other descriptor,
+/// [`Error::Call`](crate::Error::Call).
 pub fn is_under_repair(fd: BorrowedFd<'_>) -> Result<bool> {
     plain_tcp(fd)?;
     sockopt::repair(fd)

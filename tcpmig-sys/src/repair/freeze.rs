@@ -262,7 +262,7 @@ impl FrozenSocket {
     /// `TCP_USER_TIMEOUT` are as they were, also after an error. This end's retransmission timer may have backed off meanwhile: the
     /// peer is made to answer, and what was lost is sent again at once (a second segment for that needs `CAP_NET_RAW`
     /// and the thread in the socket's network namespace). The peer's own timer nobody can hurry, but what it sent
-    /// meanwhile can be captured, and delivered after this ([`deliver`](crate::deliver)).
+    /// meanwhile can be captured, and delivered after this ([`deliver`](crate::repair::Delivery)).
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ impl BoundSocket {
     /// that this host sends for the connection. The socket is then in `SYN_SENT` and under repair. After
     /// [`RestoringSocket::activate`] and within a second of this call the kernel sends the SYN again.
     ///
-    /// `timestamp` is the clock of the timestamp option as in [`Snapshot::timestamp`]: what it showed shortly before the old
+    /// `timestamp` is the clock of the timestamp option as in [`Snapshot::timestamp`](crate::repair::Snapshot::timestamp): what it showed shortly before the old
     /// SYN left. If the peer has answered that, it answers again and echoes its stamp, and an echo from before this
     /// call, or from a time that the clock has not reached, makes the kernel reset the peer's half of the handshake
     /// (`tcp_rcv_synsent_state_process`) and then open anew. So this waits until the clock is past it. The new SYN,

@@ -138,7 +138,7 @@ impl BoundSocket {
     }
 
     /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED. The socket is
-    /// [mute](crate::mute) from here until it is activated.
+    /// [mute](crate::repair::mute) from here until it is activated.
     ///
     /// What is left in `TIME_WAIT` of an earlier connection with the same four-tuple gives way.
     ///
@@ -226,7 +226,7 @@ impl RestoringSocket {
     ///
     /// # Errors
     ///
-    /// [`Error::Call`]; without XFRM (see [`mute`](crate::mute)) [`Error::NotMigratable`] if the application's filter is
+    /// [`Error::Call`]; without XFRM (see [`mute`](crate::repair::mute)) [`Error::NotMigratable`] if the application's filter is
     /// locked.
     pub fn hold(&mut self) -> Result<()> {
         let info = info(self.as_fd())?;

@@ -30,7 +30,7 @@ pub struct Snapshot {
     pub timestamp: Option<Clock>,
     /// In CLOSE: how the connection ended.
     pub ended: Option<Ended>,
-    /// How far it had come: what [`FrozenSocket::progress`] tells for as long as this is the whole of it.
+    /// How far it had come: what [`FrozenSocket::progress`](crate::repair::FrozenSocket::progress) tells for as long as this is the whole of it.
     pub progress: Progress,
 }
 
@@ -62,7 +62,7 @@ impl Ended {
 
 /// For the connection made again, on this host or another one.
 impl Snapshot {
-    /// Where its queues begin: for [`BoundSocket::connect`](crate::rebuild::BoundSocket::connect). Of a connection that neither end
+    /// Where its queues begin: for [`BoundSocket::connect`](crate::repair::BoundSocket::connect). Of a connection that neither end
     /// has closed: a FIN counts one in these numbers, and is in no queue.
     #[must_use]
     pub fn queue_start(&self) -> QueueStart {
@@ -75,15 +75,15 @@ impl Snapshot {
     }
 
     /// The send queue: what was sent and not acknowledged, for
-    /// [`fill_send_queue`](crate::rebuild::RestoringSocket::fill_send_queue), and what was never sent, for
-    /// [`write_unsent`](crate::rebuild::write_unsent) after the activation.
+    /// [`fill_send_queue`](crate::repair::RestoringSocket::fill_send_queue), and what was never sent, for
+    /// [`write_unsent`](crate::repair::write_unsent) after the activation.
     #[must_use]
     pub fn sent_and_unsent(&self) -> (&[u8], &[u8]) {
         let sent = self.send_queue.len().saturating_sub(self.unsent);
         self.send_queue.split_at(sent)
     }
 
-    /// What [`verify`](crate::rebuild::RestoringSocket::verify) has to find once both queues are filled: nothing unsent is in
+    /// What [`verify`](crate::repair::RestoringSocket::verify) has to find once both queues are filled: nothing unsent is in
     /// the socket yet. For a connection that neither end has closed.
     #[must_use]
     pub fn rebuilt_marks(&self) -> Marks {
