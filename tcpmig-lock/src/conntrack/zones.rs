@@ -61,6 +61,8 @@ pub(super) fn due(namespace: u64) -> Due {
 pub(super) fn begin(namespace: u64) {
     if let Some(seen) = seen().get_mut(&namespace) {
         seen.when = Instant::now();
+        // Also where nothing was to be seen the last time: the look takes longer than that counts.
+        seen.lasts = seen.lasts.max(KNOWN_FOR);
     }
 }
 
@@ -103,6 +105,9 @@ mod tests {
         assert_eq!(due(namespace), Due::No);
         age(namespace, EMPTY_FOR * 2);
         assert_eq!(due(namespace), Due::Again);
+        begin(namespace);
+        age(namespace, EMPTY_FOR * 2);
+        assert_eq!(due(namespace), Due::No);
         learnt(namespace, [0, 9].into(), Duration::ZERO);
         assert_eq!((known(namespace), due(namespace)), (vec![9], Due::No));
         age(namespace, KNOWN_FOR * 2);
