@@ -5,6 +5,7 @@ mod common;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -472,4 +473,39 @@ fn few_packets_come_before_the_rules_are_back() {
         }
         println!("{sent} segments during {FLUSHES} flushes, {reset} answered with RST");
     });
+}
+
+/// Whoever locks may be the first to see that somebody has removed the rules.
+#[test]
+fn locks_that_are_made_while_the_rules_are_removed_are_made() {
+    isolated(
+        "locks_that_are_made_while_the_rules_are_removed_are_made",
+        || {
+            let host = Host::new();
+            let open = || Nftables::new().unwrap().capturing(1 << 20).unwrap();
+            let locker = Arc::new(host.run(open));
+            let flow = |port: u16| format!("10.0.0.1:80,10.0.0.9:{port}").parse().unwrap();
+            let mut held = locker.lock(&[flow(1)], LEASE).unwrap();
+            let (sender, made) = channel();
+            let (other, beside) = (flow(2), locker.clone());
+            std::thread::spawn(move || {
+                loop {
+                    beside.lock(&[other], LEASE).unwrap().unlock().unwrap();
+                    if sender.send(()).is_err() {
+                        break;
+                    }
+                }
+            });
+            for _ in 0..30 {
+                nft(&host, "flush ruleset");
+                while made.try_recv().is_ok() {}
+                // Several, so that the last one was begun after the flush.
+                for _ in 0..3 {
+                    let one = made.recv_timeout(Duration::from_secs(120));
+                    one.expect("a lock is made");
+                }
+            }
+            held.renew(LEASE).unwrap();
+        },
+    );
 }

@@ -265,12 +265,14 @@ impl Shared {
         // Where this handle has redirected, a flow may be one that comes back: the other host redirects it here
         // before this one ends its own redirect.
         let mut may_come_back = state.frame.is_ready();
+        // Before the inbox is taken: what is set up again tells it that packets may have passed.
+        let was_checked = state.ready && self.is_checked(state);
         let mut inbox = self.capture.begin()?;
         let mut tries = 0..TRIES;
         loop {
             let deadline = deadline(lease_ms);
             let (exempt, owned) = (state.exempt.clone(), state.owned);
-            let is_checked = state.ready && self.is_checked(state);
+            let is_checked = was_checked && state.ready;
             let mut set_up = !state.ready;
             let mut check = self.capture.group().filter(|_| state.ready && !is_checked);
             let added = self.apply(state, flows, 2, |batch, flows| {
