@@ -275,7 +275,11 @@ impl Channel {
         let get = self.put_get(&mut request, &new.original, new.zone);
         self.socket.send(&request, 0)?;
         let created = self.answer(create, false, |_| {});
-        // Also after an error: the socket is used again.
+        // Who may not ask is told so once for all of it.
+        if created.as_ref().is_err_and(is_absent) {
+            return created.map(|()| None);
+        }
+        // Also after another error: the socket is used again.
         let found = self.got(get);
         created.and(found)
     }
@@ -338,9 +342,11 @@ impl Channel {
 
     /// Reads the whole answer to a request.
     fn answer(&mut self, seq: u32, is_dump: bool, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        // The kernel has answered all but a dump before `send` returns: nothing is waited for that does not come.
+        let flags = if is_dump { 0 } else { libc::MSG_DONTWAIT };
         loop {
             self.reply.clear();
-            while let Err(error) = self.socket.recv(&mut self.reply, 0) {
+            while let Err(error) = self.socket.recv(&mut self.reply, flags) {
                 if error.kind() != io::ErrorKind::Interrupted {
                     return Err(error);
                 }
