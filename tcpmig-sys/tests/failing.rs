@@ -5,7 +5,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use support::{Net, kernel_test, pattern, until};
 use tcpmig_sys::ends::Ends;
@@ -73,6 +73,15 @@ impl Talk {
     }
 }
 
+/// What has failed to be put back by its own call is the application's to set again; nothing else is.
+fn set_again(fd: BorrowedFd<'_>, failed: Option<&str>) {
+    match failed {
+        Some("setsockopt(SO_KEEPALIVE)") => sockopt::set_keep_alive(fd, true).unwrap(),
+        Some("setsockopt(TCP_USER_TIMEOUT)") => sockopt::set_user_timeout(fd, 30_000).unwrap(),
+        _ => {}
+    }
+}
+
 /// Does something with each of its calls failing in turn, until there is none left; how many there were.
 fn each_call(mut once: impl FnMut(usize, i32) -> Option<&'static str>) -> usize {
     let mut calls = 0;
@@ -137,9 +146,7 @@ fn what_was_not_thawed_can_be_thawed(v6: bool) {
                 }
                 Err(FreezeError { fd, error }) => {
                     println!("alive, but {error}");
-                    // What could not be put back is the application's to set again.
-                    sockopt::set_keep_alive(fd.as_fd(), true).unwrap();
-                    sockopt::set_user_timeout(fd.as_fd(), 30_000).unwrap();
+                    set_again(fd.as_fd(), failed);
                     fd
                 }
             };
@@ -204,11 +211,7 @@ fn what_is_not_activated_leaves_nothing(v6: bool) {
             };
             let (_, unsent) = snapshot.sent_and_unsent();
             write_unsent(fd.as_fd(), unsent).unwrap();
-            if failed.is_some() {
-                // An option that could not be put back must not end a connection that lives.
-                sockopt::set_keep_alive(fd.as_fd(), true).unwrap();
-                sockopt::set_user_timeout(fd.as_fd(), 30_000).unwrap();
-            }
+            set_again(fd.as_fd(), failed);
             talk.is_answered(&fd);
             server = Some(fd);
             failed

@@ -182,11 +182,11 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
 ///
 /// As [`check`].
 pub fn check_further(fd: BorrowedFd<'_>) -> Result<()> {
-    refuse(fd, |option| !SEEN_BY_EXAMINE.contains(&option.name))
+    refuse(fd, |option| !SEEN_BY_CHECK.contains(&option.name))
 }
 
 /// What [`repair::check`](crate::repair::check) refuses.
-const SEEN_BY_EXAMINE: [&str; 3] = ["TCP_AO_INFO", "TCP_REPAIR", "TCP_ULP"];
+const SEEN_BY_CHECK: [&str; 3] = ["TCP_AO_INFO", "TCP_REPAIR", "TCP_ULP"];
 
 fn refuse(fd: BorrowedFd<'_>, looks_at: impl Fn(&KnownOption) -> bool) -> Result<()> {
     let is_v6 = sockopt::domain(fd)? == libc::AF_INET6;

@@ -74,11 +74,7 @@ impl Still {
     }
 
     fn unmute(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
-        let Some(mute) = self.mute.take() else {
-            return Ok(());
-        };
-        // One that stayed mute would be lost, and look alive.
-        mute.lift(fd).or_else(|_| mute::lift(fd))
+        self.mute.take().map_or(Ok(()), |mute| mute.lift(fd))
     }
 }
 
@@ -115,7 +111,12 @@ impl FrozenSocket {
             })?;
             Ok((reuse_addr, still))
         };
-        match begin(fd.as_fd()) {
+        let begun = begin(fd.as_fd());
+        Self::of(fd, begun)
+    }
+
+    fn of(fd: OwnedFd, begun: Result<(i32, Still)>) -> Result<Self, FreezeError> {
+        match begun {
             Ok((reuse_addr, still)) => Ok(Self {
                 fd: Some(fd),
                 reuse_addr,
@@ -158,15 +159,8 @@ impl FrozenSocket {
             }
             Ok((reuse_addr, still))
         };
-        match find(fd.as_fd()) {
-            Ok((reuse_addr, still)) => Ok(Self {
-                fd: Some(fd),
-                reuse_addr,
-                ended: OnceLock::new(),
-                still,
-            }),
-            Err(error) => Err(FreezeError { fd, error }),
-        }
+        let found = find(fd.as_fd());
+        Self::of(fd, found)
     }
 
     /// `SO_REUSEADDR` as it was before the freeze, which hides it.

@@ -304,12 +304,14 @@ impl Mute {
 
     /// What arrives is delivered, and what is to be sent leaves.
     ///
-    /// After an error the socket is as open as it could be made.
+    /// After an error the socket is as open as it could be made. It is tried twice: one that stayed mute would be lost, and look alive.
     pub(crate) fn lift(self, fd: BorrowedFd<'_>) -> Result<()> {
         match self.0 {
             Kind::Policies(wire) => {
-                wire.lift(fd)?;
-                forget_soft_error(fd)
+                wire.lift(fd).or_else(|_| wire.lift(fd))?;
+                // It is open, whatever its error says.
+                let _ = forget_soft_error(fd);
+                Ok(())
             }
             Kind::Filter(None) => sockopt::detach_filter(fd),
             Kind::Filter(Some(filter)) => {

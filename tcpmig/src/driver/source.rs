@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig_format::{EncodeError, FourTuple, Layer};
-use tcpmig_lock::{LockGuard, Locker};
+use tcpmig_lock::Locker;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::timeout;
 
@@ -282,8 +282,7 @@ impl Mover {
     /// Ends the redirect of a connection that is lost: another one of the same addresses would be sent to the target. The
     /// lock of a process that died ends with its lease, which is short.
     pub(super) fn end_redirect(&self, flow: FourTuple) {
-        let locked = self.locker.lock(&[flow], self.options.lease);
-        if let Err(error) = locked.and_then(LockGuard::release) {
+        if let Err(error) = self.locker.end_redirects(&[flow]) {
             tracing::debug!(%flow, %error, "what the process that died left is left to its lease");
         }
     }
