@@ -13,6 +13,8 @@ pub(super) struct Later {
     pub(super) removed: Vec<(Instant, Vec<FourTuple>)>,
     /// Redirects that were made or prolonged, of which a packet may have made a double in that moment, and when to look.
     pub(super) made: Option<(Instant, Vec<FourTuple>)>,
+    /// Those that were looked at once, and when to look again: a processor may have stood still with such a packet.
+    pub(super) looked_at: Option<(Instant, Vec<FourTuple>)>,
     /// What was removed by others and could not be set up again so far: everything, or only rules.
     pub(super) damage: Option<Damage>,
     /// Whether that was said.

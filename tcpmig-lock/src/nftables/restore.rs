@@ -23,6 +23,8 @@ use crate::{Event, LockError};
 pub(super) const PACKET: Duration = Duration::from_millis(1);
 /// How long to collect what was made before it is looked at.
 const COLLECT: Duration = Duration::from_millis(10);
+/// How long after the first look at what was made there is a second one, the last.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// How often a packet can have made a double while others were looked at.
 const DOUBLES: usize = 4;
 /// How soon what failed is tried again.
@@ -80,11 +82,21 @@ impl Shared {
             .map(|look| look.clamp(now + LOOK[0], now + LOOK[1]));
         let removed = state.later.removed.first().map(|(due, _)| *due);
         let again = state.later.damage.map(|_| now + AGAIN);
-        let made = state.later.made.as_ref().map(|(due, _)| *due);
-        state.later.sleeps = [state.later.look, removed, made, again, state.care.due]
-            .into_iter()
-            .flatten()
-            .min();
+        let due_of =
+            |flows: &Option<(Instant, Vec<FourTuple>)>| flows.as_ref().map(|(due, _)| *due);
+        let made = due_of(&state.later.made);
+        let looked_at = due_of(&state.later.looked_at);
+        state.later.sleeps = [
+            state.later.look,
+            removed,
+            made,
+            looked_at,
+            again,
+            state.care.due,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         state.later.sleeps
     }
 
@@ -423,9 +435,15 @@ impl Shared {
     /// if it names no process: the newer one is found first.
     fn remove_doubles(&self, now: Instant) {
         let mut state = self.state();
-        let due = state.later.made.take_if(|(due, _)| *due <= now);
+        let again = state.later.looked_at.take_if(|(due, _)| *due <= now);
+        let first = state.later.made.take_if(|(due, _)| *due <= now);
+        if let Some((_, flows)) = &first {
+            let due = now + SECOND_LOOK;
+            let (_, looked_at) = state.later.looked_at.get_or_insert((due, Vec::new()));
+            looked_at.extend_from_slice(flows);
+        }
         drop(state);
-        if let Some((_, flows)) = due {
+        for (_, flows) in [first, again].into_iter().flatten() {
             // What was ended meanwhile is removed as a whole.
             let is_there = |state: &State, flow: &FourTuple| {
                 state.kept.has(Set::Gone, flow) || state.care.has(Set::Gone, flow)

@@ -232,8 +232,8 @@ impl Shared {
         }
     }
 
-    /// Whether what a lock needs besides its element was there a moment ago, and nobody was seen to change it: it takes the
-    /// kernel three times as long to lock a flow if it has to look at all rules for it.
+    /// Whether what a lock needs besides its element was there a moment ago, and nobody was seen to change it: to make sure of that the
+    /// kernel looks at every rule of the table.
     fn is_checked(&self, state: &mut State) -> bool {
         let lately = |checked: &Instant| checked.elapsed() < CHECKED_FOR;
         state.checked.as_ref().is_some_and(lately)

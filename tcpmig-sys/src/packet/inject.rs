@@ -38,7 +38,7 @@ struct Raw {
     mark: u32,
 }
 
-/// Raw sockets that nobody uses just now: to make one and close it takes as long as ten segments. Each keeps its network
+/// Raw sockets that nobody uses just now: to make one for each connection costs more than the segments. Each keeps its network
 /// namespace.
 static KEPT: Mutex<Vec<Raw>> = Mutex::new(Vec::new());
 const KEEP: usize = 4;
