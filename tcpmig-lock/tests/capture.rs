@@ -6,11 +6,12 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::capture::Capture;
 use common::net::{Connection, Host, expect, expect_nothing, link};
-use common::{eventually, isolated, slowed};
+use common::{Ends, eventually, isolated, slowed};
 use tcpmig_lock::{
     EntryKind, FourTuple, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Packet, Redirect,
 };
@@ -478,11 +479,12 @@ fn what_arrives_while_the_lock_ends_passes_or_is_handed_over() {
             );
             let done = server.run(|| Command::new("nft").arg(rules).status().unwrap());
             assert!(done.success());
-            let over = std::sync::atomic::AtomicBool::new(false);
-            let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+            let over = AtomicBool::new(false);
+            let is_over = || over.load(Ordering::Relaxed);
             let (mut captured, mut late) = (0, 0);
             let mut ended = Vec::new();
             std::thread::scope(|scope| {
+                let _ends = Ends(&over);
                 scope.spawn(|| {
                     let send =
                         common::injector(&client, 0x10, flow.flow().remote(), flow.flow().local());
@@ -506,7 +508,6 @@ fn what_arrives_while_the_lock_ends_passes_or_is_handed_over() {
                     late += unlocked.captured().unwrap().packets.len();
                     ended.push(unlocked);
                 }
-                over.store(true, std::sync::atomic::Ordering::Relaxed);
             });
             // All have come, and what another processor was dropping is there.
             let still = ended

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::capture::{ACK, Capture, PSH, RST, Segment};
 use common::net::{Host, switch};
-use common::{eventually, isolated};
+use common::{Ends, eventually, isolated};
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig_lock::{
     EntryKind, Flavour, FourTuple, Iptables, Link, Locker, NextHop, Nftables, RedirectedBy, Unplug,
@@ -220,15 +220,6 @@ impl Step {
             }
             _ => guard.leave(),
         }
-    }
-}
-
-/// Sees to it that the flood ends, also if an assertion fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::capture::{Capture, RST};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, isolated};
+use common::{eventually, isolated, slowed};
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{Event, LockError, Locker, Nftables};
@@ -452,7 +452,12 @@ fn few_packets_come_before_the_rules_are_back() {
             let segments = net.raw();
             std::thread::scope(|scope| {
                 scope.spawn(|| nft(&net.source, "flush ruleset"));
+                let begin = Instant::now();
                 while net.told.try_recv().is_err() {
+                    assert!(
+                        begin.elapsed() < slowed(Duration::from_secs(20)),
+                        "not told"
+                    );
                     acknowledge(&segments, ends);
                     sent += 1;
                 }

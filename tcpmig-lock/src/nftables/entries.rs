@@ -1,5 +1,6 @@
 //! What the tables hold, as others are to see it.
 
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -20,7 +21,7 @@ impl Shared {
         for element in read(Set::Locked)? {
             entries.push(element.entry(EntryKind::Lock));
         }
-        let devices: HashMap<_, _> = read(Set::Device)?
+        let devices: HashMap<_, _> = one_each(read(Set::Device)?)
             .into_iter()
             .filter_map(|element| Some((element.flow, *element.data?.first_chunk()?)))
             .collect();
@@ -29,11 +30,19 @@ impl Shared {
             .map(|element| element.flow)
             .collect();
         // Asked for before the redirects: what is redirected meanwhile is not taken for silent only.
-        let gone = read(Set::Gone)?;
+        let gone = one_each(read(Set::Gone)?);
+        let owners: HashMap<_, _> = gone
+            .iter()
+            .filter_map(|element| Some((element.flow, element.owner.clone()?)))
+            .collect();
         let mut names = HashMap::new();
         let mut redirected: HashSet<FourTuple> = devices.keys().copied().collect();
-        for element in read(Set::Hop)? {
+        for mut element in one_each(read(Set::Hop)?) {
             redirected.insert(element.flow);
+            // What packets made hides the one with the owner from who asks for it alone.
+            if element.owner.is_none() {
+                element.owner = owners.get(&element.flow).cloned();
+            }
             let data = element.data.as_deref().unwrap_or_default();
             let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
                 Ipv4Addr::from(octets).into()
@@ -94,4 +103,21 @@ impl Shared {
         }
         Ok(found)
     }
+}
+
+/// One element for each flow. A packet can have made a second one, which has no owner.
+fn one_each(elements: Vec<Element>) -> Vec<Element> {
+    let mut places: HashMap<FourTuple, usize> = HashMap::with_capacity(elements.len());
+    let mut one: Vec<Element> = Vec::with_capacity(elements.len());
+    for element in elements {
+        match places.entry(element.flow) {
+            Occupied(place) if one[*place.get()].owner.is_none() => one[*place.get()] = element,
+            Occupied(_) => {}
+            Vacant(place) => {
+                place.insert(one.len());
+                one.push(element);
+            }
+        }
+    }
+    one
 }

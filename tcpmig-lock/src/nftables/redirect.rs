@@ -300,9 +300,12 @@ impl Shared {
         own.retain(|flow| {
             let runs = |moved: &Moved| now < moved.until;
             state.kept.redirected(flow).is_some_and(runs) || {
-                let found = state.connection.get(&self.table, Set::Device, flow);
-                let owner = found.ok().flatten().and_then(|element| element.owner);
-                owner.is_some_and(|owner| owner.pid == process)
+                // One of them may be hidden by what packets made.
+                [Set::Gone, Set::Device].into_iter().any(|set| {
+                    let found = state.connection.get(&self.table, set, flow);
+                    let owner = found.ok().flatten().and_then(|element| element.owner);
+                    owner.is_some_and(|owner| owner.pid == process)
+                })
             }
         });
         self.remove(state, &own, &REDIRECT)

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use super::Nftables;
+use super::element::Element;
 use super::names::Set;
 use crate::conformance::isolate;
 use crate::conformance::lab::eventually;
-use crate::{EntryKind, LockError, Locker, NextHop};
+use crate::{EntryKind, LockError, Locker, NextHop, Owner};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -82,6 +83,45 @@ fn everything_works_without_destroy() {
             );
             assert_eq!(locker.list().unwrap().len(), flows.len() - 1);
             locker.release(&flows).unwrap();
+        }
+    });
+}
+
+/// Whose a redirect is decides whether it may be taken over. An element that a packet made names nobody, and comes beside
+/// the one with the owner, or hides it.
+#[test]
+fn a_redirect_has_one_entry_with_its_owner_also_where_packets_made_elements() {
+    const NAME: &str =
+        "nftables::tests::a_redirect_has_one_entry_with_its_owner_also_where_packets_made_elements";
+    isolate::isolated(NAME, || {
+        let locker = Nftables::new().unwrap();
+        let flow = flows()[0];
+        let element = |owner: Option<Owner>, data: [u8; 4]| Element {
+            flow,
+            remaining: LEASE,
+            age: None,
+            owner,
+            data: Some(data.to_vec()),
+        };
+        let own = Some(Owner::current());
+        let hop = [10, 0, 0, 2];
+        let [made, others] = [element(own.clone(), hop), element(None, hop)];
+        for hops in [
+            vec![others.clone()],
+            vec![others.clone(), made.clone()],
+            vec![made, others],
+        ] {
+            let entries = locker.shared.entries(|set| {
+                Ok(match set {
+                    Set::Hop => hops.clone(),
+                    Set::Gone => vec![element(own.clone(), [0; 4])],
+                    Set::Device => vec![element(None, [0; 4])],
+                    _ => Vec::new(),
+                })
+            });
+            let entries = entries.unwrap();
+            assert_eq!(entries.len(), 1, "{entries:?}");
+            assert_eq!(entries[0].owner, Some(std::process::id()));
         }
     });
 }

@@ -2,12 +2,22 @@
 #![allow(dead_code, unused_imports)] // Each test binary uses its own part.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use net::Host;
 
 pub(crate) use tcpmig_lock::conformance::isolate::isolated;
 pub(crate) use tcpmig_lock::conformance::lab::{eventually, slowed};
 pub(crate) use tcpmig_lock::conformance::{isolate, lab as net, wire as capture};
+
+/// Set when this is dropped, also by a panic: a thread that goes on until then would hang the test that waits for it.
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Makes a TCP segment without data from one end to the other; each call sends it once.
 pub(crate) fn injector(

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, injector, isolated, slowed};
+use common::{Ends, eventually, injector, isolated, slowed};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 

@@ -72,15 +72,6 @@ fn many_flows_are_redirected_in_one_call() {
     });
 }
 
-/// Set when it is dropped, also by a panic.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A packet that comes while the kernel commits a redirect makes an element of its own, which packets find first.
 #[test]
 fn packets_that_come_while_flows_are_redirected_do_not_mislead_those_after_them() {
@@ -101,7 +92,7 @@ fn packets_that_come_while_flows_are_redirected_do_not_mislead_those_after_them(
         flows.insert(flows.len() / 2, flow.flow());
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let _over = Over(&over);
+            let _ends = Ends(&over);
             scope.spawn(|| {
                 let send = injector(&net.peer, ACK, ends.0, ends.1);
                 while !over.load(Ordering::Relaxed) {
