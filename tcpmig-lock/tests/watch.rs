@@ -115,8 +115,9 @@ impl Net {
         rules
     }
 
-    /// Has the rules lost in this way, and waits until they are as before. One loss may be told more than once, because
-    /// it may be seen in two parts.
+    /// Has the rules lost in this way, and waits until they are as before and until so many locks and redirects are told.
+    /// One loss may be told more than once, because it may be seen in two parts; what was told of the one before may be
+    /// heard now.
     fn loses(&self, loss: &str, text: &str) {
         let (rules, held) = (self.rules(), self.locker.list().unwrap().len());
         nft(&self.source, loss);
@@ -124,9 +125,21 @@ impl Net {
             let same = self.locker.list().unwrap().len() == held && self.rules() == rules;
             same.then_some(())
         });
-        let told = self.told.recv_timeout(Duration::from_secs(20));
-        assert_eq!(told.expect("it is told"), text);
+        let mut left = counts(text);
+        while left.iter().any(|count| *count > 0) {
+            let told = self.told.recv_timeout(Duration::from_secs(60));
+            let told = counts(&told.expect("all of it is told"));
+            for (left, told) in left.iter_mut().zip(told) {
+                *left = left.saturating_sub(told);
+            }
+        }
     }
+}
+
+/// How many locks, and how many redirects.
+fn counts(text: &str) -> [usize; 2] {
+    let (locks, redirects) = text.split_once(' ').expect("two numbers");
+    [locks, redirects].map(|count| count.parse().expect("a number"))
 }
 
 /// Sends an empty segment.

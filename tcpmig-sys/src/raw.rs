@@ -263,6 +263,28 @@ pub(crate) fn ioctl_descriptor(
     Ok(unsafe { OwnedFd::from_raw_fd(got) })
 }
 
+/// `ioctl(TUNSETIFF)`: makes a TAP device of this name, whose frames are read and written here without any header.
+#[cfg(feature = "lab")]
+pub(crate) fn attach_tap(fd: BorrowedFd<'_>, device: &str) -> Result<()> {
+    const CALL: &str = "ioctl(TUNSETIFF)";
+    // SAFETY: all zero is a valid `ifreq`: an empty name and flags of 0.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last octet stays zero.
+    if device.len() >= request.ifr_name.len() {
+        return Err(Error::new(CALL, io::ErrorKind::InvalidInput.into()));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request reads and writes one `ifreq`, which outlives the call.
+    let status = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if status < 0 {
+        return Err(Error::last(CALL));
+    }
+    Ok(())
+}
+
 /// `recv(MSG_PEEK)` into the spare room of `buffer`, whose length becomes what
 /// was filled. The kernel may answer with a length larger than the room (it
 /// does so for a send queue): then nothing is taken and the length comes back

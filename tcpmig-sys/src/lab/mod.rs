@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub mod calls;
+pub mod path;
 
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
@@ -95,6 +96,39 @@ impl Lab {
     ///
     /// [`LabError`]; the host is then not part of the lab.
     pub fn host(&mut self, name: &str, addresses: &[&str]) -> Result<Host> {
+        let (host, ()) = self.plugged(name, addresses, UP, |switch, port, host| {
+            let path = host.path();
+            let line = format!("link add {port} type veth peer name eth0 netns {path}\n");
+            ip(switch, &line).map(drop)
+        })?;
+        Ok(host)
+    }
+
+    /// A host as by [`Lab::host`] that is far away: its frames go by such a path, as long as the cable is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]; the host is then not part of the lab.
+    pub fn far_host(
+        &mut self,
+        name: &str,
+        addresses: &[&str],
+        path: &path::Path,
+    ) -> Result<(Host, path::Cable)> {
+        self.plugged(name, addresses, UP_TAP, |switch, port, host| {
+            path::Cable::plug(path, [(host, "eth0"), (switch, port)])
+        })
+    }
+
+    /// A host whose `eth0` and port are made by `plug`, from the switch, the port's name and the host. `ip` shows `up` of
+    /// them when they carry packets.
+    fn plugged<T>(
+        &mut self,
+        name: &str,
+        addresses: &[&str],
+        up: &str,
+        plug: impl FnOnce(&Namespace, &str, &Namespace) -> Result<T>,
+    ) -> Result<(Host, T)> {
         let namespace = Namespace::create()?;
         self.ports += 1;
         let port = format!("port{}", self.ports);
@@ -108,12 +142,10 @@ impl Lab {
         if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
             host.set("net/ipv6/conf/default/accept_dad", "0")?;
         }
-        let path = host.namespace.path();
+        let plugged = plug(&self.switch, &port, &host.namespace)?;
         ip(
             &self.switch,
-            &format!(
-                "link add {port} type veth peer name eth0 netns {path}\nlink set {port} master br0\nlink set {port} up\n"
-            ),
+            &format!("link set {port} master br0\nlink set {port} up\n"),
         )?;
         let mut lines = "link set lo up\nlink set eth0 up\n".to_owned();
         for address in addresses {
@@ -121,9 +153,9 @@ impl Lab {
             lines += &format!("addr add {address} dev eth0{nodad}\n");
         }
         host.ip(&lines)?;
-        host.wait_for("eth0")?;
-        wait_for_device(&self.switch, &port, &[UP, "bridge_slave state forwarding"])?;
-        Ok(host)
+        wait_for_device(&host.namespace, "eth0", &[up])?;
+        wait_for_device(&self.switch, &port, &[up, "bridge_slave state forwarding"])?;
+        Ok((host, plugged))
     }
 
     /// A cable from one host to another, beside the switch: a device of this name at each end, with the address.
@@ -336,6 +368,8 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
 
 /// What `ip` shows of a device that the kernel has started.
 const UP: &str = " state UP ";
+/// The same of a TAP device, which the kernel does not say more of.
+const UP_TAP: &str = ",LOWER_UP";
 
 fn wait_for_device(namespace: &Namespace, device: &str, shows: &[&str]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
