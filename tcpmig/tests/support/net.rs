@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig_format::FourTuple;
+use tcpmig_sys::lab::path::{Cable, Path};
 use tcpmig_sys::lab::{Host, Lab};
 
 use super::PATIENCE;
@@ -36,13 +37,33 @@ pub(crate) const B: &str = "198.18.0.2:7077";
 impl Net {
     pub(crate) fn new() -> Self {
         let net = Self::without_service_on_b();
-        net.b
-            .hold_silently(&["198.18.0.80/32", "2001:2::80/128"])
-            .unwrap();
+        net.hold_service_on_b();
         net
     }
 
     pub(crate) fn without_service_on_b() -> Self {
+        Self::plugged(|lab, addresses| lab.host("peer", addresses).unwrap())
+    }
+
+    /// As [`Net::new`], with a peer at the other end of such a path.
+    pub(crate) fn with_far_peer(path: &Path) -> (Self, Cable) {
+        let mut cable = None;
+        let net = Self::plugged(|lab, addresses| {
+            let (peer, made) = lab.far_host("peer", addresses, path).unwrap();
+            cable = Some(made);
+            peer
+        });
+        net.hold_service_on_b();
+        (net, cable.expect("the peer was plugged in"))
+    }
+
+    fn hold_service_on_b(&self) {
+        self.b
+            .hold_silently(&["198.18.0.80/32", "2001:2::80/128"])
+            .unwrap();
+    }
+
+    fn plugged(plug_peer: impl FnOnce(&mut Lab, &[&str]) -> Host) -> Self {
         let mut lab = Lab::new().expect("a network of namespaces can be made");
         let host = |lab: &mut Lab, name: &str, last: &[&str]| {
             let addresses: Vec<String> = last
@@ -53,7 +74,7 @@ impl Net {
             lab.host(name, &addresses).unwrap()
         };
         Self {
-            peer: host(&mut lab, "peer", &["9"]),
+            peer: plug_peer(&mut lab, &["198.18.0.9/24", "2001:2::9/64"]),
             a: host(&mut lab, "a", &["1", "80"]),
             b: host(&mut lab, "b", &["2"]),
             _lab: lab,
