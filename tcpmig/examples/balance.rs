@@ -22,7 +22,7 @@ use axum::routing::get;
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
-use tcpmig::driver::{Acceptor, Destination, Mover, Options, Report};
+use tcpmig::driver::{Acceptor, Destination, Mover, Options, Reason, Report};
 use tcpmig::http::{ConnectionState, Movable, NotMoved, Server, State, move_connections};
 use tcpmig::steer::Redirected;
 use tcpmig_sys::lab::{Host, Lab};
@@ -57,6 +57,7 @@ async fn hello(Extension(served): Extension<State<Served>>) -> String {
 }
 
 type App = TowerToHyperService<Router>;
+type Moved = std::result::Result<Report, NotMoved<Reason>>;
 
 /// A web server: a thread in its host's network namespace.
 struct Site {
@@ -68,7 +69,7 @@ struct Site {
 struct Order {
     count: usize,
     to: usize,
-    done: oneshot::Sender<Vec<std::result::Result<Report, NotMoved>>>,
+    done: oneshot::Sender<Vec<Moved>>,
 }
 
 fn own_address(number: usize) -> SocketAddr {
@@ -123,7 +124,7 @@ impl Site {
         let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
         let router = Router::new().route("/", get(hello));
         let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Served>();
-        let server = Server::new(movable.clone(), mover);
+        let server = Server::new(movable.clone());
         let lease = options.redirect_lease;
         // Nothing but connections of the service, whatever the other servers bring.
         let service: SocketAddr = SERVICE.parse()?;
@@ -160,7 +161,7 @@ impl Site {
                     order = ordered.recv() => {
                         let Some(order) = order else { return Ok(()) };
                         let steer = Redirected::new(own_address(order.to).ip(), lease)?;
-                        tokio::spawn(obey(server, order, Arc::new(steer)));
+                        tokio::spawn(obey(server, mover.clone(), order, Arc::new(steer)));
                     }
                 }
             }
@@ -169,11 +170,7 @@ impl Site {
     }
 
     /// Moves connections; this returns when all have moved.
-    fn move_some(
-        &self,
-        count: usize,
-        to: usize,
-    ) -> Result<Vec<std::result::Result<Report, NotMoved>>> {
+    fn move_some(&self, count: usize, to: usize) -> Result<Vec<Moved>> {
         let (done, is_done) = oneshot::channel();
         let order = Order { count, to, done };
         self.orders.send(order).map_err(|_| "a server ended")?;
@@ -181,7 +178,7 @@ impl Site {
     }
 }
 
-async fn obey(server: Server<App>, order: Order, steer: Arc<Redirected>) {
+async fn obey(server: Server<App>, mover: Mover, order: Order, steer: Arc<Redirected>) {
     let to = Destination {
         address: own_address(order.to),
         name: own_name(order.to),
@@ -189,7 +186,7 @@ async fn obey(server: Server<App>, order: Order, steer: Arc<Redirected>) {
     };
     let mut handles = server.connections();
     handles.truncate(order.count);
-    let results = move_connections(handles, &to, AT_ONCE).await;
+    let results = move_connections(handles, &mover, &to, AT_ONCE).await;
     let results = results.into_iter().map(|(_, result)| result).collect();
     // Nobody asks any more if the program ends.
     let _ = order.done.send(results);

@@ -14,18 +14,20 @@
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
-//! - [`http`] (feature `http`): stop a hyper connection in the middle of a response and go on elsewhere.
+//! - [`session`]: what the session on a connection stands on, and how the two leave together, by whatever way.
+//! - [`http`]: stop a hyper connection in the middle of a response and go on elsewhere.
 //!
 //! # Features
 //!
-//! Each brings those before it. Libraries switch default features off and take what they need.
+//! Libraries switch default features off and take what they need.
 //!
 //! * none: [`handover`] and [`segments`], without any call of the system.
 //! * `connection`: [`capture`], [`restore`], [`listener`], [`options`] and [`steer`]; with your own locker, or one of
 //!   `tcpmig-lock`. Links neither libnftnl nor a TLS stack.
-//! * `driver`: [`driver`] and [`locker`].
-//! * `http`: [`http`].
-//! * `cli`, on by default: the command `tcpmig`.
+//! * `driver`: [`driver`] and [`locker`], with `connection`.
+//! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
+//! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
+//! * `cli`, on by default: the command `tcpmig`, with all of these.
 //!
 //! It needs Linux 5.14, `CAP_NET_ADMIN` in the user namespace that owns the network
 //! namespace, and nf_tables for [`tcpmig_lock::Nftables`].
@@ -122,6 +124,8 @@ pub mod options;
 #[cfg(feature = "connection")]
 pub mod restore;
 pub mod segments;
+#[cfg(feature = "session")]
+pub mod session;
 #[cfg(feature = "connection")]
 pub mod steer;
 

@@ -127,10 +127,10 @@ impl Servers {
         let (site, server) = &self.hosts[at];
         let server = server.clone();
         site.call(|here| async move {
-            let to = here.other();
+            let (way, to) = (here.mover(), here.other());
             let mut still = Vec::new();
             for handle in server.connections() {
-                let report = handle.move_to(&to).await;
+                let report = handle.move_to(&way, &to).await;
                 still.push(report.expect("the connection moves").blackout_us);
             }
             still
@@ -150,7 +150,7 @@ impl Servers {
 fn movable(site: &Site) -> Server<Greet> {
     site.call(|here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-        let server = Server::new(Movable::new(Greet), here.mover());
+        let server = Server::new(Movable::new(Greet));
         let movable = Movable::new(Greet);
         let mut arrivals = Acceptor::new(endpoint, locker)
             .options(here.options.clone())

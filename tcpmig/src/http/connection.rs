@@ -21,6 +21,7 @@ use super::service::{BoxError, RequestBody, Watched};
 use super::session::{AnyState, Session, SessionError};
 use super::shared::Obstacle;
 use super::websocket::{At, Handler, Served};
+use crate::session::{Carrier, Parts};
 
 /// How long things may take, how much may be carried.
 #[derive(Clone, Copy)]
@@ -73,64 +74,82 @@ pub enum ConnectionError {
     NotResumed(NotResumed),
 }
 
-/// A connection that can be drained: HTTP/1, and a WebSocket if it became one.
+/// A connection that can be drained: HTTP/1, and a WebSocket if it became one. It runs over a `C`.
 #[expect(
     private_bounds,
     reason = "what hyper asks of the service around the user's"
 )]
-pub struct Connection<S>
+pub struct Connection<S, C = TcpStream>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    pub(super) stage: Stage<S>,
+    pub(super) stage: Stage<S, C>,
     pub(super) about: About,
 }
 
 /// What is spoken on it.
-pub(super) enum Stage<S>
+pub(super) enum Stage<S, C>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    Http(Box<Http<S, TcpStream>>),
+    Http(Box<Http<S, C>>),
     /// A handler of the service has it, or nobody.
-    Upgraded(Upgrade<TcpStream>),
-    WebSocket(Served),
-    Ending(Ending<TcpStream>),
+    Upgraded(Upgrade<C>),
+    WebSocket(Served<C>),
+    Ending(Ending<C>),
 }
 
 /// A connection that stands at a safe point.
+///
+/// It leaves as [`Drained::into_parts`], or goes on here by [`Movable::resume`](super::Movable::resume).
 #[derive(Debug)]
-pub struct Drained {
-    /// The socket.
-    pub stream: TcpStream,
+pub struct Drained<C = TcpStream> {
+    /// What the session runs over.
+    pub stream: C,
     /// What moves with it.
     pub session: Session,
+}
+
+impl<C: Carrier> Drained<C> {
+    /// Takes it apart: a socket, and the layers that run on it with the session on top.
+    /// [`Movable::resume_parts`](super::Movable::resume_parts) and, after a move,
+    /// [`Movable::resume_arrived`](super::Movable::resume_arrived) put it together again.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Encode`], [`SessionError::Socket`]; the connection is closed.
+    pub fn into_parts(self) -> Result<Parts, SessionError> {
+        let layer = self.session.to_layer()?;
+        let mut parts = self.stream.into_parts()?;
+        parts.layers.push(layer);
+        Ok(parts)
+    }
 }
 
 /// A connection that is not HTTP any longer: a response said 101 (Switching Protocols), or 200 to CONNECT, and no
 /// handler has taken it by `hyper::upgrade`.
 #[derive(Debug)]
-pub struct Upgraded {
-    /// The socket.
-    pub stream: TcpStream,
+pub struct Upgraded<C = TcpStream> {
+    /// What it runs over.
+    pub stream: C,
     /// Octets that were read from it and belong to the new protocol.
     pub unread: Bytes,
     /// The extensions of that response: what the service wants to be known behind it.
     pub extensions: hyper::http::Extensions,
 }
 
-/// How a run of a connection ended.
-pub enum Ended<C> {
+/// How a run of a connection `N` over a `C` ended.
+pub enum Ended<N, C = TcpStream> {
     /// It is over.
     Closed,
     /// It was drained.
-    Drained(Drained),
+    Drained(Drained<C>),
     /// It reached no safe point in time: run it on.
-    Busy(C, Obstacle),
+    Busy(N, Obstacle),
     /// It changed its protocol.
-    Upgraded(Upgraded),
+    Upgraded(Upgraded<C>),
 }
 
 /// What a drain waits for; it stays ready.
@@ -159,12 +178,13 @@ impl<'a, F: Future<Output = ()>> Asked<'a, F> {
     }
 }
 
-impl<S, B> Connection<S>
+impl<S, B, C> Connection<S, C>
 where
     S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
     B::Error: Into<BoxError>,
+    C: Carrier,
 {
     /// Runs the connection until it is over or `asked` is ready, and then drains it.
     ///
@@ -182,7 +202,7 @@ where
     pub async fn run(
         self,
         asked: impl Future<Output = ()>,
-    ) -> Result<Ended<Self>, ConnectionError> {
+    ) -> Result<Ended<Self, C>, ConnectionError> {
         let Self { mut stage, about } = self;
         let asked = pin!(asked);
         let mut asked = Asked::new(asked);
@@ -207,25 +227,25 @@ where
 }
 
 /// What follows a stage.
-enum Next<S>
+enum Next<S, C>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
-    Stage(Stage<S>),
-    Busy(Stage<S>, Obstacle),
+    Stage(Stage<S, C>),
+    Busy(Stage<S, C>, Obstacle),
     Closed,
-    Drained(Drained),
-    Upgraded(Upgraded),
+    Drained(Drained<C>),
+    Upgraded(Upgraded<C>),
 }
 
-impl<S> Next<S>
+impl<S, C> Next<S, C>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
     /// A WebSocket, if its handler could begin.
-    fn served(begun: Result<Served, SessionError>, about: &About) -> Self {
+    fn served(begun: Result<Served<C>, SessionError>, about: &About) -> Self {
         match begun {
             Ok(served) => Self::Stage(Stage::WebSocket(served)),
             Err(error) => {
@@ -236,16 +256,17 @@ where
     }
 }
 
-async fn http<S, B>(
-    http: Http<S, TcpStream>,
+async fn http<S, B, C>(
+    http: Http<S, C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
     about: &About,
-) -> Next<S>
+) -> Next<S, C>
 where
     S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
     B::Error: Into<BoxError>,
+    C: Carrier,
 {
     match Box::new(http).run(asked, about).await {
         Left::Over(ending) => {
@@ -276,14 +297,15 @@ where
 }
 
 /// Waits until nobody has an upgraded connection. If nobody had, it goes to the handler of WebSockets, or out.
-async fn upgraded<S>(
-    mut upgrade: Upgrade<TcpStream>,
+async fn upgraded<S, C>(
+    mut upgrade: Upgrade<C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
     about: &About,
-) -> Next<S>
+) -> Next<S, C>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+    C: Carrier,
 {
     let dropped = poll_fn(|cx| match upgrade.poll_use(cx) {
         Poll::Ready(used) => Poll::Ready(Some(used)),
@@ -327,14 +349,15 @@ where
     )
 }
 
-async fn websocket<S>(
-    served: Served,
+async fn websocket<S, C>(
+    served: Served<C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
     about: &About,
-) -> Next<S>
+) -> Next<S, C>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+    C: Carrier,
 {
     let (served, in_time) = match serve(served, asked, about.times).await {
         WebSocketEnded::Busy(served, obstacle) => {
@@ -363,14 +386,15 @@ where
 }
 
 /// Waits for a peer that has not read all that was written to it.
-async fn ending<S>(
-    mut ending: Ending<TcpStream>,
+async fn ending<S, C>(
+    mut ending: Ending<C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
     times: Times,
-) -> Result<Next<S>, ConnectionError>
+) -> Result<Next<S, C>, ConnectionError>
 where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+    C: Carrier,
 {
     let ended = {
         let mut run = pin!(ending.run());
@@ -392,18 +416,18 @@ where
     }
 }
 
-enum WebSocketEnded {
-    Busy(Served, Obstacle),
+enum WebSocketEnded<C> {
+    Busy(Served<C>, Obstacle),
     /// Its handler has returned: since it was told to, if this is set.
-    Returned(Served, bool),
+    Returned(Served<C>, bool),
 }
 
 /// Runs a WebSocket's handler until it returns, or is asked to and does not.
-async fn serve(
-    mut served: Served,
+async fn serve<C: Carrier>(
+    mut served: Served<C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
     times: Times,
-) -> WebSocketEnded {
+) -> WebSocketEnded<C> {
     let returned = poll_fn(|cx| match served.poll(cx) {
         Poll::Ready(()) => Poll::Ready(true),
         Poll::Pending => asked.poll(cx).map(|()| false),

@@ -61,9 +61,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         !self.unwritten.is_empty()
     }
 
-    /// Writes what waits, whether or not writes are absorbed.
+    /// Writes what waits here and below, whether or not writes are absorbed.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        std::future::poll_fn(|cx| self.poll_unwritten(cx)).await
+        std::future::poll_fn(|cx| {
+            ready!(self.poll_unwritten(cx))?;
+            Pin::new(&mut self.stream).poll_flush(cx)
+        })
+        .await
     }
 
     pub(super) fn into_parts(self) -> (T, Bytes, BytesMut) {

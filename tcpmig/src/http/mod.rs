@@ -2,9 +2,9 @@
 //! response or a message, and go on elsewhere.
 //!
 //! [`Movable`] serves a service of hyper's, or tower's and axum's through `hyper_util::service::TowerToHyperService`, over
-//! connections that can be drained. [`Server`] keeps a list of them and moves each when it is told to
-//! ([`Handle::move_to`]); [`Connection::run`] and [`Movable::resume`] are the same in two steps, for servers
-//! that move in their own way.
+//! connections that can be drained, over plain TCP or another [`Carrier`](crate::session::Carrier). [`Server`] keeps a list of them and
+//! moves each when it is told to, by any [`Way`](crate::session::Way) ([`Handle::move_to`]); [`Connection::run`] and
+//! [`Movable::resume_parts`] are the same in two steps.
 //!
 //! # An axum server whose sessions move
 //!
@@ -78,7 +78,7 @@
 //! let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Visits>();
 //! let (locker, options) = (Arc::new(tcpmig::locker::nftables()?), Options::default());
 //! let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
-//! let server = Server::new(movable.clone(), mover);
+//! let server = Server::new(movable.clone());
 //!
 //! let mut arrivals = Acceptor::new(endpoint, locker)
 //!     .options(options)
@@ -105,7 +105,7 @@
 //!     }
 //! }
 //! // Instead of an end for all of them: they go on at the other host. 32 of them move at a time.
-//! for (peer, moved) in server.move_all(&to, 32).await {
+//! for (peer, moved) in server.move_all(&mover, &to, 32).await {
 //!     if let Err(error) = moved {
 //!         eprintln!("{peer}: {error}");
 //!     }
@@ -167,6 +167,7 @@ mod http1;
 mod inbound;
 mod lent;
 mod movable;
+mod order;
 #[cfg(test)]
 mod parity_tests;
 mod resumable;
@@ -174,6 +175,8 @@ mod server;
 mod service;
 mod session;
 mod shared;
+#[cfg(test)]
+mod way_tests;
 pub mod websocket;
 
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};

@@ -8,7 +8,7 @@ use http_body::Body;
 use hyper::Request;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use tcpmig_format::Layer;
+use tcpmig_format::{Layer, LayerReader, Octets};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -22,14 +22,17 @@ use super::session::{AnyState, ConnectionState, MakeState, Session, SessionError
 use super::session::{no_state, typed_state};
 use super::shared::{Middle, Shared};
 use super::websocket::{self, Handler, WebSocket};
-use crate::driver::Arrived;
+use crate::session::{Arrival, Carrier, Carriers, Parts, Tcp};
 
 /// Makes a service's connections movable.
 ///
 /// The service is one of hyper's, for requests whose body is a [`RequestBody`]; one of tower, like axum's
 /// `Router`, becomes one by `hyper_util::service::TowerToHyperService`.
-pub struct Movable<S> {
+///
+/// The connections are plain TCP, or what [`Movable::over`] is given.
+pub struct Movable<S, K = Tcp> {
     service: Arc<S>,
+    carriers: Arc<K>,
     builder: http1::Builder,
     make_state: MakeState,
     times: Times,
@@ -39,10 +42,11 @@ pub struct Movable<S> {
 
 type ResumesIf = dyn Fn(&Request<()>, &Resumed) -> Result<(), String> + Send + Sync;
 
-impl<S> Clone for Movable<S> {
+impl<S, K> Clone for Movable<S, K> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
+            carriers: self.carriers.clone(),
             builder: self.builder.clone(),
             make_state: self.make_state,
             times: self.times,
@@ -57,6 +61,7 @@ impl<S> Movable<S> {
     pub fn new(service: S) -> Self {
         Self {
             service: Arc::new(service),
+            carriers: Arc::new(Tcp),
             builder: http1::Builder::new(),
             make_state: no_state,
             times: Times {
@@ -66,6 +71,22 @@ impl<S> Movable<S> {
             },
             websockets: None,
             resumes_if: None,
+        }
+    }
+}
+
+impl<S, K: Carriers> Movable<S, K> {
+    /// The same over connections that get their carriers from these.
+    #[must_use]
+    pub fn over<L: Carriers>(self, carriers: L) -> Movable<S, L> {
+        Movable {
+            service: self.service,
+            carriers: Arc::new(carriers),
+            builder: self.builder,
+            make_state: self.make_state,
+            times: self.times,
+            websockets: self.websockets,
+            resumes_if: self.resumes_if,
         }
     }
 
@@ -135,7 +156,7 @@ impl<S> Movable<S> {
         self
     }
 
-    /// Whether this server can go on with the session of an image, which consumes all of its layers: give it to
+    /// Whether this server can go on with a connection of these layers, and consumes all of them: give it to
     /// [`accept_if`](crate::driver::Acceptor::accept_if), and a connection that could not go on here is refused before it leaves
     /// its source.
     ///
@@ -143,7 +164,11 @@ impl<S> Movable<S> {
     ///
     /// [`SessionError`].
     pub fn check(&self, layers: &[Layer]) -> Result<(), SessionError> {
-        let session = Session::from_layers(layers)?;
+        let mut layers = LayerReader::new(layers);
+        self.carriers
+            .check(&mut layers)
+            .map_err(SessionError::Carrier)?;
+        let session = Session::read(layers)?;
         (self.make_state)(session.state.as_ref())?;
         if let Some(head) = &session.websocket {
             head::parse(head)?;
@@ -160,36 +185,50 @@ impl<S> Movable<S> {
     }
 }
 
-impl<S, B> Movable<S>
+impl<S, B, K> Movable<S, K>
 where
     S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
     B::Error: Into<BoxError>,
+    K: Carriers,
 {
+    /// The carrier of a connection that was accepted, for [`Movable::connection`]; plain TCP is its own.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Handshake`]; the connection is closed.
+    pub async fn accept(&self, stream: TcpStream) -> Result<K::Carrier, SessionError> {
+        let accepted = self.carriers.accept(stream).await;
+        accepted.map_err(SessionError::Handshake)
+    }
+
     /// A connection that was accepted.
     ///
     /// # Errors
     ///
     /// None that can be expected: a new connection has a new state.
-    pub fn connection(&self, stream: TcpStream) -> Result<Connection<S>, SessionError> {
-        let about = self.about((self.make_state)(None)?, Flow::of(&stream));
+    pub fn connection(
+        &self,
+        stream: K::Carrier,
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
+        let about = self.about((self.make_state)(None)?, Flow::of(stream.tcp()));
         let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
         Ok(Connection { stage, about })
     }
 
-    /// A connection that was drained, here or elsewhere.
+    /// A connection that was drained here and not taken apart.
     ///
     /// # Errors
     ///
     /// [`SessionError`] if it cannot go on here; the stream is closed.
     pub fn resume(
         &self,
-        stream: TcpStream,
+        stream: K::Carrier,
         session: Session,
-    ) -> Result<Connection<S>, SessionError> {
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let state = (self.make_state)(session.state.as_ref())?;
-        let about = self.about(state, Flow::of(&stream));
+        let about = self.about(state, Flow::of(stream.tcp()));
         if let Some(head) = session.websocket {
             let handler = self.websockets.clone().ok_or(SessionError::NoWebSockets)?;
             let at = websocket::At {
@@ -207,20 +246,50 @@ where
         Ok(Connection { stage, about })
     }
 
-    /// A connection that moved to this host.
+    /// A connection that was taken apart here and goes on here, because its move was given up.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Movable::resume`].
+    pub fn resume_parts(&self, parts: Parts) -> Result<Connection<S, K::Carrier>, SessionError> {
+        self.rebuild(parts, Octets::new())
+    }
+
+    /// A connection that moved to this host or process.
     ///
     /// # Errors
     ///
     /// [`SessionError`] if it cannot go on here: it is closed. [`Movable::check`] prevents that.
-    pub fn resume_arrived(&self, arrived: Arrived) -> Result<Connection<S>, SessionError> {
-        let mut session = Session::from_layers(&arrived.layers)?;
+    pub fn resume_arrived(
+        &self,
+        arrived: impl Into<Arrival>,
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
+        let Arrival {
+            socket,
+            layers,
+            unwritten,
+            ..
+        } = arrived.into();
+        self.rebuild(Parts { socket, layers }, unwritten)
+    }
+
+    fn rebuild(
+        &self,
+        parts: Parts,
+        unwritten: Octets,
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
+        let mut layers = LayerReader::new(&parts.layers);
+        let stream = std::net::TcpStream::from(parts.socket);
+        stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(stream)?;
+        let rebuilt = self.carriers.rebuild(stream, unwritten, &mut layers);
+        let rebuilt = rebuilt.map_err(SessionError::Carrier)?;
+        let mut session = Session::read(layers)?;
         // What TCP could not take comes before what hyper had not written.
         session
             .unwritten
-            .splice(0..0, arrived.unwritten.iter().copied());
-        let stream = std::net::TcpStream::from(arrived.socket);
-        stream.set_nonblocking(true)?;
-        self.resume(TcpStream::from_std(stream)?, session)
+            .splice(0..0, rebuilt.unwritten.iter().copied());
+        self.resume(rebuilt.carrier, session)
     }
 
     pub(super) fn about(&self, state: Option<Arc<dyn AnyState>>, flow: Flow) -> About {

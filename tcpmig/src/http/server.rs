@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,15 +14,16 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 
-use super::connection::{Connection, ConnectionError, Ended, Upgraded};
+use super::connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 use super::movable::Movable;
+use super::order::{Order, Stays};
 use super::resumable::NotResumed;
 use super::service::{BoxError, RequestBody, chain};
-use super::session::{Session, SessionError};
+use super::session::SessionError;
 use super::shared::Obstacle;
-use crate::driver::{Arrived, Destination, Ending, Mover, Reason, Report};
+use crate::session::{Arrival, Carrier, Carriers, Tcp, Way};
 
-/// Serves connections and keeps a [`Handle`] of each, by which it is moved.
+/// Serves connections and keeps a [`Handle`] of each, by which it is moved: to whatever place, by whatever [`Way`].
 ///
 /// A connection that a handler of the service has upgraded (`hyper::upgrade`, axum's
 /// `WebSocketUpgrade`) stays on the list until that handler drops it, and says
@@ -31,26 +31,24 @@ use crate::driver::{Arrived, Destination, Ending, Mover, Reason, Report};
 ///
 /// It runs no tasks of its own: spawn [`Server::serve`] for each connection that is accepted and
 /// [`Server::arrived`] for each that arrives.
-pub struct Server<S> {
-    movable: Movable<S>,
-    mover: Mover,
+pub struct Server<S, K = Tcp> {
+    movable: Movable<S, K>,
     live: Live,
 }
 
-impl<S> Clone for Server<S> {
+impl<S, K> Clone for Server<S, K> {
     fn clone(&self) -> Self {
         Self {
             movable: self.movable.clone(),
-            mover: self.mover.clone(),
             live: self.live.clone(),
         }
     }
 }
 
-/// Why a connection did not move.
+/// Why a connection did not move; `E` says it for its way.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum NotMoved {
+pub enum NotMoved<E> {
     /// It was over before.
     #[error("the connection is over")]
     Closed,
@@ -59,24 +57,20 @@ pub enum NotMoved {
     Busy(#[from] Obstacle),
     /// It goes on here.
     #[error("the connection goes on here: {0}")]
-    Kept(#[from] Reason),
-    /// Its session has no image; it goes on here.
+    Kept(#[source] E),
+    /// Its session cannot be encoded; it goes on here.
     #[error("the connection goes on here: {0}")]
     Session(#[from] SessionError),
     /// Nobody can say where it lives; the target is asked again and again.
     #[error("the target does not answer for the connection: it lives there or nowhere")]
     InDoubt,
-    /// The connection is gone: it ended with the target's process.
+    /// The connection is gone: it ended with the target's process, or its socket could not be used.
     #[error("the connection was lost: {0}")]
     Lost(String),
 }
 
-struct Order {
-    to: Destination,
-    /// Who else moves at the same time.
-    turns: Option<Arc<Semaphore>>,
-    answer: Answer,
-}
+/// What became of an order to move.
+pub(super) type Moved<W> = Result<<W as Way>::Report, NotMoved<<W as Way>::Cause>>;
 
 /// How long a connection keeps the turn of others before it stands at a safe point. Then it goes
 /// on waiting, which costs nothing, and asks for another.
@@ -95,8 +89,8 @@ impl Turn {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn get(&self, order: &Order) {
-        let Some(turns) = &order.turns else { return };
+    async fn get(&self, turns: Option<&Arc<Semaphore>>) {
+        let Some(turns) = turns else { return };
         // INVARIANT: nobody closes the semaphore.
         let permit = turns.clone().acquire_owned().await.ok();
         *self.permit() = permit;
@@ -119,12 +113,6 @@ pub struct Handle {
     orders: mpsc::UnboundedSender<Order>,
 }
 
-impl std::fmt::Debug for Order {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Order").field("to", &self.to.name).finish()
-    }
-}
-
 impl Handle {
     /// The peer's address.
     #[must_use]
@@ -139,21 +127,25 @@ impl Handle {
     /// # Errors
     ///
     /// [`NotMoved`].
-    pub async fn move_to(&self, to: &Destination) -> Result<Report, NotMoved> {
-        let answered = self.order(to, None).await;
+    pub async fn move_to<W: Way>(
+        &self,
+        way: &W,
+        to: &W::Destination,
+    ) -> Result<W::Report, NotMoved<W::Cause>> {
+        let answered = self.order(way, to, None).await;
         answered.unwrap_or(Err(NotMoved::Closed))
     }
 
     /// Orders a move. The answer does not come if the connection is over.
-    fn order(
+    fn order<W: Way>(
         &self,
-        to: &Destination,
+        way: &W,
+        to: &W::Destination,
         turns: Option<Arc<Semaphore>>,
-    ) -> oneshot::Receiver<Result<Report, NotMoved>> {
-        let (answer, answered) = oneshot::channel();
-        let to = to.clone();
+    ) -> oneshot::Receiver<Moved<W>> {
+        let (order, answered) = Order::new(way.clone(), to.clone(), turns);
         // Whose connection is over drops the order, and the sender in it.
-        let _ = self.orders.send(Order { to, turns, answer });
+        let _ = self.orders.send(order);
         answered
     }
 }
@@ -166,15 +158,16 @@ impl Handle {
 /// moves.
 ///
 /// Dropping the future does not take the orders back.
-pub async fn move_connections(
+pub async fn move_connections<W: Way>(
     connections: impl IntoIterator<Item = Handle>,
-    to: &Destination,
+    way: &W,
+    to: &W::Destination,
     at_once: usize,
-) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
+) -> Vec<(SocketAddr, Result<W::Report, NotMoved<W::Cause>>)> {
     let turns = Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS)));
     let ordered: Vec<_> = connections
         .into_iter()
-        .map(|handle| (handle.peer, handle.order(to, Some(turns.clone()))))
+        .map(|handle| (handle.peer, handle.order(way, to, Some(turns.clone()))))
         .collect();
     let mut results = Vec::with_capacity(ordered.len());
     for (peer, answered) in ordered {
@@ -212,12 +205,11 @@ impl Drop for Entry {
     }
 }
 
-impl<S> Server<S> {
-    /// Serves with `movable`, moves with `mover`.
-    pub fn new(movable: Movable<S>, mover: Mover) -> Self {
+impl<S, K> Server<S, K> {
+    /// Serves connections that `movable` makes movable.
+    pub fn new(movable: Movable<S, K>) -> Self {
         Self {
             movable,
-            mover,
             live: Live::default(),
         }
     }
@@ -230,12 +222,13 @@ impl<S> Server<S> {
 
     /// Moves all connections that live here now: [`move_connections`]. What comes later is not
     /// among them, so stop accepting before; what stays goes on here and can be moved again.
-    pub async fn move_all(
+    pub async fn move_all<W: Way>(
         &self,
-        to: &Destination,
+        way: &W,
+        to: &W::Destination,
         at_once: usize,
-    ) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
-        move_connections(self.connections(), to, at_once).await
+    ) -> Vec<(SocketAddr, Result<W::Report, NotMoved<W::Cause>>)> {
+        move_connections(self.connections(), way, to, at_once).await
     }
 
     /// How many there are.
@@ -245,22 +238,27 @@ impl<S> Server<S> {
     }
 }
 
-impl<S, B> Server<S>
+impl<S, B, K> Server<S, K>
 where
     S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
     B::Error: Into<BoxError>,
+    K: Carriers,
 {
     /// Serves a connection that was accepted until it is over or lives elsewhere; if it changed
-    /// its protocol, it comes back.
+    /// its protocol, it comes back. If its carrier has a handshake, that comes first, and a move that is ordered meanwhile waits for it.
     ///
     /// # Errors
     ///
-    /// [`SessionError::Socket`].
-    pub async fn serve(&self, stream: TcpStream) -> Result<Option<Upgraded>, SessionError> {
-        let peer = stream.peer_addr()?;
-        Ok(self.run(peer, self.movable.connection(stream)?).await?)
+    /// [`SessionError::Socket`], [`SessionError::Handshake`].
+    pub async fn serve(
+        &self,
+        stream: TcpStream,
+    ) -> Result<Option<Upgraded<K::Carrier>>, SessionError> {
+        let listed = self.enter(stream.peer_addr()?);
+        let carrier = self.movable.accept(stream).await?;
+        Ok(self.run(listed, self.movable.connection(carrier)?).await?)
     }
 
     /// Serves a connection that moved to this host, as [`Server::serve`].
@@ -269,28 +267,40 @@ where
     ///
     /// [`SessionError`] if it cannot go on here: it is closed. [`Movable::check`] prevents that, but for
     /// [`SessionError::Cut`]: what the service answers to the request of a response in the middle is known when it is asked.
-    pub async fn arrived(&self, arrived: Arrived) -> Result<Option<Upgraded>, SessionError> {
-        let peer = arrived.flow.remote();
+    pub async fn arrived(
+        &self,
+        arrived: impl Into<Arrival>,
+    ) -> Result<Option<Upgraded<K::Carrier>>, SessionError> {
+        let arrived = arrived.into();
+        let listed = self.enter(arrived.flow.remote());
         let connection = self.movable.resume_arrived(arrived)?;
-        Ok(self.run(peer, connection).await?)
+        Ok(self.run(listed, connection).await?)
+    }
+
+    fn enter(&self, peer: SocketAddr) -> Listed {
+        let (orders, ordered) = mpsc::unbounded_channel();
+        Listed {
+            _entry: self.live.enter(Handle { peer, orders }),
+            peer,
+            ordered,
+        }
     }
 
     async fn run(
         &self,
-        peer: SocketAddr,
-        first: Connection<S>,
-    ) -> Result<Option<Upgraded>, NotResumed> {
-        let (orders, mut ordered) = mpsc::unbounded_channel();
-        let _entry = self.live.enter(Handle { peer, orders });
+        mut listed: Listed,
+        first: Connection<S, K::Carrier>,
+    ) -> Result<Option<Upgraded<K::Carrier>>, NotResumed> {
+        let peer = listed.peer;
         let mut connection = first;
         loop {
             let mut order = None;
             let turn = Turn::default();
             let asked = async {
                 // The list holds a sender, so that there is no end.
-                let next = ordered.recv().await;
+                let next = listed.ordered.recv().await;
                 if let Some(next) = &next {
-                    turn.get(next).await;
+                    turn.get(next.turns()).await;
                 }
                 order = next;
             };
@@ -302,22 +312,21 @@ where
             connection = match (ended, order) {
                 (Ok(Ended::Drained(drained)), Some(order)) => {
                     if turn.permit().is_none() {
-                        turn.get(&order).await;
+                        turn.get(order.turns()).await;
                     }
-                    let departed = self.depart(&drained.session, drained.stream, order);
-                    let Some(stream) = departed.await else {
-                        return Ok(None);
-                    };
-                    match self.movable.resume(stream, drained.session) {
-                        Ok(connection) => connection,
-                        Err(error) => {
+                    match self.depart(drained, order).await {
+                        None => return Ok(None),
+                        Some(Ok(connection)) => connection,
+                        Some(Err(error)) => {
                             tracing::error!(%peer, %error, "a connection that was kept is closed");
                             return Ok(None);
                         }
                     }
                 }
                 (Ok(Ended::Busy(connection, obstacle)), order) => {
-                    answer(order.map(|order| order.answer), Err(obstacle.into()));
+                    if let Some(order) = order {
+                        order.stays(Stays::Busy(obstacle));
+                    }
                     connection
                 }
                 (Ok(Ended::Upgraded(upgraded)), _) => return Ok(Some(upgraded)),
@@ -331,60 +340,37 @@ where
         }
     }
 
-    /// Moves a connection; gives its socket back if it goes on here.
+    /// Moves a connection; gives it back if it goes on here.
     async fn depart(
         &self,
-        session: &Session,
-        stream: TcpStream,
+        drained: Drained<K::Carrier>,
         order: Order,
-    ) -> Option<TcpStream> {
+    ) -> Option<Result<Connection<S, K::Carrier>, SessionError>> {
+        let Drained { stream, session } = drained;
         let layer = match session.to_layer() {
             Ok(layer) => layer,
             Err(error) => {
-                answer(Some(order.answer), Err(error.into()));
-                return Some(stream);
+                order.stays(Stays::Session(error));
+                return Some(self.movable.resume(stream, session));
             }
         };
-        let stream = stream.into_std();
-        let socket: OwnedFd = stream.inspect_err(cannot_be_used).ok()?.into();
-        let outcome = self.mover.move_out(socket, Some(layer), &order.to).await;
-        let mut waiting = Some(order.answer);
-        let mut ending = outcome.ending;
-        loop {
-            match ending {
-                Ending::Moved => {
-                    answer(waiting, Ok(outcome.report));
-                    return None;
-                }
-                Ending::Kept { socket, reason, .. } => {
-                    answer(waiting, Err(reason.into()));
-                    let stream = std::net::TcpStream::from(socket);
-                    let stream = stream.set_nonblocking(true).map(|()| stream);
-                    let stream = stream.and_then(TcpStream::from_std);
-                    return stream.inspect_err(cannot_be_used).ok();
-                }
-                Ending::Lost(reason) => {
-                    answer(waiting, Err(NotMoved::Lost(reason)));
-                    return None;
-                }
-                Ending::InDoubt(doubt) => {
-                    answer(waiting.take(), Err(NotMoved::InDoubt));
-                    ending = doubt.ask().await;
-                }
+        let mut parts = match stream.into_parts() {
+            Ok(parts) => parts,
+            Err(error) => {
+                tracing::error!(%error, "a drained connection is lost");
+                order.stays(Stays::Lost(error.to_string()));
+                return None;
             }
-        }
+        };
+        parts.layers.push(layer);
+        let kept = order.go(parts).await?;
+        Some(self.movable.resume_parts(kept))
     }
 }
 
-fn cannot_be_used(error: &std::io::Error) {
-    tracing::error!(%error, "the socket of a drained connection is lost");
-}
-
-type Answer = oneshot::Sender<Result<Report, NotMoved>>;
-
-fn answer(waiting: Option<Answer>, result: Result<Report, NotMoved>) {
-    if let Some(waiting) = waiting {
-        // Who ordered it may not wait for the answer.
-        let _ = waiting.send(result);
-    }
+/// A connection's place on the list, and the orders that come by it.
+struct Listed {
+    _entry: Entry,
+    peer: SocketAddr,
+    ordered: mpsc::UnboundedReceiver<Order>,
 }

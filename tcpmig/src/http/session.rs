@@ -59,6 +59,9 @@ pub enum SessionError {
         /// Its version.
         version: u32,
     },
+    /// What the session runs over cannot go on here.
+    #[error("what the session runs over cannot go on here: {0}")]
+    Carrier(Refusal),
     /// Something runs above the session that this module does not know.
     #[error(transparent)]
     Unconsumed(#[from] UnconsumedLayer),
@@ -103,6 +106,9 @@ pub enum SessionError {
     /// Something cannot be encoded.
     #[error("the session cannot be encoded: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
+    /// A connection that was accepted did not begin: its handshake failed.
+    #[error("the connection did not begin: {0}")]
+    Handshake(std::io::Error),
     /// The socket cannot be used.
     #[error("the socket: {0}")]
     Socket(#[from] std::io::Error),
@@ -112,6 +118,7 @@ pub enum SessionError {
 impl From<SessionError> for Refusal {
     fn from(error: SessionError) -> Self {
         let code = match &error {
+            SessionError::Carrier(refusal) => refusal.code,
             SessionError::Missing
             | SessionError::Unknown { .. }
             | SessionError::UnknownState { .. }
@@ -144,15 +151,22 @@ impl Session {
     /// [`SessionError::Missing`], [`SessionError::Unknown`], [`SessionError::Malformed`];
     /// [`SessionError::Unconsumed`] if the session is not alone.
     pub fn from_layers(layers: &[Layer]) -> Result<Self, SessionError> {
-        let lowest = layers.first().ok_or(SessionError::Missing)?;
-        let mut layers = LayerReader::new(layers);
-        let session = layers
-            .next_of(KIND)
-            .filter(|session| session.version == VERSION)
-            .ok_or_else(|| SessionError::Unknown {
-                kind: lowest.kind.clone(),
-                version: lowest.version,
-            })?;
+        Self::read(LayerReader::new(layers))
+    }
+
+    /// The session of a connection of whose layers these are left: they are to be no others.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::from_layers`].
+    pub fn read(mut layers: LayerReader<'_>) -> Result<Self, SessionError> {
+        let unknown = match layers.clone().finish() {
+            Ok(()) => return Err(SessionError::Missing),
+            Err(UnconsumedLayer { kind, version, .. }) => SessionError::Unknown { kind, version },
+        };
+        let session = layers.next_of(KIND);
+        let session = session.filter(|session| session.version == VERSION);
+        let session = session.ok_or(unknown)?;
         layers.finish()?;
         rmp_serde::from_slice(&session.payload).map_err(SessionError::Malformed)
     }

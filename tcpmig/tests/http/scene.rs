@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::http::Request;
 use axum::routing::MethodRouter;
-use tcpmig::driver::{Acceptor, Mover, Options, Report};
+use tcpmig::driver::{Acceptor, Options, Reason, Report};
 use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
 use tokio::net::TcpListener;
 
@@ -41,6 +41,9 @@ pub(crate) struct Scene {
     /// Why connections that arrived did not go on.
     pub(crate) errors: Errors,
 }
+
+/// What became of an order to move.
+pub(crate) type Moved = Result<Report, NotMoved<Reason>>;
 
 type Errors = Arc<Mutex<Vec<String>>>;
 
@@ -111,11 +114,11 @@ impl Scene {
     }
 
     /// Begins to move the one connection to the other host.
-    pub(crate) fn begin_move(&self) -> Running<Result<Report, NotMoved>> {
+    pub(crate) fn begin_move(&self) -> Running<Moved> {
         until("one connection lives here", || self.server().count() == 1);
         let (site, server) = &self.hosts[self.at];
         let handle = server.connections().remove(0);
-        site.begin(|here| async move { handle.move_to(&here.other()).await })
+        site.begin(|here| async move { handle.move_to(&here.mover(), &here.other()).await })
     }
 
     /// Waits until a slow answer has been asked for.
@@ -145,10 +148,13 @@ impl Scene {
     }
 
     /// Moves all that live at the one host to the other, so many at a time.
-    pub(crate) fn move_all(&self, at_once: usize) -> Vec<(SocketAddr, Result<Report, NotMoved>)> {
+    pub(crate) fn move_all(&self, at_once: usize) -> Vec<(SocketAddr, Moved)> {
         let (site, server) = &self.hosts[self.at];
         let server = server.clone();
-        site.call(move |here| async move { server.move_all(&here.other(), at_once).await })
+        site.call(move |here| async move {
+            let (way, to) = (here.mover(), here.other());
+            server.move_all(&way, &to, at_once).await
+        })
     }
 
     /// Moves all that live at the one host to the other and tells how many.
@@ -213,8 +219,7 @@ fn start(site: &Site, movable: Movable<App>, takes_in: bool, errors: &Errors) ->
     let errors = errors.clone();
     site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-        let mover = Mover::new(endpoint.clone(), locker.clone(), here.options.clone());
-        let server = Server::new(movable.clone(), mover);
+        let server = Server::new(movable.clone());
         if takes_in {
             let mut arrivals = Acceptor::new(endpoint, locker)
                 .options(here.options.clone())

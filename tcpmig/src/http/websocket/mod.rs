@@ -88,12 +88,12 @@ use std::task::{Context, Poll};
 
 use hyper::Request;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 use super::connection::Drained;
 use super::head;
 use super::session::{AnyState, ConnectionState, Session, SessionError, State};
 use super::shared::Obstacle;
+use crate::session::Carrier;
 use stream::Link;
 pub use stream::{Moves, Stream};
 
@@ -155,8 +155,8 @@ impl Handler {
 }
 
 /// Where a WebSocket stands.
-pub(super) struct At<'a> {
-    pub(super) stream: TcpStream,
+pub(super) struct At<'a, C> {
+    pub(super) stream: C,
     pub(super) unread: &'a [u8],
     pub(super) unwritten: &'a [u8],
     /// It has extensions.
@@ -165,20 +165,20 @@ pub(super) struct At<'a> {
 }
 
 /// A WebSocket whose handler runs.
-pub(super) struct Served {
+pub(super) struct Served<C> {
     handler: Handler,
     running: Running,
-    link: Arc<Link>,
+    link: Arc<Link<C>>,
     /// The head of its request.
     head: Vec<u8>,
     state: Option<Arc<dyn AnyState>>,
     extended: bool,
 }
 
-impl Served {
+impl<C: Carrier> Served<C> {
     pub(super) fn begin(
         handler: Handler,
-        at: At<'_>,
+        at: At<'_, C>,
         head: Vec<u8>,
         state: Option<Arc<dyn AnyState>>,
     ) -> Result<Self, SessionError> {
@@ -223,7 +223,7 @@ impl Served {
     }
 
     /// What is left when the handler has returned because it was told to; nothing if the connection is over.
-    pub(super) async fn end(self) -> Result<Option<Drained>, SessionError> {
+    pub(super) async fn end(self) -> Result<Option<Drained<C>>, SessionError> {
         let moves = self.link.was_told();
         let obstacle = self.link.obstacle();
         // The handler may hold what it shares with others.

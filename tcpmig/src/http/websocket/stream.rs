@@ -1,5 +1,6 @@
 //! Between a WebSocket library and the socket.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,11 +8,11 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::super::gate::Gate;
 use super::super::shared::{Obstacle, Shared};
 use super::frames::{Incoming, Outgoing};
+use crate::session::Carrier;
 
 /// How much is read from the socket at a time, in octets.
 const READ: usize = 16 << 10;
@@ -23,7 +24,7 @@ const READ: usize = 16 << 10;
 /// a message. When the connection is to move, a read fails instead of waiting, with [`Moves`]: return then from the
 /// handler.
 #[derive(Debug)]
-pub struct Stream(pub(super) Arc<Link>);
+pub struct Stream(pub(super) Arc<dyn AnyLink>);
 
 /// Why a read of a [`Stream`] failed: the connection is to move, and goes on with another run of the
 /// handler. It is the inner error of the [`io::Error`].
@@ -39,15 +40,25 @@ impl Moves {
     }
 }
 
-/// What the handler and the connection share.
-pub(super) struct Link {
-    shared: Arc<Shared>,
-    io: Mutex<Io>,
+/// A [`Link`], whatever it runs over: what the handler sees of it.
+pub(super) trait AnyLink: fmt::Debug + Send + Sync {
+    /// Ready when the handler has to return.
+    fn poll_asked(&self, cx: &Context<'_>) -> Poll<()>;
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+    fn poll_write(&self, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>>;
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-struct Io {
+/// What the handler and the connection share.
+pub(super) struct Link<C> {
+    shared: Arc<Shared>,
+    io: Mutex<Io<C>>,
+}
+
+struct Io<C> {
     /// `None` when the connection has taken it back.
-    gate: Option<Gate<TcpStream>>,
+    gate: Option<Gate<C>>,
     /// Read from the socket, not by the library.
     ahead: BytesMut,
     incoming: Incoming,
@@ -65,20 +76,20 @@ struct Io {
 }
 
 /// What is left of a WebSocket whose handler has returned.
-pub(super) struct Rest {
-    pub(super) stream: TcpStream,
+pub(super) struct Rest<C> {
+    pub(super) stream: C,
     pub(super) unread: Vec<u8>,
     pub(super) unwritten: Vec<u8>,
 }
 
-impl std::fmt::Debug for Link {
+impl<C> fmt::Debug for Link<C> {
     // The octets are the users' data.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").finish_non_exhaustive()
     }
 }
 
-impl Io {
+impl<C> Io<C> {
     /// The handler can return now, and nothing is lost.
     fn can_stop(&self) -> bool {
         self.draining && self.obstacle().is_none()
@@ -108,9 +119,9 @@ fn wake(waker: &mut Option<Waker>) {
     }
 }
 
-impl Link {
+impl<C: Carrier> Link<C> {
     /// A connection that stands between two messages, `unread` and `unwritten` as in a gate.
-    pub(super) fn new(stream: TcpStream, unread: &[u8], unwritten: &[u8]) -> Arc<Self> {
+    pub(super) fn new(stream: C, unread: &[u8], unwritten: &[u8]) -> Arc<Self> {
         let shared = Shared::new();
         let gate = Gate::resume(stream, shared.clone(), None, &[], unwritten);
         Arc::new(Self {
@@ -130,7 +141,7 @@ impl Link {
         })
     }
 
-    fn io(&self) -> MutexGuard<'_, Io> {
+    fn io(&self) -> MutexGuard<'_, Io<C>> {
         // A panic elsewhere leaves whole values only.
         self.io.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,21 +173,6 @@ impl Link {
         self.io().told
     }
 
-    /// Ready when the handler has to return.
-    pub(super) fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut io = self.io();
-        if io.can_stop() {
-            io.told = true;
-        }
-        if io.told {
-            return Poll::Ready(());
-        }
-        if !io.asking.iter().any(|waker| waker.will_wake(cx.waker())) {
-            io.asking.push(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
     /// Writes what waits, without the handler.
     pub(super) fn flush(&self, cx: &mut Context<'_>) {
         let mut io = self.io();
@@ -191,7 +187,7 @@ impl Link {
     }
 
     /// Takes the socket from the handler, which can do nothing with it from now on.
-    pub(super) fn take(&self) -> Option<Rest> {
+    pub(super) fn take(&self) -> Option<Rest<C>> {
         let mut io = self.io();
         let (stream, _, unwritten) = io.gate.take()?.into_parts();
         let unread = [&io.incoming.read_again()[..], &io.ahead].concat();
@@ -207,13 +203,23 @@ fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let io = &mut *self.0.io();
+impl<C: Carrier> AnyLink for Link<C> {
+    fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut io = self.io();
+        if io.can_stop() {
+            io.told = true;
+        }
+        if io.told {
+            return Poll::Ready(());
+        }
+        if !io.asking.iter().any(|waker| waker.will_wake(cx.waker())) {
+            io.asking.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.io();
         if io.can_stop() {
             io.told = true;
         }
@@ -240,15 +246,9 @@ impl AsyncRead for Stream {
         io.ahead.advance(count);
         Poll::Ready(Ok(()))
     }
-}
 
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        octets: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let io = &mut *self.0.io();
+    fn poll_write(&self, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        let io = &mut *self.io();
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
@@ -264,8 +264,8 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(written))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let io = &mut *self.0.io();
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.io();
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
@@ -276,12 +276,40 @@ impl AsyncWrite for Stream {
         flushed
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let io = &mut *self.0.io();
+    fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = &mut *self.io();
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
         io.shut = true;
         Pin::new(gate).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, octets)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_shutdown(cx)
     }
 }

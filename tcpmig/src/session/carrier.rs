@@ -1,0 +1,117 @@
+//! What a session reads and writes.
+
+use std::future::{Future, ready};
+use std::io;
+
+use tcpmig_format::{LayerReader, Octets};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::Parts;
+use crate::handover::Refusal;
+
+/// What a session reads and writes: a TCP connection, or a protocol over one.
+///
+/// A session that stands at a safe point gives its carrier back, which is then taken apart. Whatever the carrier holds at
+/// that moment is in its own layer: what it has read and not given out, what it has taken and not written, cut where it
+/// happens to be. So it can be taken apart at any moment after it has begun, and waits for nobody.
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The TCP connection under it, for its addresses and options. To read or write it damages the session.
+    fn tcp(&self) -> &TcpStream;
+
+    /// Takes it apart: its socket, and its layers from the bottom up; a plain TCP connection has none. The session puts its own on
+    /// top.
+    ///
+    /// The layers are the only owner of what was in the carrier: they are rebuilt at one place, whether that
+    /// is here or elsewhere ([`Carriers::rebuild`]).
+    ///
+    /// # Errors
+    ///
+    /// Whatever the socket or the protocol says; the connection is closed then.
+    fn into_parts(self) -> io::Result<Parts>;
+}
+
+/// How the connections of a server get their carriers: what is accepted begins one, what moved or was kept has one already.
+pub trait Carriers: Send + Sync + 'static {
+    /// What they are.
+    type Carrier: Carrier;
+
+    /// The carrier of a connection that was accepted, after its handshake if it has one.
+    ///
+    /// # Errors
+    ///
+    /// The handshake's; the connection is closed.
+    fn accept(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Carrier>> + Send;
+
+    /// Whether a carrier can be rebuilt from the lowest layers, which this consumes. It is asked before the
+    /// connection leaves its source, and must not wait.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for the source.
+    fn check(&self, layers: &mut LayerReader<'_>) -> Result<(), Refusal>;
+
+    /// The carrier of a connection that moved here or was kept, from the layers that [`Carrier::into_parts`] gave, which this
+    /// consumes. `unwritten` is what TCP did not take: it goes to the peer before all else.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot go on here; the connection is closed. [`Carriers::check`] prevents that.
+    fn rebuild(
+        &self,
+        stream: TcpStream,
+        unwritten: Octets,
+        layers: &mut LayerReader<'_>,
+    ) -> Result<Rebuilt<Self::Carrier>, Refusal>;
+}
+
+/// A carrier that goes on.
+#[derive(Debug)]
+pub struct Rebuilt<C> {
+    /// The carrier.
+    pub carrier: C,
+    /// What is to be written to it before anything else: a carrier that has nowhere to keep such bytes leaves
+    /// them to the session.
+    pub unwritten: Octets,
+}
+
+impl Carrier for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+
+    fn into_parts(self) -> io::Result<Parts> {
+        Ok(Parts {
+            socket: self.into_std()?.into(),
+            layers: Vec::new(),
+        })
+    }
+}
+
+/// Connections that run over TCP and nothing else.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+impl Carriers for Tcp {
+    type Carrier = TcpStream;
+
+    fn accept(&self, stream: TcpStream) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        ready(Ok(stream))
+    }
+
+    fn check(&self, _: &mut LayerReader<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn rebuild(
+        &self,
+        stream: TcpStream,
+        unwritten: Octets,
+        _: &mut LayerReader<'_>,
+    ) -> Result<Rebuilt<TcpStream>, Refusal> {
+        Ok(Rebuilt {
+            carrier: stream,
+            unwritten,
+        })
+    }
+}
