@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 pub mod calls;
 pub mod path;
+pub mod seen;
 
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
@@ -199,6 +200,26 @@ impl Host {
     #[must_use]
     pub fn port(&self) -> &str {
         &self.port
+    }
+
+    /// The hardware address of its `eth0`.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Ip`].
+    pub fn hardware_address(&self) -> Result<[u8; 6]> {
+        let shown = ip(&self.namespace, "link show dev eth0\n")?;
+        let mut words = shown.split_whitespace();
+        let address = words.find(|word| *word == "link/ether").and(words.next());
+        let mut octets = [0; 6];
+        let mut parts = address.unwrap_or_default().split(':');
+        for octet in &mut octets {
+            let read = parts
+                .next()
+                .and_then(|part| u8::from_str_radix(part, 16).ok());
+            *octet = read.ok_or_else(|| LabError::Ip(shown.clone()))?;
+        }
+        Ok(octets)
     }
 
     /// Its network namespace.

@@ -172,3 +172,31 @@ fn a_server_that_crashes_fails_the_demo() {
     assert!(said.contains("ended in the middle"), "{said}");
     demo.leaves_nothing();
 }
+
+#[test]
+fn a_picture_shows_who_sent_what() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("demo.svg");
+    let plot = file.to_str().unwrap();
+    is_whole(&["--size", "8", "--hops", "3", "--plot", plot], 3);
+    let picture = fs::read_to_string(&file).unwrap();
+    for shown in [
+        "move 3, A to B",
+        "<path class=\"a\" d=\"M",
+        "<path class=\"b\" d=\"M",
+    ] {
+        assert!(picture.contains(shown), "{shown}");
+    }
+    assert!(picture.ends_with("</svg>\n"));
+    // What is there is not lost, and nothing is moved for a picture that cannot be written.
+    for (path, why) in [(plot, "File exists"), ("/proc/demo.svg", "create")] {
+        let mut demo = Demo::start(&["--plot", path]);
+        let output = demo.output();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+        demo.leaves_nothing();
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), picture);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}

@@ -51,6 +51,8 @@ pub(crate) enum Event {
         position: u64,
         /// What it cost.
         report: Report,
+        /// When this was known, in microseconds of the clock since 1970.
+        at_us: u64,
     },
     /// A connection was not moved and goes on here.
     Kept { position: u64, reason: String },

@@ -4,6 +4,7 @@ mod content;
 mod lock;
 mod messages;
 mod net;
+mod plot;
 mod run;
 mod server;
 mod timeline;
@@ -40,6 +41,11 @@ pub(crate) struct DemoArgs {
     /// How the packets are kept away while the connection stands still
     #[arg(long, value_name = "LOCKER", default_value = "nftables")]
     pub(crate) lock: lock::Lock,
+
+    /// Draw the download as the peer saw it: octets over time, each host in its colour, the first moves from near;
+    /// the file must not exist
+    #[arg(long, value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) plot: Option<std::path::PathBuf>,
 
     /// Use IPv6
     #[arg(long, short = '6')]

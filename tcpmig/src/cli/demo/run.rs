@@ -1,7 +1,7 @@
 //! Starts the demo's processes, follows them and gathers what they say.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,9 @@ use super::lock::Lock;
 use super::messages::{Event, Setup};
 use super::net::Net;
 use super::timeline::Timeline;
-use super::{DemoArgs, path, positions};
+use super::{DemoArgs, path, plot, positions};
 use crate::Output;
+use crate::cli::files::NewFile;
 use crate::cli::print::tell;
 
 /// One move.
@@ -34,6 +35,9 @@ pub(crate) struct Hop {
     pub(crate) reason: Option<String>,
     #[serde(flatten)]
     pub(crate) report: Option<Report>,
+    /// When it was done.
+    #[serde(skip)]
+    at: Option<SystemTime>,
 }
 
 /// What curl says about itself at the end (its `%{json}`).
@@ -115,8 +119,16 @@ impl Server {
     }
 
     fn hop(&self, hop: usize, event: Event) -> anyhow::Result<Hop> {
+        let mut at = None;
         let (fate, position, reason, report) = match event {
-            Event::Moved { position, report } => ("moved", position, None, Some(report)),
+            Event::Moved {
+                position,
+                report,
+                at_us,
+            } => {
+                at = Some(SystemTime::UNIX_EPOCH + Duration::from_micros(at_us));
+                ("moved", position, None, Some(report))
+            }
             Event::Kept { position, reason } => ("kept", position, Some(reason), None),
             Event::InDoubt { position } => ("in_doubt", position, None, None),
             Event::Ready => bail!("web server {} said twice that it is ready", self.name),
@@ -129,6 +141,7 @@ impl Server {
             fate,
             reason,
             report,
+            at,
         })
     }
 
@@ -234,8 +247,35 @@ fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
+/// Draws the picture into its file.
+fn draw(
+    mut file: NewFile,
+    recorder: plot::Recorder,
+    hops: &[Hop],
+    args: &DemoArgs,
+) -> anyhow::Result<()> {
+    let recording = recorder.end()?;
+    let stills: Vec<_> = hops
+        .iter()
+        .filter_map(|hop| {
+            let lasted = Duration::from_micros(hop.report?.blackout_us);
+            recording.still(hop.at?, lasted, hop.from)
+        })
+        .collect();
+    let title = format!(
+        "One TCP connection, {} MiB to curl, moved {} times between two hosts",
+        args.size,
+        stills.len()
+    );
+    file.write(plot::draw(&recording, &stills, &title).as_bytes())?;
+    file.publish()?;
+    Ok(file.keep()?)
+}
+
 pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summary> {
     let size = args.size << 20;
+    // What cannot be written is known before the rest is done.
+    let picture = args.plot.as_deref().map(NewFile::create).transpose()?;
     let net = Net::new(args.ipv6, args.lock == Lock::Link).context("make the demo's network")?;
     if size > 1 << 32 {
         tell!("computing the checksum of {} MiB first", args.size);
@@ -244,6 +284,10 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     let [for_a, for_b] = setups(&net, args, size)?;
     let mut a = Server::start(&net.a, "A", &for_a).await?;
     let mut b = Server::start(&net.b, "B", &for_b).await?;
+    let recorder = match &args.plot {
+        Some(_) => Some(plot::Recorder::start(&net)?),
+        None => None,
+    };
     let mut timeline = Timeline::begin(args, &net.addresses, output);
 
     let url = format!("http://{}{}", net.addresses.service, path(size));
@@ -267,6 +311,9 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     }
     timeline.finish();
     let (curl, received) = download.end().await?;
+    if let (Some(recorder), Some(picture)) = (recorder, picture) {
+        draw(picture, recorder, &hops, args)?;
+    }
     for server in [a, b] {
         server.stop().await?;
     }

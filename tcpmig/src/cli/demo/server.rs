@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -271,10 +271,12 @@ async fn depart(
         }
     };
     let outcome = server.mover.move_out(socket, Some(layer), &server.to).await;
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let event = match outcome.ending {
         Ending::Moved => Event::Moved {
             position,
             report: outcome.report,
+            at_us: since.as_micros() as u64,
         },
         Ending::Lost(reason) => {
             tracing::error!("the connection was lost: {reason}");
