@@ -1,5 +1,6 @@
 //! The verbs of the command and how they end.
 
+mod bench;
 mod demo;
 mod doctor;
 mod dump;
@@ -51,6 +52,7 @@ TCPMIG_LOG (info, debug, tcpmig=trace) makes it tell more on standard error.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
     Dump(dump::DumpArgs),
@@ -70,6 +72,9 @@ enum Verb {
     /// Sees whether a restored connection gets to its command
     #[command(hide = true, name = restore::WITNESS)]
     RestoreWitness(restore::WitnessArgs),
+    /// A process of a measurement; it is told what to do on standard input
+    #[command(hide = true, name = bench::PART)]
+    BenchPart(bench::PartArgs),
     /// A web server of the demo; it is told what to do on standard input
     #[command(hide = true)]
     DemoServer,
@@ -99,6 +104,7 @@ pub(crate) fn main() -> ExitCode {
     let output = if cli.json { Output::Json } else { Output::Text };
     let shows = cli.verb.only_shows();
     let result = match cli.verb {
+        Verb::Bench(args) => bench::main(&args, output),
         Verb::Demo(args) => demo::main(&args, output),
         Verb::Doctor(args) => doctor::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
@@ -115,6 +121,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Verb::Guardian(args) => guardian::main(&args),
         Verb::RestoreWitness(args) => restore::main_witness(&args),
+        Verb::BenchPart(args) => bench::main_part(&args),
         Verb::DemoServer => demo::main_server(),
     };
     let code = result.unwrap_or_else(|error| failure::print(&error, output));

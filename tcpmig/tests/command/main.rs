@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod bad_images;
+mod bench;
 mod demo;
 mod devices;
 mod disks;

@@ -16,6 +16,8 @@ use clap::Args;
 use super::{FAILED, Output};
 use crate::cli::print::tell;
 
+pub(crate) use net::Net;
+
 /// Watch a download change servers in the middle, on this machine alone.
 ///
 /// Makes three network namespaces (a peer and the hosts A and B on a switch), starts a web server on A and
