@@ -191,7 +191,7 @@ impl Case {
             stood_still,
             beyond,
             seconds,
-            again: hosts.map(|host| crate::peer::sent_again(host)).iter().sum(),
+            again: hosts.map(crate::peer::sent_again).iter().sum(),
             timeouts: sum("TCPTimeouts"),
             frames: cable.received(),
         };

@@ -21,11 +21,11 @@ const BOTTOM: f64 = 290.0;
 
 pub(crate) fn draw(measured: &Measured) -> String {
     let mut svg = String::new();
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\">\n<style>{STYLE}</style>\n\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n\
-         <text class=\"title\" x=\"{LEFT}\" y=\"34\">How long connections stand still when they move</text>\n"
+         <text class=\"title\" x=\"{LEFT}\" y=\"34\">How long connections stand still when they move</text>"
     );
     let kinds = [
         ("single", "one by one", &measured.single),
@@ -38,9 +38,9 @@ pub(crate) fn draw(measured: &Measured) -> String {
             moves.connections,
             moves.still_ms(50)
         );
-        let _ = write!(
+        let _ = writeln!(
             svg,
-            "<path class=\"{class}\" d=\"M{left} 60h24\"/><text x=\"{}\" y=\"65\">{text}</text>\n",
+            "<path class=\"{class}\" d=\"M{left} 60h24\"/><text x=\"{}\" y=\"65\">{text}</text>",
             left + 32.0
         );
         left += 360.0;
@@ -49,11 +49,7 @@ pub(crate) fn draw(measured: &Measured) -> String {
     let scale = Scale::of(&all);
     scale.axes(&mut svg);
     for (class, _, moves) in kinds {
-        let _ = write!(
-            svg,
-            "<path class=\"{class}\" d=\"{}\"/>\n",
-            scale.path(moves)
-        );
+        let _ = writeln!(svg, "<path class=\"{class}\" d=\"{}\"/>", scale.path(moves));
     }
     phases(&mut svg, &measured.single);
     svg.push_str("</svg>\n");
@@ -89,26 +85,26 @@ impl Scale {
         for power in self.least as i32..=self.most as i32 {
             let ms = 10_f64.powi(power);
             let x = self.x(ms);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<path class=\"grid\" d=\"M{x:.1} {TOP}V{BOTTOM}\"/>\
-                 <text class=\"axis\" text-anchor=\"middle\" x=\"{x:.1}\" y=\"{}\">{ms} ms</text>\n",
+                 <text class=\"axis\" text-anchor=\"middle\" x=\"{x:.1}\" y=\"{}\">{ms} ms</text>",
                 BOTTOM + 16.0
             );
         }
         for percent in [0, 50, 90, 100] {
             let y = Self::y(f64::from(percent) / 100.0);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>\
-                 <text class=\"axis\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{percent} %</text>\n",
+                 <text class=\"axis\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{percent} %</text>",
                 LEFT - 6.0,
                 y + 3.0
             );
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
-            "<rect class=\"frame\" x=\"{LEFT}\" y=\"{TOP}\" width=\"{}\" height=\"{}\"/>\n",
+            "<rect class=\"frame\" x=\"{LEFT}\" y=\"{TOP}\" width=\"{}\" height=\"{}\"/>",
             RIGHT - LEFT,
             BOTTOM - TOP
         );
@@ -139,11 +135,11 @@ fn phases(svg: &mut String, moves: &Moves) {
     let (mut left, mut label) = (LEFT, LEFT);
     for ((name, ms), colour) in moves.phases_ms().zip(COLOURS) {
         let width = ms / all.max(f64::MIN_POSITIVE) * (RIGHT - LEFT);
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<rect x=\"{left:.1}\" y=\"340\" width=\"{width:.1}\" height=\"22\" fill=\"{colour}\"/>\
              <rect x=\"{label}\" y=\"378\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
-             <text x=\"{}\" y=\"389\">{name} {ms:.2} ms</text>\n",
+             <text x=\"{}\" y=\"389\">{name} {ms:.2} ms</text>",
             label + 18.0
         );
         left += width;

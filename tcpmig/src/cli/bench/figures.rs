@@ -27,15 +27,18 @@ pub(crate) struct Moves {
     pub(crate) phases_us: Vec<(String, f64)>,
 }
 
+/// How long a phase took, in microseconds.
+type Phase = fn(&Report) -> u64;
+
 impl Moves {
     pub(crate) fn new(seconds: f64, reports: &[Report]) -> Self {
         let mut still_us: Vec<u64> = reports.iter().map(|report| report.blackout_us).collect();
         still_us.sort_unstable();
-        let mean = |of: fn(&Report) -> u64| {
+        let mean = |of: Phase| {
             let sum: u64 = reports.iter().map(of).sum();
             sum as f64 / reports.len().max(1) as f64
         };
-        let phases: [(&str, fn(&Report) -> u64); 6] = [
+        let phases: [(&str, Phase); 6] = [
             ("lock", |r| r.lock_us),
             ("read", |r| r.read_us),
             // The way alone: what the target does meanwhile comes after it.

@@ -21,11 +21,11 @@ const STYLE: &str = "text{font-family:sans-serif;fill:#333}\
 /// Draws what was recorded, with the times in which the connection stood still.
 pub(crate) fn draw(recording: &Recording, stills: &[Still], title: &str) -> String {
     let mut svg = String::new();
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-size=\"12\">\n\
          <style>{STYLE}</style>\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n\
-         <text class=\"title\" x=\"60\" y=\"36\">{}</text>\n",
+         <text class=\"title\" x=\"60\" y=\"36\">{}</text>",
         escaped(title)
     );
     legend(&mut svg);
@@ -63,19 +63,19 @@ fn legend(svg: &mut String) {
     ];
     let mut left = 60.0;
     for (class, text) in marks {
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<line class=\"{class}\" x1=\"{left}\" y1=\"58\" x2=\"{}\" y2=\"58\"/>\
-             <text class=\"sub\" x=\"{}\" y=\"63\">{text}</text>\n",
+             <text class=\"sub\" x=\"{}\" y=\"63\">{text}</text>",
             left + 24.0,
             left + 32.0
         );
         left += 60.0 + 8.0 * text.len() as f64;
     }
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<rect class=\"still\" x=\"{left}\" y=\"50\" width=\"24\" height=\"16\"/>\
-         <text class=\"sub\" x=\"{}\" y=\"63\">the connection stands still</text>\n",
+         <text class=\"sub\" x=\"{}\" y=\"63\">the connection stands still</text>",
         left + 32.0
     );
 }
@@ -129,9 +129,9 @@ impl Panel {
         for still in stills {
             if self.shows(still.begin, still.end) {
                 let (begin, end) = (self.x(still.begin), self.x(still.end));
-                let _ = write!(
+                let _ = writeln!(
                     svg,
-                    "<rect class=\"still\" x=\"{begin:.1}\" y=\"{}\" width=\"{:.1}\" height=\"{}\"/>\n",
+                    "<rect class=\"still\" x=\"{begin:.1}\" y=\"{}\" width=\"{:.1}\" height=\"{}\"/>",
                     self.top,
                     // A move of the whole picture is thinner than a line.
                     (end - begin).max(1.0),
@@ -149,7 +149,7 @@ impl Panel {
                 let _ = write!(path, "H{:.1}V{:.1}", self.x(point.at), y(point.to));
             }
         }
-        let _ = write!(svg, "<path class=\"ack\" d=\"{path}\"/>\n");
+        let _ = writeln!(svg, "<path class=\"ack\" d=\"{path}\"/>");
         for (sender, class) in [(Sender::A, "a"), (Sender::B, "b")] {
             let mut path = String::new();
             for point in thinned(&shown, |point| point.sender == sender) {
@@ -157,12 +157,12 @@ impl Panel {
                 // A line of no length has its round ends.
                 let _ = write!(path, "M{x:.1} {:.1}V{:.1}", y(point.from), y(point.to));
             }
-            let _ = write!(svg, "<path class=\"{class}\" d=\"{path}\"/>\n");
+            let _ = writeln!(svg, "<path class=\"{class}\" d=\"{path}\"/>");
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<text class=\"name\" x=\"{}\" y=\"{}\">{}</text>\n\
-             <rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>\n",
+             <rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>",
             self.left,
             self.top - 8.0,
             escaped(name),
@@ -182,10 +182,10 @@ impl Panel {
         while number * step <= end {
             let x = self.x(number * step);
             let text = decimal(number * step * 1000.0, step * 1000.0);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line class=\"grid\" x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\"/>\
-                 <text class=\"axis\" text-anchor=\"middle\" x=\"{x:.1}\" y=\"{}\">{text} ms</text>\n",
+                 <text class=\"axis\" text-anchor=\"middle\" x=\"{x:.1}\" y=\"{}\">{text} ms</text>",
                 self.top,
                 bottom + 16.0
             );
@@ -197,10 +197,10 @@ impl Panel {
         while number * step <= least as f64 + range {
             let y = bottom - (number * step - least as f64) / range * self.height;
             let text = decimal(number * step / mib, step / mib);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line class=\"grid\" x1=\"{}\" y1=\"{y:.1}\" x2=\"{}\" y2=\"{y:.1}\"/>\
-                 <text class=\"axis\" x=\"{}\" y=\"{:.1}\">{text} MiB</text>\n",
+                 <text class=\"axis\" x=\"{}\" y=\"{:.1}\">{text} MiB</text>",
                 self.left,
                 self.left + self.width,
                 self.left + 4.0,
