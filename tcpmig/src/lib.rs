@@ -15,6 +15,7 @@
 //! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
 //! - [`session`]: what the session on a connection stands on, and how the two leave together, by whatever way.
+//! - [`upgrade`]: the next version of a server takes its listeners and sessions over, on the same host and without privileges.
 //! - [`http`]: stop a hyper connection in the middle of a response and go on elsewhere.
 //!
 //! # Features
@@ -27,6 +28,7 @@
 //! * `driver`: [`driver`] and [`locker`], with `connection`.
 //! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
 //! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
+//! * `upgrade`: [`upgrade`], with `session` and no more than that.
 //! * `cli`, on by default: the command `tcpmig`, with all of these.
 //!
 //! It needs Linux 5.14, `CAP_NET_ADMIN` in the user namespace that owns the network
@@ -128,6 +130,8 @@ pub mod segments;
 pub mod session;
 #[cfg(feature = "connection")]
 pub mod steer;
+#[cfg(feature = "upgrade")]
+pub mod upgrade;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

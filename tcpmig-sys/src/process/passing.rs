@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -58,6 +58,81 @@ pub fn receive(from: &UnixStream) -> Result<Option<OwnedFd>> {
     Ok(descriptors.and_then(|mut descriptors| descriptors.next()))
 }
 
+/// Sends one octet, and with it a duplicate of a descriptor if there is one.
+///
+/// # Errors
+///
+/// [`Error::Call`]; nothing was sent. `EAGAIN` if the stream is non-blocking and full; [`are_too_many`] while more descriptors are
+/// on their way than this user's processes may have (`RLIMIT_NOFILE`), until some of them are received.
+pub fn send_octet(to: impl AsFd, octet: u8, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        // INVARIANT: there is room for one.
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    }
+    let octets = [octet];
+    sendmsg(
+        to,
+        &[IoSlice::new(&octets)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(|error| Error::new("sendmsg(SCM_RIGHTS)", error.into()))
+}
+
+/// Whether [`send_octet`] failed because too many descriptors are on their way (`ETOOMANYREFS`).
+#[must_use]
+pub fn are_too_many(error: &Error) -> bool {
+    error.errno() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
+}
+
+/// Receives what [`send_octet`] has sent; the descriptor is close-on-exec. `None` at the end of the stream.
+///
+/// A descriptor that this process has no room for is lost on its way: the octet comes without it.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn receive_octet(from: impl AsFd) -> Result<Option<(u8, Option<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut octet = [0];
+    let received = recvmsg(
+        from,
+        &mut [IoSliceMut::new(&mut octet)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .map_err(|error| Error::new("recvmsg(SCM_RIGHTS)", error.into()))?;
+    let descriptors = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptor = descriptors.and_then(|mut descriptors| descriptors.next());
+    Ok((received.bytes > 0).then_some((octet[0], descriptor)))
+}
+
+/// The user and the process at the other end of a connected socket, as they were when it was connected (`SO_PEERCRED`).
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn peer(of: impl AsFd) -> Result<(u32, u32)> {
+    let peer = rustix::net::sockopt::socket_peercred(of)
+        .map_err(|error| Error::new("getsockopt(SO_PEERCRED)", error.into()))?;
+    let process = peer.pid.as_raw_nonzero().get().cast_unsigned();
+    Ok((peer.uid.as_raw(), process))
+}
+
+/// The user that this process acts as (`geteuid`).
+#[must_use]
+pub fn own_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -77,6 +152,20 @@ mod tests {
         other.read_exact(&mut octet).unwrap();
         assert_eq!(octet, *b"x");
         assert!(receive(&there).unwrap().is_none());
+    }
+
+    #[test]
+    fn octets_come_with_and_without_descriptors() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (passed, _other) = UnixStream::pair().unwrap();
+        send_octet(&here, 1, None).unwrap();
+        send_octet(&here, 2, Some(passed.as_fd())).unwrap();
+        drop(here);
+        let next = || receive_octet(&there).unwrap();
+        assert!(matches!(next(), Some((1, None))));
+        assert!(matches!(next(), Some((2, Some(_)))));
+        assert!(next().is_none());
+        assert_eq!(peer(&there).unwrap(), (own_user(), std::process::id()));
     }
 
     #[test]
