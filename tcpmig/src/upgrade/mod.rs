@@ -65,9 +65,10 @@
 //!         }
 //!         next = predecessor.next() => {
 //!             // It accepts now; this version stops, and gives away what it has until nothing is left.
-//!             let next = next?;
 //!             while server.count() > 0 && !next.is_gone() {
 //!                 server.move_all(&next, &(), usize::MAX).await;
+//!                 // What could not move yet, or was refused, is tried again.
+//!                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
 //!             }
 //!             if next.finish().await.is_ok() {
 //!                 return Ok(());
