@@ -145,6 +145,60 @@ fn are_whole([file, chunked, events]: [Curl; 3]) {
     assert!(events == expected, "other events");
 }
 
+/// Asks all the time, until its standard input is closed; says how often when it is.
+const CHAT: &str = r"
+import asyncio, sys, websockets
+async def run():
+    end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    async with websockets.connect('ws://127.0.0.1:' + sys.argv[1] + '/chat') as ws:
+        count, port = 0, ws.local_address[1]
+        while not end.done():
+            await ws.send('x' * (count % 300))
+            assert await ws.recv() == 'x' * (count % 300)
+            count += 1
+            await asyncio.sleep(0.002)
+        await ws.send('who')
+        said = await ws.recv()
+        assert said == f'server {count + 1}', (said, count)
+        assert ws.local_address[1] == port
+    print(count)
+asyncio.run(run())
+";
+
+/// A WebSocket that is in use.
+struct Chat(Option<Child>);
+
+impl Chat {
+    fn start(port: &str) -> Self {
+        let child = Command::new("/usr/bin/python3")
+            .args(["-c", CHAT, port])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        Self(Some(child.expect("python3 is installed")))
+    }
+
+    /// How many messages were answered, by one connection, in order.
+    fn ends(mut self) -> usize {
+        let output = self.0.take().unwrap().wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", output.status);
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+}
+
+impl Drop for Chat {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 fn answers(port: &str) {
     let octets = Curl::start(port, "/plain/100", "1G").got();
     assert_eq!(octets, numbered(0, 100));
@@ -169,6 +223,7 @@ fn downloads_outlive_the_versions_of_their_server() {
     let mut version = Version::start(&path, None);
     let port = version.says("serving on ");
     let mut curls = downloads(&port);
+    let chat = Chat::start(&port);
     let mut versions = 1;
     while curls.iter_mut().all(Curl::runs) && versions < 6 {
         let next = Version::start(&path, None);
@@ -178,7 +233,7 @@ fn downloads_outlive_the_versions_of_their_server() {
         version = next;
         versions += 1;
     }
-    println!("{versions} versions");
+    println!("{versions} versions, {} messages", chat.ends());
     assert!(versions > 2, "the downloads took no time");
     are_whole(curls);
     answers(&port);

@@ -11,7 +11,8 @@ use tcpmig::upgrade::{Arrivals, Next, Predecessor, Successor};
 use tcpmig_format::Layer;
 use tokio::task::LocalSet;
 
-use crate::app::{App, app};
+use crate::app::{App, Visits, app};
+use crate::chat::handler;
 
 /// Where versions find each other, and what this one does wrong.
 pub(crate) const VARIABLES: [&str; 2] = ["TCPMIG_TEST_UPGRADE_AT", "TCPMIG_TEST_UPGRADE_BAD"];
@@ -71,7 +72,11 @@ pub(crate) fn run() {
 }
 
 async fn serve(path: &Path, bad: Option<Bad>) {
-    let movable = app("server", Arc::default());
+    let slow = Arc::default();
+    let chat = handler("server", Arc::clone(&slow));
+    let movable = app("server", slow)
+        .with_state::<Visits>()
+        .with_websockets(chat);
     let server = Server::new(movable.clone());
     let check = move |layers: &[Layer]| match bad {
         Some(bad) => bad.check(),
