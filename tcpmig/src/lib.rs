@@ -17,6 +17,7 @@
 //! - [`session`]: what the session on a connection stands on, and how the two leave together, by whatever way.
 //! - [`upgrade`]: the next version of a server takes its listeners and sessions over, on the same host and without privileges.
 //! - [`http`]: stop a hyper connection in the middle of a response and go on elsewhere.
+//! - [`tls`]: the same over TLS.
 //!
 //! # Features
 //!
@@ -29,6 +30,7 @@
 //! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
 //! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
 //! * `upgrade`: [`upgrade`], with `session` and no more than that.
+//! * `tls`: [`tls`], with `session`: with the provider of cryptography that the application gives rustls, and no other.
 //! * `cli`, on by default: the command `tcpmig`, with all of these.
 //!
 //! It needs Linux 5.14, `CAP_NET_ADMIN` in the user namespace that owns the network
@@ -132,6 +134,8 @@ pub mod session;
 pub mod steer;
 #[cfg(feature = "upgrade")]
 pub mod upgrade;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

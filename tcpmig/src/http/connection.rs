@@ -31,13 +31,35 @@ pub(super) struct Times {
     pub(super) absorb: usize,
 }
 
+/// Puts what is known of a connection's carrier into the extensions of a request.
+pub(super) type Facts = Arc<dyn Fn(&mut hyper::http::Extensions) + Send + Sync>;
+
+/// What requests are told of their connection.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) state: Option<Arc<dyn AnyState>>,
+    pub(super) facts: Option<Facts>,
+}
+
 /// What a connection has whatever is spoken on it.
 pub(super) struct About {
-    pub(super) state: Option<Arc<dyn AnyState>>,
+    pub(super) known: Known,
     pub(super) times: Times,
     pub(super) websockets: Option<Handler>,
     /// For the log.
     pub(super) flow: Flow,
+}
+
+impl Known {
+    /// Tells a request.
+    pub(super) fn extend(&self, extensions: &mut hyper::http::Extensions) {
+        if let Some(state) = &self.state {
+            state.extend(extensions);
+        }
+        if let Some(facts) = &self.facts {
+            facts(extensions);
+        }
+    }
 }
 
 /// The two ends of a connection, as far as the kernel knows them.
@@ -343,10 +365,7 @@ where
         resumed: false,
     };
     let head = std::mem::take(&mut upgrade.head);
-    Next::served(
-        Served::begin(handler.clone(), at, head, about.state.clone()),
-        about,
-    )
+    Next::served(Served::begin(handler.clone(), at, head, about), about)
 }
 
 async fn websocket<S, C>(
@@ -379,7 +398,7 @@ where
                 resumed: true,
             };
             let head = session.websocket.unwrap_or_default();
-            Next::served(Served::begin(handler, at, head, about.state.clone()), about)
+            Next::served(Served::begin(handler, at, head, about), about)
         }
         Err(error) => Next::served(Err(error), about),
     }

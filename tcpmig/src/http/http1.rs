@@ -179,7 +179,7 @@ where
 
     /// Takes a connection at a safe point to pieces.
     fn take(self, safe: Safe, about: &About) -> Left<S, T> {
-        let state = about.state.as_ref().map(|state| state.store());
+        let state = about.known.state.as_ref().map(|state| state.store());
         let state = match state.transpose() {
             Ok(state) => state,
             Err(error) => return Left::Spoiled(error),

@@ -12,7 +12,7 @@ use tcpmig_format::{Layer, LayerReader, Octets};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::connection::{About, Connection, Flow, Stage, Times};
+use super::connection::{About, Connection, Facts, Flow, Known, Stage, Times};
 use super::gate::Gate;
 use super::head;
 use super::http1::Http;
@@ -212,7 +212,7 @@ where
         &self,
         stream: K::Carrier,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
-        let about = self.about((self.make_state)(None)?, Flow::of(stream.tcp()));
+        let about = self.about_carrier((self.make_state)(None)?, &stream);
         let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
         Ok(Connection { stage, about })
     }
@@ -228,7 +228,7 @@ where
         session: Session,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let state = (self.make_state)(session.state.as_ref())?;
-        let about = self.about(state, Flow::of(stream.tcp()));
+        let about = self.about_carrier(state, &stream);
         if let Some(head) = session.websocket {
             let handler = self.websockets.clone().ok_or(SessionError::NoWebSockets)?;
             let at = websocket::At {
@@ -238,7 +238,7 @@ where
                 extended: false,
                 resumed: true,
             };
-            let served = websocket::Served::begin(handler, at, head, about.state.clone())?;
+            let served = websocket::Served::begin(handler, at, head, &about)?;
             let stage = Stage::WebSocket(served);
             return Ok(Connection { stage, about });
         }
@@ -292,9 +292,18 @@ where
         self.resume(rebuilt.carrier, session)
     }
 
-    pub(super) fn about(&self, state: Option<Arc<dyn AnyState>>, flow: Flow) -> About {
+    fn about_carrier(&self, state: Option<Arc<dyn AnyState>>, stream: &K::Carrier) -> About {
+        let facts = stream.facts().map(|facts| -> Facts {
+            Arc::new(move |extensions| {
+                extensions.insert(facts.clone());
+            })
+        });
+        self.about(Known { state, facts }, Flow::of(stream.tcp()))
+    }
+
+    pub(super) fn about(&self, known: Known, flow: Flow) -> About {
         About {
-            state,
+            known,
             times: self.times,
             websockets: self.websockets.clone(),
             flow,
@@ -341,7 +350,7 @@ where
         let common = Common {
             service: self.service.clone(),
             shared: shared.clone(),
-            state: about.state.clone(),
+            known: about.known.clone(),
         };
         let service = Watched::new(common, resumed);
         Http::new(&self.builder, gate, service, shared)

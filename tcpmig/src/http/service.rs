@@ -15,9 +15,9 @@ use hyper::service::Service;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
+use super::connection::Known;
 use super::head;
 use super::resumable::{Cursor, HasCursor, NotResumed, Resumed};
-use super::session::AnyState;
 use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -26,7 +26,7 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Common<S> {
     pub(super) service: Arc<S>,
     pub(super) shared: Arc<Shared>,
-    pub(super) state: Option<Arc<dyn AnyState>>,
+    pub(super) known: Known,
 }
 
 /// The service that hyper sees.
@@ -105,9 +105,7 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
                 Incoming::Arriving
             };
         }
-        if let Some(state) = &self.state {
-            state.extend(&mut parts.extensions);
-        }
+        self.known.extend(&mut parts.extensions);
         if let Some(middle) = resumed {
             parts.extensions.insert(Resumed(middle.cursor[..].into()));
         }

@@ -156,8 +156,14 @@ struct Labels;
 const LABEL: &str = "org.example.label";
 
 impl Carrier for Labelled {
+    type Facts = Infallible;
+
     fn tcp(&self) -> &TcpStream {
         &self.0
+    }
+
+    fn facts(&self) -> Option<Infallible> {
+        None
     }
 
     fn into_parts(self) -> std::io::Result<Parts> {

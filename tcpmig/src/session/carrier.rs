@@ -1,5 +1,6 @@
 //! What a session reads and writes.
 
+use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::io;
 
@@ -16,8 +17,14 @@ use crate::handover::Refusal;
 /// that moment is in its own layer: what it has read and not given out, what it has taken and not written, cut where it
 /// happens to be. So it can be taken apart at any moment after it has begun, and waits for nobody.
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// What is known of it that its session may want to know; [`Infallible`](std::convert::Infallible) if there is nothing.
+    type Facts: Clone + Send + Sync + 'static;
+
     /// The TCP connection under it, for its addresses and options. To read or write it damages the session.
     fn tcp(&self) -> &TcpStream;
+
+    /// What is known of it; an HTTP session puts it into the extensions of each request.
+    fn facts(&self) -> Option<Self::Facts>;
 
     /// Takes it apart: its socket, and its layers from the bottom up; a plain TCP connection has none. The session puts its own on
     /// top.
@@ -76,8 +83,14 @@ pub struct Rebuilt<C> {
 }
 
 impl Carrier for TcpStream {
+    type Facts = Infallible;
+
     fn tcp(&self) -> &TcpStream {
         self
+    }
+
+    fn facts(&self) -> Option<Infallible> {
+        None
     }
 
     fn into_parts(self) -> io::Result<Parts> {

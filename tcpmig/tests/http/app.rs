@@ -90,6 +90,8 @@ pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) 
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
         .layer(Extension(Host { name, slow }));
+    #[cfg(feature = "tls")]
+    let router = router.route("/negotiated", get(crate::tls::negotiated));
     Movable::new(TowerToHyperService::new(router)).settle(Duration::from_millis(20))
 }
 

@@ -14,5 +14,7 @@ mod requests;
 mod resumed;
 mod scene;
 mod side_by_side;
+#[cfg(feature = "tls")]
+mod tls;
 mod upgraded;
 mod websockets;

@@ -11,6 +11,7 @@ use axum::http::Request;
 use axum::routing::MethodRouter;
 use tcpmig::driver::{Acceptor, Options, Reason, Report};
 use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
+use tcpmig::session::{Carriers, Tcp};
 use tokio::net::TcpListener;
 
 use crate::app::{App, NewVisits, Slow, Visits, app, app_with};
@@ -32,9 +33,9 @@ pub(crate) enum OnB {
     Nothing,
 }
 
-pub(crate) struct Scene {
+pub(crate) struct Scene<K = Tcp> {
     pub(crate) net: Net,
-    hosts: [(Site, Server<App>); 2],
+    hosts: [(Site, Server<App, K>); 2],
     /// Where the connection is.
     pub(crate) at: usize,
     pub(crate) slow: Arc<Slow>,
@@ -53,6 +54,13 @@ impl Scene {
     }
 
     pub(crate) fn with(on_b: &OnB, drain_within: Duration) -> Self {
+        Self::over([Tcp, Tcp], on_b, drain_within)
+    }
+}
+
+impl<K: Carriers + Clone> Scene<K> {
+    /// With the carriers of each host.
+    pub(crate) fn over(carriers: [K; 2], on_b: &OnB, drain_within: Duration) -> Self {
         let net = Net::new();
         // By itself it grows to 32 MB, which is most of the largest response.
         let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
@@ -68,13 +76,16 @@ impl Scene {
         let (a, b) = Site::pair(&net, &options);
         let slow = Arc::new(Slow::default());
         let errors = Errors::default();
-        let start = |site: &Site, movable, takes_in| start(site, movable, takes_in, &errors);
+        let [on_a, over] = carriers;
+        let start = |site: &Site, movable: Movable<App>, takes_in| {
+            start(site, movable.over(over.clone()), takes_in, &errors)
+        };
         let make = |name| app(name, slow.clone()).drain_within(drain_within);
         let with_visits = |name| {
             let chat = crate::chat::handler(name, slow.clone());
             make(name).with_state::<Visits>().with_websockets(chat)
         };
-        let server_a = start(&a, with_visits("a"), true);
+        let server_a = self::start(&a, with_visits("a").over(on_a), true, &errors);
         a.call({
             let server = server_a.clone();
             |_| async move {
@@ -109,7 +120,7 @@ impl Scene {
         }
     }
 
-    fn server(&self) -> &Server<App> {
+    fn server(&self) -> &Server<App, K> {
         &self.hosts[self.at].1
     }
 
@@ -215,7 +226,12 @@ fn other_cursors(request: &Request<()>, resumed: &Resumed) -> Result<(), Session
     resumed.cursor::<Chapter>().map(drop)
 }
 
-fn start(site: &Site, movable: Movable<App>, takes_in: bool, errors: &Errors) -> Server<App> {
+fn start<K: Carriers>(
+    site: &Site,
+    movable: Movable<App, K>,
+    takes_in: bool,
+    errors: &Errors,
+) -> Server<App, K> {
     let errors = errors.clone();
     site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());

@@ -17,7 +17,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::connection::{Asked, Flow};
+use super::connection::{Asked, Flow, Known};
 use super::http1::Left;
 use super::{Movable, Session};
 use app::App;
@@ -105,7 +105,11 @@ async fn movable(shape: &Shape, steps: &[Step], when: When) -> (Seen, Drains) {
 }
 
 async fn serve(movable: &Movable<App>, wire: Wire, when: When, drains: &mut Drains) {
-    let about = movable.about(None, Flow::UNKNOWN);
+    let known = Known {
+        state: None,
+        facts: None,
+    };
+    let about = movable.about(known, Flow::UNKNOWN);
     let mut http = movable.begin_http(wire, &about);
     let mut polls = 0;
     loop {

@@ -89,7 +89,7 @@ use std::task::{Context, Poll};
 use hyper::Request;
 use tokio::io::AsyncWriteExt;
 
-use super::connection::Drained;
+use super::connection::{About, Drained};
 use super::head;
 use super::session::{AnyState, ConnectionState, Session, SessionError, State};
 use super::shared::Obstacle;
@@ -180,12 +180,10 @@ impl<C: Carrier> Served<C> {
         handler: Handler,
         at: At<'_, C>,
         head: Vec<u8>,
-        state: Option<Arc<dyn AnyState>>,
+        about: &About,
     ) -> Result<Self, SessionError> {
         let mut request = head::parse(&head)?;
-        if let Some(state) = &state {
-            state.extend(request.extensions_mut());
-        }
+        about.known.extend(request.extensions_mut());
         let link = Link::new(at.stream, at.unread, at.unwritten);
         let running = (handler.0)(WebSocket {
             request,
@@ -197,7 +195,7 @@ impl<C: Carrier> Served<C> {
             running,
             link,
             head,
-            state,
+            state: about.known.state.clone(),
             extended: at.extended,
         })
     }

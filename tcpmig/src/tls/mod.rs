@@ -1,0 +1,139 @@
+//! TLS sessions of servers that move: a client keeps its connection, and sees no handshake.
+//!
+//! [`Tls`] serves TLS 1.3 and 1.2 with an ordinary `ServerConfig` of rustls, and makes a session on one server what it was on another. Give it to
+//! [`Movable::over`](crate::http::Movable::over), and HTTP/1 and WebSocket sessions move over it as they do over plain TCP:
+//!
+//! ```no_run
+//! # async fn run(config: std::sync::Arc<rustls::ServerConfig>, router: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+//! use hyper_util::service::TowerToHyperService;
+//! use tcpmig::http::{Movable, Server};
+//! use tcpmig::tls::Tls;
+//!
+//! let movable = Movable::new(TowerToHyperService::new(router)).over(Tls::new(config));
+//! let server = Server::new(movable);
+//! let listener = tokio::net::TcpListener::bind("198.18.0.80:443").await?;
+//! loop {
+//!     let (stream, _) = listener.accept().await?;
+//!     let server = server.clone();
+//!     tokio::spawn(async move { server.serve(stream).await });
+//! }
+//! # }
+//! ```
+//!
+//! A handler finds what was negotiated among the extensions of a request, as [`Negotiated`].
+//!
+//! # What moves
+//!
+//! The session's keys and the numbers of its records, what was negotiated (suite, ALPN, server's name, the client's certificates,
+//! the exporter of TLS 1.3), records that are cut anywhere, plaintext that was read ahead, records that TCP has not taken, the
+//! answer to a key update that has not been written, and who has said `close_notify`. The target's provider of cryptography has to have the
+//! session's cipher suite, which is one of TLS 1.3 or of TLS 1.2: if it does not, the connection is refused before it leaves its source. Which
+//! versions the target takes for new sessions is not asked, and it need not have the same certificate. Tickets that the
+//! source gave out can be used at the target if both have the same ticketer.
+//!
+//! A connection in its handshake is not moved: the move waits for the end of that. Early data is not accepted, whatever the
+//! `ServerConfig` says.
+//!
+//! # What a layer gives away
+//!
+//! The layer has the secrets of the session. Whoever reads it can read and forge what follows in this session, but not what came
+//! before the last key update, nor any other session: the server's private key and tickets are not in it. Nothing here prints or
+//! logs a secret, and the memory of those that are carried is zeroed when it is given back. What rustls itself holds is its own to zero.
+//!
+//! **Only one may go on with a session.** Two that write with the same keys and numbers break the
+//! protection of both (nonces are used twice). [`Carrier::into_parts`](crate::session::Carrier::into_parts) ends the session where it was, and a
+//! [`Way`](crate::session::Way) gives the parts to one place. Do not write them to a file that outlives the move.
+//!
+//! # What does not move
+//!
+//! Client connections, sessions of kernel TLS, and suites of other providers that do not give their keys out. `export_keying_material` of TLS
+//! 1.2 gives something else after a move. A key update that its sender has cut into several records is lost if
+//! the move comes between them; no library known does that.
+
+mod graft;
+mod keys;
+mod layer;
+mod negotiated;
+mod nothing;
+mod rebuild;
+mod records;
+mod session;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tcpmig_format::{LayerReader, Octets};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::handover::Refusal;
+use crate::session::{Carriers, Rebuilt};
+use layer::State;
+pub use layer::{KIND, VERSION};
+pub use negotiated::Negotiated;
+use session::Session;
+pub use stream::TlsStream;
+
+/// The TLS sessions of a server.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    handshake_within: Duration,
+}
+
+impl Tls {
+    /// With this configuration, and 10 seconds for a handshake.
+    pub fn new(config: impl Into<Arc<ServerConfig>>) -> Self {
+        Self {
+            config: config.into(),
+            handshake_within: Duration::from_secs(10),
+        }
+    }
+
+    /// How long a client may take for its handshake.
+    #[must_use]
+    pub fn handshake_within(mut self, within: Duration) -> Self {
+        self.handshake_within = within;
+        self
+    }
+}
+
+impl Carriers for Tls {
+    type Carrier = TlsStream;
+
+    fn accept(&self, tcp: TcpStream) -> impl Future<Output = io::Result<TlsStream>> + Send {
+        let begun = Session::begin(&self.config).map_err(io::Error::other);
+        let within = self.handshake_within;
+        async move {
+            let session = begun?;
+            let mut stream = TlsStream { tcp, session };
+            timeout(within, stream.handshake()).await??;
+            Ok(stream)
+        }
+    }
+
+    fn check(&self, layers: &mut LayerReader<'_>) -> Result<(), Refusal> {
+        let state = State::read(layers)?;
+        rebuild::check(&state, &self.config).map(drop)
+    }
+
+    fn rebuild(
+        &self,
+        tcp: TcpStream,
+        unwritten: Octets,
+        layers: &mut LayerReader<'_>,
+    ) -> Result<Rebuilt<TlsStream>, Refusal> {
+        let state = State::read(layers)?;
+        let session = Session::resume(state, unwritten, &self.config)?;
+        Ok(Rebuilt {
+            carrier: TlsStream { tcp, session },
+            unwritten: Octets::new(),
+        })
+    }
+}

@@ -1,0 +1,560 @@
+//! A client of rustls, which knows of nothing, keeps its session while that moves again and again.
+
+use std::io::{IoSlice, Read, Write};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind,
+    RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite,
+};
+use tcpmig_format::{Layer, LayerReader, Octets};
+use tcpmig_transport::keys::Authority;
+
+use super::layer::State;
+use super::session::{NotCarried, Session};
+use super::{KIND, Tls, VERSION};
+use crate::handover::Code;
+use crate::session::Carriers;
+
+/// Takes every certificate: whom it talks to is not what is tested.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+/// A chain and its key, in PEM.
+struct Identity(String, String);
+
+impl Identity {
+    fn ecdsa() -> Self {
+        let issued = Authority::create("tests").unwrap().issue("server.example");
+        let issued = issued.unwrap();
+        Self(issued.cert_pem.clone(), issued.key_pem.clone())
+    }
+
+    /// ring makes no RSA keys.
+    fn rsa() -> Self {
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-batch"]);
+        openssl.args(["-subj", "/CN=server.example", "-keyout", "-", "-out", "-"]);
+        let output = openssl.output().expect("openssl is installed");
+        assert!(output.status.success());
+        let both = String::from_utf8(output.stdout).unwrap();
+        Self(both.clone(), both)
+    }
+
+    fn of(suite: SupportedCipherSuite) -> Self {
+        let name = format!("{:?}", suite.suite());
+        if name.contains("_RSA_") {
+            Self::rsa()
+        } else {
+            Self::ecdsa()
+        }
+    }
+
+    fn parse(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let chain = CertificateDer::pem_slice_iter(self.0.as_bytes()).collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_slice(self.1.as_bytes());
+        (chain.unwrap(), key.unwrap())
+    }
+}
+
+fn only(provider: &CryptoProvider, suite: SupportedCipherSuite) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![suite],
+        ..provider.clone()
+    })
+}
+
+fn server(suite: SupportedCipherSuite, identity: &Identity) -> ServerConfig {
+    let provider = only(&ring::default_provider(), suite);
+    let builder = ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_protocol_versions(&[suite.version()]).unwrap();
+    let (chain, key) = identity.parse();
+    let builder = builder.with_no_client_auth();
+    let mut config = builder.with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+fn client(suite: SupportedCipherSuite) -> ClientConfig {
+    let provider = only(&ring::default_provider(), suite);
+    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_protocol_versions(&[suite.version()]).unwrap();
+    let builder = builder.dangerous();
+    let anybody = Arc::new(Anybody(provider));
+    let builder = builder.with_custom_certificate_verifier(anybody);
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// The cipher suites of both providers that come with rustls.
+fn suites() -> Vec<SupportedCipherSuite> {
+    let providers = [ring::default_provider(), aws_lc_rs::default_provider()];
+    let suites = providers.into_iter().flat_map(|it| it.cipher_suites);
+    suites.collect()
+}
+
+/// A small generator of numbers, the same ones every time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as usize) % limit
+    }
+}
+
+/// The octets of a stream, by their place in it.
+fn numbered(from: usize, len: usize) -> Vec<u8> {
+    (from..from + len).map(|at| (at % 251) as u8).collect()
+}
+
+/// A client and a server's session, and what is under way between them.
+struct Pair {
+    config: ServerConfig,
+    client: ClientConnection,
+    server: Session,
+    to_server: Vec<u8>,
+    to_client: Vec<u8>,
+    /// How much each has written, how much each has read.
+    written: [usize; 2],
+    read: [usize; 2],
+}
+
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+
+impl Pair {
+    fn new(config: ServerConfig, client: ClientConfig) -> Self {
+        Self::with(config, Arc::new(client))
+    }
+
+    fn with(config: ServerConfig, client: Arc<ClientConfig>) -> Self {
+        let name = ServerName::try_from("server.example").unwrap();
+        let mut pair = Self {
+            client: ClientConnection::new(client, name).unwrap(),
+            server: Session::begin(&config).unwrap(),
+            config,
+            to_server: Vec::new(),
+            to_client: Vec::new(),
+            written: [0; 2],
+            read: [0; 2],
+        };
+        while pair.client.is_handshaking() || pair.server.is_handshaking() {
+            pair.deliver_to_server(usize::MAX);
+            while pair.server.take_record().unwrap() {}
+            pair.deliver_to_client(usize::MAX);
+        }
+        pair
+    }
+
+    fn of(suite: SupportedCipherSuite) -> Self {
+        Self::new(server(suite, &Identity::of(suite)), client(suite))
+    }
+
+    /// The client's records, as many octets of them as that, reach the server.
+    fn deliver_to_server(&mut self, most: usize) {
+        while self.client.wants_write() {
+            self.client.write_tls(&mut self.to_server).unwrap();
+        }
+        let len = most.min(self.to_server.len());
+        self.server.received().extend(self.to_server.drain(..len));
+    }
+
+    fn deliver_to_client(&mut self, most: usize) {
+        while self.server.wants_write() {
+            self.server.write_records(&mut self.to_client).unwrap();
+        }
+        let len = most.min(self.to_client.len());
+        let octets: Vec<u8> = self.to_client.drain(..len).collect();
+        let mut octets = &octets[..];
+        while !octets.is_empty() {
+            self.client.read_tls(&mut octets).unwrap();
+            self.client
+                .process_new_packets()
+                .expect("the client takes every record");
+            self.client_reads();
+        }
+    }
+
+    fn client_reads(&mut self) {
+        let mut got = Vec::new();
+        // There may be no more for now.
+        let _ = self.client.reader().read_to_end(&mut got);
+        assert!(
+            got == numbered(self.read[CLIENT], got.len()),
+            "the client's octets"
+        );
+        self.read[CLIENT] += got.len();
+    }
+
+    /// Whether the client has ended its side.
+    fn server_reads(&mut self, most: usize) -> bool {
+        let mut got = Vec::new();
+        let read = self
+            .server
+            .read(&mut bytes::BufMut::limit(&mut got, most))
+            .unwrap();
+        assert!(
+            got == numbered(self.read[SERVER], got.len()),
+            "the server's octets"
+        );
+        self.read[SERVER] += got.len();
+        most > 0 && read == Some(0)
+    }
+
+    fn client_writes(&mut self, len: usize) {
+        let octets = numbered(self.written[CLIENT], len);
+        self.written[CLIENT] += self.client.writer().write(&octets).unwrap();
+    }
+
+    fn server_writes(&mut self, len: usize) {
+        let octets = numbered(self.written[SERVER], len);
+        self.written[SERVER] += self.server.write(&[IoSlice::new(&octets)]).unwrap();
+    }
+
+    /// What the session is; it can be rebuilt, once.
+    fn take(&mut self) -> Layer {
+        let next = Session::begin(&self.config).unwrap();
+        let server = std::mem::replace(&mut self.server, next);
+        server.into_state().unwrap().to_layer()
+    }
+
+    fn put(&mut self, layer: Layer) {
+        let layers = [layer];
+        let mut layers = LayerReader::new(&layers);
+        let state = State::read(&mut layers).unwrap();
+        layers.finish().unwrap();
+        self.server = Session::resume(state, Octets::new(), &self.config).unwrap();
+    }
+
+    fn moves(&mut self) {
+        let layer = self.take();
+        self.put(layer);
+    }
+
+    /// Everything arrives, and both end.
+    fn end(mut self) {
+        self.client.send_close_notify();
+        self.deliver_to_server(usize::MAX);
+        while !self.server_reads(1000) {}
+        // An end that was seen is carried, too.
+        self.moves();
+        assert!(self.server_reads(1000));
+        self.server_writes(100);
+        self.server.close();
+        self.moves();
+        self.deliver_to_client(usize::MAX);
+        let Self { written, read, .. } = self;
+        assert_eq!(read, [written[SERVER], written[CLIENT]]);
+        // A clean end.
+        assert_eq!(self.client.reader().read(&mut [0]).unwrap(), 0);
+    }
+}
+
+/// Between two servers with the same suite, each of its own provider.
+fn play(
+    suite: SupportedCipherSuite,
+    other: SupportedCipherSuite,
+    seed: u64,
+    steps: usize,
+) -> usize {
+    let identity = Identity::of(suite);
+    let mut pair = Pair::new(server(suite, &identity), client(suite));
+    let mut other = server(other, &identity);
+    let is_13 = matches!(suite, SupportedCipherSuite::Tls13(_));
+    let mut dice = Dice(seed);
+    let mut moves = 0;
+    for _ in 0..steps {
+        // Few octets are cut in more places, many are more than a record.
+        let most = [3, 40, 1000, 40_000][dice.below(4)];
+        let len = dice.below(most) + 1;
+        match dice.below(10) {
+            0 => pair.client_writes(len),
+            1 => pair.server_writes(len),
+            2 | 3 => pair.deliver_to_server(len),
+            4 | 5 => pair.deliver_to_client(len),
+            6 => drop(pair.server_reads(len)),
+            7 if is_13 => pair.client.refresh_traffic_keys().unwrap(),
+            8 if is_13 => pair.server.refresh(),
+            _ => {
+                if dice.below(2) == 0 {
+                    std::mem::swap(&mut pair.config, &mut other);
+                }
+                pair.moves();
+                moves += 1;
+            }
+        }
+    }
+    pair.end();
+    moves
+}
+
+#[test]
+fn sessions_of_every_suite_move_at_any_time() {
+    let all = suites();
+    assert_eq!(all.len(), 18);
+    let halves = all.split_at(9);
+    for (from, to) in [halves, (halves.1, halves.0)] {
+        for &suite in from {
+            let is_same = |other: &&SupportedCipherSuite| other.suite() == suite.suite();
+            let other = *to.iter().find(is_same).unwrap();
+            let moves: usize = (1..=4).map(|seed| play(suite, other, seed, 400)).sum();
+            assert!(moves > 100, "{:?} moved {moves} times", suite.suite());
+        }
+    }
+}
+
+fn aes() -> SupportedCipherSuite {
+    let suites = suites();
+    let suite = suites
+        .into_iter()
+        .find(|s| s.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+    suite.unwrap()
+}
+
+#[test]
+fn what_was_negotiated_is_the_same() {
+    for suite in suites() {
+        negotiated(suite);
+    }
+}
+
+/// Of a session whose client has a certificate.
+fn negotiated(suite: SupportedCipherSuite) {
+    let authority = Authority::create("clients").unwrap();
+    let issued = authority.issue("client.example").unwrap();
+    let (chain, key) = Identity(issued.cert_pem.clone(), issued.key_pem.clone()).parse();
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.ca_pem().as_bytes()).unwrap();
+    roots.add(root).unwrap();
+    let provider = only(&ring::default_provider(), suite);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let (server_chain, server_key) = Identity::of(suite).parse();
+    let builder = ServerConfig::builder_with_provider(provider.clone());
+    let builder = builder
+        .with_protocol_versions(&[suite.version()])
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap());
+    let mut server = builder.with_single_cert(server_chain, server_key).unwrap();
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_protocol_versions(&[suite.version()]).unwrap();
+    let builder = builder.dangerous();
+    let builder = builder.with_custom_certificate_verifier(Arc::new(Anybody(provider)));
+    let mut client = builder.with_client_auth_cert(chain.clone(), key).unwrap();
+    client.alpn_protocols = vec![b"http/1.1".to_vec()];
+
+    let mut pair = Pair::new(server, client);
+    for _ in 0..3 {
+        let tls = pair.server.tls();
+        assert_eq!(tls.server_name(), Some("server.example"));
+        assert_eq!(tls.alpn_protocol(), Some(&b"http/1.1"[..]));
+        assert_eq!(tls.peer_certificates(), Some(&chain[..]));
+        if let SupportedCipherSuite::Tls13(_) = suite {
+            let here = tls.export_keying_material([0; 32], b"label", Some(b"context"));
+            let there = pair
+                .client
+                .export_keying_material([0; 32], b"label", Some(b"context"));
+            assert_eq!(here.unwrap(), there.unwrap());
+        }
+        pair.moves();
+        pair.server_writes(100);
+        pair.client_writes(100);
+        pair.deliver_to_client(usize::MAX);
+        pair.deliver_to_server(usize::MAX);
+        pair.server_reads(100);
+    }
+    pair.end();
+}
+
+/// A client that comes back has a session by a ticket, or by its number.
+#[test]
+fn sessions_that_were_resumed_move() {
+    for suite in suites() {
+        let server = server(suite, &Identity::of(suite));
+        let client = Arc::new(client(suite));
+        for visit in 0..3 {
+            let mut pair = Pair::with(server.clone(), client.clone());
+            let resumed = pair.client.handshake_kind() == Some(HandshakeKind::Resumed);
+            assert_eq!(resumed, visit > 0, "{:?}", suite.suite());
+            for _ in 0..3 {
+                pair.server_writes(100);
+                pair.client_writes(100);
+                pair.moves();
+                pair.deliver_to_client(usize::MAX);
+                pair.deliver_to_server(usize::MAX);
+                pair.server_reads(100);
+            }
+            pair.end();
+        }
+    }
+}
+
+#[test]
+fn a_handshake_is_not_taken_apart() {
+    let suite = aes();
+    let session = Session::begin(&server(suite, &Identity::of(suite))).unwrap();
+    assert!(matches!(session.into_state(), Err(NotCarried::Handshake)));
+}
+
+#[test]
+fn a_session_that_failed_is_not_taken_apart() {
+    let mut pair = Pair::of(aes());
+    pair.client_writes(10);
+    pair.deliver_to_server(usize::MAX);
+    let received = pair.server.received();
+    *received.last_mut().unwrap() ^= 1;
+    assert!(pair.server.read(&mut Vec::new()).is_err());
+    assert!(matches!(pair.server.into_state(), Err(NotCarried::Failed)));
+}
+
+#[test]
+fn what_is_not_known_here_is_refused_by_name() {
+    let mut pair = Pair::of(aes());
+    let layer = pair.take();
+    let other = suites().into_iter();
+    let other = other.filter(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let other = other.collect::<Vec<_>>();
+    let tls = |suite| Tls::new(server(suite, &Identity::of(suite)));
+    let refusal = |tls: &Tls, layer: &Layer| {
+        let layers = [layer.clone()];
+        tls.check(&mut LayerReader::new(&layers)).unwrap_err()
+    };
+    tls(aes())
+        .check(&mut LayerReader::new(std::slice::from_ref(&layer)))
+        .unwrap();
+
+    let refused = refusal(&tls(other[0]), &layer);
+    assert_eq!(refused.code, Code::Session);
+    assert!(refused.reason.contains("0x1301"), "{refused}");
+    let mut newer = layer.clone();
+    newer.version = VERSION + 1;
+    let refused = refusal(&tls(aes()), &newer);
+    assert_eq!(refused.code, Code::Session);
+    assert!(refused.reason.contains("version 2"), "{refused}");
+    let refused = refusal(&tls(aes()), &Layer::new("tcpmig-http", 1, Octets::new()));
+    assert_eq!(refused.code, Code::Session);
+    assert!(refused.reason.contains(KIND), "{refused}");
+    for len in 0..layer.payload.len() {
+        let cut = Layer::new(KIND, VERSION, &layer.payload[..len]);
+        assert_eq!(refusal(&tls_of(&pair.config), &cut).code, Code::Image);
+    }
+}
+
+fn tls_of(config: &ServerConfig) -> Tls {
+    Tls::new(config.clone())
+}
+
+/// Whatever is in a layer, it is refused or goes on as something: nothing panics.
+#[test]
+fn a_damaged_layer_is_harmless() {
+    for suite in suites() {
+        let mut pair = Pair::of(suite);
+        pair.client_writes(100);
+        pair.deliver_to_server(50);
+        let layer = pair.take();
+        for at in 0..layer.payload.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut octets = layer.payload.to_vec();
+                octets[at] ^= flip;
+                let layers = [Layer::new(KIND, VERSION, octets)];
+                let Ok(state) = State::read(&mut LayerReader::new(&layers)) else {
+                    continue;
+                };
+                let Ok(mut session) = Session::resume(state, Octets::new(), &pair.config) else {
+                    continue;
+                };
+                // What the client has sent does not decrypt, or does.
+                let _ = session.read(&mut Vec::with_capacity(100));
+                let _ = session.write(&[IoSlice::new(b"answer")]);
+                let _ = session.into_state().map(|state| state.to_layer());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_layer_shows_no_secret() {
+    let mut pair = Pair::of(aes());
+    let shown = format!("{:?}", pair.take());
+    assert!(shown.starts_with("Layer"), "{shown}");
+    assert!(shown.len() < 120, "{shown}");
+}
+
+/// A key that has protected as many records as it may is replaced, also if most of them were elsewhere.
+#[test]
+fn a_key_wears_out_over_moves() {
+    for suite in suites() {
+        let limit = match suite {
+            SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit,
+            SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit,
+        };
+        if limit == u64::MAX {
+            continue;
+        }
+        let mut pair = Pair::of(suite);
+        let layers = [pair.take()];
+        let mut state = State::read(&mut LayerReader::new(&layers)).unwrap();
+        state.server.next = limit - 10;
+        let secret = state.server.secret.clone();
+        let mut session = Session::resume(state, Octets::new(), &pair.config).unwrap();
+        let mut write = || session.write(&[IoSlice::new(b"octets")]);
+        assert_eq!(write().unwrap(), 6);
+        let again = write();
+        if let SupportedCipherSuite::Tls12(_) = suite {
+            assert!(again.unwrap_err().to_string().contains("worn out"));
+            continue;
+        }
+        assert_eq!(again.unwrap(), 6);
+        let state = session.into_state().unwrap();
+        assert_eq!(state.server.next, 1);
+        assert!(state.server.secret != secret[..]);
+    }
+}
