@@ -135,6 +135,12 @@ fn a_download_over_ipv6_too() {
 }
 
 #[test]
+fn a_download_over_tls_too() {
+    is_whole(&["--size", "16", "--hops", "4", "--tls"], 4);
+    is_whole(&["--size", "8", "--hops", "3", "--tls", "1.2", "-6"], 3);
+}
+
+#[test]
 fn a_download_moves_with_iptables() {
     is_whole(&["--size", "16", "--hops", "3", "--lock", "iptables"], 3);
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tcpmig::driver::Report;
 
 use super::lock::Lock;
+use super::tls::Web;
 
 /// The first line that a server reads.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) certificate: String,
     pub(crate) key: String,
     pub(crate) authority: String,
+    /// How it speaks TLS, if it does.
+    pub(crate) web: Option<Web>,
     /// Octets of the file.
     pub(crate) size: u64,
     /// How long a connection may go on before it is frozen until little of it has to be carried.

@@ -8,6 +8,7 @@ mod plot;
 mod run;
 mod server;
 mod timeline;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,10 @@ pub(crate) struct DemoArgs {
     /// the file must not exist
     #[arg(long, value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
     pub(crate) plot: Option<std::path::PathBuf>,
+
+    /// Serve the file over TLS: curl checks the certificate against the demo's own authority
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "1.3")]
+    pub(crate) tls: Option<tls::Version>,
 
     /// Use IPv6
     #[arg(long, short = '6')]

@@ -1,5 +1,6 @@
 //! Starts the demo's processes, follows them and gathers what they say.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +18,7 @@ use super::lock::Lock;
 use super::messages::{Event, Setup};
 use super::net::Net;
 use super::timeline::Timeline;
+use super::tls::{self, Web};
 use super::{DemoArgs, path, plot, positions};
 use crate::Output;
 use crate::cli::files::NewFile;
@@ -159,8 +161,12 @@ impl Server {
     }
 }
 
-fn setups(net: &Net, args: &DemoArgs, size: u64) -> anyhow::Result<[Setup; 2]> {
-    let authority = Authority::create("tcpmig demo")?;
+fn setups(
+    net: &Net,
+    args: &DemoArgs,
+    authority: &Authority,
+    size: u64,
+) -> anyhow::Result<[Setup; 2]> {
     let addresses = &net.addresses;
     let switch = net.lab.switch().path();
     let setup =
@@ -179,6 +185,10 @@ fn setups(net: &Net, args: &DemoArgs, size: u64) -> anyhow::Result<[Setup; 2]> {
                 certificate: issued.cert_pem.clone(),
                 key: issued.key_pem.clone(),
                 authority: authority.ca_pem().to_owned(),
+                web: args
+                    .tls
+                    .map(|version| Web::new(version, authority))
+                    .transpose()?,
                 size,
                 settle_ms: args.settle,
                 move_at: positions(size, args.hops),
@@ -201,19 +211,37 @@ struct Download {
 }
 
 impl Download {
-    fn start(host: &Host, url: &str) -> anyhow::Result<Self> {
+    /// Over TLS, if there is an authority.
+    async fn start(
+        host: &Host,
+        service: SocketAddr,
+        path: &str,
+        authority: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::from(host.command("curl")?);
+        if authority.is_some() {
+            let resolve = format!("{}:{}:{}", tls::NAME, service.port(), service.ip());
+            command.args(["--cacert", "/dev/stdin", "--resolve", &resolve]);
+        }
+        let url = match authority {
+            None => format!("http://{service}{path}"),
+            Some(_) => format!("https://{}:{}{path}", tls::NAME, service.port()),
+        };
         let mut child = command
             .args(["--silent", "--show-error", "--no-buffer", "--globoff"])
             .args(["--noproxy", "*", "--max-time", "600"])
-            .args(["--write-out", "%{stderr}%{json}\n", url])
-            .stdin(Stdio::null())
+            .args(["--write-out", "%{stderr}%{json}\n", &url])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .context("start curl (is it installed?)")?;
         let body = child.stdout.take().context("curl has no output")?;
+        let stdin = child.stdin.take();
+        if let (Some(mut stdin), Some(authority)) = (stdin, authority) {
+            stdin.write_all(authority.as_bytes()).await?;
+        }
         Ok(Self {
             child,
             body,
@@ -281,7 +309,8 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
         tell!("computing the checksum of {} MiB first", args.size);
     }
     let expected = hex(&Content::new(size).sha256());
-    let [for_a, for_b] = setups(&net, args, size)?;
+    let authority = Authority::create("tcpmig demo")?;
+    let [for_a, for_b] = setups(&net, args, &authority, size)?;
     let mut a = Server::start(&net.a, "A", &for_a).await?;
     let mut b = Server::start(&net.b, "B", &for_b).await?;
     let recorder = match &args.plot {
@@ -290,8 +319,9 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     };
     let mut timeline = Timeline::begin(args, &net.addresses, output);
 
-    let url = format!("http://{}{}", net.addresses.service, path(size));
-    let mut download = Download::start(&net.peer, &url)?;
+    let (service, path) = (net.addresses.service, path(size));
+    let known = args.tls.map(|_| authority.ca_pem());
+    let mut download = Download::start(&net.peer, service, &path, known).await?;
     let mut hops: Vec<Hop> = Vec::new();
     loop {
         let number = hops.len() + 1;

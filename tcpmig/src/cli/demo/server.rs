@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +14,12 @@ use hyper::service::Service;
 use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
-use tcpmig::driver::{Acceptor, Arrived, Destination, Ending, Mover, Options};
+use tcpmig::driver::{Acceptor, Arrived, Destination, Mover, Options};
 use tcpmig::http::{Connection, Drained, Ended, Movable, RequestBody, Resumable, Resumed};
+use tcpmig::session::{Carriers, Departed, Tcp, Way};
 use tcpmig::steer::Redirected;
 use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -43,14 +43,23 @@ struct Now {
 }
 
 /// Everything that the connections of one server share.
-struct Server {
-    content: Content,
-    path: String,
-    move_at: Vec<u64>,
+struct Server<K> {
+    files: Arc<Files>,
+    carriers: K,
     settle: Duration,
     mover: Mover,
     to: Destination,
 }
+
+/// What it serves.
+struct Files {
+    content: Content,
+    path: String,
+    move_at: Vec<u64>,
+}
+
+/// A connection over one of these.
+type Served<K> = Connection<FileService, <K as Carriers>::Carrier>;
 
 /// Serves until standard input ends.
 pub(crate) async fn run() -> anyhow::Result<()> {
@@ -60,6 +69,17 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         .await?
         .context("no set-up on standard input")?;
     let setup: Setup = serde_json::from_str(&setup).context("set-up")?;
+    match &setup.web {
+        None => serve(Tcp, setup, lines).await,
+        Some(web) => serve(web.carriers()?, setup, lines).await,
+    }
+}
+
+async fn serve<K: Carriers + Clone>(
+    carriers: K,
+    setup: Setup,
+    mut lines: Lines<BufReader<Stdin>>,
+) -> anyhow::Result<()> {
     let identity = Identity::from_pem(setup.certificate.as_bytes(), setup.key.as_bytes())?;
     let authorities = Authorities::from_pem(setup.authority.as_bytes())?;
     let trust = Trust::only(authorities, [&setup.other_name]);
@@ -72,9 +92,12 @@ pub(crate) async fn run() -> anyhow::Result<()> {
     };
     let steer = Redirected::new(setup.hop, options.redirect_lease)?;
     let server = Arc::new(Server {
-        content: Content::new(setup.size),
-        path: super::path(setup.size),
-        move_at: setup.move_at,
+        files: Arc::new(Files {
+            content: Content::new(setup.size),
+            path: super::path(setup.size),
+            move_at: setup.move_at,
+        }),
+        carriers,
         settle,
         mover: Mover::new(endpoint.clone(), locker.clone(), options.clone()),
         to: Destination {
@@ -121,7 +144,7 @@ fn say(event: &Event) -> anyhow::Result<()> {
     Ok(std::io::stdout().flush()?)
 }
 
-async fn arrive(server: Arc<Server>, arrived: Arrived) {
+async fn arrive<K: Carriers + Clone>(server: Arc<Server<K>>, arrived: Arrived) {
     let now = Arc::new(Now::default());
     match server.movable(&now).resume_arrived(arrived) {
         Ok(resumed) => connection(server, now, resumed).await,
@@ -129,25 +152,32 @@ async fn arrive(server: Arc<Server>, arrived: Arrived) {
     }
 }
 
-async fn accept(server: Arc<Server>, stream: TcpStream) {
+async fn accept<K: Carriers + Clone>(server: Arc<Server<K>>, stream: TcpStream) {
     let now = Arc::new(Now::default());
-    match server.movable(&now).connection(stream) {
+    let movable = server.movable(&now);
+    let accepted = movable.accept(stream).await;
+    match accepted.and_then(|carrier| movable.connection(carrier)) {
         Ok(accepted) => connection(server, now, accepted).await,
         Err(error) => tracing::error!("a connection cannot be served: {error:#}"),
     }
 }
 
-impl Server {
+impl<K: Carriers + Clone> Server<K> {
     /// Makes one connection movable.
-    fn movable(self: &Arc<Self>, now: &Arc<Now>) -> Movable<FileService> {
-        now.stop_at.store(self.stop_after(0), Ordering::Relaxed);
-        Movable::new(FileService {
-            server: self.clone(),
+    fn movable(&self, now: &Arc<Now>) -> Movable<FileService, K> {
+        let stop_at = self.files.stop_after(0);
+        now.stop_at.store(stop_at, Ordering::Relaxed);
+        let service = FileService {
+            files: self.files.clone(),
             now: now.clone(),
-        })
-        .settle(self.settle)
+        };
+        Movable::new(service)
+            .settle(self.settle)
+            .over(self.carriers.clone())
     }
+}
 
+impl Files {
     fn stop_after(&self, position: u64) -> u64 {
         let next = self.move_at.iter().find(|&&at| at > position);
         next.copied().unwrap_or(u64::MAX)
@@ -155,7 +185,7 @@ impl Server {
 }
 
 /// Serves one connection, and moves it when its response reaches one of the positions.
-async fn connection(server: Arc<Server>, now: Arc<Now>, first: Connection<FileService>) {
+async fn connection<K: Carriers + Clone>(server: Arc<Server<K>>, now: Arc<Now>, first: Served<K>) {
     let mut next = Some(first);
     while let Some(connection) = next.take() {
         match connection.run(now.stopped.notified()).await {
@@ -163,7 +193,7 @@ async fn connection(server: Arc<Server>, now: Arc<Now>, first: Connection<FileSe
                 let stopped_at = now.stop_at.load(Ordering::Relaxed);
                 next = depart(&server, &now, drained).await;
                 // A connection that was kept is not moved again at the same place.
-                let stop_at = server.stop_after(stopped_at);
+                let stop_at = server.files.stop_after(stopped_at);
                 now.stop_at.store(stop_at, Ordering::Relaxed);
             }
             Ok(Ended::Busy(connection, _)) => next = Some(connection),
@@ -175,7 +205,7 @@ async fn connection(server: Arc<Server>, now: Arc<Now>, first: Connection<FileSe
 
 /// Serves the file.
 struct FileService {
-    server: Arc<Server>,
+    files: Arc<Files>,
     now: Arc<Now>,
 }
 
@@ -193,9 +223,9 @@ type BoxBody = Pin<Box<dyn http_body::Body<Data = Bytes, Error = Infallible> + S
 
 impl FileService {
     fn respond(&self, request: &Request<RequestBody>) -> Response<BoxBody> {
-        let found = request.uri().path() == self.server.path;
+        let found = request.uri().path() == self.files.path;
         let content = if found {
-            self.server.content.clone()
+            self.files.content.clone()
         } else {
             Content::new(0)
         };
@@ -207,7 +237,7 @@ impl FileService {
         };
         self.now.position.store(place.position, Ordering::Relaxed);
         if resumed.is_some() {
-            let stop_at = self.server.stop_after(place.position);
+            let stop_at = self.files.stop_after(place.position);
             self.now.stop_at.store(stop_at, Ordering::Relaxed);
         }
         let total = content.size();
@@ -249,58 +279,45 @@ impl Now {
 }
 
 /// Moves a drained connection; gives it back if it was kept.
-async fn depart(
-    server: &Arc<Server>,
+async fn depart<K: Carriers + Clone>(
+    server: &Server<K>,
     now: &Arc<Now>,
-    drained: Drained,
-) -> Option<Connection<FileService>> {
+    drained: Drained<K::Carrier>,
+) -> Option<Served<K>> {
     let position = now.position.load(Ordering::Relaxed);
-    let session = drained.session;
-    let layer = match session.to_layer() {
-        Ok(layer) => layer,
+    let parts = match drained.into_parts() {
+        Ok(parts) => parts,
         Err(error) => {
-            tracing::error!("the session has no image: {error:#}");
+            tracing::error!("the connection cannot be taken apart: {error:#}");
             return None;
         }
     };
-    let socket: OwnedFd = match drained.stream.into_std() {
-        Ok(stream) => stream.into(),
-        Err(error) => {
-            tracing::error!("the socket was not given back: {error}");
-            return None;
-        }
-    };
-    let outcome = server.mover.move_out(socket, Some(layer), &server.to).await;
+    let departed = server.mover.depart(parts, &server.to).await;
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let event = match outcome.ending {
-        Ending::Moved => Event::Moved {
+    let event = match departed {
+        Departed::Moved(report) => Event::Moved {
             position,
-            report: outcome.report,
+            report,
             at_us: since.as_micros() as u64,
         },
-        Ending::Lost(reason) => {
+        Departed::Lost(reason) => {
             tracing::error!("the connection was lost: {reason}");
             Event::InDoubt { position }
         }
-        Ending::InDoubt(doubt) => {
+        Departed::InDoubt(doubt) => {
             // Nothing is left to do here but to keep asking; the demo says so and ends.
             drop(doubt);
             Event::InDoubt { position }
         }
-        Ending::Kept { socket, reason, .. } => {
+        Departed::Kept { parts, cause } => {
             let event = Event::Kept {
                 position,
-                reason: reason.to_string(),
+                reason: cause.to_string(),
             };
             if let Err(error) = say(&event) {
                 tracing::error!("{error:#}");
             }
-            let stream = std::net::TcpStream::from(socket);
-            let stream = stream.set_nonblocking(true).map(|()| stream);
-            let kept = stream
-                .and_then(TcpStream::from_std)
-                .map_err(Into::into)
-                .and_then(|stream| server.movable(now).resume(stream, session));
+            let kept = server.movable(now).resume_parts(parts);
             return kept
                 .inspect_err(|error| tracing::error!("the connection cannot go on: {error}"))
                 .ok();

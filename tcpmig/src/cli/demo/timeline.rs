@@ -27,9 +27,10 @@ impl Timeline {
         };
         let timeline = Self { bar, output };
         timeline.line(&format!(
-            "curl at {} downloads {} MiB from http://{}, which host A ({}) and host B ({}) both serve.",
+            "curl at {} downloads {} MiB from {}://{}, which host A ({}) and host B ({}) both serve.",
             addresses.peer,
             args.size,
+            if args.tls.is_some() { "https" } else { "http" },
             addresses.service,
             addresses.a.ip(),
             addresses.b.ip(),
