@@ -2,9 +2,9 @@
 //! response or a message, and go on elsewhere.
 //!
 //! [`Movable`] serves a service of hyper's, or tower's and axum's through `hyper_util::service::TowerToHyperService`, over
-//! connections that can be drained, over plain TCP or another [`Carrier`](crate::session::Carrier). [`Server`] keeps a list of them and
-//! moves each when it is told to, by any [`Way`](crate::session::Way) ([`Handle::move_to`]); [`Connection::run`] and
-//! [`Movable::resume_parts`] are the same in two steps.
+//! connections that can be drained: plain TCP, [TLS](crate::tls), or another [`Carrier`](crate::session::Carrier).
+//! [`Server`] keeps a list of them and moves each when it is told to, by any [`Way`](crate::session::Way)
+//! ([`Handle::move_to`]); [`Connection::run`] and [`Movable::resume_parts`] are the same in two steps.
 //!
 //! # An axum server whose sessions move
 //!

@@ -20,6 +20,8 @@
 //! # }
 //! ```
 //!
+//! HTTP/2 does not move: name `http/1.1` alone in `alpn_protocols`, or nothing.
+//!
 //! A handler finds what was negotiated among the extensions of a request, as [`Negotiated`].
 //!
 //! # What moves

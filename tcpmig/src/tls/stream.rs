@@ -83,9 +83,14 @@ impl TlsStream {
         }
     }
 
-    /// Receives some octets.
+    /// Receives something.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let received: &mut BytesMut = self.session.received();
+        let received = self.session.received();
+        if received.is_empty() {
+            // A connection at rest holds no memory for what may come.
+            *received = BytesMut::new();
+        }
+        ready!(self.tcp.poll_read_ready(cx))?;
         received.reserve(READ);
         let read = pin!(self.tcp.read_buf(received));
         match ready!(read.poll(cx))? {
