@@ -132,10 +132,10 @@ pub mod segments;
 pub mod session;
 #[cfg(feature = "connection")]
 pub mod steer;
-#[cfg(feature = "upgrade")]
-pub mod upgrade;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "upgrade")]
+pub mod upgrade;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
