@@ -268,7 +268,7 @@ fn an_idle_connection_takes_few_calls(v6: bool) {
 }
 
 const SOURCE_CALLS: usize = 38;
-const TARGET_CALLS: usize = 55;
+const TARGET_CALLS: usize = 41;
 
 kernel_test!(an_idle_connection_takes_few_calls_v4, || {
     an_idle_connection_takes_few_calls(false);

@@ -53,12 +53,20 @@ impl Injector {
     ///
     /// Fails for want of `CAP_NET_RAW`.
     pub(crate) fn open(fd: BorrowedFd<'_>) -> Result<Self> {
-        let Ends { local, remote } = Ends::of(fd)?;
+        Self::between(fd, netns_cookie(fd).ok(), Ends::of(fd)?)
+    }
+
+    /// The same where it is known between which ends the connection is, and in which network namespace.
+    pub(crate) fn between(
+        fd: BorrowedFd<'_>,
+        namespace: Option<u64>,
+        Ends { local, remote }: Ends,
+    ) -> Result<Self> {
         let injector = Self {
             local: unmapped(local),
             remote: unmapped(remote),
             device: sockopt::bound_device(fd)?,
-            namespace: netns_cookie(fd).ok(),
+            namespace,
         };
         let raw = injector.raw()?;
         injector.give_back(raw);

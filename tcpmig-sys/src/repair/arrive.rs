@@ -58,8 +58,10 @@ impl RestoringSocket {
     /// Whether the octets arrived.
     fn receive_segment(&mut self, octets: &[u8], mark: u32) -> Result<bool> {
         if self.injector.is_none() {
-            self.injector = Injector::open(self.as_fd()).ok();
+            self.injector = self.open_injector().ok();
         }
+        // It is no longer as it was connected, whether or not the octets are seen to arrive.
+        self.empty = None;
         match &self.injector {
             Some(injector) => {
                 self.with_injected(mark, || self.inject_segment(injector, octets, mark))

@@ -99,7 +99,7 @@ impl RestoringSocket {
         if steps.is_empty() {
             // Without it the peer may have to wait for its timers after activation, no more.
             if self.injector.is_none() {
-                self.injector = Injector::open(self.as_fd()).ok();
+                self.injector = self.open_injector().ok();
             }
             return Ok(());
         }
@@ -109,7 +109,7 @@ impl RestoringSocket {
 
     /// Goes from ESTABLISHED from one state to the next.
     pub(super) fn walk(&self, steps: &[Step], unsent: &[u8], tries: Tries) -> Result<Injector> {
-        let injector = Injector::open(self.as_fd())?;
+        let injector = self.open_injector()?;
         self.room()?;
         self.with_injected(tries.mark, || self.step(&injector, steps, unsent, tries))?;
         Ok(injector)

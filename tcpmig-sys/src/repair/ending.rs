@@ -113,6 +113,6 @@ impl BoundSocket {
             }
             Err(error) => return Err(Error::new("bind", error)),
         }
-        Ok(Self::from_socket(socket))
+        Ok(Self::from_socket(socket, local))
     }
 }

@@ -242,9 +242,11 @@ impl Mute {
     ) -> Result<Self> {
         match means_here()? {
             Means::Policies => {
-                let wire = match sockopt::domain(fd)? {
-                    libc::AF_INET6 => Wire::of_v6(remote),
-                    _ => Wire::V4,
+                // A socket is connected to an address of its own family.
+                let wire = if remote.is_ipv6() {
+                    Wire::of_v6(remote)
+                } else {
+                    Wire::V4
                 };
                 wire.block(fd, uapi::XFRM_POLICY_IN)?;
                 Ok(Self(Kind::Policies(wire)))
@@ -306,11 +308,18 @@ impl Mute {
     ///
     /// After an error the socket is as open as it could be made. It is tried twice: one that stayed mute would be lost, and look alive.
     pub(crate) fn lift(self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.lift_if_sent(fd, true)
+    }
+
+    /// The same; `sent` says whether the socket can have tried to send something while it was mute.
+    pub(crate) fn lift_if_sent(self, fd: BorrowedFd<'_>, sent: bool) -> Result<()> {
         match self.0 {
             Kind::Policies(wire) => {
                 wire.lift(fd).or_else(|_| wire.lift(fd))?;
-                // It is open, whatever its error says.
-                let _ = forget_soft_error(fd);
+                if sent {
+                    // It is open, whatever its error says.
+                    let _ = forget_soft_error(fd);
+                }
                 Ok(())
             }
             Kind::Filter(None) => sockopt::detach_filter(fd),

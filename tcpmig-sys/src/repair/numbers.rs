@@ -24,30 +24,35 @@ pub struct Marks {
 #[derive(Debug)]
 pub(super) struct Stood {
     marks: Marks,
-    acknowledged: u64,
-    received: u64,
+    pub(super) info: Info,
 }
 
 impl Stood {
-    pub(super) fn at(marks: Marks, info: &Info) -> Self {
-        Self {
-            marks,
-            acknowledged: info.bytes_acked,
-            received: info.bytes_received,
-        }
+    pub(super) fn at(marks: Marks, info: Info) -> Self {
+        Self { marks, info }
     }
 
     /// Where it stands now, as long as it is under repair: nothing is written then.
     pub(super) fn now(&self, info: &Info) -> Marks {
         // Sequence numbers wrap, and so do differences of them.
-        let acknowledged = info.bytes_acked.wrapping_sub(self.acknowledged) as u32;
-        let received = info.bytes_received.wrapping_sub(self.received) as u32;
+        let acknowledged = info.bytes_acked.wrapping_sub(self.info.bytes_acked) as u32;
+        let received = info.bytes_received.wrapping_sub(self.info.bytes_received) as u32;
         Marks {
             state: info.state,
             snd_una: self.marks.snd_una.wrapping_add(acknowledged),
             write_seq: self.marks.write_seq,
             rcv_nxt: self.marks.rcv_nxt.wrapping_add(received),
         }
+    }
+
+    /// Whether neither end had closed.
+    pub(super) fn is_established(&self) -> bool {
+        self.marks.state == State::Established
+    }
+
+    /// Whether it stands where it stood then.
+    pub(super) fn is_still_there(&self, now: &Marks) -> bool {
+        self.marks == *now
     }
 }
 

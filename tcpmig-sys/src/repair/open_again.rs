@@ -8,6 +8,7 @@ use super::mute::Mute;
 use super::numbers::marks;
 use super::rebuild::{BoundSocket, RestoringSocket, set_clock};
 use super::snapshot::Clock;
+use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::State;
 use crate::sockets;
@@ -42,7 +43,7 @@ impl BoundSocket {
         initial: u32,
         timestamp: Option<Clock>,
     ) -> Result<RestoringSocket> {
-        let socket = self.into_socket();
+        let (socket, namespace, local) = self.into_parts();
         let fd = socket.as_fd();
         let mute = Mute::before_connect(fd, &remote)?;
         sockopt::set_repair_queue(fd, Queue::Send)?;
@@ -61,7 +62,8 @@ impl BoundSocket {
             Ok(()) => {}
         }
         mute.connected(fd)?;
-        let restoring = RestoringSocket::from_socket(socket, mute);
+        let restoring =
+            RestoringSocket::from_socket(socket, namespace, Ends { local, remote }, mute);
         let fd = restoring.as_fd();
         let marks = marks(fd)?;
         for (what, asked, got) in [

@@ -19,9 +19,11 @@ use super::queue;
 use super::snapshot::{Clock, QueueStart};
 use super::timers::Timers;
 use super::wake::{Again, Wake, end_repair};
+use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::{Info, State, info};
 use crate::packet::inject::Injector;
+use crate::sockets::diag::netns_cookie;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
 use crate::uapi::RepairWindow;
 use crate::{raw, seam, sockets};
@@ -45,12 +47,19 @@ const NEWEST: usize = 3;
 /// device, mark, `IP_FREEBIND` or `IP_TRANSPARENT`, `IPV6_V6ONLY`.
 #[derive(Debug)]
 #[must_use = "dropping closes the socket"]
-pub struct ClosedSocket(Socket);
+pub struct ClosedSocket {
+    socket: Socket,
+    namespace: Option<u64>,
+}
 
 /// A socket under repair with its local address.
 #[derive(Debug)]
 #[must_use = "dropping closes the socket"]
-pub struct BoundSocket(Socket);
+pub struct BoundSocket {
+    socket: Socket,
+    namespace: Option<u64>,
+    local: SocketAddr,
+}
 
 /// A rebuilt connection under repair.
 ///
@@ -60,6 +69,12 @@ pub struct BoundSocket(Socket);
 pub struct RestoringSocket {
     // `None` only at the end of `activate`, which takes it out.
     socket: Option<Socket>,
+    namespace: Option<u64>,
+    ends: Ends,
+    /// Where its queues begin, as long as nothing was put into them.
+    pub(super) empty: Option<QueueStart>,
+    /// The windows that it was given last.
+    window: Option<RepairWindow>,
     /// For the segments at activation that the kernel does not send by itself.
     pub(super) injector: Option<Injector>,
     /// What of the send queue is sent again at activation.
@@ -100,7 +115,15 @@ impl ClosedSocket {
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
             .map_err(|e| Error::new("socket", e))?;
         sockopt::set_repair(socket.as_fd(), Repair::On)?;
-        Ok(Self(socket))
+        let namespace = netns_cookie(socket.as_fd()).ok();
+        Ok(Self { socket, namespace })
+    }
+
+    /// The number of its network namespace, which no other one ever gets: `getsockopt(fd, SO_NETNS_COOKIE)`. `None` before Linux
+    /// 5.14.
+    #[must_use]
+    pub fn namespace(&self) -> Option<u64> {
+        self.namespace
     }
 
     /// For a connection that negotiated no window scale.
@@ -123,18 +146,28 @@ impl ClosedSocket {
     /// [`Error::Call`]: EADDRNOTAVAIL if the address is not on this host; [`Error::NotUsable`] if it is not ready. Neither
     /// with `IP_FREEBIND` or `IP_TRANSPARENT`. The socket is closed.
     pub fn bind(self, local: SocketAddr) -> Result<BoundSocket> {
-        local_address::bind(&self.0, local)?;
-        Ok(BoundSocket(self.0))
+        let Self { socket, namespace } = self;
+        local_address::bind(&socket, local)?;
+        Ok(BoundSocket {
+            socket,
+            namespace,
+            local,
+        })
     }
 }
 
 impl BoundSocket {
-    pub(super) fn from_socket(socket: Socket) -> Self {
-        Self(socket)
+    pub(super) fn from_socket(socket: Socket, local: SocketAddr) -> Self {
+        let namespace = netns_cookie(socket.as_fd()).ok();
+        Self {
+            socket,
+            namespace,
+            local,
+        }
     }
 
-    pub(super) fn into_socket(self) -> Socket {
-        self.0
+    pub(super) fn into_parts(self) -> (Socket, Option<u64>, SocketAddr) {
+        (self.socket, self.namespace, self.local)
     }
 
     /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED. The socket is
@@ -154,7 +187,8 @@ impl BoundSocket {
         start: QueueStart,
         mss_clamp: u16,
     ) -> Result<RestoringSocket> {
-        let fd = self.0.as_fd();
+        let (socket, namespace, local) = self.into_parts();
+        let fd = socket.as_fd();
         let mute = Mute::before_connect(fd, &remote)?;
         let mss = u32::from(mss_clamp).clamp(*MAXSEG.start(), *MAXSEG.end());
         // Without it `snd_mss` stays at 524 until the path MTU changes.
@@ -164,10 +198,13 @@ impl BoundSocket {
         sockopt::set_repair_queue(fd, Queue::Receive)?;
         sockopt::set_queue_sequence(fd, start.copied_seq)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        sockets::connect(&self.0, remote)?;
+        sockets::connect(&socket, remote)?;
         mute.connected(fd)?;
         sockopt::set_max_segment(fd, 0)?;
-        Ok(RestoringSocket::from_socket(self.0, mute))
+        let mut restoring =
+            RestoringSocket::from_socket(socket, namespace, Ends { local, remote }, mute);
+        restoring.empty = Some(start);
+        Ok(restoring)
     }
 }
 
@@ -185,9 +222,18 @@ impl RestoringSocket {
         sockopt::set_bound_device(self.as_fd(), device)
     }
 
-    pub(super) fn from_socket(socket: Socket, mute: Mute) -> Self {
+    pub(super) fn from_socket(
+        socket: Socket,
+        namespace: Option<u64>,
+        ends: Ends,
+        mute: Mute,
+    ) -> Self {
         Self {
             socket: Some(socket),
+            namespace,
+            ends,
+            empty: None,
+            window: None,
             injector: None,
             again: Vec::new(),
             mute: Some(mute),
@@ -195,6 +241,15 @@ impl RestoringSocket {
             verified: None,
             ended: false,
         }
+    }
+
+    /// For its ends as they were bound and connected, unless the kernel was left to choose one.
+    pub(super) fn open_injector(&self) -> Result<Injector> {
+        let local = self.ends.local;
+        if local.ip().is_unspecified() || local.port() == 0 {
+            return Injector::open(self.as_fd());
+        }
+        Injector::between(self.as_fd(), self.namespace, self.ends)
     }
 
     /// Does something for which segments with this firewall mark, which this host injects, are let in.
@@ -229,8 +284,12 @@ impl RestoringSocket {
     /// [`Error::Call`]; without XFRM (see [`mute`](crate::repair::mute)) [`Error::NotMigratable`] if the application's filter is
     /// locked.
     pub fn hold(&mut self) -> Result<()> {
-        let info = info(self.as_fd())?;
         let fd = self.as_fd();
+        let info = match &self.verified {
+            // Its state was read a moment ago, and it is mute.
+            Some(stood) => stood.info,
+            None => info(fd)?,
+        };
         if info.state != State::Close {
             self.timers = Some(Timers::hold(fd, &info, true)?);
         }
@@ -249,7 +308,12 @@ impl RestoringSocket {
     /// [`Error::Call`].
     pub fn unmute(&mut self) -> Result<()> {
         match self.mute.take() {
-            Some(mute) => mute.lift(self.as_fd()),
+            Some(mute) => {
+                // Without octets and without a FIN no timer has anything to send, and the application's keepalive is off.
+                let is_idle = self.empty.is_some() && self.timers.is_some();
+                let is_open = self.verified.as_ref().is_some_and(Stood::is_established);
+                mute.lift_if_sent(self.as_fd(), !(is_idle && is_open))
+            }
             None => Ok(()),
         }
     }
@@ -276,11 +340,12 @@ impl RestoringSocket {
     ///
     /// [`Error::Length`] if the queue does not fit into the largest buffer that the
     /// process may have, [`Error::Call`].
-    pub fn fill_receive_queue(&self, octets: &[u8]) -> Result<()> {
+    pub fn fill_receive_queue(&mut self, octets: &[u8]) -> Result<()> {
         const CALL: &str = "send(receive queue)";
         if octets.is_empty() {
             return Ok(());
         }
+        self.empty = None;
         let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Receive)?;
         let mut done = queue::append(fd, CALL, octets)?;
@@ -327,6 +392,8 @@ impl RestoringSocket {
         if octets.is_empty() {
             return Ok(());
         }
+        self.empty = None;
+        let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Send)?;
         let done = queue::append(fd, CALL, octets)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
@@ -341,8 +408,11 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::Call`]: EINVAL as in [`sockopt::set_repair_window`].
-    pub fn window(&self, window: RepairWindow) -> Result<()> {
-        sockopt::set_repair_window(self.as_fd(), window)
+    pub fn window(&mut self, window: RepairWindow) -> Result<()> {
+        self.window = None;
+        sockopt::set_repair_window(self.as_fd(), window)?;
+        self.window = Some(window);
+        Ok(())
     }
 
     /// Reads the connection back and compares it with what was asked for.
@@ -355,7 +425,7 @@ impl RestoringSocket {
     pub fn verify(&mut self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
         let info = info(fd)?;
-        let got = marks_in(fd, info.state)?;
+        let got = self.stands_at(&info)?;
         if got.state != asked.state {
             return Err(differs("the state", asked.state, got.state));
         }
@@ -386,8 +456,23 @@ impl RestoringSocket {
                 info.timestamps,
             ));
         }
-        self.verified = Some(Stood::at(got, &info));
+        self.verified = Some(Stood::at(got, info));
         Ok(())
+    }
+
+    /// Where it stands in the state that was read just before.
+    fn stands_at(&self, info: &Info) -> Result<Marks> {
+        let nothing_came = info.bytes_received == 0 && info.bytes_acked == 0;
+        match self.empty {
+            // Nothing but octets and FINs moves the numbers that were set in CLOSE.
+            Some(start) if info.state == State::Established && nothing_came => Ok(Marks {
+                state: info.state,
+                snd_una: start.snd_una,
+                write_seq: start.snd_una,
+                rcv_nxt: start.copied_seq,
+            }),
+            _ => marks_in(self.as_fd(), info.state),
+        }
     }
 
     /// Leaves the connection to the other descriptors of its socket, under repair still and not mute.
@@ -424,7 +509,8 @@ impl RestoringSocket {
         self.unmute()?;
         let fd = self.as_fd();
         if let Some(injector) = &self.injector {
-            let wake = Wake::read(fd, injector, &self.again, self.verified.as_ref())?;
+            let before = self.verified.as_ref().map(|stood| (stood, self.window));
+            let wake = Wake::read(fd, injector, &self.again, before)?;
             sockopt::set_repair(fd, Repair::OffQuiet)?;
             wake.run(fd, injector);
         } else {
@@ -526,13 +612,13 @@ fn differs(what: &'static str, asked: impl fmt::Display, got: impl fmt::Display)
 
 impl AsFd for ClosedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl AsFd for BoundSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

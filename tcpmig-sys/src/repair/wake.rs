@@ -9,6 +9,7 @@ use crate::netns::Namespace;
 use crate::packet::inject::Injector;
 use crate::packet::{Ip, Segment};
 use crate::sockopt::{self, Repair};
+use crate::uapi::RepairWindow;
 
 /// A segment of the send queue.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(crate) struct Wake {
 
 impl Wake {
     /// What wakes the connection of this socket, which is under repair and has this injector; `again` are segments of its send
-    /// queue, and `stood` is where it stood before, if that is known.
+    /// queue, and `before` is where it stood when it was rebuilt, with which windows: then nothing is unsent in ESTABLISHED.
     ///
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
     /// nothing from it, because its sequence number is old, and Linux answers one such segment without data in 500 ms only
@@ -41,21 +42,28 @@ impl Wake {
         fd: BorrowedFd<'_>,
         injector: &Injector,
         again: &[Again],
-        stood: Option<&Stood>,
+        before: Option<(&Stood, Option<RepairWindow>)>,
     ) -> Result<Self> {
         let info = info(fd)?;
-        let marks = match stood {
-            Some(stood) => stood.now(&info),
+        let established = info.state == State::Established;
+        let marks = match before {
+            Some((stood, _)) => stood.now(&info),
             None => marks_in(fd, info.state)?,
         };
-        let window = sockopt::repair_window(fd)?;
+        let window = match before {
+            // Windows change with what arrives, and not by themselves.
+            Some((stood, Some(window))) if stood.is_still_there(&marks) => window,
+            _ => sockopt::repair_window(fd)?,
+        };
         let open = window
             .rcv_wup
             .wrapping_add(window.rcv_wnd)
             .wrapping_sub(marks.rcv_nxt);
         let scale = info.window_scale.map_or(0, |scales| scales.rcv);
-        let unsent = sockopt::unsent_len(fd)?;
-        let established = info.state == State::Established;
+        let unsent = match before {
+            Some(_) if established => 0,
+            _ => sockopt::unsent_len(fd)?,
+        };
         let fin = info.state.fin_unacknowledged() && unsent == 0;
         let seq = if fin {
             marks.write_seq.wrapping_sub(1)

@@ -46,6 +46,9 @@ struct Channel {
 /// For so long no new device is looked for: listing them costs more than asking for a connection.
 const LISTED_FOR: Duration = Duration::from_secs(1);
 
+/// So many devices are asked about in one call: the answers have to fit into the buffer of the socket.
+const ASKED_AT_ONCE: usize = 16;
+
 const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
 
 impl Lookup {
@@ -92,12 +95,16 @@ impl Lookup {
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         channel.list_devices(LISTED_FOR)?;
         // One that is bound to no device is found by any, and `lo` is always there.
-        for at in 0.. {
+        for from in (0..).step_by(ASKED_AT_ONCE) {
             let devices = channel.devices.as_ref();
-            let Some(&device) = devices.and_then(|(_, devices)| devices.get(at)) else {
+            let rest = devices.and_then(|(_, devices)| devices.get(from..));
+            let Some(part) = rest.filter(|rest| !rest.is_empty()) else {
                 break;
             };
-            if let Some(found) = channel.find(local, remote, device)? {
+            let part = &part[..part.len().min(ASKED_AT_ONCE)];
+            let request = |&device| diag::request(local, remote, device);
+            let requests: Vec<_> = part.iter().map(request).collect();
+            if let Some(found) = channel.find(requests)? {
                 return Ok(Some(found));
             }
         }
@@ -139,48 +146,57 @@ impl Channel {
         Ok(())
     }
 
-    fn find(
-        &mut self,
-        local: SocketAddr,
-        remote: SocketAddr,
-        device: u32,
-    ) -> Result<Option<Occupant>> {
-        let request = diag::request(local, remote, device);
-        match self.ask(request) {
-            // Where there is no connection, the kernel names a listener that would take one.
-            Ok(found) => Ok(found.filter(|found| found.state != State::Listen)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(Error::new(CALL, error)),
+    /// The first that one of the requests finds.
+    fn find(&mut self, requests: Vec<Vec<u8>>) -> Result<Option<Occupant>> {
+        let failed = |error| Error::new(CALL, error);
+        let mut first = None;
+        for answer in self.ask(requests).map_err(failed)? {
+            let found = match answer {
+                // Where there is no connection, the kernel names a listener that would take one.
+                Ok(found) => found.filter(|found| found.state != State::Listen),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+                Err(error) => return Err(failed(error)),
+            };
+            first = first.or(found);
         }
+        Ok(first)
     }
 
     fn end(&mut self, (family, id): &(u8, [u8; 48])) -> Result<()> {
         let request = diag::end_request(*family, id);
-        self.ask(request)
-            .map(drop)
+        let answers = self.ask(vec![request]);
+        answers
+            .and_then(|answers| answers.into_iter().try_for_each(|answer| answer.map(drop)))
             .map_err(|error| Error::new("netlink(SOCK_DESTROY)", error))
     }
 
-    /// What the answer is about; nothing if the kernel cannot tell, or has nothing to say.
-    fn ask(&mut self, mut request: Vec<u8>) -> io::Result<Option<Occupant>> {
+    /// What the answer to each request is about, in their order, or the kernel's error; nothing if the kernel cannot tell, or has
+    /// nothing to say. All of them are asked in one call.
+    fn ask(&mut self, mut requests: Vec<Vec<u8>>) -> io::Result<Vec<io::Result<Option<Occupant>>>> {
         let Some(mut netlink) = self.netlink.as_ref() else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        self.sequence = self.sequence.wrapping_add(1);
-        diag::number(&mut request, self.sequence);
+        for request in &mut requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            diag::number(request, self.sequence);
+        }
         seam::announce(CALL)?;
-        netlink.write_all(&request)?;
-        let mut answer = [0; 1 << 13];
-        loop {
+        netlink.write_all(&requests.concat())?;
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut answer = [0; 1 << 10];
+        while answers.len() < requests.len() {
+            // They come in order, behind those that a failed call left.
+            let left = (requests.len() - answers.len() - 1) as u32;
             match netlink.read(&mut answer) {
-                Ok(len) if diag::is_numbered(&answer[..len], self.sequence) => {
-                    return diag::answered(&answer[..len]);
+                Ok(len) if diag::is_numbered(&answer[..len], self.sequence.wrapping_sub(left)) => {
+                    answers.push(diag::answered(&answer[..len]));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(answers)
     }
 }
 
