@@ -49,7 +49,12 @@ pub(super) struct Channel {
     namespace: u64,
     /// When connection tracking was seen to be there.
     seen: Instant,
+    /// When an entry was made, and when it was found to be there still: in between nobody removed all of them.
+    kept: Option<(Instant, Instant)>,
 }
+
+/// For so long nobody is taken to have removed all entries since.
+const KEPT_FOR: Duration = Duration::from_millis(20);
 
 /// For so long it is taken to be there: modules are seldom unloaded, and looking costs more than asking.
 const LOADED_FOR: Duration = Duration::from_secs(1);
@@ -173,7 +178,20 @@ impl Channel {
             namespace: socket::namespace_cookie(&socket).unwrap_or(inode),
             inode,
             seen: Instant::now(),
+            kept: None,
             socket,
+        })
+    }
+
+    /// An entry that was made then has just been found.
+    pub(super) fn kept(&mut self, made: Instant) {
+        self.kept = Some((made, Instant::now()));
+    }
+
+    /// Whether nobody can have removed all entries since then, but in the last few milliseconds.
+    pub(super) fn has_kept_all_since(&self, since: Instant) -> bool {
+        self.kept.is_some_and(|(made, found)| {
+            made <= since && since <= found && found.elapsed() < KEPT_FOR
         })
     }
 
@@ -219,23 +237,13 @@ impl Channel {
 
     /// The entry that packets of this tuple belong to in this zone.
     pub(super) fn get(&mut self, tuple: &Tuple, zone: u16) -> io::Result<Option<Entry>> {
-        let mut request = Vec::with_capacity(REQUEST_LENGTH);
-        let seq = self.put_get(&mut request, tuple, zone);
-        self.socket.send(&request, 0)?;
-        self.got(seq)
-    }
-
-    fn put_get(&mut self, request: &mut Vec<u8>, tuple: &Tuple, zone: u16) -> u32 {
-        self.put(request, GET, 0, family(tuple), |bytes| {
+        let put = |bytes: &mut Vec<u8>| {
             tuple.put(bytes, CTA_TUPLE_ORIG);
             put_zone(bytes, zone);
-        })
-    }
-
-    /// The entry that was asked for.
-    fn got(&mut self, seq: u32) -> io::Result<Option<Entry>> {
+        };
         let mut found = None;
-        match self.answer(seq, false, |attributes| found = Entry::read(attributes)) {
+        let take = |attributes: &[u8]| found = Entry::read(attributes);
+        match self.talk(GET, 0, family(tuple), put, take) {
             Ok(()) => Ok(found),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -266,22 +274,10 @@ impl Channel {
         Ok(())
     }
 
-    /// Makes an entry, or fails with `EEXIST`; the entry as the kernel tells it then, if it is still there.
-    pub(super) fn create(&mut self, new: &New) -> io::Result<Option<Entry>> {
-        // Both in one call.
-        let mut request = Vec::with_capacity(2 * REQUEST_LENGTH);
+    /// Makes an entry, or fails with `EEXIST`.
+    pub(super) fn create(&mut self, new: &New) -> io::Result<()> {
         let put = |bytes: &mut Vec<u8>| new.put(bytes);
-        let create = self.put(&mut request, NEW, ACK | CREATE, family(&new.original), put);
-        let get = self.put_get(&mut request, &new.original, new.zone);
-        self.socket.send(&request, 0)?;
-        let created = self.answer(create, false, |_| {});
-        // Who may not ask is told so once for all of it.
-        if created.as_ref().is_err_and(is_absent) {
-            return created.map(|()| None);
-        }
-        // Also after another error: the socket is used again.
-        let found = self.got(get);
-        created.and(found)
+        self.talk(NEW, ACK | CREATE, family(&new.original), put, |_| {})
     }
 
     /// Makes an entry take any sequence number, and live for some seconds at least.

@@ -70,6 +70,8 @@ pub(super) struct Entry {
     pub(super) proxied: bool,
     /// As in `enum tcp_conntrack`.
     pub(super) state: Option<u8>,
+    /// It takes any sequence number in both directions, as those that are made here, and none that packets make.
+    pub(super) liberal: bool,
     /// Another entry of the same tuple has another one.
     pub(super) id: Option<u32>,
     /// How long it lives without a packet.
@@ -198,6 +200,8 @@ impl Entry {
     pub(super) fn read(attributes: &[u8]) -> Option<Self> {
         let original = wire::attribute(attributes, CTA_TUPLE_ORIG)?;
         let reply = wire::attribute(attributes, CTA_TUPLE_REPLY)?;
+        let tcp = wire::attribute(attributes, CTA_PROTOINFO)
+            .and_then(|info| wire::attribute(info, CTA_PROTOINFO_TCP));
         Some(Self {
             original: Tuple::read(original)?,
             reply: Tuple::read(reply)?,
@@ -208,10 +212,16 @@ impl Entry {
             proxied: wire::attribute(attributes, CTA_SYNPROXY).is_some_and(|proxy| {
                 wire::attributes(proxy).any(|(_, value)| value.iter().any(|&octet| octet != 0))
             }),
-            state: wire::attribute(attributes, CTA_PROTOINFO)
-                .and_then(|info| wire::attribute(info, CTA_PROTOINFO_TCP))
+            state: tcp
                 .and_then(|tcp| wire::attribute(tcp, CTA_PROTOINFO_TCP_STATE))
                 .and_then(|state| state.first().copied()),
+            liberal: tcp.is_some_and(|tcp| {
+                (0..2).all(|direction| {
+                    let kind = CTA_PROTOINFO_TCP_FLAGS_ORIGINAL + direction;
+                    let flags = wire::attribute(tcp, kind).and_then(<[u8]>::first);
+                    flags.is_some_and(|flags| flags & BE_LIBERAL != 0)
+                })
+            }),
             id: wire::attribute(attributes, CTA_ID).and_then(word),
             seconds: wire::attribute(attributes, CTA_TIMEOUT).and_then(word),
         })

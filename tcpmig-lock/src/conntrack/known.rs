@@ -72,7 +72,6 @@ pub struct Known {
     arrival: Arrival,
     lives: Duration,
     since: Instant,
-    /// With the identifier that the kernel gave each: another one of the same tuple is somebody else's.
     made: Vec<Made>,
     /// Where there is an entry, made or found.
     zones: Vec<u16>,
@@ -84,7 +83,6 @@ pub struct Known {
 struct Made {
     sent: Tuple,
     zone: u16,
-    id: Option<u32>,
 }
 
 /// More zones than this are those of other networks on this host.
@@ -120,13 +118,26 @@ impl Known {
         arrival: Arrival,
         lives: Duration,
     ) -> Result<Self, ConntrackError> {
+        Self::make_in(socket::namespace_cookie(&socket), arrival, lives)
+    }
+
+    /// As [`Known::make`], in the network namespace with this cookie (`SO_NETNS_COOKIE`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Known::make`].
+    pub fn make_in(
+        namespace: Option<u64>,
+        arrival: Arrival,
+        lives: Duration,
+    ) -> Result<Self, ConntrackError> {
         let mut known = Self {
             arrival,
             lives: lives.max(AT_LEAST),
             since: Instant::now(),
             made: Vec::new(),
             zones: Vec::new(),
-            namespace: socket::namespace_cookie(&socket),
+            namespace,
         };
         known.make_in_zones()?;
         Ok(known)
@@ -144,7 +155,8 @@ impl Known {
     }
 
     /// As [`Known::renew`], if the entry may expire before its connection sends something, or was removed meanwhile
-    /// (`conntrack -F`, as firewalls do when they are loaded again).
+    /// with all others (`conntrack -F`, as firewalls do when they are loaded again): an older one that this process has found there a few
+    /// milliseconds ago shows that this was not so.
     ///
     /// # Errors
     ///
@@ -163,7 +175,11 @@ impl Known {
     }
 
     fn is_there(&self) -> bool {
+        let since = self.since;
         let looked = channel::with_in(self.namespace, |channel| {
+            if channel.has_kept_all_since(since) {
+                return Ok(true);
+            }
             for zone in &self.zones {
                 if channel
                     .get(&Tuple::sent_by(&self.arrival.flow), *zone)?
@@ -171,6 +187,9 @@ impl Known {
                 {
                     return Ok(false);
                 }
+            }
+            if !self.zones.is_empty() {
+                channel.kept(since);
             }
             Ok(true)
         });
@@ -230,8 +249,13 @@ impl Known {
         let made = std::mem::take(&mut self.made);
         // What cannot be removed expires.
         let _ = channel::with_in(self.namespace, |channel| {
-            for Made { sent, zone, id } in &made {
-                channel.delete(sent, *zone, *id)?;
+            for Made { sent, zone } in &made {
+                // One that packets have made since is somebody else's.
+                if let Some(entry) = channel.get(sent, *zone)?
+                    && entry.liberal
+                {
+                    channel.delete(sent, *zone, entry.id)?;
+                }
             }
             Ok(())
         });
@@ -278,10 +302,7 @@ fn make_in_zone(
     for _ in 0..3 {
         if !arrival.opening {
             match channel.create(&arrival.entry(zone, lives)) {
-                Ok(made) => {
-                    let id = made.and_then(|entry| entry.id);
-                    return Ok(Entered::Made(Made { sent, zone, id }));
-                }
+                Ok(()) => return Ok(Entered::Made(Made { sent, zone })),
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -175,3 +175,10 @@ pub fn translation(
     .map_err(LockError::call("netlink(IPCTNL_MSG_CT_GET)"))?;
     Ok(found.iter().flatten().find_map(Translation::of))
 }
+
+/// Finds out now what [`Known::make`] would have to find out if that was a while ago, in the network namespace of the calling
+/// thread: which zones there are. Before a connection stands still: it can take a millisecond.
+pub fn freshen() {
+    // Whoever needs it is told of the error.
+    let _ = channel::with(channel::Channel::zones);
+}
