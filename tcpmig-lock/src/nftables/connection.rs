@@ -213,6 +213,33 @@ impl Connection {
         self.dump(set.table(), name, |list| element::read(list).collect())
     }
 
+    /// Whether a set has any elements. If so their number does not matter, and the rest of the answer is left in the socket: it is not
+    /// to be used again.
+    pub(super) fn has_elements(
+        &mut self,
+        table: &str,
+        set: Set,
+        v4: bool,
+    ) -> Result<bool, LockError> {
+        const CALL: &str = "NFT_MSG_GETSETELEM";
+        let mut found = false;
+        let asked = self.ask_until(
+            libc::NFT_MSG_GETSETELEM as u16,
+            libc::NLM_F_DUMP as u16,
+            set.table().family(),
+            |bytes| batch::put_set(bytes, table, set.name(v4)),
+            |payload| {
+                found |= element::read(batch::elements_of(payload)).next().is_some();
+                found
+            },
+        );
+        match asked {
+            Ok(_) => Ok(found),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(LockError::call(CALL)(error)),
+        }
+    }
+
     /// The element of a flow in a set; none if there is no such set.
     pub(super) fn get(
         &mut self,
@@ -397,6 +424,21 @@ impl Connection {
         fill: impl FnOnce(&mut Vec<u8>),
         mut take: impl FnMut(&[u8]),
     ) -> io::Result<bool> {
+        self.ask_until(message, flags, family, fill, |payload| {
+            take(payload);
+            false
+        })
+    }
+
+    /// As [`ask`](Self::ask), until `take` has enough.
+    fn ask_until(
+        &mut self,
+        message: u16,
+        flags: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<bool> {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
         let mut bytes = Vec::new();
@@ -429,7 +471,8 @@ impl Connection {
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
                     }
-                    _ => take(message.payload),
+                    _ if take(message.payload) => return Ok(consistent),
+                    _ => {}
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::{LockError, Owner};
 /// How often the tables are read, so that little is missing of what traffic has kept up.
 const EVERY: Duration = Duration::from_secs(1);
 /// What is copied, the silence first.
-const SETS: [Set; 4] = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
+const SETS: [Set; 4] = [Set::Locked, Set::Gone, Set::Hop, Set::Device];
 /// How many elements go into one batch.
 const AT_ONCE: usize = 128;
 

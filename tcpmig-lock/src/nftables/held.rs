@@ -9,7 +9,7 @@ use tcpmig_format::FourTuple;
 use super::capture::Receipt;
 use super::names::Set;
 use super::registry::HopData;
-use super::shared::{REDIRECT, Shared};
+use super::shared::Shared;
 use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
@@ -56,12 +56,7 @@ impl Held for Lock {
     }
 
     fn release(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
-        let mut sets = REDIRECT.to_vec();
-        if !self.is_over() {
-            sets.push(Set::Locked);
-        }
-        let mut state = self.shared.state();
-        self.shared.remove(&mut state, flows, &sets)
+        self.shared.release(flows, !self.is_over())
     }
 
     fn give_back(&mut self, flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {

@@ -22,6 +22,7 @@ impl Shared {
         if state.frame.ready && !state.frame.stale && has_wanted {
             return Ok(());
         }
+        state.has_redirected = true;
         for tries in (0..TRIES).rev() {
             match self.hook_once(state, wanted)? {
                 Ok(()) => {

@@ -22,6 +22,7 @@ use super::batch;
 use super::capture;
 use super::element;
 use super::names::{Set, Table};
+use super::shared::REDIRECT;
 use crate::LockError;
 use crate::netlink::wire;
 
@@ -58,6 +59,8 @@ pub(super) struct Seen {
     removed: Vec<(Set, FourTuple)>,
     /// Somebody has locked or redirected something.
     pub(super) added: bool,
+    /// Somebody has redirected something, or that cannot be excluded.
+    pub(super) redirected: bool,
     /// Devices came or went.
     pub(super) links: bool,
 }
@@ -150,7 +153,18 @@ impl Monitor {
         });
         let mut links = false;
         seen.links = read(&self.links, datagram, |_| links = true) | links;
+        seen.redirected |= seen.lost;
         seen
+    }
+
+    /// Whether there is nothing to read.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut fds = [
+            PollFd::new(self.tables.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.links.as_fd(), PollFlags::POLLIN),
+        ];
+        // What was lost shows as an error.
+        poll(&mut fds, PollTimeout::ZERO) == Ok(0)
     }
 }
 
@@ -227,6 +241,10 @@ impl Seen {
             }
         } else if is(libc::NFT_MSG_NEWSETELEM) {
             self.added = true;
+            let mut names = REDIRECT
+                .iter()
+                .flat_map(|set| [set.name(true), set.name(false)]);
+            self.redirected |= names.any(|name| name.as_bytes() == text(SET));
         } else if is(libc::NFT_MSG_DELSETELEM) {
             let is = |set: &Set| {
                 [true, false]

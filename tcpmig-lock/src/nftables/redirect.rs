@@ -316,7 +316,8 @@ impl Shared {
         self.state().forget_redirects(flows, token);
     }
 
-    /// The elements of a redirect that lasts for `left_ms` from now, the silence first.
+    /// The elements of a redirect that lasts for `left_ms` from now, the silence first. The kernel commits them in this order: see
+    /// [`look_for_doubles`](Self::look_for_doubles).
     pub(super) fn redirect_extras<'a>(
         &'a self,
         left_ms: u64,
@@ -324,8 +325,8 @@ impl Shared {
     ) -> [(Set, Extra<'a>); 3] {
         [
             (Set::Gone, self.extra(left_ms, Some(&data.class_id))),
-            (Set::Device, self.extra(left_ms, Some(&data.device))),
             (Set::Hop, self.extra(left_ms, Some(&data.address))),
+            (Set::Device, self.extra(left_ms, Some(&data.device))),
         ]
     }
 }

@@ -136,6 +136,11 @@ impl Registry {
             .collect()
     }
 
+    /// How many flows are redirected.
+    pub(super) fn redirected_flows(&self) -> usize {
+        self.redirects.len()
+    }
+
     pub(super) fn has_redirects(&self) -> bool {
         !self.redirects.is_empty()
     }

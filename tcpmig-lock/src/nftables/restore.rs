@@ -1,8 +1,8 @@
 //! Sets up again what somebody removed, and what else is due between calls.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
@@ -43,9 +43,25 @@ impl Shared {
             .monitor
             .start(state.connection.port())
             .and_then(|()| watch::spawn(self).map_err(LockError::call("pthread_create")));
-        if let Err(error) = started {
-            self.listener().tell(&Event::NotWatched { error });
+        match started {
+            Ok(()) => state.others_redirect = self.look_for_redirects(),
+            Err(error) => self.listener().tell(&Event::NotWatched { error }),
         }
+    }
+
+    /// Whether there may be a redirect, or a part of one. There can be very many, so no more is read than shows it, and the
+    /// connection, which is of the handle's network namespace, is not used again.
+    fn look_for_redirects(&self) -> bool {
+        let scout = self
+            .scout
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(mut scout) = scout else { return true };
+        REDIRECT.iter().any(|set| {
+            let mut has = |v4| scout.has_elements(&self.table, *set, v4).unwrap_or(true);
+            has(true) || has(false)
+        })
     }
 
     /// Does what is due, and says when something is due again.
@@ -114,7 +130,11 @@ impl Shared {
         if !self.watching.load(Ordering::Acquire) {
             return false;
         }
+        if state.later.damage.is_none() && self.monitor.is_quiet() {
+            return false;
+        }
         let seen = self.monitor.read(&self.table, self.capture.group());
+        state.others_redirect |= seen.redirected;
         state.frame.stale |= seen.links || seen.lost;
         if seen.added || seen.lost {
             state.care.hurry();
@@ -391,11 +411,13 @@ impl Shared {
     ) -> Vec<FourTuple> {
         let is_such =
             |element: &element::Element| is_such(element.owner.as_ref().map(|owner| owner.pid));
+        // To read all takes longer the more there are.
+        let most = FEW_ASKED.max(self.state().kept.redirected_flows() / 4);
         let Ok(mut reader) = self.reader.lock() else {
             return Vec::new();
         };
         let mut found = Vec::new();
-        if flows.len() <= FEW_ASKED {
+        if flows.len() <= most {
             found = reader.get_each(&self.table, set, flows).unwrap_or_default();
             found.retain(is_such);
         } else {
@@ -416,6 +438,9 @@ impl Shared {
     /// As long as the kernel commits them they are found by packets, but a rule that prolongs one does not find it
     /// (`NFT_GENMASK_ANY` in `nft_rhash_update`), and makes a second one, with the values that the rule names. Packets would find
     /// that one first, and go nowhere.
+    ///
+    /// The rule prolongs the element in `device*` and then that in `hop*`, which is committed before the other: where it found the
+    /// first it finds the second, too, so that a flow without a double in `device*` has none.
     pub(super) fn look_for_doubles(&self, state: &mut State, flows: &[FourTuple]) {
         if flows.is_empty() {
             return;
@@ -457,18 +482,34 @@ impl Shared {
         flows: &[FourTuple],
         is_wanted: impl Fn(&State, &FourTuple) -> bool,
     ) {
-        for set in [Set::Device, Set::Hop] {
-            let mut flows = flows.to_vec();
-            for _ in 0..DOUBLES {
-                flows = self.those_of(set, &flows, |owner| owner.is_none());
-                let state = &mut *self.state();
-                flows.retain(|flow| is_wanted(state, flow));
-                // What fails here is tried again by whoever prolongs or ends the redirect.
-                if flows.is_empty() || self.remove_once(state, &flows, &[set]).is_err() {
-                    break;
-                }
+        let doubled = self.remove_doubles_in(Set::Device, flows, &is_wanted);
+        if !doubled.is_empty() {
+            self.remove_doubles_in(Set::Hop, &doubled, is_wanted);
+        }
+    }
+
+    /// Which of the flows had one in this set.
+    fn remove_doubles_in(
+        &self,
+        set: Set,
+        flows: &[FourTuple],
+        is_wanted: impl Fn(&State, &FourTuple) -> bool,
+    ) -> Vec<FourTuple> {
+        let mut all = Vec::new();
+        let mut flows = flows.to_vec();
+        for tries in 0..DOUBLES {
+            flows = self.those_of(set, &flows, |owner| owner.is_none());
+            let state = &mut *self.state();
+            flows.retain(|flow| is_wanted(state, flow));
+            if tries == 0 {
+                all.clone_from(&flows);
+            }
+            // What fails here is tried again by whoever prolongs or ends the redirect.
+            if flows.is_empty() || self.remove_once(state, &flows, &[set]).is_err() {
+                break;
             }
         }
+        all
     }
 
     /// Does what is due later now: the handle ends.

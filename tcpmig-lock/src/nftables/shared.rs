@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) watching: AtomicBool,
     /// For what takes long, so that nobody waits for it.
     pub(super) reader: Mutex<Connection>,
+    /// To look once whether others have redirected anything.
+    pub(super) scout: Mutex<Option<Connection>>,
     listener: Mutex<Listener>,
     state: Mutex<State>,
 }
@@ -71,6 +73,10 @@ pub(super) struct State {
     pub(super) ready: bool,
     /// When it was last looked at that what a lock needs besides is in it.
     checked: Option<Instant>,
+    /// Whether others may have redirected something: they had when this handle began to watch, or have since.
+    pub(super) others_redirect: bool,
+    /// Whether this handle has.
+    pub(super) has_redirected: bool,
     /// What of the rules for redirects is set up, as far as this handle knows.
     pub(super) frame: Frame,
     /// The number of the table for locks, once it was needed.
@@ -136,6 +142,7 @@ impl Shared {
             monitor: Arc::new(Monitor::open()?),
             watching: AtomicBool::new(false),
             reader: Mutex::new(Connection::open()?),
+            scout: Mutex::new(Some(Connection::open()?)),
             listener: Mutex::default(),
             state: Mutex::new(State {
                 checked: None,
@@ -144,6 +151,8 @@ impl Shared {
                 owned,
                 closing_ms: CLOSING_MS,
                 ready: false,
+                others_redirect: true,
+                has_redirected: false,
                 frame: Frame::default(),
                 handle: None,
                 kept: Registry::default(),
@@ -262,9 +271,14 @@ impl Shared {
         let group = self.group();
         let extra = self.extra(lease_ms, Some(&group));
         let back = self.extra(lease_ms, None);
-        // Where this handle has redirected, a flow may be one that comes back: the other host redirects it here
-        // before this one ends its own redirect.
-        let mut may_come_back = state.frame.is_ready();
+        // A flow that is redirected here may be one that comes back: the other host redirects it here before this one ends its own
+        // redirect.
+        let mut coming_back = HashSet::new();
+        if state.frame.is_ready() {
+            let is_redirected =
+                |flow: &&FourTuple| state.others_redirect || state.kept.has(Set::Gone, flow);
+            coming_back.extend(flows.iter().filter(is_redirected).copied());
+        }
         // Before the inbox is taken: what is set up again tells it that packets may have passed.
         let was_checked = state.ready && self.is_checked(state);
         let mut inbox = self.capture.begin()?;
@@ -288,8 +302,10 @@ impl Shared {
                     capture::check(batch, &self.table, group);
                 }
                 batch.elements(&self.table, Set::Locked, Op::Add(extra), flows);
-                if may_come_back {
-                    batch.elements(&self.table, Set::Back, Op::Keep(back), flows);
+                if !coming_back.is_empty() {
+                    let mut flows = flows.to_vec();
+                    flows.retain(|flow| coming_back.contains(flow));
+                    batch.elements(&self.table, Set::Back, Op::Keep(back), &flows);
                 }
             });
             let Err((done, failure)) = added else {
@@ -308,7 +324,7 @@ impl Shared {
             let _ = self.remove(state, &flows[..done], &[Set::Locked]);
             if failure.is(libc::ENOENT) && failure.table == Some(Table::Netdev) {
                 // Without the table there are no redirects.
-                may_come_back = false;
+                coming_back.clear();
             } else if failure.is(libc::ENOENT) && state.ready && tries.next().is_some() {
                 // Somebody removed the table.
                 state.ready = false;
@@ -376,6 +392,30 @@ impl Shared {
         } else {
             Err(failure.into_error(&self.table))
         }
+    }
+
+    /// Ends locks, if that is asked for, and whatever redirects there are of these flows, in one step.
+    pub(super) fn release(&self, flows: &[FourTuple], locked: bool) -> Result<(), LockError> {
+        let state = &mut *self.state();
+        let mut sets = Vec::with_capacity(1 + REDIRECT.len());
+        if !self.is_nothing_redirected(state) {
+            sets.extend(REDIRECT);
+        }
+        if locked {
+            sets.push(Set::Locked);
+        }
+        self.remove(state, flows, &sets)
+    }
+
+    /// Whether there is no redirect in the tables, whoever made it, so that whoever ends one need not look for it. Others are seen
+    /// to redirect before their call returns; rules only make elements of flows that somebody has redirected.
+    fn is_nothing_redirected(&self, state: &mut State) -> bool {
+        if state.has_redirected || state.others_redirect || state.care.due.is_some() {
+            return false;
+        }
+        // What it takes in can change the answer.
+        let restored = self.catch_up(state);
+        !state.others_redirect && !restored && self.watching.load(Ordering::Acquire)
     }
 
     /// Makes sure that none of the flows is in these sets, in one step (or in as many as the socket's buffer makes

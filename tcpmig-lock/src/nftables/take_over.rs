@@ -22,7 +22,7 @@ const TRIES: usize = 64;
 /// What a flow's elements in a batch are at most: one in each set of a redirect, a lock that is removed and one that is added.
 const PER_FLOW: usize = REDIRECT.len() + 2;
 /// The sets whose elements are prolonged.
-const PROLONGED: [Set; 4] = [Set::Locked, Set::Gone, Set::Device, Set::Hop];
+const PROLONGED: [Set; 4] = [Set::Locked, Set::Gone, Set::Hop, Set::Device];
 
 /// Locks that were taken over.
 pub(super) struct Taken {

@@ -409,3 +409,32 @@ fn a_new_connection_with_the_same_ports_ends_the_silence() {
         },
     );
 }
+
+/// A handle that has seen no redirect does not look for one when it ends a lock, until it sees one.
+#[test]
+fn a_release_ends_what_others_have_redirected_since() {
+    isolated(
+        "ending::a_release_ends_what_others_have_redirected_since",
+        || {
+            let net = Net::new();
+            let [service, target, peer] = families()[0];
+            let [first, second] = [(); 2].map(|()| net.connection(service).flow());
+            // From here on it watches, and there is none.
+            let watching = &net.at_source;
+            watching.lock(&[first], LEASE).unwrap().release().unwrap();
+            let other = net.source.run(|| Nftables::new().unwrap());
+            let hop = other.next_hop(target, peer).unwrap();
+            let guard = other.lock(&[second], LEASE).unwrap();
+            guard.redirect(&hop, LEASE).unwrap().leave();
+            assert_eq!(watching.list().unwrap().len(), 1);
+            watching.lock(&[second], LEASE).unwrap().release().unwrap();
+            assert_eq!(watching.list().unwrap(), []);
+            // One that begins to watch when there is one already.
+            let guard = other.lock(&[second], LEASE).unwrap();
+            guard.redirect(&hop, LEASE).unwrap().leave();
+            let late = net.source.run(|| Nftables::new().unwrap());
+            late.lock(&[second], LEASE).unwrap().release().unwrap();
+            assert_eq!(watching.list().unwrap(), []);
+        },
+    );
+}
