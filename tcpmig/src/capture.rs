@@ -305,7 +305,7 @@ impl Frozen {
         } = self;
         // Before the lock ends, so that nothing that passes it is missed; if it fails, the thaw tries once more.
         let _ = socket.unmute();
-        let (late, unlocked) = hold.end();
+        let (late, mut unlocked) = hold.end();
         captured.extend(late);
         let fd = socket
             .thaw()
@@ -313,6 +313,10 @@ impl Frozen {
                 fd,
                 error: error.into(),
             })?;
+        if let Ok(Some(unlocked)) = &mut unlocked {
+            // What another processor was dropping when the lock ended is there by now.
+            captured.extend(unlocked.captured().unwrap_or_default().packets);
+        }
         deliver(fd.as_fd(), &flow, &captured);
         if let Err(error) = options::kept(fd.as_fd(), &plan.socket) {
             return Err(NotFrozen {
@@ -321,7 +325,7 @@ impl Frozen {
             });
         }
         match unlocked {
-            Ok(()) => Ok(fd),
+            Ok(_) => Ok(fd),
             Err(error) => Err(NotFrozen {
                 fd,
                 error: error.into(),

@@ -15,8 +15,9 @@ use tcpmig_sys::sockopt::Scales;
 
 /// The image of what was read from a frozen connection.
 pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpImage, InvalidTcp> {
-    let mut sent = snapshot.send_queue;
-    let unsent = sent.split_off(sent.len() - snapshot.unsent);
+    // Both are parts of what was read, and nothing of it is copied.
+    let mut unsent = Octets::from(snapshot.send_queue);
+    let sent = unsent.split_to(unsent.len() - snapshot.unsent);
     let negotiated = snapshot.negotiated;
     let state = state(snapshot.marks.state);
     let fins = Fins::of(state, snapshot.ended);
@@ -33,8 +34,8 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
         state,
         send: SendSpace {
             snd_una,
-            sent: Octets::from(sent),
-            unsent: Octets::from(unsent),
+            sent,
+            unsent,
         },
         receive: ReceiveSpace {
             rcv_nxt: octets_end,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
-use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect};
+use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet, Redirect, Unlocked};
 
 /// Something whose lease is renewed until it is over.
 pub(crate) trait Keep: Send + Sync {
@@ -140,20 +140,22 @@ impl Hold {
         }
     }
 
-    /// Ends it; also what had arrived until then and was not handed over yet.
-    pub(crate) fn end(self) -> (Vec<Packet>, Result<(), LockError>) {
+    /// Ends it; also what had arrived until then and was not handed over yet, and where to look for what another processor was
+    /// dropping just then.
+    pub(crate) fn end(self) -> (Vec<Packet>, Result<Option<Unlocked>, LockError>) {
         let state = &mut *self.state();
         let mut packets = std::mem::take(&mut state.earlier);
         let ended = match state.held.take() {
             Some(Held::Locked(lock, _)) => lock.unlocked().map(|mut unlocked| {
                 // One that ended before has nothing more.
                 packets.extend(unlocked.captured().unwrap_or_default().packets);
+                Some(unlocked)
             }),
             Some(Held::Redirected(mut redirect, ..)) => {
                 packets.extend(redirect.captured().unwrap_or_default().packets);
-                redirect.end()
+                redirect.end().map(|()| None)
             }
-            None => Ok(()),
+            None => Ok(None),
         };
         (packets, ended)
     }

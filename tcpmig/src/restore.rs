@@ -24,7 +24,7 @@ use crate::convert;
 use crate::hold::hold_on;
 pub use crate::inject::INJECT_MARK;
 use crate::inject::deliver;
-use crate::options::{self, NotSet, Setter, Unsupported};
+use crate::options::{self, Fresh, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
 use stood::Stood;
 
@@ -214,7 +214,7 @@ impl Parts {
     ) -> Result<(Known, RestoringSocket, Marks), RestoreError> {
         let closed = open(&self.ip)?;
         // Before it is rebuilt: the segments that close it pass the packet filter.
-        let known = Known::make(closed.as_fd(), arrival(&self.ip, &self.tcp), lease)?;
+        let known = Known::make_in(closed.namespace(), arrival(&self.ip, &self.tcp), lease)?;
         let (socket, built) = rebuild(
             closed,
             (&self.ip, &self.tcp, &self.stood),
@@ -602,9 +602,10 @@ fn rebuild(
     not_set: &mut Vec<NotSet>,
 ) -> Result<(RestoringSocket, Marks), RestoreError> {
     let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
-    let mut socket = connect(closed, ip, tcp, unsupported, not_set)?;
+    let fresh = options::fresh(closed.namespace(), ip.family);
+    let mut socket = connect(closed, ip, tcp, (unsupported, fresh), not_set)?;
     fill(&mut socket, tcp, state, stood)?;
-    let mut set = Setter::new(socket.as_fd(), unsupported, not_set);
+    let mut set = Setter::new(socket.as_fd(), unsupported, not_set).knowing(fresh);
     options::connected(&mut set, ip, &tcp.socket)?;
     socket.hold()?;
     let built = match state {
@@ -633,14 +634,14 @@ fn connect(
     closed: ClosedSocket,
     ip: &IpImage,
     tcp: &TcpParts,
-    unsupported: Unsupported,
+    (unsupported, fresh): (Unsupported, Option<Fresh>),
     not_set: &mut Vec<NotSet>,
 ) -> Result<RestoringSocket, RestoreError> {
     let scope = match &ip.scope {
         Some(name) => netns::device_index(name)?,
         None => 0,
     };
-    let mut set = Setter::new(closed.as_fd(), unsupported, not_set);
+    let mut set = Setter::new(closed.as_fd(), unsupported, not_set).knowing(fresh);
     let flow_label = options::before_bind(&mut set, ip, &tcp.socket)?;
     if tcp.negotiated.window_scale.is_none() {
         closed.unscaled()?;

@@ -13,7 +13,7 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::restore::{Prepared, Restored};
 use tcpmig_format::{Image, Limits, Octets, SocketFamily, TcpImage, TimestampUnit};
 use tcpmig_lock::NoLock;
-use tcpmig_sys::lab::Host;
+use tcpmig_sys::lab::{Host, calls};
 use tcpmig_sys::sockopt;
 
 /// The rules of the tests keep the packets away, in one direction or in both.
@@ -271,4 +271,36 @@ kernel_test!(a_clock_goes_on_of_ipv4, || {
 });
 kernel_test!(a_clock_goes_on_of_ipv6, || {
     a_clock_goes_on_while_a_connection_stands_still(Family::V6);
+});
+
+/// What an idle connection costs in calls on its socket, all of its options among them. More of them are noticed here.
+fn an_idle_connection_takes_few_calls(
+    family: Family,
+    [most_at_source, most_at_target]: [usize; 2],
+) {
+    let net = Net::new();
+    let (_peer, server) = net.connect(family);
+    for host in [&net.a, &net.b] {
+        cut(host, &["prerouting", "output"]);
+    }
+    let leave = || {
+        let (frozen, image) = freeze(server);
+        frozen.confirm().unwrap();
+        frozen.discard().unwrap();
+        image
+    };
+    let (image, source) = net.a.run(|| calls::made(leave)).unwrap();
+    let arrive = || calls::made(|| restore(image));
+    let (_alive, target) = net.b.run(arrive).unwrap();
+    println!("source {}: {source:?}", source.len());
+    println!("target {}: {target:?}", target.len());
+    assert!(source.len() <= most_at_source, "{source:?}");
+    assert!(target.len() <= most_at_target, "{target:?}");
+}
+
+kernel_test!(an_idle_connection_takes_few_calls_v4, || {
+    an_idle_connection_takes_few_calls(Family::V4, [118, 56]);
+});
+kernel_test!(an_idle_connection_takes_few_calls_v6, || {
+    an_idle_connection_takes_few_calls(Family::V6, [130, 58]);
 });

@@ -110,8 +110,14 @@ impl Locked {
     pub fn keep(mut self) -> Result<OwnedFd, LockError> {
         let (late, ended) = self.hold.end();
         self.captured.extend(late);
-        ended?;
-        deliver(self.fd.as_fd(), &self.plan.flow(), &self.captured);
+        let unlocked = ended?;
+        let flow = self.plan.flow();
+        deliver(self.fd.as_fd(), &flow, &self.captured);
+        if let Some(mut unlocked) = unlocked {
+            // What another processor was dropping when the lock ended is there by now.
+            let late = unlocked.captured().unwrap_or_default();
+            deliver(self.fd.as_fd(), &flow, &late.packets);
+        }
         Ok(self.fd)
     }
 }

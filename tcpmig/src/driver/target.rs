@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::{FourTuple, Image, Limits};
-use tcpmig_lock::Locker;
+use tcpmig_lock::{Locker, conntrack};
 use tcpmig_sys::info::State;
 use tcpmig_sys::sockets::Lookup;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -27,7 +27,7 @@ use crate::handover::{
     Code, HandoverId, Heard, Message, Recalled, Refusal, TargetAction, TargetResult, TargetSessions,
 };
 use crate::hold::{Keep, every};
-use crate::options::{NotSet, Unsupported};
+use crate::options::{self, NotSet, Unsupported};
 use crate::restore::{self, NotActivated, Prepared, RestoreError};
 
 pub(super) type Action = TargetAction<Outbox>;
@@ -44,6 +44,8 @@ pub(super) struct Host {
     exchanges: Arc<Semaphore>,
     /// Made when something is offered, in the network namespace of the task that serves it.
     sockets: OnceLock<Lookup>,
+    /// When it was looked at last what new sockets have.
+    freshened: Mutex<Option<Instant>>,
     arrived: mpsc::UnboundedSender<Arrived>,
     /// Decides. Locked for a moment only, never while something is done.
     sessions: Mutex<TargetSessions<Outbox>>,
@@ -91,6 +93,7 @@ impl Host {
                 options.exchanges_at_once.min(Semaphore::MAX_PERMITS),
             )),
             sockets: OnceLock::new(),
+            freshened: Mutex::default(),
             sessions: Mutex::new(TargetSessions::new(options.target())),
             slots: Mutex::default(),
             start: Instant::now(),
@@ -344,6 +347,12 @@ impl Host {
     /// Finds out now what an offer will be judged by, as far as that does not depend on it.
     pub(super) fn freshen(&self) {
         self.facts.freshen();
+        let mut freshened = lock(&self.freshened);
+        if freshened.is_none_or(|when| when.elapsed() > options::FRESHEN_AFTER) {
+            *freshened = Some(Instant::now());
+            options::freshen();
+            conntrack::freshen();
+        }
         // Whoever needs it is told of the error.
         let _ = self.sockets().map(Lookup::freshen);
     }

@@ -5,7 +5,8 @@ mod link;
 mod memory;
 mod room;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,13 +69,33 @@ impl Default for TargetConfig {
 pub struct TargetSessions<L> {
     config: TargetConfig,
     now: Duration,
-    handovers: BTreeMap<HandoverId, Handover<L>>,
+    /// Those under way. There are few of them, and most of what is asked is about them.
+    handovers: BTreeMap<HandoverId, Box<Handover<L>>>,
+    ended: Ended<L>,
     room: Room,
     memory: Memory,
     /// All wait equally long, so the first is always the next.
     deadlines: VecDeque<(Duration, HandoverId)>,
     ready: VecDeque<HandoverId>,
     forgotten: Vec<HandoverId>,
+}
+
+/// Handovers that ended and are remembered. There may be very many, of which most are never asked about again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ended<L>(HashMap<HandoverId, Box<Handover<L>>>);
+
+impl<L> Default for Ended<L> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<L: Hash> Hash for Ended<L> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // In an order that is the same for the same handovers.
+        let all: BTreeMap<_, _> = self.0.iter().collect();
+        all.hash(state);
+    }
 }
 
 /// What a target has to do for a handover.
@@ -171,6 +192,7 @@ impl<L: Clone> TargetSessions<L> {
         Self {
             now: Duration::ZERO,
             handovers: BTreeMap::new(),
+            ended: Ended::default(),
             room: Room::new(&config),
             memory: Memory::new(config.remember, config.remembered_by_each),
             deadlines: VecDeque::new(),
@@ -183,7 +205,20 @@ impl<L: Clone> TargetSessions<L> {
     /// Whether there is a handover of this name, under way or remembered.
     #[must_use]
     pub fn knows(&self, id: HandoverId) -> bool {
-        self.handovers.contains_key(&id)
+        self.get(id).is_some()
+    }
+
+    fn get(&self, id: HandoverId) -> Option<&Handover<L>> {
+        let found = self.handovers.get(&id).or_else(|| self.ended.0.get(&id));
+        found.map(Box::as_ref)
+    }
+
+    fn get_mut(&mut self, id: HandoverId) -> Option<&mut Handover<L>> {
+        let Self {
+            handovers, ended, ..
+        } = self;
+        let found = handovers.get_mut(&id).or_else(|| ended.0.get_mut(&id));
+        found.map(Box::as_mut)
     }
 
     /// A message came from this host, by the name in its certificate, over this exchange. Each OFFER and COMMIT is answered over
@@ -211,7 +246,7 @@ impl<L: Clone> TargetSessions<L> {
             Message::Abort { id } => (id, Event::Abort),
             other => return Heard::Unexpected(other.name()),
         };
-        match self.handovers.get_mut(&id) {
+        match self.get_mut(id) {
             Some(handover) if handover.from == *from => {
                 handover.happened(event);
                 Heard::Poll(id)
@@ -234,7 +269,7 @@ impl<L: Clone> TargetSessions<L> {
         self.now = self.now.max(now);
         while let Some((_, id)) = self.deadlines.front().copied().filter(|(at, _)| *at <= now) {
             self.deadlines.pop_front();
-            if let Some(handover) = self.handovers.get_mut(&id) {
+            if let Some(handover) = self.get_mut(id) {
                 handover.happened(Event::Deadline);
                 self.ready.push_back(id);
             }
@@ -246,7 +281,7 @@ impl<L: Clone> TargetSessions<L> {
     /// When [`TargetSessions::handle_timeout`] has something to do next.
     pub fn poll_timeout(&mut self) -> Option<Duration> {
         while let Some((at, id)) = self.deadlines.front() {
-            if self.handovers.get(id).is_some_and(Handover::is_prepared) {
+            if self.handovers.get(id).is_some_and(|it| it.is_prepared()) {
                 return Some(self.memory.sweep_at().map_or(*at, |sweep| sweep.min(*at)));
             }
             self.deadlines.pop_front();
@@ -258,9 +293,14 @@ impl<L: Clone> TargetSessions<L> {
     pub fn poll(&mut self, id: HandoverId) -> Option<TargetAction<L>> {
         let now = self.now;
         let action = self.change(id, |handover| handover.poll(now)).flatten();
-        if action.is_none() && self.handovers.get(&id).is_some_and(Handover::is_nothing) {
+        if action.is_none() && self.get(id).is_some_and(Handover::is_nothing) {
             // The same offer can come again, and then be taken.
             self.forget(vec![id]);
+        } else if action.is_none()
+            && self.handovers.get(&id).is_some_and(|it| it.is_over())
+            && let Some(over) = self.handovers.remove(&id)
+        {
+            self.ended.0.insert(id, over);
         }
         action
     }
@@ -285,13 +325,14 @@ impl<L: Clone> TargetSessions<L> {
     /// the source, or [`Fate::Lost`]; `None` while that is open, or nothing is known of it.
     #[must_use]
     pub fn fate(&self, id: HandoverId) -> Option<Fate> {
-        self.handovers.get(&id).and_then(Handover::fate)
+        self.get(id).and_then(Handover::fate)
     }
 
     /// Makes what only persons read the same everywhere, so that it makes no state of its own.
     #[cfg(test)]
     pub(super) fn forget_words(&mut self) {
-        for handover in self.handovers.values_mut() {
+        let all = self.handovers.values_mut().chain(self.ended.0.values_mut());
+        for handover in all {
             handover.forget_words();
         }
     }
@@ -304,12 +345,12 @@ impl<L: Clone> TargetSessions<L> {
         image: Bytes,
         recalled: Option<&Recalled>,
     ) -> Result<(), Refusal> {
-        if self.handovers.contains_key(&id) || recalled.is_some() {
+        if self.knows(id) || recalled.is_some() {
             return Err(Refusal::other("this handover was offered before"));
         }
         self.room.admit(from, image.len())?;
         let handover = Handover::offered(self.now, id, from.clone(), link, image);
-        self.handovers.insert(id, handover);
+        self.handovers.insert(id, Box::new(handover));
         Ok(())
     }
 
@@ -319,7 +360,10 @@ impl<L: Clone> TargetSessions<L> {
         id: HandoverId,
         change: impl FnOnce(&mut Handover<L>) -> T,
     ) -> Option<T> {
-        let handover = self.handovers.get_mut(&id)?;
+        let Self {
+            handovers, ended, ..
+        } = self;
+        let handover = handovers.get_mut(&id).or_else(|| ended.0.get_mut(&id))?;
         let before = (handover.usage(), handover.fate(), handover.is_prepared());
         let result = change(handover);
         self.room.change(&handover.from, before.0, handover.usage());
@@ -336,7 +380,8 @@ impl<L: Clone> TargetSessions<L> {
 
     fn forget(&mut self, ended: Vec<HandoverId>) {
         for id in ended {
-            if let Some(gone) = self.handovers.remove(&id) {
+            let gone = self.handovers.remove(&id);
+            if let Some(gone) = gone.or_else(|| self.ended.0.remove(&id)) {
                 self.room
                     .change(&gone.from, gone.usage(), room::Usage::default());
                 self.forgotten.push(id);

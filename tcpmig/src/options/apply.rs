@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use tcpmig_format::{FilterInstruction, IpImage, SocketFamily, SocketOptions};
+use tcpmig_format::{FilterInstruction, IpImage, KeepAlive, SocketFamily, SocketOptions};
 use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, flags, sockopt};
 
-use super::{NotSet, Unsupported};
+use super::{Fresh, NotSet, Unsupported};
 
 /// A function of [`sockopt`].
 type Set<T> = fn(BorrowedFd<'_>, T) -> Result<(), Error>;
@@ -39,6 +39,8 @@ pub(crate) struct Setter<'a> {
     fd: BorrowedFd<'a>,
     policy: Unsupported,
     not_set: &'a mut Vec<NotSet>,
+    /// What the socket has already.
+    fresh: Option<Fresh>,
 }
 
 impl<'a> Setter<'a> {
@@ -51,7 +53,13 @@ impl<'a> Setter<'a> {
             fd,
             policy,
             not_set,
+            fresh: None,
         }
+    }
+
+    /// Of a new socket of which it is known what it has.
+    pub(crate) fn knowing(self, fresh: Option<Fresh>) -> Self {
+        Self { fresh, ..self }
     }
 
     /// Whether it was set.
@@ -95,6 +103,26 @@ impl<'a> Setter<'a> {
         }
     }
 
+    /// The value of an option unless the socket is known to have it already.
+    fn other<T: PartialEq>(
+        &self,
+        value: Option<T>,
+        has: impl FnOnce(Fresh) -> Option<T>,
+    ) -> Option<T> {
+        let has = self.fresh.and_then(has);
+        if value == has { None } else { value }
+    }
+
+    fn set_other<T: Value + PartialEq>(
+        &mut self,
+        value: Option<T>,
+        has: impl FnOnce(Fresh) -> Option<T>,
+        set: Set<T>,
+    ) -> Result<(), NotSet> {
+        let value = self.other(value, has);
+        self.set(value, set)
+    }
+
     /// One that a new socket has at 0 or off, on any host: a call less where it is.
     fn set_unless_off<T: Value + PartialEq + Default>(
         &mut self,
@@ -117,7 +145,12 @@ pub(crate) fn before_bind(
     if ip.flow.is_ipv4() {
         set.set(ip.ttl.map(i32::from), sockopt::set_ttl)?;
         set.set_unless_off(ip.tos.map(i32::from), sockopt::set_tos)?;
-        set.set(ip.mtu_discover.map(i32::from), sockopt::set_mtu_discover)?;
+        let mtu_discover = ip.mtu_discover.map(i32::from);
+        set.set_other(
+            mtu_discover,
+            |fresh| fresh.mtu_discover,
+            sockopt::set_mtu_discover,
+        )?;
         set.set(ip.min_ttl.map(i32::from), sockopt::set_min_ttl)?;
         if let Some(options) = &ip.ip_options {
             let result = sockopt::set_ip_options(set.fd, options);
@@ -139,8 +172,9 @@ pub(crate) fn before_bind(
     let transparent = ip.transparent || is_lent_transparent(ip);
     set.set_unless_off(Some(transparent), sockopt::set_transparent_v6)?;
     set.set_unless_off(Some(ip.freebind), sockopt::set_freebind_v6)?;
-    set.set(
+    set.set_other(
         ip.mtu_discover_v6.map(i32::from),
+        |fresh| fresh.mtu_discover_v6,
         sockopt::set_mtu_discover_v6,
     )?;
     set.set(ip.min_hop_limit.map(i32::from), sockopt::set_min_hop_limit)?;
@@ -224,20 +258,46 @@ fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
     set.set(low_water, sockopt::set_receive_low_water)?;
     set.set_unless_off(options.user_timeout, sockopt::set_user_timeout)?;
     set.set_unless_off(options.not_sent_low_water, sockopt::set_not_sent_low_water)?;
-    set.set(options.linger2, sockopt::set_linger2)?;
-    set.set(options.syn_count, sockopt::set_syn_count)?;
+    set.set_other(
+        options.linger2,
+        |fresh| Some(fresh.linger2),
+        sockopt::set_linger2,
+    )?;
+    set.set_other(
+        options.syn_count,
+        |fresh| Some(fresh.syn_count),
+        sockopt::set_syn_count,
+    )?;
     // All bits set is what a new socket has.
     let rate = options.max_pacing_rate.filter(|&rate| rate != u64::MAX);
     set.set(rate, sockopt::set_max_pacing_rate)?;
-    set.set(options.congestion.as_deref(), sockopt::set_congestion)?;
+    congestion(set, options)?;
     if let Some(linger) = options.linger.filter(|linger| linger.on) {
         let result = sockopt::set_linger(set.fd, Some(linger.seconds));
         set.done(result, || linger.seconds.to_string())?;
     }
     if let Some(keep) = options.keep_alive {
-        set.set(Some(keep.idle), sockopt::set_keep_idle)?;
-        set.set(Some(keep.interval), sockopt::set_keep_interval)?;
-        set.set(Some(keep.count), sockopt::set_keep_count)?;
+        let KeepAlive {
+            idle,
+            interval,
+            count,
+            ..
+        } = keep;
+        set.set_other(
+            Some(idle),
+            |fresh| Some(fresh.keep_idle),
+            sockopt::set_keep_idle,
+        )?;
+        set.set_other(
+            Some(interval),
+            |fresh| Some(fresh.keep_interval),
+            sockopt::set_keep_interval,
+        )?;
+        set.set_other(
+            Some(count),
+            |fresh| Some(fresh.keep_count),
+            sockopt::set_keep_count,
+        )?;
         set.set_unless_off(Some(keep.on), sockopt::set_keep_alive)?;
     }
     rarer(set, options)?;
@@ -246,6 +306,18 @@ fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
         set.done(flags::shut_read(set.fd), || "SHUT_RD".to_owned())?;
     }
     filter(set, options)
+}
+
+/// To set it begins it anew, which takes longer than to ask: a route can have chosen another one than a new socket has.
+fn congestion(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
+    let Some(name) = options.congestion.as_deref() else {
+        return Ok(());
+    };
+    let has = set.fresh.and_then(|_| sockopt::congestion(set.fd).ok());
+    if has.as_deref() == Some(name) {
+        return Ok(());
+    }
+    set.set(Some(name), sockopt::set_congestion)
 }
 
 fn received_beside(set: &mut Setter<'_>, ip: &IpImage) -> Result<(), NotSet> {
@@ -303,10 +375,13 @@ fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     )?;
     set.set_unless_off(options.tx_delay, sockopt::set_tx_delay)?;
     set.set_unless_off(options.inq, sockopt::set_inq)?;
-    set.set_or_fixed(options.rto_max, RTO_MAX, sockopt::set_rto_max)?;
-    set.set_or_fixed(options.rto_min, RTO_MIN, sockopt::set_rto_min)?;
+    let rto_max = set.other(options.rto_max, |fresh| fresh.rto_max);
+    set.set_or_fixed(rto_max, RTO_MAX, sockopt::set_rto_max)?;
+    let rto_min = set.other(options.rto_min, |fresh| fresh.rto_min);
+    set.set_or_fixed(rto_min, RTO_MIN, sockopt::set_rto_min)?;
+    let delayed_ack_max = set.other(options.delayed_ack_max, |fresh| fresh.delayed_ack_max);
     set.set_or_fixed(
-        options.delayed_ack_max,
+        delayed_ack_max,
         DELAYED_ACK_MAX,
         sockopt::set_delayed_ack_max,
     )
@@ -370,10 +445,11 @@ fn peek_offset(options: &SocketOptions) -> Option<i32> {
 
 /// It is set last, when nothing can be refused any more; that TCP does not have it before Linux 6.9 is found out here.
 fn peek_offset_is_known(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
-    match (peek_offset(options), sockopt::peek_offset(set.fd)) {
-        (Some(at), Err(error @ Error::Unsupported { .. })) => {
-            set.done(Err(error), || at.show()).map(drop)
-        }
+    let Some(at) = peek_offset(options) else {
+        return Ok(());
+    };
+    match sockopt::peek_offset(set.fd) {
+        Err(error @ Error::Unsupported { .. }) => set.done(Err(error), || at.show()).map(drop),
         _ => Ok(()),
     }
 }

@@ -6,7 +6,8 @@
 //! before `bind`, the rest before the connection lives, and what would get in the way of its queues
 //! in [`Restored::write`](crate::restore::Restored::write). Options that every new socket has at 0 or off are set only if they
 //! are not. What a target takes of them from another host is up to its
-//! [`policy`](crate::driver::policy). Those whose default a host can choose (`net.ipv4.*`) are always set: the connection goes on as it was.
+//! [`policy`](crate::driver::policy). Those whose default a host can choose (`net.ipv4.*`) are set
+//! unless a new socket of this host, at most a quarter of a second older, has the same value: the connection goes on as it was.
 //!
 //! # Which
 //!
@@ -33,6 +34,7 @@
 //! | What only BPF programs set (`TCP_BPF_*`, a place in a sockmap) | no call reads it back |
 
 mod apply;
+mod fresh;
 mod read;
 
 use std::fmt;
@@ -40,6 +42,7 @@ use std::fmt;
 use tcpmig_sys::Error;
 
 pub(crate) use apply::{Setter, alive, before_bind, connected, kept, listener};
+pub(crate) use fresh::{FRESHEN_AFTER, Fresh, fresh, freshen};
 pub(crate) use read::{ip, socket};
 
 /// What to do with an option that this host cannot honour.

@@ -1,9 +1,10 @@
 //! Handovers between hosts whose packet filter lets nothing pass but connections that it knows.
 
-use std::net::{TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tcpmig::driver::{Ending, Options};
 use tcpmig_lock::conntrack::{Arrival, Known};
 use tcpmig_sys::lab::Host;
@@ -153,6 +154,61 @@ kernel_test!(an_entry_that_is_removed_meanwhile_is_made_again, || {
         })
         .unwrap();
 });
+
+kernel_test!(an_entry_that_packets_have_made_since_stays, || {
+    let net = Net::new();
+    strict(&net.b, "");
+    let listen = || {
+        let arrival = Arrival::new("198.18.0.2:80,198.18.0.9:50000".parse().unwrap());
+        let any = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let known = Known::make(any.as_fd(), arrival, Duration::ZERO).unwrap();
+        let mut flush = net.b.command("conntrack").unwrap();
+        assert!(flush.arg("-F").output().unwrap().status.success());
+        (known, TcpListener::bind("198.18.0.2:80").unwrap())
+    };
+    let (known, listener) = net.b.run(listen).unwrap();
+    let connect = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let [from, to] = ["198.18.0.9:50000", "198.18.0.2:80"]
+            .map(|address| address.parse::<SocketAddr>().unwrap());
+        socket.bind(&from.into()).unwrap();
+        socket.connect(&to.into()).unwrap();
+        socket
+    };
+    let _connected = net.peer.run(connect).unwrap();
+    listener.accept().unwrap();
+    net.b.run(|| drop(known)).unwrap();
+    assert!(shown(&net.b).contains("dport=80 "));
+});
+
+kernel_test!(
+    of_many_that_are_removed_meanwhile_each_is_made_again,
+    || {
+        let net = Net::new();
+        strict(&net.b, "");
+        net.b
+            .run(|| {
+                let any = UdpSocket::bind("127.0.0.1:0").unwrap();
+                let mut all: Vec<Known> = (50000..50010)
+                    .map(|port| {
+                        let flow = format!("198.18.0.80:80,198.18.0.9:{port}");
+                        let arrival = Arrival::new(flow.parse().unwrap());
+                        Known::make(any.as_fd(), arrival, Duration::ZERO).unwrap()
+                    })
+                    .collect();
+                // The first one that is found stands for those that were made later, for a few milliseconds.
+                all[0].check().unwrap();
+                let mut flush = net.b.command("conntrack").unwrap();
+                assert!(flush.arg("-F").output().unwrap().status.success());
+                std::thread::sleep(Duration::from_millis(50));
+                for known in &mut all {
+                    known.check().unwrap();
+                }
+                assert_eq!(shown(&net.b).lines().count(), all.len());
+            })
+            .unwrap();
+    }
+);
 
 kernel_test!(who_opened_a_connection_is_told_by_its_ports, || {
     let net = Net::new();

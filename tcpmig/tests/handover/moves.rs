@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -166,6 +166,36 @@ kernel_test!(an_ipv6_connection_moves_20_times_back_and_forth, || {
 
 kernel_test!(an_ipv4_connection_of_a_dual_stack_socket_moves, || {
     moves(Family::Mapped, 4);
+});
+
+kernel_test!(options_are_as_they_were_whatever_a_new_socket_has, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &Options::default());
+    b.serve();
+    // As on host A, and then otherwise.
+    for [keep_idle, fin_timeout, discover] in [["7200", "60", "0"], ["1234", "33", "1"]] {
+        net.b.set("net/ipv4/tcp_keepalive_time", keep_idle).unwrap();
+        net.b.set("net/ipv4/tcp_fin_timeout", fin_timeout).unwrap();
+        net.b.set("net/ipv4/ip_no_pmtu_disc", discover).unwrap();
+        // What was seen of sockets before is forgotten by then.
+        thread::sleep(Duration::from_millis(300));
+        for family in [Family::V4, Family::V6] {
+            let (_peer, server) = net.connect(family);
+            let options = |fd: BorrowedFd<'_>| {
+                (
+                    sockopt::keep_idle(fd).unwrap(),
+                    sockopt::linger2(fd).unwrap(),
+                    sockopt::syn_count(fd).unwrap(),
+                    sockopt::congestion(fd).unwrap(),
+                    (family == Family::V4).then(|| sockopt::mtu_discover(fd).unwrap()),
+                )
+            };
+            let before = options(server.as_fd());
+            let outcome = a.move_out(server, None).wait();
+            assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+            assert_eq!(options(b.arrival().socket.as_fd()), before);
+        }
+    }
 });
 
 kernel_test!(many_connections_move_at_once_over_one_link, || {

@@ -145,6 +145,14 @@ impl<L: Clone> Handover<L> {
             && self.inbox.is_empty()
     }
 
+    /// It has ended, and nothing is left to do for it unless somebody asks.
+    pub(super) fn is_over(&self) -> bool {
+        self.fate().is_some()
+            && self.step.is_none()
+            && self.todo.is_empty()
+            && self.inbox.is_empty()
+    }
+
     #[cfg(test)]
     pub(super) fn forget_words(&mut self) {
         self.why = Refusal::other("");
