@@ -160,7 +160,10 @@
 //! whose response said 101 for another protocol, or without such a handler, and that nobody has
 //! taken is given back as [`Upgraded`]. HTTP/2.
 
+#[cfg(feature = "axum")]
+mod axum;
 mod connection;
+mod cursor;
 mod gate;
 mod head;
 mod http1;
@@ -179,7 +182,10 @@ mod shared;
 mod way_tests;
 pub mod websocket;
 
+#[cfg(feature = "axum")]
+pub use axum::IntoMovable;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
+pub use cursor::{Cursor, Followed, Resume};
 pub use movable::Movable;
 pub use resumable::{NotResumed, Resumable, Resumed};
 pub use server::{Handle, NotMoved, Server, move_connections};

@@ -178,7 +178,7 @@ impl<S, K: Carriers> Movable<S, K> {
         }
         if let (Some(middle), Some(resumes_if)) = (&session.response, &self.resumes_if) {
             let request = head::parse(&middle.request)?;
-            let resumed = Resumed(middle.cursor[..].into());
+            let resumed = Resumed::of(middle);
             resumes_if(&request, &resumed).map_err(SessionError::NotResumed)?;
         }
         Ok(())

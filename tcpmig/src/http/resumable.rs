@@ -13,20 +13,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::SessionError;
-
-/// The cursor of a body, without its type.
-pub(super) trait Cursor: Send + Sync {
-    fn save(&self) -> Option<Vec<u8>>;
-
-    /// Octets that the body gave so far.
-    fn yielded(&self) -> u64;
-}
+use super::cursor::{AnyCursor, Cursor, HasCursor, Named, Saved};
+use super::shared::{Middle, Obstacle};
 
 struct Place<C>(Mutex<(C, u64)>);
 
-impl<C: Serialize + Send> Cursor for Place<C> {
-    fn save(&self) -> Option<Vec<u8>> {
-        rmp_serde::to_vec_named(&self.lock().0).ok()
+impl<C: Serialize + Send> AnyCursor for Place<C> {
+    fn save(&self) -> Result<Saved, Obstacle> {
+        let payload = rmp_serde::to_vec_named(&self.lock().0);
+        Ok(Saved {
+            named: None,
+            payload: payload.map_err(|_| Obstacle::Cursor)?,
+        })
     }
 
     fn yielded(&self) -> u64 {
@@ -40,10 +38,6 @@ impl<C> Place<C> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// How a response's extensions tell of its cursor.
-#[derive(Clone)]
-pub(super) struct HasCursor(pub(super) Arc<dyn Cursor>);
 
 pin_project! {
     /// A response body made from a cursor: an ordinary value (which file, how far; the number of the last
@@ -145,13 +139,23 @@ where
 }
 
 /// In the extensions of a request whose response is in the middle: the service must answer with
-/// the rest of it, as a [`Resumable`] from this cursor.
+/// the rest of it, as a [`Resumable`] from this cursor or made movable by [`Resume`](super::Resume), which reads it.
 ///
 /// The request has its method, target, version and headers, those of its body excepted, and an empty body.
 #[derive(Debug, Clone)]
-pub struct Resumed(pub(super) Arc<[u8]>);
+pub struct Resumed {
+    named: Option<Named>,
+    payload: Arc<[u8]>,
+}
 
 impl Resumed {
+    pub(super) fn of(middle: &Middle) -> Self {
+        Self {
+            named: middle.named.clone(),
+            payload: middle.cursor[..].into(),
+        }
+    }
+
     /// Where the body goes on.
     ///
     /// # Errors
@@ -159,7 +163,32 @@ impl Resumed {
     /// [`SessionError::Cursor`] if it is no cursor of this type. The response cannot go on then:
     /// whatever the service answers, the connection is closed.
     pub fn cursor<C: DeserializeOwned>(&self) -> Result<C, SessionError> {
-        rmp_serde::from_slice(&self.0).map_err(SessionError::Cursor)
+        rmp_serde::from_slice(&self.payload).map_err(SessionError::Cursor)
+    }
+
+    /// The same, if it is of the right kind; `None` if the response had not come to a cursor.
+    pub(super) fn named_cursor<C: Cursor>(&self) -> Result<Option<C>, SessionError> {
+        let (kind, version) = match &self.named {
+            Some(named) => (&*named.kind, named.version),
+            None => ("", 0),
+        };
+        let unknown = || SessionError::UnknownCursor {
+            kind: kind.to_owned(),
+            version,
+            known: format!("{:?} version {}", C::KIND, C::VERSION),
+        };
+        if kind != C::KIND {
+            return Err(unknown());
+        }
+        if version == C::VERSION {
+            return match &self.payload[..] {
+                [] => Ok(None),
+                payload => rmp_serde::from_slice(payload).map(Some),
+            }
+            .map_err(SessionError::Cursor);
+        }
+        let upgraded = C::upgrade(version, &self.payload).ok_or_else(unknown)?;
+        upgraded.map(Some).map_err(SessionError::Cursor)
     }
 }
 

@@ -17,7 +17,8 @@ use pin_project_lite::pin_project;
 
 use super::connection::Known;
 use super::head;
-use super::resumable::{Cursor, HasCursor, NotResumed, Resumed};
+use super::cursor::{AnyCursor, HasCursor, Polling};
+use super::resumable::{NotResumed, Resumed};
 use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -107,10 +108,11 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
         }
         self.known.extend(&mut parts.extensions);
         if let Some(middle) = resumed {
-            parts.extensions.insert(Resumed(middle.cursor[..].into()));
+            parts.extensions.insert(Resumed::of(middle));
         }
         let watch = (!ended).then(|| Reading(self.shared.clone()));
         let body = RequestBody { body, watch };
+        let _polling = Polling::service();
         Box::pin(self.service.call(Request::from_parts(parts, body)))
     }
 }
@@ -155,7 +157,9 @@ where
         let Stage::Running(future) = &mut this.stage else {
             return Poll::Pending;
         };
+        let polling = Polling::service();
         let answered = ready!(future.as_mut().poll(cx)).map_err(Into::into);
+        drop(polling);
         let Some(middle) = this.resumed.take() else {
             let switches = |status: StatusCode| {
                 status == StatusCode::SWITCHING_PROTOCOLS
@@ -328,7 +332,7 @@ pin_project! {
         #[pin]
         body: B,
         // `None` if it cannot be resumed.
-        cursor: Option<Arc<dyn Cursor>>,
+        cursor: Option<Arc<dyn AnyCursor>>,
         resumed: Option<Framing>,
         passed: u64,
         changed: bool,
@@ -353,7 +357,9 @@ where
         };
         let shared = &this.shared.0;
         // What cannot be resumed after all has to come to its end.
-        if shared.is_draining() && !*this.changed && cursor.yielded() == *this.passed {
+        // What has no cursor goes on until it has one.
+        let stands = !*this.changed && cursor.yielded() == *this.passed && cursor.is_set();
+        if shared.is_draining() && stands {
             return Poll::Pending;
         }
         let frame = match ready!(this.body.poll_frame(cx)) {

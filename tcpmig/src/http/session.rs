@@ -91,6 +91,18 @@ pub enum SessionError {
     /// The cursor of a response is not of the type that the service asked for.
     #[error("the cursor of the response in the middle cannot be decoded: {0}")]
     Cursor(rmp_serde::decode::Error),
+    /// The cursor of a response is of another kind or version than that of the service.
+    #[error(
+        "the cursor of the response in the middle is of kind {kind:?} version {version}, which is not known here, where it is {known}"
+    )]
+    UnknownCursor {
+        /// Its kind; empty if it is not a [`Cursor`](super::Cursor).
+        kind: String,
+        /// Its version.
+        version: u32,
+        /// What is known.
+        known: String,
+    },
     /// The connection is a WebSocket, and this server has no handler for them.
     #[error("the connection is a WebSocket, and this server has no handler for them")]
     NoWebSockets,
@@ -122,6 +134,7 @@ impl From<SessionError> for Refusal {
             SessionError::Missing
             | SessionError::Unknown { .. }
             | SessionError::UnknownState { .. }
+            | SessionError::UnknownCursor { .. }
             | SessionError::Unconsumed(_)
             | SessionError::NoWebSockets => Code::Session,
             SessionError::Malformed(_)

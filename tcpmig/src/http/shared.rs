@@ -7,7 +7,8 @@ use std::task::{Context, Waker};
 use serde::{Deserialize, Serialize};
 
 use super::inbound::Inbound;
-use super::resumable::{Cursor, NotResumed};
+use super::cursor::{AnyCursor, Named, Saved};
+use super::resumable::NotResumed;
 
 /// Why a connection stands at no safe point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +29,14 @@ pub enum Obstacle {
     /// The cursor of a response could not be encoded.
     #[error("the cursor of a response in the middle cannot be encoded")]
     Cursor,
+    /// The last piece of the response came without a cursor: the handler did not call [`Resume::set`](super::Resume::set) with it.
+    #[error("a response in the middle has no cursor for what it has sent: its handler has not set one")]
+    CursorNotSet,
+    /// The cursor of a response was set by a task that does not poll its body, so that it says nothing of what was sent.
+    #[error(
+        "the cursor of a response in the middle was set by another task than the one that sends it: set it where its body is polled"
+    )]
+    CursorElsewhere,
     /// A handler has taken the connection by `hyper::upgrade`, as that of axum's `WebSocketUpgrade` does.
     #[error(
         "the connection was upgraded by its handler (hyper::upgrade, axum's WebSocketUpgrade), which cannot give it back"
@@ -68,7 +77,10 @@ pub(super) struct Middle {
     /// The head of its request, without what tells of a body.
     #[serde(with = "serde_bytes")]
     pub(super) request: Vec<u8>,
-    /// Where the body goes on.
+    /// What the cursor is, if it is a [`Cursor`](super::Cursor).
+    #[serde(default)]
+    pub(super) named: Option<Named>,
+    /// Where the body goes on; empty if it begins.
     #[serde(with = "serde_bytes")]
     pub(super) cursor: Vec<u8>,
     /// What is left of it.
@@ -87,7 +99,7 @@ pub(super) enum Safe {
 
 /// What is known of a response.
 pub(super) struct Responding {
-    pub(super) cursor: Option<Arc<dyn Cursor>>,
+    pub(super) cursor: Option<Arc<dyn AnyCursor>>,
     pub(super) framing: Framing,
     pub(super) close: bool,
     /// Octets of the body that hyper took; counted if there is a cursor.
@@ -171,9 +183,11 @@ impl Current {
                     }
                     other => other,
                 };
+                let Saved { named, payload } = cursor.save()?;
                 Ok(Safe::Middle(Middle {
                     request: self.head.clone(),
-                    cursor: cursor.save().ok_or(Obstacle::Cursor)?,
+                    named,
+                    cursor: payload,
                     framing,
                     close: responding.close || self.closes,
                 }))

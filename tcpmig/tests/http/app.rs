@@ -89,6 +89,7 @@ pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) 
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
+        .merge(crate::cursors::routes())
         .layer(Extension(Host { name, slow }));
     #[cfg(feature = "tls")]
     let router = router.route("/negotiated", get(crate::tls::negotiated));

@@ -6,6 +6,7 @@ mod support;
 
 mod app;
 mod chat;
+mod cursors;
 mod downloads;
 mod keep_alive;
 mod log;

@@ -1,0 +1,335 @@
+//! Where a response goes on: the cursor that a handler sets beside any body.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use http_body::{Body, Frame, SizeHint};
+use hyper::Response;
+use hyper::header::CONTENT_TYPE;
+use hyper::http::Extensions;
+use pin_project_lite::pin_project;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::SessionError;
+use super::resumable::Resumed;
+use super::shared::Obstacle;
+
+/// Where a response goes on: the number of the next event, a file and a position in it.
+///
+/// A target that does not know the kind and version refuses a connection in the middle of such a response, which
+/// then goes on at the source. `u64` and `String` are cursors, for handlers that need no more.
+pub trait Cursor: Serialize + DeserializeOwned + Clone + Send + 'static {
+    /// What it is.
+    const KIND: &'static str;
+    /// Its version; raise it when its fields change their meaning.
+    const VERSION: u32;
+
+    /// Makes it from the `MessagePack` of another version, if that one is known as well.
+    ///
+    /// # Errors
+    ///
+    /// The decoder's.
+    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
+        let _ = (version, payload);
+        None
+    }
+}
+
+impl Cursor for u64 {
+    const KIND: &'static str = "u64";
+    const VERSION: u32 = 1;
+}
+
+impl Cursor for String {
+    const KIND: &'static str = "string";
+    const VERSION: u32 = 1;
+}
+
+/// The kind and version of a [`Cursor`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Named {
+    pub(super) kind: String,
+    pub(super) version: u32,
+}
+
+/// A cursor at a safe point.
+pub(super) struct Saved {
+    /// `None` if it is not a [`Cursor`].
+    pub(super) named: Option<Named>,
+    /// Empty if the response has not begun to need one.
+    pub(super) payload: Vec<u8>,
+}
+
+/// The cursor of a body, without its type.
+pub(super) trait AnyCursor: Send + Sync {
+    fn save(&self) -> Result<Saved, Obstacle>;
+
+    /// Bytes that the body gave so far.
+    fn yielded(&self) -> u64;
+
+    /// Whether it says where the body goes on behind its last frame.
+    fn is_set(&self) -> bool {
+        true
+    }
+}
+
+/// How a response's extensions tell of its cursor.
+#[derive(Clone)]
+pub(super) struct HasCursor(pub(super) Arc<dyn AnyCursor>);
+
+/// Where a response goes on: with it a handler makes any response movable, whatever its body is.
+///
+/// The handler begins where [`Resume::cursor`] says, [sets](Resume::set) the cursor with each piece that it
+/// gives out, and ties the two together with [`Resume::response`] (axum: `IntoMovable::movable`).
+///
+/// The cursor counts from the moment at which the piece leaves the body. So it has to be set where the body is polled: by
+/// the last adapter of a stream, like `map`, and not by the task at the other end of a channel, which is ahead of it.
+/// A cursor that another task sets is noticed: the response cannot move then ([`Obstacle::CursorElsewhere`]), and
+/// neither can one whose last piece came without a cursor ([`Obstacle::CursorNotSet`]), until a piece comes with one.
+/// Comments of `text/event-stream`, like those of axum's `KeepAlive`, need none.
+#[derive(Debug)]
+pub struct Resume<C>(Arc<Place<C>>);
+
+impl<C> Clone for Resume<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+#[derive(Debug)]
+struct Place<C>(Mutex<Now<C>>);
+
+#[derive(Debug)]
+struct Now<C> {
+    /// What the request came with.
+    came: Option<C>,
+    /// Set, and the piece that it belongs to is still to come.
+    next: Option<C>,
+    /// Behind the last piece; `None` if that is the beginning.
+    behind: Option<C>,
+    /// The last piece came without one.
+    is_missing: bool,
+    /// It was set by somebody who does not know which piece comes next.
+    is_elsewhere: bool,
+    /// A body was made movable by it.
+    is_used: bool,
+    yielded: u64,
+}
+
+thread_local! {
+    /// Whose cursor can be set on this thread: the address of its place, or [`ANY`].
+    static POLLED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A service is being polled: its response is still to come.
+const ANY: usize = 1;
+
+/// While it lives a cursor may be set on this thread.
+pub(super) struct Polling(usize);
+
+impl Polling {
+    /// Those of responses that are still to come.
+    pub(super) fn service() -> Self {
+        Self(POLLED.replace(ANY))
+    }
+
+    fn body<C>(place: &Arc<Place<C>>) -> Self {
+        Self(POLLED.replace(Arc::as_ptr(place) as usize))
+    }
+}
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        POLLED.set(self.0);
+    }
+}
+
+impl<C: Cursor> Resume<C> {
+    /// That of the request with these extensions.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::UnknownCursor`], [`SessionError::Cursor`]: the request is that of a response in the middle, and its cursor
+    /// is not one of this type. Whatever is not the rest of that response refuses it.
+    pub fn of(extensions: &Extensions) -> Result<Self, SessionError> {
+        let came = match extensions.get::<Resumed>() {
+            Some(resumed) => resumed.named_cursor()?,
+            None => None,
+        };
+        let now = Now {
+            next: None,
+            behind: came.clone(),
+            came,
+            is_missing: false,
+            is_elsewhere: false,
+            is_used: false,
+            yielded: 0,
+        };
+        Ok(Self(Arc::new(Place(Mutex::new(now)))))
+    }
+
+    /// Where the response goes on; `None` if it begins.
+    #[must_use]
+    pub fn cursor(&self) -> Option<C> {
+        self.0.lock().came.clone()
+    }
+
+    /// The response goes on here, behind the next piece that the body gives out; before there is a body, here it begins.
+    pub fn set(&self, cursor: C) {
+        let mut now = self.0.lock();
+        let polled = POLLED.get();
+        let is_here = polled == Arc::as_ptr(&self.0) as usize || polled == ANY && !now.is_used;
+        now.is_elsewhere |= !is_here;
+        now.next = Some(cursor);
+    }
+
+    /// Makes a response movable: its connection can move in the middle of it, and it goes on from the cursor.
+    ///
+    /// When it goes on elsewhere, the service is asked again with the request; the head of that answer is dropped, because
+    /// the peer has it already.
+    pub fn response<B>(self, response: Response<B>) -> Response<Followed<B>> {
+        let (mut parts, body) = response.into_parts();
+        let kind = parts.headers.get(CONTENT_TYPE);
+        let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut now = self.0.lock();
+        now.is_used = true;
+        if let Some(begin) = now.next.take() {
+            now.behind = Some(begin);
+        }
+        drop(now);
+        parts.extensions.insert(HasCursor(self.0.clone()));
+        let body = Followed {
+            body,
+            place: self.0,
+            is_events,
+        };
+        Response::from_parts(parts, body)
+    }
+}
+
+impl<C> Place<C> {
+    fn lock(&self) -> MutexGuard<'_, Now<C>> {
+        // A panic elsewhere leaves whole values only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Cursor> AnyCursor for Place<C> {
+    fn save(&self) -> Result<Saved, Obstacle> {
+        let now = self.lock();
+        if now.is_elsewhere {
+            return Err(Obstacle::CursorElsewhere);
+        }
+        if now.is_missing {
+            return Err(Obstacle::CursorNotSet);
+        }
+        let payload = now.behind.as_ref().map(rmp_serde::to_vec_named);
+        let payload = payload.transpose().map_err(|_| Obstacle::Cursor)?;
+        Ok(Saved {
+            named: Some(Named {
+                kind: C::KIND.to_owned(),
+                version: C::VERSION,
+            }),
+            payload: payload.unwrap_or_default(),
+        })
+    }
+
+    fn yielded(&self) -> u64 {
+        self.lock().yielded
+    }
+
+    fn is_set(&self) -> bool {
+        let now = self.lock();
+        !now.is_missing && !now.is_elsewhere
+    }
+}
+
+/// A [`Place`] that a body moves on.
+trait Follow: Send + Sync {
+    fn polling(self: Arc<Self>) -> Polling;
+    fn gave(&self, bytes: u64, needs_cursor: bool);
+}
+
+impl<C: Cursor> Follow for Place<C> {
+    fn polling(self: Arc<Self>) -> Polling {
+        Polling::body(&self)
+    }
+
+    fn gave(&self, bytes: u64, needs_cursor: bool) {
+        let mut now = self.lock();
+        now.yielded += bytes;
+        if needs_cursor {
+            let next = now.next.take();
+            now.is_missing = next.is_none();
+            if next.is_some() {
+                now.behind = next;
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// The body of a response that was made movable by a [`Resume`].
+    pub struct Followed<B> {
+        #[pin]
+        body: B,
+        place: Arc<dyn Follow>,
+        is_events: bool,
+    }
+}
+
+impl<B: Body> Body for Followed<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let polling = this.place.clone().polling();
+        let frame = ready!(this.body.poll_frame(cx));
+        drop(polling);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && data.has_remaining()
+        {
+            let needs_cursor = !(*this.is_events && is_comment(data.chunk()));
+            this.place.gave(data.remaining() as u64, needs_cursor);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Whether a piece of an event stream tells its reader nothing.
+fn is_comment(piece: &[u8]) -> bool {
+    let mut lines = piece.split(|&byte| byte == b'\n');
+    lines.all(|line| matches!(line, [] | [b'\r'] | [b':', ..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_of_event_streams() {
+        for piece in [&b":\n\n"[..], b": still here\r\n\r\n", b":a\n:b\n\n"] {
+            assert!(is_comment(piece), "{piece:?}");
+        }
+        for piece in [&b"data: x\n\n"[..], b":a\ndata: x\n\n", b"id: 7\n\n"] {
+            assert!(!is_comment(piece), "{piece:?}");
+        }
+    }
+}
