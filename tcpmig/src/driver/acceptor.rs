@@ -1,6 +1,8 @@
 //! Takes connections in: the builder, and the loops that wait for hosts and their exchanges.
 
+use std::any::Any;
 use std::fmt;
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,11 +36,16 @@ pub struct Arrived {
     pub unwritten: Octets,
     /// What runs on it, from the bottom up: each is the application's to consume.
     pub layers: Vec<Layer>,
+    /// What the application made ready for it: the result of [`Acceptor::accept_async`].
+    pub ready: Option<Ready>,
     /// As [`Restored::not_set`](crate::restore::Restored::not_set).
     pub not_set: Vec<NotSet>,
     /// The name of the host that it comes from.
     pub from: String,
 }
+
+/// What an application made ready for a connection that it agreed to take.
+pub type Ready = Box<dyn Any + Send>;
 
 /// Connections as they arrive.
 ///
@@ -86,15 +93,33 @@ impl<'a> Offered<'a> {
     }
 }
 
+/// What [`Offered`] tells, for who takes time to decide.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Offer {
+    /// Like [`Offered::flow`].
+    pub flow: FourTuple,
+    /// Like [`Offered::from`].
+    pub from: Arc<str>,
+    /// Like [`Offered::layers`].
+    pub layers: Vec<Layer>,
+}
+
 /// On which terms connections are taken in.
 pub(super) struct Terms {
     pub(super) options: Options,
     pub(super) policy: Policy,
     pub(super) accepts: Option<Box<Accepts>>,
+    pub(super) accepts_async: Option<Box<AcceptsAsync>>,
 }
 
 /// Decides on what is offered.
 pub(super) type Accepts = dyn Fn(&Offered<'_>) -> Result<(), Refusal> + Send + Sync;
+
+/// Decides on what is offered, and takes its time.
+pub(super) type AcceptsAsync = dyn Fn(Offer) -> Deciding + Send + Sync;
+
+type Deciding = Pin<Box<dyn Future<Output = Result<Ready, Refusal>> + Send>>;
 
 /// Takes connections in from the hosts that the endpoint trusts.
 ///
@@ -130,6 +155,7 @@ pub struct Acceptor {
     journal: Arc<dyn Journal>,
     policy: Policy,
     accepts: Option<Box<Accepts>>,
+    accepts_async: Option<Box<AcceptsAsync>>,
 }
 
 impl Acceptor {
@@ -143,6 +169,7 @@ impl Acceptor {
             journal: Arc::new(Nowhere),
             policy: Policy::new(),
             accepts: None,
+            accepts_async: None,
         }
     }
 
@@ -179,6 +206,28 @@ impl Acceptor {
         self
     }
 
+    /// Like [`Acceptor::accept_if`], but the application may wait for something, and what it makes ready for the connection comes
+    /// with it as [`Arrived::ready`]. If the connection does not come after all, that is dropped. With both hooks, this one is
+    /// asked last.
+    ///
+    /// The connection stands still meanwhile, and its source waits for [`Options::prepared_within`], so the answer has to
+    /// come soon. A decision is dropped in its middle if the endpoint is closed.
+    pub fn accept_async<F, T>(
+        mut self,
+        accepts: impl Fn(Offer) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<T, Refusal>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let accepts = move |offer| -> Deciding {
+            let deciding = accepts(offer);
+            Box::pin(async move { Ok(Box::new(deciding.await?) as Ready) })
+        };
+        self.accepts_async = Some(Box::new(accepts));
+        self
+    }
+
     /// Begins.
     ///
     /// Runs on the current tokio runtime until the [`Arrivals`] are dropped or the endpoint is
@@ -190,6 +239,7 @@ impl Acceptor {
             options: self.options,
             policy: self.policy,
             accepts: self.accepts,
+            accepts_async: self.accepts_async,
         };
         let host = Host::new(self.locker, terms, self.journal, sender);
         let mut tasks = JoinSet::new();

@@ -65,7 +65,7 @@ mod target;
 mod unclaimed;
 mod worker;
 
-pub use acceptor::{Acceptor, Arrivals, Arrived, Offered};
+pub use acceptor::{Acceptor, Arrivals, Arrived, Offer, Offered, Ready};
 pub use batch::Moves;
 pub use doubt::Doubt;
 pub use journal::Decision;

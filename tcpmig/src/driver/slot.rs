@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tcpmig_format::Image;
 use tcpmig_lock::{LockGuard, Locker};
 
+use super::acceptor::Ready;
 use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
 use crate::restore::{Prepared, Restored};
@@ -16,6 +17,8 @@ pub(super) struct Slot {
     pub(super) from: Arc<str>,
     /// Examined, and not built yet.
     pub(super) image: Option<(Image, Vec<NotSet>)>,
+    /// What the application made ready for it.
+    pub(super) ready: Option<Ready>,
     pub(super) prepared: Option<Box<Prepared>>,
     /// Lives, and the application does not have it yet.
     pub(super) restored: Option<Box<Restored>>,
@@ -35,6 +38,7 @@ impl Slot {
         Self {
             from,
             image: Some((image, left_out)),
+            ready: None,
             prepared: None,
             restored: None,
             lock: None,

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tracing::{Instrument, info, warn};
 
 use super::Options;
-use super::acceptor::{Accepts, Arrived, Offered, Terms};
+use super::acceptor::{Accepts, AcceptsAsync, Arrived, Offer, Offered, Ready, Terms};
 use super::descriptors::Reserve;
 use super::exchange::Outbox;
 use super::journal::{About, Journal, Note, Role};
@@ -37,6 +37,7 @@ pub(super) struct Host {
     /// What the policy asks about this host.
     facts: ThisHost,
     accepts: Option<Box<Accepts>>,
+    accepts_async: Option<Box<AcceptsAsync>>,
     locker: Arc<dyn Locker>,
     options: Options,
     journal: Arc<dyn Journal>,
@@ -80,11 +81,13 @@ impl Host {
             options,
             policy,
             accepts,
+            accepts_async,
         } = terms;
         Self {
             policy,
             facts: ThisHost::default(),
             accepts,
+            accepts_async,
             locker,
             keeper,
             worker,
@@ -206,6 +209,11 @@ impl Host {
             // What was sent leaves with the link's own task, which would have to wait for an
             // application that begins to write at once.
             Action::Deliver => tokio::task::yield_now().await,
+            Action::Examine { from, image } if self.accepts_async.is_some() => {
+                let doing = self.doing(id);
+                let result = self.ask(id, &from, image).await;
+                return doing.ended(result);
+            }
             _ => {}
         }
         // Nothing is slow between freeze and activation: what waits for nothing is not handed to another thread.
@@ -228,13 +236,52 @@ impl Host {
 
     /// Does something here; what is to be done next.
     fn step(&self, id: HandoverId, action: Action) -> Option<Action> {
-        let doing = Doing {
+        let doing = self.doing(id);
+        let result = self.work(id, action);
+        doing.ended(result)
+    }
+
+    fn doing(&self, id: HandoverId) -> Doing<'_> {
+        Doing {
             host: self,
             id,
             is_reported: false,
+        }
+    }
+
+    /// Examines an offer, and asks an application that takes its time.
+    async fn ask(&self, id: HandoverId, from: &Arc<str>, image: Bytes) -> TargetResult {
+        let examined = async {
+            let (image, left_out) = self.examine(from, image)?;
+            let mut ready = None;
+            if let (Some(accepts), Some(ip)) = (&self.accepts_async, image.ip()) {
+                let offer = Offer {
+                    flow: ip.flow,
+                    from: from.clone(),
+                    layers: image.layers.clone(),
+                };
+                ready = Some(accepts(offer).await?);
+            }
+            Ok((image, left_out, ready))
         };
-        let result = self.work(id, action);
-        doing.ended(result)
+        match examined.await {
+            Ok((image, left_out, ready)) => self.examined(id, from, image, left_out, ready),
+            Err(refusal) => TargetResult::Failed(refusal),
+        }
+    }
+
+    fn examined(
+        &self,
+        id: HandoverId,
+        from: &Arc<str>,
+        image: Image,
+        left_out: Vec<NotSet>,
+        ready: Option<Ready>,
+    ) -> TargetResult {
+        let mut slot = Slot::new(from.clone(), image, left_out, self.options.lease);
+        slot.ready = ready;
+        lock(&self.slots).insert(id, Arc::new(Mutex::new(slot)));
+        TargetResult::Done
     }
 
     /// Whether it can wait.
@@ -268,11 +315,7 @@ impl Host {
     fn work(&self, id: HandoverId, action: Action) -> TargetResult {
         match action {
             Action::Examine { from, image } => match self.examine(&from, image) {
-                Ok((image, left_out)) => {
-                    let slot = Slot::new(from, image, left_out, self.options.lease);
-                    lock(&self.slots).insert(id, Arc::new(Mutex::new(slot)));
-                    TargetResult::Done
-                }
+                Ok((image, left_out)) => self.examined(id, &from, image, left_out, None),
                 Err(refusal) => TargetResult::Failed(refusal),
             },
             Action::Build => match self.build(id) {
@@ -307,10 +350,11 @@ impl Host {
         };
         let flow = ip.flow;
         let leave_out = self.options.unsupported == Unsupported::Warn;
+        let is_asked = self.accepts.is_some() || self.accepts_async.is_some();
         let left_out = self
             .policy
             .rules(from)
-            .check(&mut image, &self.facts, self.accepts.is_some(), leave_out)
+            .check(&mut image, &self.facts, is_asked, leave_out)
             .map_err(|denied| Refusal::new(denied.code(), denied.to_string()))?;
         if let Some(accepts) = &self.accepts {
             let layers = &image.layers;
@@ -457,6 +501,10 @@ impl Host {
             let mut slot = lock(&slot);
             moved_on = slot.has_moved_on();
             slot.discard();
+            let ready = slot.ready.take();
+            drop(slot);
+            // It is the application's, and may take its time to be dropped.
+            drop(ready);
         }
         if moved_on {
             warn!(%id, "{}", RestoreError::MovedOn);
@@ -477,9 +525,11 @@ impl Host {
     fn deliver(&self, id: HandoverId) {
         let mut delivered = None;
         self.forget_slot(id, |slot| {
-            delivered = slot.restored.take().map(|live| (live, slot.from.clone()));
+            let ready = slot.ready.take();
+            let live = slot.restored.take();
+            delivered = live.map(|live| (live, slot.from.clone(), ready));
         });
-        let Some((mut restored, from)) = delivered else {
+        let Some((mut restored, from, ready)) = delivered else {
             return;
         };
         restored.write();
@@ -492,6 +542,7 @@ impl Host {
             flow: restored.flow,
             unwritten: restored.unwritten,
             layers: restored.layers,
+            ready,
             not_set: restored.not_set,
             from: from.to_string(),
         };

@@ -29,6 +29,10 @@ pub(super) struct Times {
     pub(super) settle: Duration,
     pub(super) drain_within: Duration,
     pub(super) absorb: usize,
+    /// Of the bodies of requests.
+    pub(super) bodies: usize,
+    /// How long the service may take before a connection comes.
+    pub(super) answer_within: Duration,
 }
 
 /// Puts what is known of a connection's carrier into the extensions of a request.

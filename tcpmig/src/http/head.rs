@@ -49,7 +49,14 @@ pub(super) fn parse(head: &[u8]) -> Result<Request<()>, SessionError> {
     else {
         return Err(bad(&"it is cut off"));
     };
-    let mut request = Request::builder().method(method).uri(target);
+    let version = match parsed.version {
+        Some(0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(target)
+        .version(version);
     for header in parsed.headers {
         request = request.header(header.name, header.value);
     }

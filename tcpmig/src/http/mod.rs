@@ -9,7 +9,8 @@
 //! # An axum server whose sessions move
 //!
 //! What changes: the accept loop calls [`Server::serve`], arrivals go to [`Server::arrived`], and
-//! responses that take long come from a cursor ([`Resumable`]). Everything else of the router stays as it was.
+//! responses that take long come from a cursor: a body that is made from one ([`Resumable`]), or any other that a handler sets one
+//! beside ([`Resume`]). Everything else of the router stays as it was.
 //!
 //! ```no_run
 //! use std::{io, sync::Arc};
@@ -83,7 +84,10 @@
 //! let mut arrivals = Acceptor::new(endpoint, locker)
 //!     .options(options)
 //!     .policy(Policy::new().host("b.example", Rules::new().ports(80..=80)))
-//!     .accept_if(move |offered| Ok(movable.check(offered.layers)?))
+//!     .accept_async(move |offer| {
+//!         let movable = movable.clone();
+//!         async move { Ok(movable.get_ready(&offer.layers).await?) }
+//!     })
 //!     .serve();
 //! let listener = tokio::net::TcpListener::bind("198.18.0.80:80").await?;
 //! let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -120,7 +124,7 @@
 //! |---|---|
 //! | at rest, a request's head partly read | takes it as it is |
 //! | between requests that came together | takes it: what hyper has read and the service has not seen is read again on the target |
-//! | in the middle of a [`Resumable`] response | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
+//! | in the middle of a [`Resumable`] response, or one with a [`Resume`] | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
 //! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
 //! | receiving the body of a request that the service has been given | waits for the end of the request and what follows |
 //! | holding a request that the service has not been given, with its body or without | takes it: the request is carried as it came, with all that hyper has read behind it |
@@ -141,15 +145,17 @@
 //! handler is, and what [`Movable::resumes_if`] says of a response in the middle: the source
 //! keeps the connection and [`Handle::move_to`] says why.
 //!
-//! What the service itself answers to the request of a response in the middle is found out when
-//! it is called, which is after the connection has moved. It must be the rest, a [`Resumable`].
-//! If it is anything else (404, because the route is not known here; 429, because a limit counts
-//! the request again; 400, because an extractor refuses its empty body), or if the rest fails,
-//! nothing can follow the beginning that the peer has, and the connection is closed.
-//! [`Server::arrived`] returns [`SessionError::Cut`] then and [`Connection::run`]
+//! What the service itself answers to the request of a response in the middle is known when it is asked. It must be the rest: a
+//! [`Resumable`], or a response with a [`Resume`]. [`Movable::get_ready`] asks it before anything leaves the source, with the
+//! request's head and body ([`Movable::carry_bodies`]), so that extractors work as they did. If it answers with anything else
+//! (404, because the route is not known here; 429, because a limit counts the request again; 409, because the cursor is of
+//! another kind or version; 500), the target refuses the connection with the status and the beginning of that answer, and
+//! the source goes on. The answer is kept for the connection, and dropped if that does not come.
+//!
+//! If the service was not asked before (only [`Movable::check`]), or if the rest fails later, nothing can follow the beginning
+//! that the peer has, and the connection is closed. [`Server::arrived`] returns [`SessionError::Cut`] then and [`Connection::run`]
 //! [`ConnectionError::NotResumed`], with the status and the beginning of the answer or the cause;
-//! a warning with the connection's flow is logged. [`Movable::resumes_if`] is the way to have
-//! such connections refused instead.
+//! a warning with the connection's flow is logged.
 //!
 //! # What does not move
 //!
@@ -186,7 +192,7 @@ pub mod websocket;
 pub use axum::IntoMovable;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume};
-pub use movable::Movable;
+pub use movable::{Movable, Ready};
 pub use resumable::{NotResumed, Resumable, Resumed};
 pub use server::{Handle, NotMoved, Server, move_connections};
 pub use service::RequestBody;

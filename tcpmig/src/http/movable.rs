@@ -1,9 +1,11 @@
 //! What makes connections movable.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body::Body;
 use hyper::Request;
 use hyper::server::conn::http1;
@@ -17,10 +19,10 @@ use super::gate::Gate;
 use super::head;
 use super::http1::Http;
 use super::resumable::Resumed;
-use super::service::{BoxError, Common, RequestBody, Watched};
+use super::service::{self, BoxError, Common, RequestBody, Resuming, Watched};
 use super::session::{AnyState, ConnectionState, MakeState, Session, SessionError};
 use super::session::{no_state, typed_state};
-use super::shared::{Middle, Shared};
+use super::shared::Shared;
 use super::websocket::{self, Handler, WebSocket};
 use crate::session::{Arrival, Carrier, Carriers, Parts, Tcp};
 
@@ -38,6 +40,18 @@ pub struct Movable<S, K = Tcp> {
     times: Times,
     websockets: Option<Handler>,
     resumes_if: Option<Arc<ResumesIf>>,
+}
+
+/// What a server made ready for a connection before it came: its service's answer, if a response is in the middle.
+pub struct Ready<R>(Option<(Option<Arc<dyn AnyState>>, R)>);
+
+impl<R> fmt::Debug for Ready<R> {
+    // The answer is the users' data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ready")
+            .field("in_response", &self.0.is_some())
+            .finish()
+    }
 }
 
 type ResumesIf = dyn Fn(&Request<()>, &Resumed) -> Result<(), String> + Send + Sync;
@@ -68,6 +82,8 @@ impl<S> Movable<S> {
                 settle: Duration::from_millis(100),
                 drain_within: Duration::from_secs(5),
                 absorb: 1 << 20,
+                bodies: 1 << 20,
+                answer_within: Duration::from_secs(2),
             },
             websockets: None,
             resumes_if: None,
@@ -156,6 +172,22 @@ impl<S, K: Carriers> Movable<S, K> {
         self
     }
 
+    /// How many bytes of a request's body may be carried with a response in the middle, so that the service can be asked again;
+    /// default 1 MiB. The response to a larger one does not move.
+    #[must_use]
+    pub fn carry_bodies(mut self, bytes: usize) -> Self {
+        self.times.bodies = bytes;
+        self
+    }
+
+    /// How long the service may take to say how it goes on with a response in the middle, before the connection
+    /// comes ([`Movable::get_ready`]); default 2 s.
+    #[must_use]
+    pub fn answer_within(mut self, within: Duration) -> Self {
+        self.times.answer_within = within;
+        self
+    }
+
     /// Whether this server can go on with a connection of these layers, and consumes all of them: give it to
     /// [`accept_if`](crate::driver::Acceptor::accept_if), and a connection that could not go on here is refused before it leaves
     /// its source.
@@ -193,6 +225,39 @@ where
     B::Error: Into<BoxError>,
     K: Carriers,
 {
+    /// Like [`Movable::check`], but a service that has to go on with a response in the middle is asked for the rest of it now: give
+    /// this to [`accept_async`](crate::driver::Acceptor::accept_async), and a connection with which it does not go on is refused
+    /// before it leaves its source.
+    ///
+    /// The result is for [`Arrival::ready`], so that the service is not asked again when the connection is here. Dropping it
+    /// drops the service's answer.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub async fn get_ready(&self, layers: &[Layer]) -> Result<Ready<S::Response>, SessionError> {
+        self.check(layers)?;
+        let mut layers = LayerReader::new(layers);
+        self.carriers
+            .check(&mut layers)
+            .map_err(SessionError::Carrier)?;
+        let session = Session::read(layers)?;
+        let state = (self.make_state)(session.state.as_ref())?;
+        let Some(middle) = session.response else {
+            return Ok(Ready(None));
+        };
+        let (mut parts, ()) = head::parse(&middle.request)?.into_parts();
+        if let Some(state) = &state {
+            state.extend(&mut parts.extensions);
+        }
+        let body = Bytes::copy_from_slice(&middle.body);
+        let asked = service::ask(&*self.service, service::again(parts, &middle, body));
+        let within = self.times.answer_within;
+        let answered = tokio::time::timeout(within, asked).await;
+        let rest = answered.map_err(|_| SessionError::NoAnswer(within))??;
+        Ok(Ready(Some((state, rest))))
+    }
+
     /// The carrier of a connection that was accepted, for [`Movable::connection`]; plain TCP is its own.
     ///
     /// # Errors
@@ -227,7 +292,19 @@ where
         stream: K::Carrier,
         session: Session,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
-        let state = (self.make_state)(session.state.as_ref())?;
+        self.resume_with(stream, session, Ready(None))
+    }
+
+    fn resume_with(
+        &self,
+        stream: K::Carrier,
+        session: Session,
+        ready: Ready<S::Response>,
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
+        let (state, rest) = match ready.0 {
+            Some((state, rest)) => (state, Some(rest)),
+            None => ((self.make_state)(session.state.as_ref())?, None),
+        };
         let about = self.about_carrier(state, &stream);
         if let Some(head) = session.websocket {
             let handler = self.websockets.clone().ok_or(SessionError::NoWebSockets)?;
@@ -242,7 +319,7 @@ where
             let stage = Stage::WebSocket(served);
             return Ok(Connection { stage, about });
         }
-        let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about)));
+        let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)));
         Ok(Connection { stage, about })
     }
 
@@ -252,7 +329,7 @@ where
     ///
     /// Those of [`Movable::resume`].
     pub fn resume_parts(&self, parts: Parts) -> Result<Connection<S, K::Carrier>, SessionError> {
-        self.rebuild(parts, Octets::new())
+        self.rebuild(parts, Octets::new(), Ready(None))
     }
 
     /// A connection that moved to this host or process.
@@ -268,15 +345,20 @@ where
             socket,
             layers,
             unwritten,
+            ready,
             ..
         } = arrived.into();
-        self.rebuild(Parts { socket, layers }, unwritten)
+        // What another service made ready is not for this one.
+        let ready = ready.and_then(|ready| ready.downcast().ok());
+        let ready = ready.map_or(Ready(None), |ready| *ready);
+        self.rebuild(Parts { socket, layers }, unwritten, ready)
     }
 
     fn rebuild(
         &self,
         parts: Parts,
         unwritten: Octets,
+        ready: Ready<S::Response>,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let mut layers = LayerReader::new(&parts.layers);
         let stream = std::net::TcpStream::from(parts.socket);
@@ -289,7 +371,7 @@ where
         session
             .unwritten
             .splice(0..0, rebuilt.unwritten.iter().copied());
-        self.resume(rebuilt.carrier, session)
+        self.resume_with(rebuilt.carrier, session, ready)
     }
 
     fn about_carrier(&self, state: Option<Arc<dyn AnyState>>, stream: &K::Carrier) -> About {
@@ -321,7 +403,13 @@ where
     }
 
     /// hyper's part of a connection that was drained.
-    pub(super) fn resume_http<T>(&self, stream: T, session: Session, about: &About) -> Http<S, T>
+    pub(super) fn resume_http<T>(
+        &self,
+        stream: T,
+        session: Session,
+        about: &About,
+        rest: Option<S::Response>,
+    ) -> Http<S, T>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -334,7 +422,8 @@ where
             &session.unread,
             &session.unwritten,
         );
-        self.http(gate, shared, about, session.response)
+        let resumed = session.response.map(|middle| Resuming { middle, rest });
+        self.http(gate, shared, about, resumed)
     }
 
     fn http<T>(
@@ -342,7 +431,7 @@ where
         gate: Gate<T>,
         shared: Arc<Shared>,
         about: &About,
-        resumed: Option<Middle>,
+        resumed: Option<Resuming<S::Response>>,
     ) -> Http<S, T>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -351,6 +440,7 @@ where
             service: self.service.clone(),
             shared: shared.clone(),
             known: about.known.clone(),
+            bodies: about.times.bodies,
         };
         let service = Watched::new(common, resumed);
         Http::new(&self.builder, gate, service, shared)

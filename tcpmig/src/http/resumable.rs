@@ -168,27 +168,23 @@ impl Resumed {
 
     /// The same, if it is of the right kind; `None` if the response had not come to a cursor.
     pub(super) fn named_cursor<C: Cursor>(&self) -> Result<Option<C>, SessionError> {
-        let (kind, version) = match &self.named {
-            Some(named) => (&*named.kind, named.version),
-            None => ("", 0),
-        };
         let unknown = || SessionError::UnknownCursor {
-            kind: kind.to_owned(),
-            version,
-            known: format!("{:?} version {}", C::KIND, C::VERSION),
+            found: match &self.named {
+                Some(Named { kind, version }) => format!("{kind} version {version}"),
+                None => "of no kind".to_owned(),
+            },
+            known: format!("{} version {}", C::KIND, C::VERSION),
         };
-        if kind != C::KIND {
-            return Err(unknown());
-        }
-        if version == C::VERSION {
-            return match &self.payload[..] {
-                [] => Ok(None),
-                payload => rmp_serde::from_slice(payload).map(Some),
-            }
-            .map_err(SessionError::Cursor);
-        }
-        let upgraded = C::upgrade(version, &self.payload).ok_or_else(unknown)?;
-        upgraded.map(Some).map_err(SessionError::Cursor)
+        let named = self.named.as_ref().filter(|named| named.kind == C::KIND);
+        let version = named.ok_or_else(unknown)?.version;
+        let decoded = if self.payload.is_empty() {
+            return Ok(None);
+        } else if version == C::VERSION {
+            rmp_serde::from_slice(&self.payload)
+        } else {
+            C::upgrade(version, &self.payload).ok_or_else(unknown)?
+        };
+        decoded.map(Some).map_err(SessionError::Cursor)
     }
 }
 
@@ -214,4 +210,58 @@ pub enum NotResumed {
     /// The service, or the rest that it answered with, failed; the cause.
     #[error("the rest of a response in the middle failed: {0}")]
     Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resumed(kind: &str, version: u32, payload: &[u8]) -> Resumed {
+        Resumed {
+            named: Some(Named {
+                kind: kind.to_owned(),
+                version,
+            }),
+            payload: payload.into(),
+        }
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+    struct Page(u64);
+
+    impl Cursor for Page {
+        const KIND: &'static str = "page";
+        const VERSION: u32 = 2;
+
+        /// Version 1 counted from 0.
+        fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
+            (version == 1).then(|| Ok(Self(rmp_serde::from_slice::<u64>(payload)? + 1)))
+        }
+    }
+
+    #[test]
+    fn a_cursor_has_a_kind_and_a_version() {
+        let seven = rmp_serde::to_vec_named(&Page(7)).unwrap();
+        let cursor = |resumed: Resumed| resumed.named_cursor::<Page>();
+        assert_eq!(cursor(resumed("page", 2, &seven)).unwrap(), Some(Page(7)));
+        assert_eq!(cursor(resumed("page", 1, &seven)).unwrap(), Some(Page(8)));
+        assert_eq!(cursor(resumed("page", 2, b"")).unwrap(), None);
+        let nameless = Resumed {
+            named: None,
+            payload: seven[..].into(),
+        };
+        for (bad, named) in [
+            (resumed("page", 3, &seven), "page version 3"),
+            (resumed("leaf", 2, &seven), "leaf version 2"),
+            (nameless, "of no kind"),
+        ] {
+            let error = cursor(bad).unwrap_err().to_string();
+            assert!(
+                error.contains(named) && error.contains("page version 2"),
+                "{error}"
+            );
+        }
+        let error = cursor(resumed("page", 2, b"\xc1")).unwrap_err();
+        assert!(matches!(error, SessionError::Cursor(_)), "{error}");
+    }
 }

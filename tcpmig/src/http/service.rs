@@ -1,6 +1,6 @@
 //! Around the application's service: what is in flight, and what is held back.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -16,10 +16,12 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::connection::Known;
-use super::head;
 use super::cursor::{AnyCursor, HasCursor, Polling};
+use super::head;
 use super::resumable::{NotResumed, Resumed};
-use super::shared::{Agreed, Framing, Incoming, Middle, Phase, Responding, Shared, Switched};
+use super::shared::{
+    Agreed, Carried, Framing, Incoming, Middle, Phase, Responding, Shared, Switched,
+};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -28,17 +30,25 @@ pub(super) struct Common<S> {
     pub(super) service: Arc<S>,
     pub(super) shared: Arc<Shared>,
     pub(super) known: Known,
+    /// How much of a request's body is carried.
+    pub(super) bodies: usize,
 }
 
 /// The service that hyper sees.
-pub(super) struct Watched<S> {
+pub(super) struct Watched<S: Service<Request<RequestBody>>> {
     common: Arc<Common<S>>,
     /// The first request is that of a response in the middle.
-    resumed: Mutex<Option<Middle>>,
+    resumed: Mutex<Option<Resuming<S::Response>>>,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(common: Common<S>, resumed: Option<Middle>) -> Self {
+/// A response in the middle, and the rest of it if the service was asked before.
+pub(super) struct Resuming<R> {
+    pub(super) middle: Middle,
+    pub(super) rest: Option<R>,
+}
+
+impl<S: Service<Request<RequestBody>>> Watched<S> {
+    pub(super) fn new(common: Common<S>, resumed: Option<Resuming<S::Response>>) -> Self {
         Self {
             common: Arc::new(common),
             resumed: Mutex::new(resumed),
@@ -59,7 +69,10 @@ where
     fn call(&self, request: Request<hyper::body::Incoming>) -> Answer<S> {
         let common = self.common.clone();
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let resumed = resumed.take();
+        let (resumed, rest) = match resumed.take() {
+            Some(Resuming { middle, rest }) => (Some(middle), rest),
+            None => (None, None),
+        };
         let shared = &common.shared;
         let version = request.version();
         let method = request.method().clone();
@@ -73,7 +86,7 @@ where
             drop(current);
             Stage::Held(Some(Box::new(request)))
         } else {
-            Stage::Running(common.begin(request, resumed.as_ref()))
+            common.begin(request, resumed.as_ref(), rest)
         };
         Answer {
             stage,
@@ -91,13 +104,15 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
         &self,
         request: Request<hyper::body::Incoming>,
         resumed: Option<&Middle>,
-    ) -> Pin<Box<S::Future>> {
-        let (mut parts, body) = request.into_parts();
+        rest: Option<S::Response>,
+    ) -> Stage<S::Future, S::Response> {
+        let (parts, body) = request.into_parts();
         let ended = body.is_end_stream();
         let is_ambiguous = self.shared.inbound().begun(body.size_hint().exact());
         {
             let mut current = self.shared.current();
             head::write(&mut current.head, &parts);
+            current.body = Carried::default();
             current.closes = is_ambiguous;
             current.phase = Phase::Service;
             current.incoming = if ended {
@@ -106,32 +121,95 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
                 Incoming::Arriving
             };
         }
-        self.known.extend(&mut parts.extensions);
-        if let Some(middle) = resumed {
-            parts.extensions.insert(Resumed::of(middle));
-        }
-        let watch = (!ended).then(|| Reading(self.shared.clone()));
-        let body = RequestBody { body, watch };
+        let mut request = if let Some(middle) = resumed {
+            // The gate has played its head to hyper; its body is not hyper's to read again.
+            let body = Bytes::copy_from_slice(&middle.body);
+            self.shared.current().body = Carried::new(body.clone());
+            if let Some(rest) = rest {
+                return Stage::Answered(Some(rest));
+            }
+            again(parts, middle, body)
+        } else {
+            let watch = (!ended).then(|| Reading(self.shared.clone(), self.bodies));
+            Request::from_parts(parts, RequestBody(Source::Hyper { body, watch }))
+        };
+        self.known.extend(request.extensions_mut());
         let _polling = Polling::service();
-        Box::pin(self.service.call(Request::from_parts(parts, body)))
+        Stage::Running(Box::pin(self.service.call(request)))
+    }
+}
+
+/// The request of a response in the middle, for the service.
+pub(super) fn again(
+    mut parts: hyper::http::request::Parts,
+    middle: &Middle,
+    body: Bytes,
+) -> Request<RequestBody> {
+    if !body.is_empty() {
+        parts.headers.insert(CONTENT_LENGTH, body.len().into());
+    }
+    parts.extensions.insert(Resumed::of(middle));
+    Request::from_parts(parts, RequestBody(Source::Carried(body)))
+}
+
+/// Asks the service for the rest of a response in the middle before the connection comes.
+pub(super) async fn ask<S, B>(
+    service: &S,
+    request: Request<RequestBody>,
+) -> Result<Response<B>, NotResumed>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body,
+{
+    let mut answer = {
+        let _polling = Polling::service();
+        Box::pin(service.call(request))
+    };
+    poll_fn(|cx| {
+        let polling = Polling::service();
+        let answered = ready!(answer.as_mut().poll(cx)).map_err(Into::into);
+        drop(polling);
+        Poll::Ready(rest(answered, cx))
+    })
+    .await
+}
+
+/// The rest of a response in the middle, if this is one.
+fn rest<B: Body>(
+    answered: Result<Response<B>, BoxError>,
+    cx: &mut Context<'_>,
+) -> Result<Response<B>, NotResumed> {
+    match answered {
+        Ok(response) if goes_on(&response) => Ok(response),
+        Ok(response) => Err(NotResumed::Answered {
+            status: response.status(),
+            reason: beginning(response.into_body(), cx),
+        }),
+        Err(error) => Err(NotResumed::Failed(chain(&*error))),
     }
 }
 
 /// A request's answer.
 pub(super) struct Answer<S: Service<Request<RequestBody>>> {
-    stage: Stage<S::Future>,
+    stage: Stage<S::Future, S::Response>,
     resumed: Option<Middle>,
     version: Version,
     method: Method,
     common: Arc<Common<S>>,
 }
 
-enum Stage<F> {
+enum Stage<F, R> {
     /// The service has not seen it, because the connection is being drained.
     Held(Option<Box<Request<hyper::body::Incoming>>>),
     /// In a box, because hyper is polled without being pinned.
     Running(Pin<Box<F>>),
+    /// It was asked before the connection came.
+    Answered(Option<R>),
 }
+
+// What it holds is in a box, or is moved out.
+impl<S: Service<Request<RequestBody>>> Unpin for Answer<S> {}
 
 impl<S, B> Future for Answer<S>
 where
@@ -151,15 +229,25 @@ where
             let Some(request) = request.take() else {
                 return Poll::Pending;
             };
-            let future = this.common.begin(*request, None);
-            this.stage = Stage::Running(future);
+            this.stage = this.common.begin(*request, None, None);
         }
-        let Stage::Running(future) = &mut this.stage else {
-            return Poll::Pending;
+        let answered = match &mut this.stage {
+            Stage::Running(future) => {
+                let polling = Polling::service();
+                let answered = ready!(future.as_mut().poll(cx)).map_err(Into::into);
+                drop(polling);
+                answered
+            }
+            Stage::Answered(Some(_)) => {
+                let Stage::Answered(Some(rest)) =
+                    std::mem::replace(&mut this.stage, Stage::Answered(None))
+                else {
+                    return Poll::Pending;
+                };
+                Ok(rest)
+            }
+            Stage::Answered(None) | Stage::Held(_) => return Poll::Pending,
         };
-        let polling = Polling::service();
-        let answered = ready!(future.as_mut().poll(cx)).map_err(Into::into);
-        drop(polling);
         let Some(middle) = this.resumed.take() else {
             let switches = |status: StatusCode| {
                 status == StatusCode::SWITCHING_PROTOCOLS
@@ -170,19 +258,16 @@ where
                 tracked(response, shared, None, switches, this.version)
             }));
         };
-        let refused = match answered {
-            Ok(response) if goes_on(&response) => {
+        match rest(answered, cx) {
+            Ok(response) => {
                 let rest = tracked(response, shared, Some(&middle), false, this.version);
-                return Poll::Ready(Ok(rest));
+                Poll::Ready(Ok(rest))
             }
-            Ok(response) => NotResumed::Answered {
-                status: response.status(),
-                reason: beginning(response.into_body(), cx),
-            },
-            Err(error) => NotResumed::Failed(chain(&*error)),
-        };
-        shared.current().not_resumed = Some(refused.clone());
-        Poll::Ready(Err(refused.into()))
+            Err(refused) => {
+                shared.current().not_resumed = Some(refused.clone());
+                Poll::Ready(Err(refused.into()))
+            }
+        }
     }
 }
 
@@ -237,6 +322,10 @@ fn tracked<B: Body>(
     };
     let close = cursor.is_some() && says_close(&parts.headers);
     let mut current = shared.current();
+    if cursor.is_none() {
+        // It is not asked for again.
+        current.body.overflow();
+    }
     if switches {
         current.switched = Some(switched(&mut parts));
     }
@@ -409,11 +498,19 @@ where
     }
 }
 
-/// Tells when a request's body is over.
+/// Follows a request's body: keeps as much of it as can be carried, and tells when it is over.
 #[derive(Debug)]
-struct Reading(Arc<Shared>);
+struct Reading(Arc<Shared>, usize);
 
 impl Reading {
+    fn read(&self, frame: &Frame<Bytes>) {
+        let mut current = self.0.current();
+        match frame.data_ref() {
+            Some(data) => current.body.push(data, self.1),
+            None => current.body.overflow(),
+        }
+    }
+
     fn is(&self, incoming: Incoming) {
         let mut current = self.0.current();
         current.incoming = incoming;
@@ -431,12 +528,20 @@ impl Drop for Reading {
     }
 }
 
-/// The body of a request that came over a movable connection: hyper's, watched.
+/// The body of a request that came over a movable connection.
+///
+/// It is hyper's, or that of a request whose response is in the middle, which came with the connection.
 #[derive(Debug)]
-pub struct RequestBody {
-    body: hyper::body::Incoming,
-    /// `None` if it was at its end from the beginning, or is now.
-    watch: Option<Reading>,
+pub struct RequestBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    Hyper {
+        body: hyper::body::Incoming,
+        /// `None` if it was at its end from the beginning, or is now.
+        watch: Option<Reading>,
+    },
+    Carried(Bytes),
 }
 
 impl Body for RequestBody {
@@ -447,9 +552,19 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if (frame.is_none() || self.body.is_end_stream())
-            && let Some(watch) = self.watch.take()
+        let (body, watch) = match &mut self.0 {
+            Source::Hyper { body, watch } => (body, watch),
+            Source::Carried(body) if body.is_empty() => return Poll::Ready(None),
+            Source::Carried(body) => {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(body)))));
+            }
+        };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        if let (Some(watch), Some(Ok(frame))) = (&*watch, &frame) {
+            watch.read(frame);
+        }
+        if (frame.is_none() || body.is_end_stream())
+            && let Some(watch) = watch.take()
         {
             watch.is(Incoming::Done);
         }
@@ -457,10 +572,16 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.0 {
+            Source::Hyper { body, .. } => body.is_end_stream(),
+            Source::Carried(body) => body.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.0 {
+            Source::Hyper { body, .. } => body.size_hint(),
+            Source::Carried(body) => SizeHint::with_exact(body.len() as u64),
+        }
     }
 }

@@ -92,15 +92,11 @@ pub enum SessionError {
     #[error("the cursor of the response in the middle cannot be decoded: {0}")]
     Cursor(rmp_serde::decode::Error),
     /// The cursor of a response is of another kind or version than that of the service.
-    #[error(
-        "the cursor of the response in the middle is of kind {kind:?} version {version}, which is not known here, where it is {known}"
-    )]
+    #[error("the cursor of the response in the middle is {found}, and here it is {known}")]
     UnknownCursor {
-        /// Its kind; empty if it is not a [`Cursor`](super::Cursor).
-        kind: String,
-        /// Its version.
-        version: u32,
-        /// What is known.
+        /// The kind and version that it has.
+        found: String,
+        /// Those that are known.
         known: String,
     },
     /// The connection is a WebSocket, and this server has no handler for them.
@@ -112,6 +108,9 @@ pub enum SessionError {
     /// The application does not go on with the response in the middle.
     #[error("the response in the middle cannot go on here: {0}")]
     NotResumed(String),
+    /// The service did not answer in time when it was asked whether it goes on with the response in the middle.
+    #[error("the service did not answer the request of a response in the middle within {0:?}")]
+    NoAnswer(std::time::Duration),
     /// The connection moved here in the middle of a response, and was closed because the service did not go on with it.
     #[error(transparent)]
     Cut(#[from] NotResumed),

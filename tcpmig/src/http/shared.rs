@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::inbound::Inbound;
 use super::cursor::{AnyCursor, Named, Saved};
+use super::inbound::Inbound;
 use super::resumable::NotResumed;
 
 /// Why a connection stands at no safe point.
@@ -17,6 +18,10 @@ pub enum Obstacle {
     /// A request has begun and its body has not arrived, or was not read to its end.
     #[error("the body of a request is still arriving")]
     Request,
+    /// The body of the request whose response is in the middle is larger than what is carried
+    /// ([`Movable::carry_bodies`](super::Movable::carry_bodies)), or has trailers.
+    #[error("the body of the request is too large to be carried, or has trailers")]
+    RequestBody,
     /// The service has not answered yet.
     #[error("the service is still at work on a request")]
     Service,
@@ -30,7 +35,9 @@ pub enum Obstacle {
     #[error("the cursor of a response in the middle cannot be encoded")]
     Cursor,
     /// The last piece of the response came without a cursor: the handler did not call [`Resume::set`](super::Resume::set) with it.
-    #[error("a response in the middle has no cursor for what it has sent: its handler has not set one")]
+    #[error(
+        "a response in the middle has no cursor for what it has sent: its handler has not set one"
+    )]
     CursorNotSet,
     /// The cursor of a response was set by a task that does not poll its body, so that it says nothing of what was sent.
     #[error(
@@ -77,6 +84,9 @@ pub(super) struct Middle {
     /// The head of its request, without what tells of a body.
     #[serde(with = "serde_bytes")]
     pub(super) request: Vec<u8>,
+    /// The body of its request.
+    #[serde(default, with = "serde_bytes")]
+    pub(super) body: Vec<u8>,
     /// What the cursor is, if it is a [`Cursor`](super::Cursor).
     #[serde(default)]
     pub(super) named: Option<Named>,
@@ -126,6 +136,48 @@ pub(super) enum Incoming {
     Skipped,
 }
 
+/// The body of a request, for the case that it has to be asked again.
+#[derive(Default)]
+pub(super) struct Carried {
+    pieces: Vec<Bytes>,
+    len: usize,
+    /// It is more than can be carried: nothing of it is kept.
+    is_over: bool,
+}
+
+impl Carried {
+    pub(super) fn new(body: Bytes) -> Self {
+        Self {
+            len: body.len(),
+            pieces: vec![body],
+            is_over: false,
+        }
+    }
+
+    /// The service has read this.
+    pub(super) fn push(&mut self, piece: &Bytes, limit: usize) {
+        self.len += piece.len();
+        if self.len > limit {
+            self.overflow();
+        }
+        if !self.is_over {
+            self.pieces.push(piece.clone());
+        }
+    }
+
+    pub(super) fn overflow(&mut self) {
+        self.is_over = true;
+        self.pieces = Vec::new();
+    }
+
+    fn whole(&self) -> Result<Vec<u8>, Obstacle> {
+        if self.is_over {
+            return Err(Obstacle::RequestBody);
+        }
+        Ok(self.pieces.concat())
+    }
+}
+
 /// A response that said 101.
 pub(super) struct Switched {
     /// Its extensions.
@@ -143,6 +195,8 @@ pub(super) struct Agreed {
 pub(super) struct Current {
     /// The head of the request in the making; kept for its allocation.
     pub(super) head: Vec<u8>,
+    /// The body of that request, as far as it was read.
+    pub(super) body: Carried,
     /// hyper closes the connection behind the response to it, whatever the two say of that.
     pub(super) closes: bool,
     pub(super) phase: Phase,
@@ -186,6 +240,7 @@ impl Current {
                 let Saved { named, payload } = cursor.save()?;
                 Ok(Safe::Middle(Middle {
                     request: self.head.clone(),
+                    body: self.body.whole()?,
                     named,
                     cursor: payload,
                     framing,
@@ -216,6 +271,7 @@ impl Shared {
             inbound: Mutex::default(),
             current: Mutex::new(Current {
                 head: Vec::new(),
+                body: Carried::default(),
                 closes: false,
                 phase: Phase::Rest,
                 incoming: Incoming::Done,

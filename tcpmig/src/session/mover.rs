@@ -44,6 +44,7 @@ impl From<Arrived> for Arrival {
             flow: arrived.flow,
             unwritten: arrived.unwritten,
             layers: arrived.layers,
+            ready: arrived.ready,
         }
     }
 }

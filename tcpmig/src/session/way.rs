@@ -1,5 +1,6 @@
 //! How a connection leaves, and what arrives.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -29,6 +30,8 @@ pub struct Arrival {
     pub unwritten: Octets,
     /// What runs on it, from the bottom up.
     pub layers: Vec<Layer>,
+    /// What the session's server made ready before the connection came, if it was asked.
+    pub ready: Option<Box<dyn Any + Send>>,
 }
 
 impl Arrival {
@@ -40,6 +43,7 @@ impl Arrival {
             flow,
             unwritten: Octets::new(),
             layers: parts.layers,
+            ready: None,
         }
     }
 }

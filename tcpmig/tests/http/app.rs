@@ -89,11 +89,14 @@ pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) 
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
+        .merge(crate::asked::routes())
         .merge(crate::cursors::routes())
         .layer(Extension(Host { name, slow }));
     #[cfg(feature = "tls")]
     let router = router.route("/negotiated", get(crate::tls::negotiated));
-    Movable::new(TowerToHyperService::new(router)).settle(Duration::from_millis(20))
+    Movable::new(TowerToHyperService::new(router))
+        .settle(Duration::from_millis(20))
+        .answer_within(crate::support::PATIENCE)
 }
 
 #[derive(Clone, Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 mod support;
 
 mod app;
+mod asked;
 mod chat;
 mod cursors;
 mod downloads;

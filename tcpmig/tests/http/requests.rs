@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::scene::{OnB, Scene, URL};
 use crate::support::{PATIENCE, kernel_test, numbered, until};
 
-fn connect(scene: &Scene) -> TcpStream {
+pub(crate) fn connect(scene: &Scene) -> TcpStream {
     let stream = scene
         .net
         .peer

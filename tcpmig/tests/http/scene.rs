@@ -27,8 +27,10 @@ pub(crate) enum OnB {
     NoWebSockets,
     /// Its responses go on from a cursor of another type.
     OtherCursors,
-    /// Its files are these.
+    /// Its files are these, and it is not asked for the rest of one before it comes.
     File(Box<MethodRouter>),
+    /// Its files are these.
+    Asked(Box<MethodRouter>),
     /// It takes no connections in.
     Nothing,
 }
@@ -85,7 +87,8 @@ impl<K: Carriers + Clone> Scene<K> {
             let chat = crate::chat::handler(name, slow.clone());
             make(name).with_state::<Visits>().with_websockets(chat)
         };
-        let server_a = self::start(&a, with_visits("a").over(on_a), true, &errors);
+        let on_a = with_visits("a").over(on_a);
+        let server_a = self::start(&a, on_a, TakesIn::Asked, &errors);
         a.call({
             let server = server_a.clone();
             |_| async move {
@@ -100,16 +103,24 @@ impl<K: Carriers + Clone> Scene<K> {
             }
         });
         let server_b = match on_b {
-            OnB::Visits => start(&b, with_visits("b"), true),
-            OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), true),
-            OnB::NoState => start(&b, make("b"), true),
-            OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), true),
-            OnB::OtherCursors => start(&b, with_visits("b").resumes_if(other_cursors), true),
-            OnB::File(file) => {
+            OnB::Visits => start(&b, with_visits("b"), TakesIn::Asked),
+            OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), TakesIn::Asked),
+            OnB::NoState => start(&b, make("b"), TakesIn::Asked),
+            OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), TakesIn::Asked),
+            OnB::OtherCursors => start(
+                &b,
+                with_visits("b").resumes_if(other_cursors),
+                TakesIn::Checked,
+            ),
+            OnB::File(file) | OnB::Asked(file) => {
                 let movable = app_with(MethodRouter::clone(file), "b", slow.clone());
-                start(&b, movable.with_state::<Visits>(), true)
+                let takes_in = match on_b {
+                    OnB::File(_) => TakesIn::Checked,
+                    _ => TakesIn::Asked,
+                };
+                start(&b, movable.with_state::<Visits>(), takes_in)
             }
-            OnB::Nothing => start(&b, make("b"), false),
+            OnB::Nothing => start(&b, make("b"), TakesIn::Nothing),
         };
         Self {
             net,
@@ -226,21 +237,37 @@ fn other_cursors(request: &Request<()>, resumed: &Resumed) -> Result<(), Session
     resumed.cursor::<Chapter>().map(drop)
 }
 
+/// What a host takes in.
+#[derive(Clone, Copy, PartialEq)]
+enum TakesIn {
+    Nothing,
+    /// What it knows.
+    Checked,
+    /// That with which its service goes on.
+    Asked,
+}
+
 fn start<K: Carriers>(
     site: &Site,
     movable: Movable<App, K>,
-    takes_in: bool,
+    takes_in: TakesIn,
     errors: &Errors,
 ) -> Server<App, K> {
     let errors = errors.clone();
     site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
         let server = Server::new(movable.clone());
-        if takes_in {
-            let mut arrivals = Acceptor::new(endpoint, locker)
-                .options(here.options.clone())
-                .accept_if(move |offered| Ok(movable.check(offered.layers)?))
-                .serve();
+        if takes_in != TakesIn::Nothing {
+            let acceptor = Acceptor::new(endpoint, locker).options(here.options.clone());
+            let acceptor = if takes_in == TakesIn::Checked {
+                acceptor.accept_if(move |offered| Ok(movable.check(offered.layers)?))
+            } else {
+                acceptor.accept_async(move |offer| {
+                    let movable = movable.clone();
+                    async move { Ok(movable.get_ready(&offer.layers).await?) }
+                })
+            };
+            let mut arrivals = acceptor.serve();
             let server = server.clone();
             tokio::spawn(async move {
                 while let Some(arrived) = arrivals.next().await {

@@ -143,7 +143,7 @@ async fn serve(movable: &Movable<App>, wire: Wire, when: When, drains: &mut Drai
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 let layer = session.to_layer().unwrap();
                 let session = Session::from_layers(&[layer]).unwrap();
-                movable.resume_http(wire, session, &about)
+                movable.resume_http(wire, session, &about, None)
             }
             Left::Busy(http, _) => *http,
             Left::Spoiled(error) => panic!("{error}"),
