@@ -112,6 +112,24 @@ where
 {
     pub(super) stage: Stage<S, C>,
     pub(super) about: About,
+    pub(super) ends: Ends,
+}
+
+/// When a connection has to end.
+pub(super) struct Ends(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Ends {
+    pub(super) const NEVER: Self = Self(None);
+
+    /// Ready once.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(ends) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        ready!(ends.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(())
+    }
 }
 
 /// What is spoken on it.
@@ -212,6 +230,14 @@ where
     B::Error: Into<BoxError>,
     C: Carrier,
 {
+    /// When `ends` is ready, the connection ends as by graceful shutdown of hyper: at once if it is idle, or behind the response
+    /// that it is in. A WebSocket, and what a handler has upgraded, goes on.
+    #[must_use]
+    pub fn ending_when(mut self, ends: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.ends = Ends(Some(Box::pin(ends)));
+        self
+    }
+
     /// Runs the connection until it is over or `asked` is ready, and then drains it.
     ///
     /// From then on no request is begun and resumable responses stand still at the end of a frame; the handler
@@ -229,12 +255,16 @@ where
         self,
         asked: impl Future<Output = ()>,
     ) -> Result<Ended<Self, C>, ConnectionError> {
-        let Self { mut stage, about } = self;
+        let Self {
+            mut stage,
+            about,
+            mut ends,
+        } = self;
         let asked = pin!(asked);
         let mut asked = Asked::new(asked);
         loop {
             let next = match stage {
-                Stage::Http(http) => self::http(*http, &mut asked, &about).await,
+                Stage::Http(http) => self::http(*http, &mut asked, &mut ends, &about).await,
                 Stage::Upgraded(upgrade) => upgraded(upgrade, &mut asked, &about).await,
                 Stage::WebSocket(served) => websocket(served, &mut asked, &about).await,
                 Stage::Ending(ending) => self::ending(ending, &mut asked, about.times).await?,
@@ -242,7 +272,7 @@ where
             stage = match next {
                 Next::Stage(stage) => stage,
                 Next::Busy(stage, obstacle) => {
-                    return Ok(Ended::Busy(Self { stage, about }, obstacle));
+                    return Ok(Ended::Busy(Self { stage, about, ends }, obstacle));
                 }
                 Next::Closed => return Ok(Ended::Closed),
                 Next::Drained(drained) => return Ok(Ended::Drained(drained)),
@@ -285,6 +315,7 @@ where
 async fn http<S, B, C>(
     http: Http<S, C>,
     asked: &mut Asked<'_, impl Future<Output = ()>>,
+    ends: &mut Ends,
     about: &About,
 ) -> Next<S, C>
 where
@@ -294,7 +325,7 @@ where
     B::Error: Into<BoxError>,
     C: Carrier,
 {
-    match Box::new(http).run(asked, about).await {
+    match Box::new(http).run(asked, ends, about).await {
         Left::Over(ending) => {
             if let Some(ConnectionError::NotResumed(cause)) = ending.error() {
                 tracing::warn!(

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 
-use super::connection::{About, Asked, ConnectionError, Times};
+use super::connection::{About, Asked, ConnectionError, Ends, Times};
 use super::gate::Gate;
 use super::lent::{Home, Lent};
 use super::service::{BoxError, RequestBody, Watched};
@@ -104,9 +104,13 @@ where
     pub(super) async fn run(
         mut self: Box<Self>,
         asked: &mut Asked<'_, impl Future<Output = ()>>,
+        ends: &mut Ends,
         about: &About,
     ) -> Left<S, T> {
         let over = poll_fn(|cx| {
+            if ends.poll(cx).is_ready() {
+                Pin::new(&mut self.http).graceful_shutdown();
+            }
             if let Poll::Ready(ended) = self.poll(cx) {
                 return Poll::Ready(Some(ended));
             }

@@ -180,6 +180,8 @@ mod order;
 #[cfg(test)]
 mod parity_tests;
 mod resumable;
+#[cfg(feature = "serve")]
+mod serve;
 mod server;
 mod service;
 mod session;
@@ -194,6 +196,10 @@ pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume};
 pub use movable::{Movable, Ready};
 pub use resumable::{NotResumed, Resumable, Resumed};
+#[cfg(feature = "serve")]
+pub use serve::{
+    Draining, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
+};
 pub use server::{Handle, NotMoved, Server, move_connections};
 pub use service::RequestBody;
 pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};

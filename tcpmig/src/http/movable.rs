@@ -14,7 +14,7 @@ use tcpmig_format::{Layer, LayerReader, Octets};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::connection::{About, Connection, Facts, Flow, Known, Stage, Times};
+use super::connection::{About, Connection, Ends, Facts, Flow, Known, Stage, Times};
 use super::gate::Gate;
 use super::head;
 use super::http1::Http;
@@ -87,6 +87,22 @@ impl<S> Movable<S> {
             },
             websockets: None,
             resumes_if: None,
+        }
+    }
+}
+
+impl<S, K> Movable<S, K> {
+    /// The same for another service.
+    #[cfg(feature = "serve")]
+    pub(super) fn serving<T>(&self, service: T) -> Movable<T, K> {
+        Movable {
+            service: Arc::new(service),
+            carriers: self.carriers.clone(),
+            builder: self.builder.clone(),
+            make_state: self.make_state,
+            times: self.times,
+            websockets: self.websockets.clone(),
+            resumes_if: self.resumes_if.clone(),
         }
     }
 }
@@ -279,7 +295,11 @@ where
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let about = self.about_carrier((self.make_state)(None)?, &stream);
         let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
-        Ok(Connection { stage, about })
+        Ok(Connection {
+            stage,
+            about,
+            ends: Ends::NEVER,
+        })
     }
 
     /// A connection that was drained here and not taken apart.
@@ -317,10 +337,18 @@ where
             };
             let served = websocket::Served::begin(handler, at, head, &about)?;
             let stage = Stage::WebSocket(served);
-            return Ok(Connection { stage, about });
+            return Ok(Connection {
+                stage,
+                about,
+                ends: Ends::NEVER,
+            });
         }
         let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)));
-        Ok(Connection { stage, about })
+        Ok(Connection {
+            stage,
+            about,
+            ends: Ends::NEVER,
+        })
     }
 
     /// A connection that was taken apart here and goes on here, because its move was given up.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::pending;
+use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use http_body::Body;
 use hyper::Request;
 use hyper::service::Service;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use super::connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
@@ -179,12 +179,24 @@ pub async fn move_connections<W: Way>(
 
 /// The connections that live here.
 #[derive(Clone, Default)]
-struct Live(Arc<Mutex<(u64, HashMap<u64, Handle>)>>);
+pub(super) struct Live(Arc<Connections>);
+
+#[derive(Default)]
+struct Connections {
+    handles: Mutex<(u64, HashMap<u64, Handle>)>,
+    /// How many there are.
+    count: watch::Sender<usize>,
+    /// They have to end.
+    ends: watch::Sender<bool>,
+}
 
 impl Live {
     fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, Handle>)> {
         // A panic elsewhere leaves whole values only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self, handle: Handle) -> Entry {
@@ -192,7 +204,37 @@ impl Live {
         live.0 += 1;
         let id = live.0;
         live.1.insert(id, handle);
+        self.0.count.send_replace(live.1.len());
         Entry(self.clone(), id)
+    }
+
+    pub(super) fn handles(&self) -> Vec<Handle> {
+        self.lock().1.values().cloned().collect()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        *self.0.count.borrow()
+    }
+
+    /// Ready when there is none.
+    pub(super) async fn emptied(&self) {
+        // It holds the sender.
+        let _ = self.0.count.subscribe().wait_for(|&count| count == 0).await;
+    }
+
+    /// They end when they can.
+    pub(super) fn end(&self) {
+        self.0.ends.send_replace(true);
+    }
+
+    fn ends(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ends = self.0.ends.subscribe();
+        async move {
+            if ends.wait_for(|&ends| ends).await.is_err() {
+                // Nobody is left who could say so.
+                pending().await
+            }
+        }
     }
 }
 
@@ -201,7 +243,9 @@ struct Entry(Live, u64);
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.0.lock().1.remove(&self.1);
+        let mut live = self.0.lock();
+        live.1.remove(&self.1);
+        self.0.0.count.send_replace(live.1.len());
     }
 }
 
@@ -214,10 +258,28 @@ impl<S, K> Server<S, K> {
         }
     }
 
+    /// Serves connections that are on a list with others.
+    #[cfg(feature = "serve")]
+    pub(super) fn among(movable: Movable<S, K>, live: Live) -> Self {
+        Self { movable, live }
+    }
+
+    /// Ends all connections as graceful shutdown does, those that live here now and those that come: at once if they are
+    /// idle, or behind the response that they are in. A WebSocket, and what a handler has upgraded, ends when its
+    /// handler is done.
+    pub fn shut_down(&self) {
+        self.live.end();
+    }
+
+    /// Ready when no connection lives here.
+    pub async fn emptied(&self) {
+        self.live.emptied().await;
+    }
+
     /// The connections that live here now.
     #[must_use]
     pub fn connections(&self) -> Vec<Handle> {
-        self.live.lock().1.values().cloned().collect()
+        self.live.handles()
     }
 
     /// Moves all connections that live here now: [`move_connections`]. What comes later is not
@@ -234,7 +296,7 @@ impl<S, K> Server<S, K> {
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.live.lock().1.len()
+        self.live.count()
     }
 }
 
@@ -306,7 +368,7 @@ where
             };
             let ended = tokio::select! {
                 biased;
-                ended = connection.run(asked) => ended,
+                ended = connection.ending_when(self.live.ends()).run(asked) => ended,
                 never = turn.give_back() => match never {},
             };
             connection = match (ended, order) {

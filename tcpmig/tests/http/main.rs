@@ -15,6 +15,7 @@ mod refused;
 mod requests;
 mod resumed;
 mod scene;
+mod served;
 mod side_by_side;
 #[cfg(feature = "tls")]
 mod tls;

@@ -18,7 +18,7 @@ pub(crate) fn connect(scene: &Scene) -> TcpStream {
 }
 
 /// Reads one response with a length: its head and body.
-fn response(reader: &mut BufReader<&TcpStream>) -> (String, Vec<u8>) {
+pub(crate) fn response(reader: &mut BufReader<&TcpStream>) -> (String, Vec<u8>) {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         assert!(reader.read_line(&mut head).unwrap() > 0, "ends in {head:?}");

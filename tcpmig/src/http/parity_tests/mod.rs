@@ -17,7 +17,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::connection::{Asked, Flow, Known};
+use super::connection::{Asked, Ends, Flow, Known};
 use super::http1::Left;
 use super::{Movable, Session};
 use app::App;
@@ -130,7 +130,7 @@ async fn serve(movable: &Movable<App>, wire: Wire, when: When, drains: &mut Drai
             Poll::Ready(())
         }));
         let left = Box::new(http)
-            .run(&mut Asked::new(asked.as_mut()), &about)
+            .run(&mut Asked::new(asked.as_mut()), &mut Ends::NEVER, &about)
             .await;
         http = match left {
             Left::Over(mut ending) => {
