@@ -1,11 +1,13 @@
 //! Where a response goes on: the cursor that a handler sets beside any body.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
+use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
 use hyper::Response;
 use hyper::header::CONTENT_TYPE;
@@ -87,7 +89,7 @@ pub(super) struct HasCursor(pub(super) Arc<dyn AnyCursor>);
 /// gives out, and ties the two together with [`Resume::response`] (axum: `IntoMovable::movable`).
 ///
 /// The cursor counts from the moment at which the piece leaves the body. So it has to be set where the body is polled: by
-/// the last adapter of a stream, like `map`, and not by the task at the other end of a channel, which is ahead of it.
+/// [`Resume::unfold`] or the last adapter of a stream, like `map`, and not by the task at the other end of a channel, which is ahead of it.
 /// A cursor that another task sets is noticed: the response cannot move then ([`Obstacle::CursorElsewhere`]), and
 /// neither can one whose last piece came without a cursor ([`Obstacle::CursorNotSet`]), until a piece comes with one.
 /// Comments of `text/event-stream`, like those of axum's `KeepAlive`, need none.
@@ -185,6 +187,25 @@ impl<C: Cursor> Resume<C> {
         let is_here = polled == Arc::as_ptr(&self.0) as usize || polled == ANY && !now.is_used;
         now.is_elsewhere |= !is_here;
         now.next = Some(cursor);
+    }
+
+    /// A stream made from the cursor, which begins at `begin` if the response does, and sets the cursor with each item: like
+    /// `futures::stream::unfold`, whose state it is.
+    ///
+    /// `step` gets the cursor and answers with the next item and the cursor behind it, or with `None` at the end. If the
+    /// connection moves meanwhile, the future that `step` returned is dropped and the item is asked for again, from the same
+    /// cursor, on the target.
+    pub fn unfold<T, F, Fut>(&self, begin: C, step: F) -> Unfold<C, F, Fut>
+    where
+        F: FnMut(C) -> Fut,
+        Fut: Future<Output = Option<(T, C)>>,
+    {
+        Unfold {
+            next: Some(self.cursor().unwrap_or(begin)),
+            at: self.clone(),
+            step,
+            future: None,
+        }
     }
 
     /// Makes a response movable: its connection can move in the middle of it, and it goes on from the cursor.
@@ -310,6 +331,45 @@ impl<B: Body> Body for Followed<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+pin_project! {
+    /// The stream of [`Resume::unfold`].
+    #[must_use = "streams do nothing unless they are polled"]
+    pub struct Unfold<C, F, Fut> {
+        at: Resume<C>,
+        // `None` while the step has it, and at the end.
+        next: Option<C>,
+        step: F,
+        #[pin]
+        future: Option<Fut>,
+    }
+}
+
+impl<C, F, Fut, T> Stream for Unfold<C, F, Fut>
+where
+    C: Cursor,
+    F: FnMut(C) -> Fut,
+    Fut: Future<Output = Option<(T, C)>>,
+{
+    type Item = T;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut this = self.project();
+        if let Some(cursor) = this.next.take() {
+            this.future.set(Some((this.step)(cursor)));
+        }
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let stepped = ready!(future.poll(cx));
+        this.future.set(None);
+        Poll::Ready(stepped.map(|(item, cursor)| {
+            this.at.set(cursor.clone());
+            *this.next = Some(cursor);
+            item
+        }))
     }
 }
 

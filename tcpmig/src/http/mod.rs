@@ -179,6 +179,8 @@ mod movable;
 mod order;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(feature = "axum")]
+mod ranges;
 mod resumable;
 #[cfg(feature = "serve")]
 mod serve;
@@ -193,8 +195,10 @@ pub mod websocket;
 #[cfg(feature = "axum")]
 pub use axum::IntoMovable;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
-pub use cursor::{Cursor, Followed, Resume};
+pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use movable::{Movable, Ready};
+#[cfg(feature = "axum")]
+pub use ranges::{RangeBody, RangeLayer, Ranged, Ranging};
 pub use resumable::{NotResumed, Resumable, Resumed};
 #[cfg(feature = "serve")]
 pub use serve::{

@@ -11,6 +11,8 @@ mod cursors;
 mod downloads;
 mod keep_alive;
 mod log;
+mod ordinary;
+mod ranges;
 mod refused;
 mod requests;
 mod resumed;

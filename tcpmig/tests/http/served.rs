@@ -118,6 +118,10 @@ impl Pair {
         }
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Waits until the server of this host listens.
     pub(crate) fn listens(&self, host: usize) {
         let host = [&self.net.a, &self.net.b][host];

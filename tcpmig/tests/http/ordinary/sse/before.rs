@@ -1,0 +1,29 @@
+//! Counts, a number an event.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::routing::get;
+use futures_util::stream;
+
+use crate::ordinary::Given;
+
+pub(crate) async fn run(given: Given) {
+    let app = Router::new().route("/sse", get(numbers));
+    axum::serve(given.listener, app)
+        .with_graceful_shutdown(given.term)
+        .await
+        .unwrap();
+}
+
+async fn numbers() -> impl IntoResponse {
+    let numbers = stream::unfold(0, async |number: u64| {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let event = Event::default().data(number.to_string());
+        Some((Ok::<_, Infallible>(event), number + 1))
+    });
+    Sse::new(numbers).keep_alive(KeepAlive::default())
+}
