@@ -78,6 +78,9 @@ pub(crate) type Term = oneshot::Receiver<()>;
 impl Pair {
     pub(crate) fn new() -> Self {
         let net = Net::new();
+        // By itself it grows until a whole film fits in it.
+        let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
+        window.expect("the peer's own setting");
         let keys = Keys::new();
         let folder = tempfile::tempdir().unwrap();
         describe(folder.path(), &keys);
