@@ -119,7 +119,9 @@ where
 pub(super) struct Ends(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 impl Ends {
-    pub(super) const NEVER: Self = Self(None);
+    pub(super) fn never() -> Self {
+        Self(None)
+    }
 
     /// Ready once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -245,6 +245,8 @@ where
     /// this to [`accept_async`](crate::driver::Acceptor::accept_async), and a connection with which it does not go on is refused
     /// before it leaves its source.
     ///
+    /// There is no carrier yet, so the service is not told the [facts](crate::session::Carrier::facts) of one.
+    ///
     /// The result is for [`Arrival::ready`], so that the service is not asked again when the connection is here. Dropping it
     /// drops the service's answer.
     ///
@@ -298,7 +300,7 @@ where
         Ok(Connection {
             stage,
             about,
-            ends: Ends::NEVER,
+            ends: Ends::never(),
         })
     }
 
@@ -340,14 +342,14 @@ where
             return Ok(Connection {
                 stage,
                 about,
-                ends: Ends::NEVER,
+                ends: Ends::never(),
             });
         }
         let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)));
         Ok(Connection {
             stage,
             about,
-            ends: Ends::NEVER,
+            ends: Ends::never(),
         })
     }
 

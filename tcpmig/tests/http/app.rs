@@ -89,11 +89,8 @@ pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) 
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
-        .merge(crate::asked::routes())
-        .merge(crate::cursors::routes())
+        .merge(crate::more_routes())
         .layer(Extension(Host { name, slow }));
-    #[cfg(feature = "tls")]
-    let router = router.route("/negotiated", get(crate::tls::negotiated));
     Movable::new(TowerToHyperService::new(router))
         .settle(Duration::from_millis(20))
         .answer_within(crate::support::PATIENCE)

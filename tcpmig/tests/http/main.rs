@@ -9,6 +9,7 @@ mod asked;
 mod chat;
 mod cursors;
 mod downloads;
+mod gateway;
 mod keep_alive;
 mod log;
 mod ordinary;
@@ -23,3 +24,13 @@ mod side_by_side;
 mod tls;
 mod upgraded;
 mod websockets;
+
+/// Routes of the application that are described beside their tests.
+fn more_routes() -> axum::Router {
+    let routes = asked::routes()
+        .merge(cursors::routes())
+        .merge(gateway::routes());
+    #[cfg(feature = "tls")]
+    let routes = routes.route("/negotiated", axum::routing::get(tls::negotiated));
+    routes
+}

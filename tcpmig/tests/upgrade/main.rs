@@ -17,8 +17,14 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use axum::Router;
 use server::{Bad, VARIABLES};
 use support::{PATIENCE, numbered};
+
+/// The application has none here but its own.
+fn more_routes() -> Router {
+    Router::new()
+}
 
 /// A version of the server. It is killed if the test ends before it.
 struct Version {

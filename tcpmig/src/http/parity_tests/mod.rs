@@ -130,7 +130,7 @@ async fn serve(movable: &Movable<App>, wire: Wire, when: When, drains: &mut Drai
             Poll::Ready(())
         }));
         let left = Box::new(http)
-            .run(&mut Asked::new(asked.as_mut()), &mut Ends::NEVER, &about)
+            .run(&mut Asked::new(asked.as_mut()), &mut Ends::never(), &about)
             .await;
         http = match left {
             Left::Over(mut ending) => {
