@@ -202,7 +202,7 @@ where
             Safe::Rest => (&read[..], None),
             // Of a request that was held, hyper may have read more than it has in its buffer.
             Safe::Held => (inbound.kept(), None),
-            Safe::Middle(middle) => (&read[..], Some(middle)),
+            Safe::Middle(middle) => (&read[..], Some(Box::new(middle))),
         };
         let session = Session {
             unread: [read, &ahead].concat(),

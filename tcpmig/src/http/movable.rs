@@ -452,7 +452,10 @@ where
             &session.unread,
             &session.unwritten,
         );
-        let resumed = session.response.map(|middle| Resuming { middle, rest });
+        let resumed = session.response.map(|middle| Resuming {
+            middle: *middle,
+            rest,
+        });
         self.http(gate, shared, about, resumed)
     }
 

@@ -232,7 +232,7 @@ impl Live {
         async move {
             if ends.wait_for(|&ends| ends).await.is_err() {
                 // Nobody is left who could say so.
-                pending().await
+                pending::<()>().await;
             }
         }
     }

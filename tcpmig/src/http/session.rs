@@ -26,7 +26,7 @@ pub struct Session {
     /// Octets that wait to be written.
     #[serde(with = "serde_bytes")]
     pub(super) unwritten: Vec<u8>,
-    pub(super) response: Option<Middle>,
+    pub(super) response: Option<Box<Middle>>,
     /// The head of the request that made it a WebSocket.
     #[serde(default, with = "serde_bytes")]
     pub(super) websocket: Option<Vec<u8>>,
