@@ -11,6 +11,7 @@
 //! What changes: the accept loop calls [`Server::serve`], arrivals go to [`Server::arrived`], and
 //! responses that take long come from a cursor: a body that is made from one ([`Resumable`]), or any other that a handler sets one
 //! beside ([`Resume`]). Everything else of the router stays as it was.
+//! With the feature `serve`, [`serve`](fn@serve) is the loop below in one call.
 //!
 //! ```no_run
 //! use std::{io, sync::Arc};
