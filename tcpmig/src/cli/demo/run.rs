@@ -300,6 +300,17 @@ fn draw(
     Ok(file.keep()?)
 }
 
+/// How long after the end of the download a server may tell of a move.
+const LATE: Duration = Duration::from_secs(10);
+
+/// The next move of either server. Cancel-safe.
+async fn next_hop(a: &mut Server, b: &mut Server, number: usize) -> anyhow::Result<Hop> {
+    tokio::select! {
+        event = a.event() => a.hop(number, event?),
+        event = b.event() => b.hop(number, event?),
+    }
+}
+
 pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summary> {
     let size = args.size << 20;
     // What cannot be written is known before the rest is done.
@@ -333,9 +344,18 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
                 timeline.progress(download.received);
                 continue;
             }
-            event = a.event() => a.hop(number, event?)?,
-            event = b.event() => b.hop(number, event?)?,
+            hop = next_hop(&mut a, &mut b, number) => hop?,
         };
+        timeline.hop(&hop);
+        hops.push(hop);
+    }
+    // A server learns that the last move is done when the other one may have served the rest.
+    while download.received == size && hops.len() < args.hops as usize {
+        let hop = next_hop(&mut a, &mut b, hops.len() + 1);
+        let Ok(hop) = tokio::time::timeout(LATE, hop).await else {
+            break;
+        };
+        let hop = hop?;
         timeline.hop(&hop);
         hops.push(hop);
     }
