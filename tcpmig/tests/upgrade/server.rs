@@ -104,6 +104,7 @@ async fn serve(path: &Path, bad: Option<Bad>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let (server, (stream, _)) = (server.clone(), accepted.unwrap());
+                println!("\naccepted");
                 tokio::task::spawn_local(async move { server.serve(stream).await.map(drop) });
             }
             Some(arrival) = arrival(&mut arrivals) => {
