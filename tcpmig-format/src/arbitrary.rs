@@ -99,10 +99,6 @@ fn name(u: &mut Unstructured<'_>) -> Result<Option<String>> {
     (0..len).map(letter).collect::<Result<_>>().map(Some)
 }
 
-fn share(u: &mut Unstructured<'_>) -> Result<Option<u8>> {
-    Ok(*u.choose(&[None, Some(1), Some(2), Some(3), Some(255)])?)
-}
-
 fn ip_options(u: &mut Unstructured<'_>) -> Result<Option<Octets>> {
     if !u.arbitrary()? {
         return Ok(None);
@@ -134,46 +130,27 @@ impl<'a> Arbitrary<'a> for IpImage {
             (true, false) => SocketFamily::Ipv4Mapped,
             (false, _) => SocketFamily::Ipv6,
         };
-        let v6_only: Option<bool> = u.arbitrary()?;
-        Ok(Self {
-            flow,
-            family,
-            v6_only: v6_only.map(|on| on && !flow.is_ipv4()),
-            scope: name(u)?,
-            ttl: u.arbitrary::<Option<u8>>()?.map(|ttl| ttl.max(1)),
-            hop_limit: u.arbitrary()?,
-            tos: u.arbitrary()?,
-            traffic_class: u.arbitrary()?,
-            flow_label: u.arbitrary::<Option<u32>>()?.map(|label| label & 0xf_ffff),
-            bound_device: name(u)?,
-            transparent: u.arbitrary()?,
-            freebind: u.arbitrary()?,
-            mark: u.arbitrary()?,
-            priority: u.arbitrary()?,
-            flow_label_share: share(u)?,
-            flow_info_send: u.arbitrary()?,
-            flow_label_reflect: u.arbitrary()?,
-            auto_flow_label: u.arbitrary()?,
-            mtu_discover: u.arbitrary::<Option<u8>>()?.map(|mode| mode % 6),
-            mtu_discover_v6: u.arbitrary::<Option<u8>>()?.map(|mode| mode % 6),
-            min_ttl: u.arbitrary()?,
-            min_hop_limit: u.arbitrary()?,
-            ip_options: ip_options(u)?,
-            bind_address_no_port: u.arbitrary()?,
-            local_port_range: u.arbitrary()?,
-            receive_errors: u.arbitrary()?,
-            receive_packet_info: u.arbitrary()?,
-            receive_ttl: u.arbitrary()?,
-            receive_tos: u.arbitrary()?,
-            receive_errors_v6: u.arbitrary()?,
-            receive_packet_info_v6: u.arbitrary()?,
-            receive_hop_limit: u.arbitrary()?,
-            receive_traffic_class: u.arbitrary()?,
-            receive_flow_info: u.arbitrary()?,
-            receive_hop_options: u.arbitrary()?,
-            receive_routing_header: u.arbitrary()?,
-            receive_destination_options: u.arbitrary()?,
-        })
+        macro_rules! image {
+            ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
+                Self { flow, family, $($name: {
+                    $(let value: Option<$plain> = u.arbitrary()?;)?
+                    $(let value: Option<$of> = name(u)?;)?
+                    $(let value: Option<$all> = ip_options(u)?;)?
+                    $(let value: $always = u.arbitrary()?;)?
+                    value
+                },)*}
+            };
+        }
+        let mut image = ip_fields!(image);
+        image.v6_only = image.v6_only.map(|on| on && !flow.is_ipv4());
+        image.ttl = image.ttl.map(|ttl| ttl.max(1));
+        image.flow_label = image.flow_label.map(|label| label & 0xf_ffff);
+        // Exclusive, of a process, of a user, of anybody.
+        let share = |any: u8| [1, 2, 3, 255][usize::from(any % 4)];
+        image.flow_label_share = image.flow_label_share.map(share);
+        image.mtu_discover = image.mtu_discover.map(|mode| mode % 6);
+        image.mtu_discover_v6 = image.mtu_discover_v6.map(|mode| mode % 6);
+        Ok(image)
     }
 }
 
@@ -259,71 +236,41 @@ fn window(u: &mut Unstructured<'_>, negotiated: &Negotiated, rcv_nxt: Seq) -> Re
     })
 }
 
-fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
-    let keep_alive = if u.arbitrary()? {
-        Some(KeepAlive {
+impl<'a> Arbitrary<'a> for KeepAlive {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
             on: u.arbitrary()?,
             idle: u.arbitrary()?,
             interval: u.arbitrary()?,
             count: u.arbitrary()?,
         })
-    } else {
-        None
-    };
-    let linger = if u.arbitrary()? {
-        Some(Linger {
+    }
+}
+
+impl<'a> Arbitrary<'a> for Linger {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
             on: u.arbitrary()?,
             seconds: u.arbitrary()?,
         })
-    } else {
-        None
-    };
-    Ok(SocketOptions {
-        reuse_addr: u.arbitrary()?,
-        reuse_port: u.arbitrary()?,
-        no_delay: u.arbitrary()?,
-        cork: u.arbitrary()?,
-        oob_inline: u.arbitrary()?,
-        non_blocking: u.arbitrary()?,
-        keep_alive,
-        linger,
-        receive_buffer: u.arbitrary()?,
-        send_buffer: u.arbitrary()?,
-        buffer_lock: u.arbitrary::<Option<u8>>()?.map(|bits| bits & 3),
-        receive_low_water: u.arbitrary()?,
-        congestion: name(u)?,
-        user_timeout: u.arbitrary()?,
-        not_sent_low_water: u.arbitrary()?,
-        quick_ack: u.arbitrary()?,
-        linger2: u.arbitrary()?,
-        syn_count: u.arbitrary()?,
-        window_clamp: u.arbitrary()?,
-        max_pacing_rate: u.arbitrary()?,
-        shut_read: u.arbitrary()?,
-        close_on_exec: u.arbitrary()?,
-        receive_timeout: u.arbitrary()?,
-        send_timeout: u.arbitrary()?,
-        filter: filter(u)?,
-        lock_filter: u.arbitrary()?,
-        peek_offset: u.arbitrary()?,
-        dont_route: u.arbitrary()?,
-        busy_poll: u.arbitrary()?,
-        prefer_busy_poll: u.arbitrary()?,
-        zero_copy: u.arbitrary()?,
-        select_error_queue: u.arbitrary()?,
-        timestamp: u.arbitrary()?,
-        timestamp_ns: u.arbitrary()?,
-        timestamping: u.arbitrary()?,
-        timestamp_new: u.arbitrary()?,
-        tx_rehash: u.arbitrary()?,
-        defer_accept: u.arbitrary()?,
-        thin_linear_timeouts: u.arbitrary()?,
-        tx_delay: u.arbitrary()?,
-        inq: u.arbitrary()?,
-        rto_max: u.arbitrary()?,
-        rto_min: u.arbitrary()?,
-        delayed_ack_max: u.arbitrary()?,
-    })
+    }
+}
+
+fn socket(u: &mut Unstructured<'_>) -> Result<SocketOptions> {
+    macro_rules! options {
+        ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= map($map:ident))? $unit:literal $restored:tt;)*) => {
+            SocketOptions {$($name: {
+                $(let value: Option<$plain> = u.arbitrary()?;)?
+                $(let value: Option<$of> = name(u)?;)?
+                $(let value: Option<$all> = filter(u)?;)?
+                $(let value: Option<$map> = u.arbitrary()?;)?
+                value
+            },)*}
+        };
+    }
+    let mut options = socket_fields!(options);
+    options.buffer_lock = options.buffer_lock.map(|bits| bits & 3);
+    Ok(options)
 }
 
 impl<'a> Arbitrary<'a> for Layer {

@@ -49,89 +49,35 @@ impl fmt::Display for SocketFamily {
     }
 }
 
-/// The network layer of a connection.
-///
-/// Options that are `None` are not carried: a restore leaves what the target
-/// host gives a new socket. [`IpImage::check`] finds contradictions; encoding
-/// and decoding call it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct IpImage {
-    /// The ends of the connection, as they are on the wire.
-    pub flow: FourTuple,
-    /// The family of the socket.
-    pub family: SocketFamily,
-    /// `IPV6_V6ONLY`.
-    pub v6_only: Option<bool>,
-    /// The interface to which link-local addresses belong, by name, because
-    /// its index differs from host to host.
-    pub scope: Option<String>,
-    /// `IP_TTL`.
-    pub ttl: Option<u8>,
-    /// `IPV6_UNICAST_HOPS`.
-    pub hop_limit: Option<u8>,
-    /// `IP_TOS`.
-    pub tos: Option<u8>,
-    /// `IPV6_TCLASS`.
-    pub traffic_class: Option<u8>,
-    /// The IPv6 flow label that the socket sends, 20 bits, host byte order.
-    pub flow_label: Option<u32>,
-    /// `SO_BINDTODEVICE`, by name.
-    pub bound_device: Option<String>,
-    /// `IP_TRANSPARENT` or `IPV6_TRANSPARENT`.
-    pub transparent: bool,
-    /// `IP_FREEBIND` or `IPV6_FREEBIND`.
-    pub freebind: bool,
-    /// `SO_MARK`.
-    pub mark: Option<u32>,
-    /// `SO_PRIORITY`.
-    pub priority: Option<u32>,
-    /// How a leased flow label is shared (`flr_share`): 1 exclusive, 2 process, 3 user, 255 any.
-    pub flow_label_share: Option<u8>,
-    /// `IPV6_FLOWINFO_SEND`.
-    pub flow_info_send: Option<bool>,
-    /// `IPV6_FL_F_REFLECT`: the socket sends the flow label that it receives.
-    pub flow_label_reflect: Option<bool>,
-    /// `IPV6_AUTOFLOWLABEL`.
-    pub auto_flow_label: Option<bool>,
-    /// `IP_MTU_DISCOVER`, 0 to 5.
-    pub mtu_discover: Option<u8>,
-    /// `IPV6_MTU_DISCOVER`, 0 to 5.
-    pub mtu_discover_v6: Option<u8>,
-    /// `IP_MINTTL`.
-    pub min_ttl: Option<u8>,
-    /// `IPV6_MINHOPCOUNT`.
-    pub min_hop_limit: Option<u8>,
-    /// `IP_OPTIONS` that the socket sends, 1 to 40 octets as in the IPv4 header.
-    pub ip_options: Option<Octets>,
-    /// `IP_BIND_ADDRESS_NO_PORT`.
-    pub bind_address_no_port: Option<bool>,
-    /// `IP_LOCAL_PORT_RANGE`: the lowest port in the low 16 bits, the highest in the high ones; 0 is no bound.
-    pub local_port_range: Option<u32>,
-    /// `IP_RECVERR`.
-    pub receive_errors: Option<bool>,
-    /// `IP_PKTINFO`.
-    pub receive_packet_info: Option<bool>,
-    /// `IP_RECVTTL`.
-    pub receive_ttl: Option<bool>,
-    /// `IP_RECVTOS`.
-    pub receive_tos: Option<bool>,
-    /// `IPV6_RECVERR`.
-    pub receive_errors_v6: Option<bool>,
-    /// `IPV6_RECVPKTINFO`.
-    pub receive_packet_info_v6: Option<bool>,
-    /// `IPV6_RECVHOPLIMIT`.
-    pub receive_hop_limit: Option<bool>,
-    /// `IPV6_RECVTCLASS`.
-    pub receive_traffic_class: Option<bool>,
-    /// `IPV6_FLOWINFO`.
-    pub receive_flow_info: Option<bool>,
-    /// `IPV6_RECVHOPOPTS`.
-    pub receive_hop_options: Option<bool>,
-    /// `IPV6_RECVRTHDR`.
-    pub receive_routing_header: Option<bool>,
-    /// `IPV6_RECVDSTOPTS`.
-    pub receive_destination_options: Option<bool>,
+macro_rules! ip_image {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($text:ty as $str:ty))? $(= bytes($bytes:ty as $octet:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
+        /// The network layer of a connection.
+        ///
+        /// Options that are `None` are not carried: a restore leaves what the target
+        /// host gives a new socket. [`IpImage::check`] finds contradictions; encoding
+        /// and decoding call it.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub struct IpImage {
+            /// The ends of the connection, as they are on the wire.
+            pub flow: FourTuple,
+            /// The family of the socket.
+            pub family: SocketFamily,
+            $(
+                $(#[$doc])*
+                pub $name: $($always)? $(Option<$plain>)? $(Option<$text>)? $(Option<$bytes>)?,
+            )*
+        }
+
+        impl IpImage {
+            /// The network layer of a socket with no option carried.
+            #[must_use]
+            pub fn new(flow: FourTuple, family: SocketFamily) -> Self {
+                Self { flow, family, $($name: Default::default(),)* }
+            }
+        }
+    };
 }
+ip_fields!(ip_image);
 
 /// Why an [`IpImage`] contradicts itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,50 +134,6 @@ pub(crate) fn is_device_name(name: &str) -> bool {
 }
 
 impl IpImage {
-    /// The network layer of a socket with no option carried.
-    #[must_use]
-    pub fn new(flow: FourTuple, family: SocketFamily) -> Self {
-        Self {
-            flow,
-            family,
-            v6_only: None,
-            scope: None,
-            ttl: None,
-            hop_limit: None,
-            tos: None,
-            traffic_class: None,
-            flow_label: None,
-            bound_device: None,
-            transparent: false,
-            freebind: false,
-            mark: None,
-            priority: None,
-            flow_label_share: None,
-            flow_info_send: None,
-            flow_label_reflect: None,
-            auto_flow_label: None,
-            mtu_discover: None,
-            mtu_discover_v6: None,
-            min_ttl: None,
-            min_hop_limit: None,
-            ip_options: None,
-            bind_address_no_port: None,
-            local_port_range: None,
-            receive_errors: None,
-            receive_packet_info: None,
-            receive_ttl: None,
-            receive_tos: None,
-            receive_errors_v6: None,
-            receive_packet_info_v6: None,
-            receive_hop_limit: None,
-            receive_traffic_class: None,
-            receive_flow_info: None,
-            receive_hop_options: None,
-            receive_routing_header: None,
-            receive_destination_options: None,
-        }
-    }
-
     /// Looks for contradictions.
     ///
     /// # Errors

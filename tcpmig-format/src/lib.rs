@@ -41,6 +41,9 @@
 //! * `arbitrary`: `arbitrary::Arbitrary` for [`Image`], for fuzz targets.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod fields;
+
 mod check;
 mod envelope;
 mod error;

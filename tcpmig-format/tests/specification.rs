@@ -175,6 +175,35 @@ fn the_specification_describes_the_files() {
     }
 }
 
+/// The name and the type of each row of a table, as the specification has them.
+macro_rules! rows {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+        [$((stringify!($name), concat!($(stringify!($plain),)? $(stringify!($kind),)?))),*]
+    };
+}
+
+/// The table from which structures and schema are made has the fields of the specification, in its order.
+#[test]
+fn the_specification_describes_the_rows_of_the_tables() {
+    let described = described();
+    let ip = tcpmig_format::ip_fields!(rows);
+    let socket = tcpmig_format::socket_fields!(rows);
+    // Addresses and the family are in no row.
+    for (structure, rows, before) in [("ip", &ip[..], 3), ("socket", &socket[..], 0)] {
+        let fields = described[structure].iter().skip(before);
+        let fields: Vec<_> = fields
+            .map(|field| (&field.name[..], &field.kind[..]))
+            .collect();
+        let kind = |kind| match kind {
+            "bytes" => "octets",
+            "always" => "bool",
+            plain => plain,
+        };
+        let rows: Vec<_> = rows.iter().map(|(name, of)| (*name, kind(*of))).collect();
+        assert_eq!(rows, fields, "{structure}");
+    }
+}
+
 #[test]
 fn json_beside_the_files_is_what_they_hold() {
     for (_, file, image) in files() {

@@ -150,54 +150,24 @@ impl Reader<'_> {
     fn ip(&self, ip: &v1::Ip<'_>) -> Result<crate::IpImage, DecodeError> {
         let family = SocketFamily::from_name(ip.family)
             .ok_or_else(|| self.unknown("ip.family", ip.family))?;
-        let image = crate::IpImage {
-            flow: FourTuple::new(
-                end("ip.local.address", &ip.local, family)?,
-                end("ip.remote.address", &ip.remote, family)?,
-            )?,
-            family,
-            v6_only: ip.v6_only,
-            scope: ip
-                .scope
-                .map(|name| self.text("ip.scope", name))
-                .transpose()?,
-            ttl: ip.ttl,
-            hop_limit: ip.hop_limit,
-            tos: ip.tos,
-            traffic_class: ip.traffic_class,
-            flow_label: ip.flow_label,
-            bound_device: ip
-                .bound_device
-                .map(|name| self.text("ip.bound_device", name))
-                .transpose()?,
-            transparent: ip.transparent.unwrap_or_default(),
-            freebind: ip.freebind.unwrap_or_default(),
-            mark: ip.mark,
-            priority: ip.priority,
-            flow_label_share: ip.flow_label_share,
-            flow_info_send: ip.flow_info_send,
-            flow_label_reflect: ip.flow_label_reflect,
-            auto_flow_label: ip.auto_flow_label,
-            mtu_discover: ip.mtu_discover,
-            mtu_discover_v6: ip.mtu_discover_v6,
-            min_ttl: ip.min_ttl,
-            min_hop_limit: ip.min_hop_limit,
-            ip_options: ip.ip_options.map(Octets::from),
-            bind_address_no_port: ip.bind_address_no_port,
-            local_port_range: ip.local_port_range,
-            receive_errors: ip.receive_errors,
-            receive_packet_info: ip.receive_packet_info,
-            receive_ttl: ip.receive_ttl,
-            receive_tos: ip.receive_tos,
-            receive_errors_v6: ip.receive_errors_v6,
-            receive_packet_info_v6: ip.receive_packet_info_v6,
-            receive_hop_limit: ip.receive_hop_limit,
-            receive_traffic_class: ip.receive_traffic_class,
-            receive_flow_info: ip.receive_flow_info,
-            receive_hop_options: ip.receive_hop_options,
-            receive_routing_header: ip.receive_routing_header,
-            receive_destination_options: ip.receive_destination_options,
-        };
+        let flow = FourTuple::new(
+            end("ip.local.address", &ip.local, family)?,
+            end("ip.remote.address", &ip.remote, family)?,
+        )?;
+        macro_rules! image {
+            ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
+                crate::IpImage { flow, family, $(
+                    $name: {
+                        $(let value: Option<$plain> = ip.$name;)?
+                        $(let value = ip.$name.map(|text: &$text| self.text(concat!("ip.", stringify!($name)), text)).transpose()?;)?
+                        $(let value = ip.$name.map(|octets: &[$bytes]| octets.into());)?
+                        $(let value: $always = ip.$name.unwrap_or_default();)?
+                        value
+                    },
+                )*}
+            };
+        }
+        let image = ip_fields!(image);
         image.check()?;
         Ok(image)
     }
@@ -299,63 +269,20 @@ impl Reader<'_> {
     }
 
     fn socket(&self, wire: &v1::Socket<'_>) -> Result<crate::SocketOptions, DecodeError> {
-        Ok(crate::SocketOptions {
-            reuse_addr: wire.reuse_addr,
-            reuse_port: wire.reuse_port,
-            no_delay: wire.no_delay,
-            cork: wire.cork,
-            oob_inline: wire.oob_inline,
-            non_blocking: wire.non_blocking,
-            keep_alive: wire.keep_alive.as_ref().map(|wire| crate::KeepAlive {
-                on: wire.on,
-                idle: wire.idle,
-                interval: wire.interval,
-                count: wire.count,
-            }),
-            linger: wire.linger.as_ref().map(|wire| crate::Linger {
-                on: wire.on,
-                seconds: wire.seconds,
-            }),
-            receive_buffer: wire.receive_buffer,
-            send_buffer: wire.send_buffer,
-            buffer_lock: wire.buffer_lock,
-            receive_low_water: wire.receive_low_water,
-            congestion: wire
-                .congestion
-                .map(|name| self.text("tcp.socket.congestion", name))
-                .transpose()?,
-            user_timeout: wire.user_timeout,
-            not_sent_low_water: wire.not_sent_low_water,
-            quick_ack: wire.quick_ack,
-            linger2: wire.linger2,
-            syn_count: wire.syn_count,
-            window_clamp: wire.window_clamp,
-            max_pacing_rate: wire.max_pacing_rate,
-            shut_read: wire.shut_read,
-            close_on_exec: wire.close_on_exec,
-            receive_timeout: wire.receive_timeout,
-            send_timeout: wire.send_timeout,
-            filter: wire.filter.map(filter).transpose()?,
-            lock_filter: wire.lock_filter,
-            peek_offset: wire.peek_offset,
-            dont_route: wire.dont_route,
-            busy_poll: wire.busy_poll,
-            prefer_busy_poll: wire.prefer_busy_poll,
-            zero_copy: wire.zero_copy,
-            select_error_queue: wire.select_error_queue,
-            timestamp: wire.timestamp,
-            timestamp_ns: wire.timestamp_ns,
-            timestamping: wire.timestamping,
-            timestamp_new: wire.timestamp_new,
-            tx_rehash: wire.tx_rehash,
-            defer_accept: wire.defer_accept,
-            thin_linear_timeouts: wire.thin_linear_timeouts,
-            tx_delay: wire.tx_delay,
-            inq: wire.inq,
-            rto_max: wire.rto_max,
-            rto_min: wire.rto_min,
-            delayed_ack_max: wire.delayed_ack_max,
-        })
+        macro_rules! options {
+            ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= map($map:ident))? $unit:literal $restored:tt;)*) => {
+                crate::SocketOptions {$(
+                    $name: {
+                        $(let value: Option<$plain> = wire.$name;)?
+                        $(let value = wire.$name.map(|text: &$text| self.text(concat!("tcp.socket.", stringify!($name)), text)).transpose()?;)?
+                        $(let value = wire.$name.map(|octets: &[$bytes]| filter(octets)).transpose()?;)?
+                        $(let value: Option<crate::$map> = wire.$name.as_ref().map(Into::into);)?
+                        value
+                    },
+                )*}
+            };
+        }
+        Ok(socket_fields!(options))
     }
 
     fn layers(&mut self, wire: Option<&Layers<'_>>) -> Result<Vec<crate::Layer>, DecodeError> {

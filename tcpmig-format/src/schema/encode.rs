@@ -119,52 +119,25 @@ fn critical(image: &crate::Image) -> Critical<'static> {
 }
 
 fn ip_layer<'a>(ip: &'a crate::IpImage, local: &'a [u8], remote: &'a [u8]) -> v1::Ip<'a> {
-    v1::Ip {
-        family: ip.family.name(),
-        local: v1::End {
-            address: local,
-            port: ip.flow.local().port(),
-        },
-        remote: v1::End {
-            address: remote,
-            port: ip.flow.remote().port(),
-        },
-        v6_only: ip.v6_only,
-        scope: ip.scope.as_deref(),
-        ttl: ip.ttl,
-        hop_limit: ip.hop_limit,
-        tos: ip.tos,
-        traffic_class: ip.traffic_class,
-        flow_label: ip.flow_label,
-        bound_device: ip.bound_device.as_deref(),
-        transparent: Some(ip.transparent),
-        freebind: Some(ip.freebind),
-        mark: ip.mark,
-        priority: ip.priority,
-        flow_label_share: ip.flow_label_share,
-        flow_info_send: ip.flow_info_send,
-        flow_label_reflect: ip.flow_label_reflect,
-        auto_flow_label: ip.auto_flow_label,
-        mtu_discover: ip.mtu_discover,
-        mtu_discover_v6: ip.mtu_discover_v6,
-        min_ttl: ip.min_ttl,
-        min_hop_limit: ip.min_hop_limit,
-        ip_options: ip.ip_options.as_deref(),
-        bind_address_no_port: ip.bind_address_no_port,
-        local_port_range: ip.local_port_range,
-        receive_errors: ip.receive_errors,
-        receive_packet_info: ip.receive_packet_info,
-        receive_ttl: ip.receive_ttl,
-        receive_tos: ip.receive_tos,
-        receive_errors_v6: ip.receive_errors_v6,
-        receive_packet_info_v6: ip.receive_packet_info_v6,
-        receive_hop_limit: ip.receive_hop_limit,
-        receive_traffic_class: ip.receive_traffic_class,
-        receive_flow_info: ip.receive_flow_info,
-        receive_hop_options: ip.receive_hop_options,
-        receive_routing_header: ip.receive_routing_header,
-        receive_destination_options: ip.receive_destination_options,
+    macro_rules! layer {
+        ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
+            v1::Ip {
+                family: ip.family.name(),
+                local: v1::End { address: local, port: ip.flow.local().port() },
+                remote: v1::End { address: remote, port: ip.flow.remote().port() },
+                $(
+                    $name: {
+                        $(let value: Option<$plain> = ip.$name;)?
+                        $(let value: Option<&$text> = ip.$name.as_deref();)?
+                        $(let value: Option<&[$bytes]> = ip.$name.as_deref();)?
+                        $(let value: Option<$always> = Some(ip.$name);)?
+                        value
+                    },
+                )*
+            }
+        };
     }
+    ip_fields!(layer)
 }
 
 fn tcp_layer<'a>(tcp: &'a crate::TcpParts, filter: Option<&'a [u8]>) -> v1::Tcp<'a> {
@@ -245,61 +218,22 @@ fn filter(socket: &crate::SocketOptions) -> Option<Vec<u8>> {
     Some(filter.iter().flat_map(octets).collect())
 }
 
+/// A filter's instructions are in `filter`, as the wire has them.
 fn socket<'a>(socket: &'a crate::SocketOptions, filter: Option<&'a [u8]>) -> v1::Socket<'a> {
-    v1::Socket {
-        reuse_addr: socket.reuse_addr,
-        reuse_port: socket.reuse_port,
-        no_delay: socket.no_delay,
-        cork: socket.cork,
-        oob_inline: socket.oob_inline,
-        non_blocking: socket.non_blocking,
-        keep_alive: socket.keep_alive.map(|keep_alive| v1::KeepAlive {
-            on: keep_alive.on,
-            idle: keep_alive.idle,
-            interval: keep_alive.interval,
-            count: keep_alive.count,
-        }),
-        linger: socket.linger.map(|linger| v1::Linger {
-            on: linger.on,
-            seconds: linger.seconds,
-        }),
-        receive_buffer: socket.receive_buffer,
-        send_buffer: socket.send_buffer,
-        buffer_lock: socket.buffer_lock,
-        receive_low_water: socket.receive_low_water,
-        congestion: socket.congestion.as_deref(),
-        user_timeout: socket.user_timeout,
-        not_sent_low_water: socket.not_sent_low_water,
-        quick_ack: socket.quick_ack,
-        linger2: socket.linger2,
-        syn_count: socket.syn_count,
-        window_clamp: socket.window_clamp,
-        max_pacing_rate: socket.max_pacing_rate,
-        shut_read: socket.shut_read,
-        close_on_exec: socket.close_on_exec,
-        receive_timeout: socket.receive_timeout,
-        send_timeout: socket.send_timeout,
-        filter,
-        lock_filter: socket.lock_filter,
-        peek_offset: socket.peek_offset,
-        dont_route: socket.dont_route,
-        busy_poll: socket.busy_poll,
-        prefer_busy_poll: socket.prefer_busy_poll,
-        zero_copy: socket.zero_copy,
-        select_error_queue: socket.select_error_queue,
-        timestamp: socket.timestamp,
-        timestamp_ns: socket.timestamp_ns,
-        timestamping: socket.timestamping,
-        timestamp_new: socket.timestamp_new,
-        tx_rehash: socket.tx_rehash,
-        defer_accept: socket.defer_accept,
-        thin_linear_timeouts: socket.thin_linear_timeouts,
-        tx_delay: socket.tx_delay,
-        inq: socket.inq,
-        rto_max: socket.rto_max,
-        rto_min: socket.rto_min,
-        delayed_ack_max: socket.delayed_ack_max,
+    macro_rules! options {
+        ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($of:ty as $text:ty))? $(= bytes($all:ty as $bytes:ty))? $(= map($map:ident))? $unit:literal $restored:tt;)*) => {
+            v1::Socket {$(
+                $name: {
+                    $(let value: Option<$plain> = socket.$name;)?
+                    $(let value: Option<&$text> = socket.$name.as_deref();)?
+                    $(let value: Option<&[$bytes]> = filter;)?
+                    $(let value = socket.$name.map(|map: crate::$map| (&map).into());)?
+                    value
+                },
+            )*}
+        };
     }
+    socket_fields!(options)
 }
 
 /// None without layers.

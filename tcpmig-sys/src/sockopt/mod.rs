@@ -9,37 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::error::Result;
 use crate::raw;
-
-macro_rules! options {
-    ($($(#[$doc:meta])* $get:ident, $set:ident: $ty:ty as $raw:ty = $level:ident, $name:expr, $text:literal;)*) => {$(
-        const _: () = crate::options::assert_known($text, $level, $name);
-
-        #[doc = concat!("`getsockopt(fd, ", $text, ")`")]
-        #[doc = ""]
-        $(#[$doc])*
-        #[doc = ""]
-        #[doc = "# Errors"]
-        #[doc = ""]
-        #[doc = "[`Error`] of the call."]
-        #[doc(alias = $text)]
-        pub fn $get(fd: BorrowedFd<'_>) -> Result<$ty> {
-            let value: $raw = raw::get(fd, $level, $name, concat!("getsockopt(", $text, ")"))?;
-            Ok(<$ty as super::Cooked<$raw>>::cook(value))
-        }
-
-        #[doc = concat!("`setsockopt(fd, ", $text, ")`")]
-        #[doc = ""]
-        $(#[$doc])*
-        #[doc = ""]
-        #[doc = "# Errors"]
-        #[doc = ""]
-        #[doc = "[`Error`] of the call; the option is then as it was."]
-        #[doc(alias = $text)]
-        pub fn $set(fd: BorrowedFd<'_>, value: $ty) -> Result<()> {
-            raw::set(fd, $level, $name, concat!("setsockopt(", $text, ")"), <$ty as super::Cooked<$raw>>::raw(value))
-        }
-    )*};
-}
+use table::Kind;
 
 mod filter;
 mod flow_label;
@@ -47,6 +17,7 @@ mod ip;
 mod queue;
 mod repair;
 mod socket;
+pub(crate) mod table;
 mod tcp;
 
 pub use filter::*;
@@ -55,15 +26,41 @@ pub use ip::*;
 pub use queue::*;
 pub use repair::*;
 pub use socket::*;
+pub use table::ip::calls::*;
+pub use table::ipv6::calls::*;
+pub use table::socket::calls::*;
+pub use table::tcp::calls::*;
+pub use table::{get, set};
 pub use tcp::*;
 
-/// The value of an option as its type of Rust and as the kernel's.
-trait Cooked<R> {
-    fn cook(raw: R) -> Self;
-    fn raw(self) -> R;
+mod sealed {
+    /// Keeps [`Value`](super::Value) to the types of this module.
+    pub trait Sealed {}
+}
+use sealed::Sealed;
+
+/// The value of an option: a type of Rust, and what the kernel has for it.
+#[allow(
+    private_bounds,
+    reason = "which types the kernel may fill is this crate's own business"
+)]
+pub trait Value: Copy + Sealed {
+    /// What the kernel has.
+    type Raw: raw::Plain;
+    /// Which options have it.
+    const KIND: Kind;
+    /// From what the kernel has.
+    #[doc(hidden)]
+    fn cook(raw: Self::Raw) -> Self;
+    /// To what the kernel has.
+    #[doc(hidden)]
+    fn raw(self) -> Self::Raw;
 }
 
-impl Cooked<i32> for bool {
+impl Sealed for bool {}
+impl Value for bool {
+    type Raw = i32;
+    const KIND: Kind = Kind::Flag;
     fn cook(raw: i32) -> Self {
         raw != 0
     }
@@ -72,7 +69,10 @@ impl Cooked<i32> for bool {
     }
 }
 
-impl Cooked<i32> for i32 {
+impl Sealed for i32 {}
+impl Value for i32 {
+    type Raw = i32;
+    const KIND: Kind = Kind::Signed;
     fn cook(raw: i32) -> Self {
         raw
     }
@@ -81,7 +81,10 @@ impl Cooked<i32> for i32 {
     }
 }
 
-impl Cooked<u32> for u32 {
+impl Sealed for u32 {}
+impl Value for u32 {
+    type Raw = u32;
+    const KIND: Kind = Kind::Unsigned;
     fn cook(raw: u32) -> Self {
         raw
     }
@@ -90,7 +93,10 @@ impl Cooked<u32> for u32 {
     }
 }
 
-impl Cooked<u64> for u64 {
+impl Sealed for u64 {}
+impl Value for u64 {
+    type Raw = u64;
+    const KIND: Kind = Kind::Long;
     fn cook(raw: u64) -> Self {
         raw
     }

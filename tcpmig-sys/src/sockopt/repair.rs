@@ -33,15 +33,6 @@ pub enum Queue {
     Send,
 }
 
-options! {
-    /// Sequence number of the selected queue's end; can be set in CLOSE only. Repair.
-    queue_sequence, set_queue_sequence: u32 as u32 = IPPROTO_TCP, libc::TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ";
-    /// The clock of the timestamp option. Bit 0 tells and sets its unit: 1 for
-    /// microseconds, 0 for milliseconds (Linux 6.7; on older ones it is part of the value).
-    /// Setting it needs repair.
-    timestamp, set_timestamp: u32 as u32 = IPPROTO_TCP, libc::TCP_TIMESTAMP, "TCP_TIMESTAMP";
-}
-
 /// `getsockopt(fd, TCP_REPAIR)`: whether the socket is under repair.
 ///
 /// # Errors

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tcpmig_format::{
-    Envelope, Image, IpImage, ListenImage, Octets, SocketOptions, Subject, TcpImage,
+    Envelope, FilterInstruction, Image, IpImage, KeepAlive, Linger, ListenImage, Octets,
+    SocketOptions, Subject, TcpImage, ip_fields, socket_fields,
 };
 
 use super::print::{say, to_output};
@@ -62,13 +63,11 @@ fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
         })),
     );
     if let Some(image) = image.ip() {
-        all.insert("ip".to_owned(), both(ip(image), ip_options(image)));
+        all.insert("ip".to_owned(), ip(image));
     }
     if let Some(image) = image.tcp() {
         all.insert("tcp".to_owned(), tcp(image, &queue));
-        let socket = image.socket();
-        let socket = both(options(socket), rarer_options(socket));
-        all.insert("options".to_owned(), socket);
+        all.insert("options".to_owned(), options(image.socket()));
     }
     if let Some(listener) = image.listener() {
         all.insert("listener".to_owned(), listen(listener));
@@ -104,14 +103,6 @@ fn octets_value(octets: &Octets, payload: bool) -> Value {
     json!({ "octets": octets.len(), "hex": hex })
 }
 
-/// The fields of two objects.
-fn both(mut first: Value, second: Value) -> Value {
-    if let (Value::Object(fields), Value::Object(more)) = (&mut first, second) {
-        fields.extend(more);
-    }
-    first
-}
-
 /// Leaves out what an image does not carry.
 fn present(mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
@@ -120,24 +111,84 @@ fn present(mut value: Value) -> Value {
     value
 }
 
+/// The value of an option; nothing if the image does not carry it.
+trait Shown {
+    fn shown(&self) -> Value;
+}
+
+macro_rules! shown {
+    ($($ty:ident)*) => {$(
+        impl Shown for $ty {
+            fn shown(&self) -> Value {
+                json!(self)
+            }
+        }
+    )*};
+}
+shown!(bool u8 u32 u64 i32 String);
+
+impl<T: Shown> Shown for Option<T> {
+    fn shown(&self) -> Value {
+        self.as_ref().map_or(Value::Null, T::shown)
+    }
+}
+
+impl Shown for KeepAlive {
+    fn shown(&self) -> Value {
+        json!({
+            "on": self.on,
+            "idle_seconds": self.idle,
+            "interval_seconds": self.interval,
+            "count": self.count,
+        })
+    }
+}
+
+impl Shown for Linger {
+    fn shown(&self) -> Value {
+        json!({ "on": self.on, "seconds": self.seconds })
+    }
+}
+
+/// How many instructions a filter has.
+impl Shown for Vec<FilterInstruction> {
+    fn shown(&self) -> Value {
+        json!(self.len())
+    }
+}
+
+impl Shown for Octets {
+    fn shown(&self) -> Value {
+        octets_value(self, true)
+    }
+}
+
 fn ip(ip: &IpImage) -> Value {
-    present(json!({
-        "local": ip.flow.local().to_string(),
-        "remote": ip.flow.remote().to_string(),
-        "family": ip.family.name(),
-        "v6_only": ip.v6_only,
-        "scope": ip.scope,
-        "ttl": ip.ttl,
-        "hop_limit": ip.hop_limit,
-        "tos": ip.tos,
-        "traffic_class": ip.traffic_class,
-        "flow_label": ip.flow_label,
-        "bound_device": ip.bound_device,
-        "transparent": ip.transparent,
-        "freebind": ip.freebind,
-        "mark": ip.mark,
-        "priority": ip.priority,
-    }))
+    macro_rules! fields {
+        ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+            [
+                ("local", json!(ip.flow.local().to_string())),
+                ("remote", json!(ip.flow.remote().to_string())),
+                ("family", json!(ip.family.name())),
+                $((concat!(stringify!($name), $unit), ip.$name.shown()),)*
+            ]
+        };
+    }
+    object(ip_fields!(fields))
+}
+
+fn options(options: &SocketOptions) -> Value {
+    macro_rules! fields {
+        ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+            [$((concat!(stringify!($name), $unit), options.$name.shown()),)*]
+        };
+    }
+    object(socket_fields!(fields))
+}
+
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    let fields = fields.map(|(name, value)| (name.to_owned(), value));
+    present(Value::Object(fields.into_iter().collect()))
 }
 
 fn listen(listen: &ListenImage) -> Value {
@@ -153,34 +204,6 @@ fn listen(listen: &ListenImage) -> Value {
         "backlog": listen.backlog,
         "defer_accept_seconds": listen.defer_accept,
         "fast_open": listen.fast_open,
-    }))
-}
-
-fn ip_options(ip: &IpImage) -> Value {
-    present(json!({
-        "flow_label_share": ip.flow_label_share,
-        "flow_info_send": ip.flow_info_send,
-        "flow_label_reflect": ip.flow_label_reflect,
-        "auto_flow_label": ip.auto_flow_label,
-        "mtu_discover": ip.mtu_discover,
-        "mtu_discover_v6": ip.mtu_discover_v6,
-        "min_ttl": ip.min_ttl,
-        "min_hop_limit": ip.min_hop_limit,
-        "ip_options": ip.ip_options.as_ref().map(|octets| octets_value(octets, true)),
-        "bind_address_no_port": ip.bind_address_no_port,
-        "local_port_range": ip.local_port_range,
-        "receive_errors": ip.receive_errors,
-        "receive_packet_info": ip.receive_packet_info,
-        "receive_ttl": ip.receive_ttl,
-        "receive_tos": ip.receive_tos,
-        "receive_errors_v6": ip.receive_errors_v6,
-        "receive_packet_info_v6": ip.receive_packet_info_v6,
-        "receive_hop_limit": ip.receive_hop_limit,
-        "receive_traffic_class": ip.receive_traffic_class,
-        "receive_flow_info": ip.receive_flow_info,
-        "receive_hop_options": ip.receive_hop_options,
-        "receive_routing_header": ip.receive_routing_header,
-        "receive_destination_options": ip.receive_destination_options,
     }))
 }
 
@@ -221,68 +244,6 @@ fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
             "timestamp": negotiated.timestamps.map(|t| t.value),
             "timestamp_unit": negotiated.timestamps.map(|t| t.unit.name()),
         })),
-    }))
-}
-
-fn options(options: &SocketOptions) -> Value {
-    present(json!({
-        "reuse_addr": options.reuse_addr,
-        "reuse_port": options.reuse_port,
-        "no_delay": options.no_delay,
-        "cork": options.cork,
-        "oob_inline": options.oob_inline,
-        "non_blocking": options.non_blocking,
-        "keep_alive": options.keep_alive.map(|keep| json!({
-            "on": keep.on,
-            "idle_seconds": keep.idle,
-            "interval_seconds": keep.interval,
-            "count": keep.count,
-        })),
-        "linger": options.linger.map(|linger| json!({
-            "on": linger.on,
-            "seconds": linger.seconds,
-        })),
-        "receive_buffer": options.receive_buffer,
-        "send_buffer": options.send_buffer,
-        "buffer_lock": options.buffer_lock,
-        "receive_low_water": options.receive_low_water,
-        "congestion": options.congestion,
-        "user_timeout_ms": options.user_timeout,
-        "not_sent_low_water": options.not_sent_low_water,
-        "quick_ack": options.quick_ack,
-        "linger2_seconds": options.linger2,
-        "syn_count": options.syn_count,
-        "window_clamp": options.window_clamp,
-        "max_pacing_rate": options.max_pacing_rate,
-        "shut_read": options.shut_read,
-    }))
-}
-
-fn rarer_options(options: &SocketOptions) -> Value {
-    present(json!({
-        "close_on_exec": options.close_on_exec,
-        "receive_timeout_us": options.receive_timeout,
-        "send_timeout_us": options.send_timeout,
-        "filter_instructions": options.filter.as_ref().map(Vec::len),
-        "lock_filter": options.lock_filter,
-        "peek_offset": options.peek_offset,
-        "dont_route": options.dont_route,
-        "busy_poll_us": options.busy_poll,
-        "prefer_busy_poll": options.prefer_busy_poll,
-        "zero_copy": options.zero_copy,
-        "select_error_queue": options.select_error_queue,
-        "timestamp": options.timestamp,
-        "timestamp_ns": options.timestamp_ns,
-        "timestamping": options.timestamping,
-        "timestamp_new": options.timestamp_new,
-        "tx_rehash": options.tx_rehash,
-        "defer_accept_seconds": options.defer_accept,
-        "thin_linear_timeouts": options.thin_linear_timeouts,
-        "tx_delay_us": options.tx_delay,
-        "inq": options.inq,
-        "rto_max_ms": options.rto_max,
-        "rto_min_us": options.rto_min,
-        "delayed_ack_max_us": options.delayed_ack_max,
     }))
 }
 

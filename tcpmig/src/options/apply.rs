@@ -3,36 +3,18 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use tcpmig_format::{FilterInstruction, IpImage, KeepAlive, SocketFamily, SocketOptions};
+use tcpmig_format::{
+    FilterInstruction, IpImage, KeepAlive, SocketFamily, SocketOptions, ip_fields, socket_fields,
+};
+use tcpmig_sys::options::KnownOption;
 use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, flags, sockopt};
 
+use super::rows::{Carried, Default, Of, When, carried};
 use super::{Fresh, NotSet, Unsupported};
 
 /// A function of [`sockopt`].
 type Set<T> = fn(BorrowedFd<'_>, T) -> Result<(), Error>;
-
-/// The value of an option, as a manual page would have it.
-trait Value: Copy {
-    fn show(self) -> String;
-}
-
-impl Value for bool {
-    fn show(self) -> String {
-        u8::from(self).to_string()
-    }
-}
-
-macro_rules! values {
-    ($($ty:ty)*) => {$(
-        impl Value for $ty {
-            fn show(self) -> String {
-                self.to_string()
-            }
-        }
-    )*};
-}
-values!(u32 i32 u64 &str);
 
 /// Sets options and does with those that cannot be set what the policy says.
 pub(crate) struct Setter<'a> {
@@ -81,26 +63,18 @@ impl<'a> Setter<'a> {
         }
     }
 
-    fn set<T: Value>(&mut self, value: Option<T>, set: Set<T>) -> Result<(), NotSet> {
+    fn set<T: Copy + Carried>(&mut self, value: Option<T>, set: Set<T>) -> Result<(), NotSet> {
         if let Some(value) = value {
             self.done(set(self.fd, value), || value.show())?;
         }
         Ok(())
     }
 
-    /// An option of newer kernels that a socket always has a value of. A kernel that does not know it behaves like
-    /// `fixed`, so that a connection which never changed it can go there.
-    fn set_or_fixed<T: Value + PartialEq>(
-        &mut self,
-        value: Option<T>,
-        fixed: T,
-        set: Set<T>,
-    ) -> Result<(), NotSet> {
-        let Some(value) = value else { return Ok(()) };
-        match set(self.fd, value) {
-            Err(Error::Unsupported { .. }) if value == fixed => Ok(()),
-            result => self.done(result, || value.show()).map(drop),
+    fn set_name<'n>(&mut self, name: Option<&'n str>, set: Set<&'n str>) -> Result<(), NotSet> {
+        if let Some(name) = name {
+            self.done(set(self.fd, name), || name.to_owned())?;
         }
+        Ok(())
     }
 
     /// The value of an option unless the socket is known to have it already.
@@ -113,7 +87,7 @@ impl<'a> Setter<'a> {
         if value == has { None } else { value }
     }
 
-    fn set_other<T: Value + PartialEq>(
+    fn set_other<T: Carried>(
         &mut self,
         value: Option<T>,
         has: impl FnOnce(Fresh) -> Option<T>,
@@ -124,14 +98,82 @@ impl<'a> Setter<'a> {
     }
 
     /// One that a new socket has at 0 or off, on any host: a call less where it is.
-    fn set_unless_off<T: Value + PartialEq + Default>(
-        &mut self,
-        value: Option<T>,
-        set: Set<T>,
-    ) -> Result<(), NotSet> {
+    fn set_unless_off<T: Carried>(&mut self, value: Option<T>, set: Set<T>) -> Result<(), NotSet> {
         self.set(value.filter(|value| *value != T::default()), set)
     }
+
+    /// What the row of an option says.
+    fn row<T: Carried>(
+        &mut self,
+        value: Option<T>,
+        option: &'static KnownOption,
+        default: Default<T>,
+    ) -> Result<(), NotSet> {
+        let has = |fresh: Fresh| T::of_fresh(fresh.number(option.name)?);
+        let value = self.other(value, has);
+        self.row_by(value, default, |fd, value| sockopt::set(fd, option, value))
+    }
+
+    fn row_by<T: Carried>(
+        &mut self,
+        value: Option<T>,
+        default: Default<T>,
+        set: impl Fn(BorrowedFd<'_>, T::Kernel) -> Result<(), Error>,
+    ) -> Result<(), NotSet> {
+        let Some(value) = value else { return Ok(()) };
+        let has_it = match default {
+            Default::Off => value == T::default(),
+            Default::Starts(start) => value == start,
+            Default::Host | Default::Fixed(_) => false,
+        };
+        if has_it {
+            return Ok(());
+        }
+        match (set(self.fd, value.for_kernel()), default) {
+            (Err(Error::Unsupported { .. }), Default::Fixed(fixed)) if value == fixed => Ok(()),
+            (result, _) => self.done(result, || value.show()).map(drop),
+        }
+    }
 }
+
+macro_rules! set_row {
+    ($set:ident $has:ident $now:ident $place:expr, $plain:ident { $option:literal $of:ident, $when:ident, $default:ident $(($value:expr))? }) => {{
+        const OPTION: &KnownOption = carried($option, <$plain as Carried>::KIND);
+        if $now == When::$when && $has(Of::$of) {
+            $set.row($place, OPTION, Default::$default $(($value))?)?;
+        }
+    }};
+    // Below, each in its way.
+    ($set:ident $has:ident $now:ident $place:expr, $($plain:ident)? { own }) => {};
+}
+
+macro_rules! ip_rows {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+        /// What the rows of the table have for now, of the options that the socket has.
+        fn ip_rows(set: &mut Setter<'_>, ip: &IpImage, now: When) -> Result<(), NotSet> {
+            let has = |of| match of {
+                Of::Any => true,
+                Of::Ipv4 => ip.flow.is_ipv4(),
+                Of::Ipv6 => ip.family != SocketFamily::Ipv4,
+            };
+            $(set_row!(set has now ip.$name, $($plain)? $restored);)*
+            Ok(())
+        }
+    };
+}
+ip_fields!(ip_rows);
+
+macro_rules! socket_rows {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+        /// As [`ip_rows`]: every socket has these options.
+        fn socket_rows(set: &mut Setter<'_>, options: &SocketOptions, now: When) -> Result<(), NotSet> {
+            let has = |_| true;
+            $(set_row!(set has now options.$name, $($plain)? $restored);)*
+            Ok(())
+        }
+    };
+}
+socket_fields!(socket_rows);
 
 /// What decides binding and routing: on a new socket. The flow label with which to connect, if there is one.
 pub(crate) fn before_bind(
@@ -139,46 +181,27 @@ pub(crate) fn before_bind(
     ip: &IpImage,
     options: &SocketOptions,
 ) -> Result<Option<u32>, NotSet> {
-    set.set(ip.bound_device.as_deref(), sockopt::set_bound_device)?;
+    set.set_name(ip.bound_device.as_deref(), sockopt::set_bound_device)?;
     set.set(ip.mark, sockopt::set_mark)?;
-    set.set_unless_off(options.dont_route, sockopt::set_dont_route)?;
-    if ip.flow.is_ipv4() {
-        set.set(ip.ttl.map(i32::from), sockopt::set_ttl)?;
-        set.set_unless_off(ip.tos.map(i32::from), sockopt::set_tos)?;
-        let mtu_discover = ip.mtu_discover.map(i32::from);
-        set.set_other(
-            mtu_discover,
-            |fresh| fresh.mtu_discover,
-            sockopt::set_mtu_discover,
-        )?;
-        set.set(ip.min_ttl.map(i32::from), sockopt::set_min_ttl)?;
-        if let Some(options) = &ip.ip_options {
-            let result = sockopt::set_ip_options(set.fd, options);
-            set.done(result, || format!("{:02x?}", &options[..]))?;
-        }
+    socket_rows(set, options, When::BeforeBind)?;
+    ip_rows(set, ip, When::BeforeBind)?;
+    if let Some(options) = &ip.ip_options
+        && ip.flow.is_ipv4()
+    {
+        let result = sockopt::set_ip_options(set.fd, options);
+        set.done(result, || format!("{:02x?}", &options[..]))?;
     }
     // After TOS, which changes the priority too.
     set.set(ip.priority, sockopt::set_priority)?;
-    set.set_unless_off(ip.bind_address_no_port, sockopt::set_bind_address_no_port)?;
     if ip.family == SocketFamily::Ipv4 {
         let transparent = ip.transparent || is_lent_transparent(ip);
         set.set_unless_off(Some(transparent), sockopt::set_transparent)?;
         set.set_unless_off(Some(ip.freebind), sockopt::set_freebind)?;
         return Ok(None);
     }
-    set.set(ip.v6_only, sockopt::set_v6_only)?;
-    set.set(ip.hop_limit.map(i32::from), sockopt::set_hop_limit)?;
-    set.set_unless_off(ip.traffic_class.map(i32::from), sockopt::set_traffic_class)?;
     let transparent = ip.transparent || is_lent_transparent(ip);
     set.set_unless_off(Some(transparent), sockopt::set_transparent_v6)?;
     set.set_unless_off(Some(ip.freebind), sockopt::set_freebind_v6)?;
-    set.set_other(
-        ip.mtu_discover_v6.map(i32::from),
-        |fresh| fresh.mtu_discover_v6,
-        sockopt::set_mtu_discover_v6,
-    )?;
-    set.set(ip.min_hop_limit.map(i32::from), sockopt::set_min_hop_limit)?;
-    set.set(ip.auto_flow_label, sockopt::set_auto_flow_label)?;
     flow_label(set, ip)
 }
 
@@ -238,7 +261,7 @@ pub(crate) fn connected(
         set.set(Some(false), back)?;
     }
     reflect(set, ip)?;
-    received_beside(set, ip)?;
+    ip_rows(set, ip, When::Connected)?;
     of_socket(set, options)
 }
 
@@ -250,27 +273,7 @@ pub(crate) fn listener(set: &mut Setter<'_>, options: &SocketOptions) -> Result<
 }
 
 fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
-    set.set_unless_off(options.reuse_port, sockopt::set_reuse_port)?;
-    set.set_unless_off(options.oob_inline, sockopt::set_oob_inline)?;
-    set.set_unless_off(options.no_delay, sockopt::set_no_delay)?;
-    // 1 is what a new socket has.
-    let low_water = options.receive_low_water.filter(|&octets| octets != 1);
-    set.set(low_water, sockopt::set_receive_low_water)?;
-    set.set_unless_off(options.user_timeout, sockopt::set_user_timeout)?;
-    set.set_unless_off(options.not_sent_low_water, sockopt::set_not_sent_low_water)?;
-    set.set_other(
-        options.linger2,
-        |fresh| Some(fresh.linger2),
-        sockopt::set_linger2,
-    )?;
-    set.set_other(
-        options.syn_count,
-        |fresh| Some(fresh.syn_count),
-        sockopt::set_syn_count,
-    )?;
-    // All bits set is what a new socket has.
-    let rate = options.max_pacing_rate.filter(|&rate| rate != u64::MAX);
-    set.set(rate, sockopt::set_max_pacing_rate)?;
+    socket_rows(set, options, When::Connected)?;
     congestion(set, options)?;
     if let Some(linger) = options.linger.filter(|linger| linger.on) {
         let result = sockopt::set_linger(set.fd, Some(linger.seconds));
@@ -300,7 +303,9 @@ fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
         )?;
         set.set_unless_off(Some(keep.on), sockopt::set_keep_alive)?;
     }
-    rarer(set, options)?;
+    set.set_unless_off(options.receive_timeout, sockopt::set_receive_timeout)?;
+    set.set_unless_off(options.send_timeout, sockopt::set_send_timeout)?;
+    timestamps(set, options)?;
     peek_offset_is_known(set, options)?;
     if options.shut_read == Some(true) {
         set.done(flags::shut_read(set.fd), || "SHUT_RD".to_owned())?;
@@ -317,74 +322,7 @@ fn congestion(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSe
     if has.as_deref() == Some(name) {
         return Ok(());
     }
-    set.set(Some(name), sockopt::set_congestion)
-}
-
-fn received_beside(set: &mut Setter<'_>, ip: &IpImage) -> Result<(), NotSet> {
-    if ip.flow.is_ipv4() {
-        set.set_unless_off(ip.receive_errors, sockopt::set_receive_errors)?;
-        set.set_unless_off(ip.receive_packet_info, sockopt::set_receive_packet_info)?;
-        set.set_unless_off(ip.receive_ttl, sockopt::set_receive_ttl)?;
-        set.set_unless_off(ip.receive_tos, sockopt::set_receive_tos)?;
-    }
-    set.set_unless_off(ip.local_port_range, sockopt::set_local_port_range)?;
-    if ip.family != SocketFamily::Ipv4 {
-        set.set_unless_off(ip.receive_errors_v6, sockopt::set_receive_errors_v6)?;
-        set.set_unless_off(
-            ip.receive_packet_info_v6,
-            sockopt::set_receive_packet_info_v6,
-        )?;
-        set.set_unless_off(ip.receive_hop_limit, sockopt::set_receive_hop_limit)?;
-        set.set_unless_off(ip.receive_traffic_class, sockopt::set_receive_traffic_class)?;
-        set.set_unless_off(ip.receive_flow_info, sockopt::set_receive_flow_info)?;
-        set.set_unless_off(ip.receive_hop_options, sockopt::set_receive_hop_options)?;
-        set.set_unless_off(
-            ip.receive_routing_header,
-            sockopt::set_receive_routing_header,
-        )?;
-        set.set_unless_off(
-            ip.receive_destination_options,
-            sockopt::set_receive_destination_options,
-        )?;
-    }
-    Ok(())
-}
-
-/// `SOCK_TXREHASH_ENABLED`: before Linux 5.18 every timeout changes the hash.
-const TX_REHASH: bool = true;
-
-// What the kernel has built in before Linux 6.15 (`include/net/tcp.h`): TCP_RTO_MAX in milliseconds, TCP_RTO_MIN and
-// TCP_DELACK_MAX in microseconds.
-const RTO_MAX: u32 = 120_000;
-const RTO_MIN: u32 = 200_000;
-const DELAYED_ACK_MAX: u32 = 200_000;
-
-fn rarer(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
-    set.set_unless_off(options.receive_timeout, sockopt::set_receive_timeout)?;
-    set.set_unless_off(options.send_timeout, sockopt::set_send_timeout)?;
-    set.set_unless_off(options.busy_poll, sockopt::set_busy_poll)?;
-    set.set_unless_off(options.prefer_busy_poll, sockopt::set_prefer_busy_poll)?;
-    set.set_unless_off(options.zero_copy, sockopt::set_zero_copy)?;
-    set.set_unless_off(options.select_error_queue, sockopt::set_select_error_queue)?;
-    timestamps(set, options)?;
-    set.set_or_fixed(options.tx_rehash, TX_REHASH, sockopt::set_tx_rehash)?;
-    set.set_unless_off(options.defer_accept, sockopt::set_defer_accept)?;
-    set.set_unless_off(
-        options.thin_linear_timeouts,
-        sockopt::set_thin_linear_timeouts,
-    )?;
-    set.set_unless_off(options.tx_delay, sockopt::set_tx_delay)?;
-    set.set_unless_off(options.inq, sockopt::set_inq)?;
-    let rto_max = set.other(options.rto_max, |fresh| fresh.rto_max);
-    set.set_or_fixed(rto_max, RTO_MAX, sockopt::set_rto_max)?;
-    let rto_min = set.other(options.rto_min, |fresh| fresh.rto_min);
-    set.set_or_fixed(rto_min, RTO_MIN, sockopt::set_rto_min)?;
-    let delayed_ack_max = set.other(options.delayed_ack_max, |fresh| fresh.delayed_ack_max);
-    set.set_or_fixed(
-        delayed_ack_max,
-        DELAYED_ACK_MAX,
-        sockopt::set_delayed_ack_max,
-    )
+    set.set_name(Some(name), sockopt::set_congestion)
 }
 
 fn timestamps(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
@@ -424,10 +362,7 @@ pub(crate) fn alive(fd: BorrowedFd<'_>, options: &SocketOptions, not_set: &mut V
 
 fn set_alive(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     buffers(set, options)?;
-    set.set(options.window_clamp, sockopt::set_window_clamp)?;
-    set.set_unless_off(options.cork, sockopt::set_cork)?;
-    // The kernel switches it off by itself, for instance when the peer closes.
-    set.set(options.quick_ack, sockopt::set_quick_ack)?;
+    socket_rows(set, options, When::Alive)?;
     match peek_offset(options).map(|at| sockopt::set_peek_offset(set.fd, at)) {
         // Refused or left out before (`peek_offset_is_known`).
         None | Some(Err(Error::Unsupported { .. })) => {}
@@ -516,6 +451,9 @@ mod tests {
 
     use super::*;
 
+    /// Of kernels before Linux 6.15.
+    const RTO_MAX: u32 = 120_000;
+
     fn unknown<T>(_: BorrowedFd<'_>, _: T) -> Result<(), Error> {
         let source = std::io::Error::from_raw_os_error(crate::options::ERRNO_NOPROTOOPT);
         let call = "setsockopt(TCP_RTO_MAX_MS)";
@@ -526,7 +464,7 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").expect("a socket");
         let mut not_set = Vec::new();
         let mut set = Setter::new(socket.as_fd(), policy, &mut not_set);
-        let done = set.set_or_fixed(value, RTO_MAX, unknown);
+        let done = set.row_by(value, Default::Fixed(RTO_MAX), unknown);
         (done, not_set)
     }
 

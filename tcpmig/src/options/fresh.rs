@@ -87,6 +87,20 @@ pub(crate) fn fresh(namespace: Option<u64>, family: SocketFamily) -> Option<Fres
 }
 
 impl Fresh {
+    /// The value of an option by its name, for the rows of the table.
+    pub(super) fn number(&self, option: &str) -> Option<u32> {
+        match option {
+            "IP_MTU_DISCOVER" => self.mtu_discover.map(i32::cast_unsigned),
+            "IPV6_MTU_DISCOVER" => self.mtu_discover_v6.map(i32::cast_unsigned),
+            "TCP_LINGER2" => Some(self.linger2.cast_unsigned()),
+            "TCP_SYNCNT" => Some(self.syn_count),
+            "TCP_RTO_MAX_MS" => self.rto_max,
+            "TCP_RTO_MIN_US" => self.rto_min,
+            "TCP_DELACK_MAX_US" => self.delayed_ack_max,
+            _ => None,
+        }
+    }
+
     fn read(closed: &ClosedSocket, is_v6: bool) -> Result<Self> {
         let fd = closed.as_fd();
         let mtu_discover_v6 = is_v6.then(|| sockopt::mtu_discover_v6(fd)).transpose()?;

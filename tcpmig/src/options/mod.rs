@@ -36,6 +36,7 @@
 mod apply;
 mod fresh;
 mod read;
+mod rows;
 
 use std::fmt;
 

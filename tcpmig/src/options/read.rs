@@ -5,30 +5,56 @@ use std::os::fd::BorrowedFd;
 
 use tcpmig_format::{
     FilterInstruction, FourTuple, IpImage, KeepAlive, Linger, Octets, SocketFamily, SocketOptions,
+    ip_fields, socket_fields,
 };
 use tcpmig_sys::ends::Ends;
+use tcpmig_sys::options::KnownOption;
 use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, flags, netns, sockopt};
 
+use super::rows::{self, Carried, Default, Of, carried, known};
 use crate::capture::CaptureError;
 use crate::inject::INJECT_MARK;
 
-/// An option of newer kernels: `None` where it does not exist.
-fn known<T>(value: Result<T, Error>) -> Result<Option<T>, Error> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(Error::Unsupported { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+macro_rules! read_row {
+    ($fd:ident $has:ident $place:expr, $plain:ident { $option:literal $of:ident, $when:ident, $default:ident $(($value:expr))? }) => {{
+        const OPTION: &KnownOption = carried($option, <$plain as Carried>::KIND);
+        if $has(Of::$of) {
+            $place = rows::read($fd, OPTION, Default::$default $(($value))?)?;
+        }
+    }};
+    // Below, each in its way.
+    ($fd:ident $has:ident $place:expr, $($plain:ident)? { own }) => {};
 }
+
+macro_rules! ip_rows {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+        /// What the rows of the table say, of the options that the socket has.
+        fn ip_rows(fd: BorrowedFd<'_>, has: impl Fn(Of) -> bool, ip: &mut IpImage) -> Result<(), Error> {
+            $(read_row!(fd has ip.$name, $($plain)? $restored);)*
+            Ok(())
+        }
+    };
+}
+ip_fields!(ip_rows);
+
+macro_rules! socket_rows {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
+        /// As [`ip_rows`]: every socket has these options.
+        fn socket_rows(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Error> {
+            let has = |_| true;
+            $(read_row!(fd has options.$name, $($plain)? $restored);)*
+            Ok(())
+        }
+    };
+}
+socket_fields!(socket_rows);
 
 /// An option that a new socket of any host has at 0 or off: carried if it is not.
-fn unless_off<T: PartialEq + Default>(value: Result<T, Error>) -> Result<Option<T>, Error> {
+fn unless_off<T: PartialEq + std::default::Default>(
+    value: Result<T, Error>,
+) -> Result<Option<T>, Error> {
     Ok(known(value)?.filter(|value| *value != T::default()))
-}
-
-fn octet(value: i32) -> Option<u8> {
-    u8::try_from(value).ok()
 }
 
 /// Addresses, and the options that belong to them.
@@ -41,8 +67,15 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
         (false, false) => SocketFamily::Ipv6,
     };
     let mut ip = IpImage::new(flow, family);
+    let has = |of| match of {
+        Of::Any => true,
+        Of::Ipv4 => flow.is_ipv4(),
+        Of::Ipv6 => family != SocketFamily::Ipv4,
+    };
+    ip_rows(fd, has, &mut ip)?;
     if flow.is_ipv4() {
-        of_ipv4_packets(fd, &mut ip)?;
+        let options = Octets::from(sockopt::ip_options(fd)?);
+        ip.ip_options = Some(options).filter(|all| !all.is_empty());
     }
     if family == SocketFamily::Ipv4 {
         ip.transparent = sockopt::transparent(fd)?;
@@ -50,8 +83,6 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     } else {
         of_ipv6_socket(fd, &mut ip)?;
     }
-    ip.bind_address_no_port = unless_off(sockopt::bind_address_no_port(fd))?;
-    ip.local_port_range = unless_off(sockopt::local_port_range(fd))?;
     if let SocketAddr::V6(address) = local
         && address.scope_id() != 0
     {
@@ -68,28 +99,9 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     Ok(ip)
 }
 
-fn of_ipv4_packets(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
-    ip.ttl = octet(sockopt::ttl(fd)?);
-    ip.tos = octet(sockopt::tos(fd)?);
-    ip.mtu_discover = octet(sockopt::mtu_discover(fd)?);
-    ip.min_ttl = unless_off(sockopt::min_ttl(fd))?.and_then(octet);
-    ip.ip_options = Some(Octets::from(sockopt::ip_options(fd)?)).filter(|all| !all.is_empty());
-    ip.receive_errors = unless_off(sockopt::receive_errors(fd))?;
-    ip.receive_packet_info = unless_off(sockopt::receive_packet_info(fd))?;
-    ip.receive_ttl = unless_off(sockopt::receive_ttl(fd))?;
-    ip.receive_tos = unless_off(sockopt::receive_tos(fd))?;
-    Ok(())
-}
-
 fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
-    ip.v6_only = Some(sockopt::v6_only(fd)?);
-    ip.hop_limit = octet(sockopt::hop_limit(fd)?);
-    ip.traffic_class = octet(sockopt::traffic_class(fd)?);
     ip.transparent = sockopt::transparent_v6(fd)?;
     ip.freebind = sockopt::freebind_v6(fd)?;
-    ip.mtu_discover_v6 = octet(sockopt::mtu_discover_v6(fd)?);
-    ip.min_hop_limit = unless_off(sockopt::min_hop_limit(fd))?.and_then(octet);
-    ip.auto_flow_label = known(sockopt::auto_flow_label(fd))?;
     ip.flow_info_send = unless_off(sockopt::flow_info_send(fd))?;
     match known(sockopt::flow_label(fd))?.flatten() {
         Some(FlowLabel::Leased { label, share }) => {
@@ -102,14 +114,6 @@ fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
         }
         None => {}
     }
-    ip.receive_errors_v6 = unless_off(sockopt::receive_errors_v6(fd))?;
-    ip.receive_packet_info_v6 = unless_off(sockopt::receive_packet_info_v6(fd))?;
-    ip.receive_hop_limit = unless_off(sockopt::receive_hop_limit(fd))?;
-    ip.receive_traffic_class = unless_off(sockopt::receive_traffic_class(fd))?;
-    ip.receive_flow_info = unless_off(sockopt::receive_flow_info(fd))?;
-    ip.receive_hop_options = unless_off(sockopt::receive_hop_options(fd))?;
-    ip.receive_routing_header = unless_off(sockopt::receive_routing_header(fd))?;
-    ip.receive_destination_options = unless_off(sockopt::receive_destination_options(fd))?;
     Ok(())
 }
 
@@ -118,10 +122,6 @@ pub(crate) fn socket(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> 
     let linger = sockopt::linger(fd)?;
     let mut options = SocketOptions {
         reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
-        reuse_port: Some(sockopt::reuse_port(fd)?),
-        no_delay: Some(sockopt::no_delay(fd)?),
-        cork: Some(sockopt::cork(fd)?),
-        oob_inline: Some(sockopt::oob_inline(fd)?),
         non_blocking: Some(flags::non_blocking(fd)?),
         close_on_exec: Some(flags::close_on_exec(fd)?),
         keep_alive: Some(KeepAlive {
@@ -137,44 +137,19 @@ pub(crate) fn socket(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> 
         receive_buffer: Some(sockopt::receive_buffer(fd)?),
         send_buffer: Some(sockopt::send_buffer(fd)?),
         buffer_lock: known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok()),
-        receive_low_water: Some(sockopt::receive_low_water(fd)?),
         congestion: Some(sockopt::congestion(fd)?),
-        user_timeout: Some(sockopt::user_timeout(fd)?),
-        not_sent_low_water: Some(sockopt::not_sent_low_water(fd)?),
-        quick_ack: Some(sockopt::quick_ack(fd)?),
-        linger2: Some(sockopt::linger2(fd)?),
-        syn_count: Some(sockopt::syn_count(fd)?),
-        window_clamp: Some(sockopt::window_clamp(fd)?),
-        max_pacing_rate: Some(sockopt::max_pacing_rate(fd)?),
         shut_read: Some(flags::read_shut(fd)?),
+        receive_timeout: unless_off(sockopt::receive_timeout(fd))?,
+        send_timeout: unless_off(sockopt::send_timeout(fd))?,
+        filter: filter(fd)?,
+        lock_filter: unless_off(sockopt::lock_filter(fd))?,
+        // Off is -1.
+        peek_offset: known(sockopt::peek_offset(fd))?.and_then(|at| u32::try_from(at).ok()),
         ..SocketOptions::default()
     };
-    rarer(fd, &mut options)?;
-    options.filter = filter(fd)?;
+    socket_rows(fd, &mut options)?;
+    timestamps(fd, &mut options)?;
     Ok(options)
-}
-
-fn rarer(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Error> {
-    options.receive_timeout = unless_off(sockopt::receive_timeout(fd))?;
-    options.send_timeout = unless_off(sockopt::send_timeout(fd))?;
-    options.lock_filter = unless_off(sockopt::lock_filter(fd))?;
-    // Off is -1.
-    options.peek_offset = known(sockopt::peek_offset(fd))?.and_then(|at| u32::try_from(at).ok());
-    options.dont_route = unless_off(sockopt::dont_route(fd))?;
-    options.busy_poll = unless_off(sockopt::busy_poll(fd))?;
-    options.prefer_busy_poll = unless_off(sockopt::prefer_busy_poll(fd))?;
-    options.zero_copy = unless_off(sockopt::zero_copy(fd))?;
-    options.select_error_queue = unless_off(sockopt::select_error_queue(fd))?;
-    timestamps(fd, options)?;
-    options.tx_rehash = known(sockopt::tx_rehash(fd))?;
-    options.defer_accept = unless_off(sockopt::defer_accept(fd))?;
-    options.thin_linear_timeouts = unless_off(sockopt::thin_linear_timeouts(fd))?;
-    options.tx_delay = unless_off(sockopt::tx_delay(fd))?;
-    options.inq = unless_off(sockopt::inq(fd))?;
-    options.rto_max = known(sockopt::rto_max(fd))?;
-    options.rto_min = known(sockopt::rto_min(fd))?;
-    options.delayed_ack_max = known(sockopt::delayed_ack_max(fd))?;
-    Ok(())
 }
 
 /// Each variant reads as off while the other one is on.

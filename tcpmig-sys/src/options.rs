@@ -1,0 +1,90 @@
+//! What becomes of every option of a socket when its connection moves.
+//!
+//! The tables [`SOCKET`], [`IP`], [`IPV6`] and [`TCP`] have each option that Linux 6.18 knows, with its [`Fate`]. They are
+//! the tables from which the functions of [`sockopt`] are made, and [`check`] refuses a connection by them.
+
+use std::os::fd::BorrowedFd;
+
+pub use crate::sockopt::table::{Fate, IP, IPV6, Kind, KnownOption, Level, SOCKET, TCP, all};
+
+use crate::error::{Error, NotMigratable, Result};
+use crate::sockets::diag;
+use crate::{raw, sockopt};
+
+/// Refuses a connection that uses an option which the tables call [`Fate::Refused`], without touching it.
+///
+/// Only `sock_diag` tells of MD5 keys, in about 9 µs, so this is apart from [`repair::check`](crate::repair::check), which
+/// is run again when a connection is frozen. The thread has to be in the network namespace of the socket. A kernel
+/// without `CONFIG_INET_TCP_DIAG` tells nothing of the keys, and nothing is refused for them then.
+///
+/// # Errors
+///
+/// [`Error::NotMigratable`] with the reason; [`Error::Call`].
+pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
+    refuse(fd, |_| true)
+}
+
+/// As [`check`], of a connection that [`repair::check`](crate::repair::check) has found movable: without what that has seen.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_further(fd: BorrowedFd<'_>) -> Result<()> {
+    refuse(fd, |option| !SEEN_BY_CHECK.contains(&option.name))
+}
+
+/// What [`repair::check`](crate::repair::check) refuses.
+const SEEN_BY_CHECK: [&str; 3] = ["TCP_AO_INFO", "TCP_REPAIR", "TCP_ULP"];
+
+fn refuse(fd: BorrowedFd<'_>, looks_at: impl Fn(&KnownOption) -> bool) -> Result<()> {
+    let is_v6 = sockopt::domain(fd)? == libc::AF_INET6;
+    let refused = all().filter(|option| option.fate == Fate::Refused);
+    for option in refused.filter(|option| is_v6 || option.level != Level::Ipv6) {
+        if looks_at(option)
+            && let Some(reason) = used(fd, option)?
+        {
+            return Err(reason.into());
+        }
+    }
+    Ok(())
+}
+
+/// How the use of each option that is refused is found out.
+fn used(fd: BorrowedFd<'_>, option: &KnownOption) -> Result<Option<NotMigratable>> {
+    let reason = |used: bool, reason| Ok(used.then_some(reason));
+    match option.name {
+        "SO_ATTACH_BPF" => reason(has_bpf(fd)?, NotMigratable::Option(option.name)),
+        "TCP_MD5SIG" => reason(diag::has_md5(fd)?, NotMigratable::Md5),
+        "TCP_AO_INFO" => reason(diag::has_ao(fd)?, NotMigratable::Ao),
+        "TCP_REPAIR" => reason(sockopt::repair(fd)?, NotMigratable::UnderRepair),
+        "TCP_ULP" => reason(
+            sockopt::upper_layer(fd)?.is_some(),
+            NotMigratable::UpperLayer,
+        ),
+        // Seen by the ones before and the headers.
+        "TCP_MD5SIG_EXT" | "TCP_AO_ADD_KEY" | "IPV6_2292PKTOPTIONS" => Ok(None),
+        // What is read is empty unless it was set.
+        _ => reason(has_content(fd, option)?, NotMigratable::Option(option.name)),
+    }
+}
+
+fn has_bpf(fd: BorrowedFd<'_>) -> Result<bool> {
+    match sockopt::filter(fd) {
+        Ok(_) => Ok(false),
+        // The kernel has no classic instructions to hand out.
+        Err(error) if error.errno() == Some(libc::EACCES) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn has_content(fd: BorrowedFd<'_>, option: &KnownOption) -> Result<bool> {
+    // A header of IPv6 has at most 2048 octets; the kernel cuts off what is too long.
+    let mut octets = [0; 8];
+    let (level, number) = (option.level.number(), option.number);
+    match raw::get_octets(fd, level, number, "getsockopt(sticky header)", &mut octets) {
+        Ok(len) => Ok(len > 0),
+        // A kernel without the option.
+        Err(Error::Unsupported { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
