@@ -8,13 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::net::{Connection, Host, expect, switch};
-use common::{eventually, isolated};
+use common::{eventually, ip, isolated, without_a_say};
 use tcpmig_lock::address::{self, Adopted, Taken, Yielded};
 use tcpmig_lock::{LockError, Locker, Nftables};
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
 
 fn shown(host: &Host, arguments: &str) -> String {
     let run = || {
@@ -210,8 +206,10 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 #[test]
 fn without_privileges_the_error_says_what_is_missing() {
     const NAME: &str = "without_privileges_the_error_says_what_is_missing";
-    const DENIED: &str = "TCPMIG_LOCK_TEST_DENIED";
-    if std::env::var_os(DENIED).is_some() {
+    let set_up = || {
+        common::net::ip("link set lo up");
+    };
+    without_a_say(NAME, set_up, || {
         let errors = [
             Adopted::new(ip("2001:db8::5")).map(drop).unwrap_err(),
             Taken::new(ip("192.0.2.1"), 32, "lo").map(drop).unwrap_err(),
@@ -220,22 +218,5 @@ fn without_privileges_the_error_says_what_is_missing() {
         for error in errors {
             assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
         }
-        return;
-    }
-    isolated(NAME, || {
-        common::net::ip("link set lo up");
-        // A user namespace of its own has no say in a network namespace that it does not own.
-        let test = Command::new("unshare")
-            .arg("-U")
-            .arg(std::env::current_exe().unwrap())
-            .args([NAME, "--exact", "--nocapture"])
-            .env(DENIED, "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&test.stdout);
-        assert!(
-            test.status.success() && text.contains("1 passed"),
-            "{test:?}"
-        );
     });
 }

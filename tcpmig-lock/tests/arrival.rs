@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use common::capture::{Capture, PSH, RST, Segment};
-use common::isolated;
 use common::net::{Connection, Host, eventually, expect, expect_nothing, send, switch};
+use common::{ip, isolated};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{LockError, Locker, Nftables};
 
@@ -22,10 +22,6 @@ struct Net {
     switch: Host,
     #[allow(dead_code)] // Held.
     adopted: [Adopted; 2],
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }
 
 /// Service address and target address of each family.

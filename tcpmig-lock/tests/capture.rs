@@ -4,30 +4,19 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::capture::Capture;
-use common::net::{Connection, Host, expect, expect_nothing, link};
-use common::{Ends, eventually, isolated, slowed};
+use common::net::{Connection, Host, expect, expect_nothing};
+use common::{Ends, addresses, eventually, hosts, isolated, slowed};
 use tcpmig_lock::{
     EntryKind, FourTuple, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Packet, Redirect,
 };
 
 const LEASE: Duration = Duration::from_secs(60);
 const BUFFER: usize = 8 << 20;
-
-fn addresses() -> [IpAddr; 2] {
-    ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]
-}
-
-fn hosts() -> (Host, Host) {
-    let (server, client) = (Host::new(), Host::new());
-    link(&server, &client);
-    (server, client)
-}
 
 fn capturing(host: &Host, buffer: usize) -> Nftables {
     host.run(|| Nftables::new().unwrap().capturing(buffer).unwrap())

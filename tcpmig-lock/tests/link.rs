@@ -3,19 +3,14 @@
 
 mod common;
 
-use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use common::net::{Connection, Host, expect, link, send, switch};
-use common::{eventually, isolated, slowed};
+use common::{eventually, ip, isolated, slowed, without_a_say};
 use tcpmig_lock::{FourTuple, Link, LockError, Locker, Unplug};
 
 const LEASE: Duration = Duration::from_secs(60);
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
 
 fn flow() -> FourTuple {
     "10.0.0.1:80,10.0.0.9:1025".parse().unwrap()
@@ -398,29 +393,14 @@ fn a_device_that_went_away_is_swept() {
 #[test]
 fn without_privileges_the_error_says_what_is_missing() {
     const NAME: &str = "without_privileges_the_error_says_what_is_missing";
-    const DENIED: &str = "TCPMIG_LOCK_TEST_DENIED";
-    if std::env::var_os(DENIED).is_some() {
+    let set_up = || {
+        common::net::ip("link add veth0 type veth peer name veth1");
+        common::net::ip("link set veth0 up");
+    };
+    without_a_say(NAME, set_up, || {
         let locker = Link::new("veth0", Unplug::Down).unwrap();
         let error = locker.lock(&[flow()], LEASE).map(drop).unwrap_err();
         assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
         assert_eq!(locker.list().unwrap(), []);
-        return;
-    }
-    isolated(NAME, || {
-        common::net::ip("link add veth0 type veth peer name veth1");
-        common::net::ip("link set veth0 up");
-        // A user namespace of its own has no say in a network namespace that it does not own.
-        let test = Command::new("unshare")
-            .arg("-U")
-            .arg(std::env::current_exe().unwrap())
-            .args([NAME, "--exact", "--nocapture"])
-            .env(DENIED, "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&test.stdout);
-        assert!(
-            test.status.success() && text.contains("1 passed"),
-            "{test:?}"
-        );
     });
 }

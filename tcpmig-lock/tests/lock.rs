@@ -4,42 +4,20 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::net::{Connection, Host, expect, expect_nothing, link, send};
-use common::{isolated, slowed};
-use tcpmig_lock::{
-    Backend, EntryKind, FourTuple, LockError, LockGuard, Locker, Nftables, Redirect,
-};
+use common::net::{Connection, expect, expect_nothing, send};
+use common::{addresses, flows, isolated, locking_hosts, slowed};
+use tcpmig_lock::{Backend, EntryKind, LockError, LockGuard, Locker, Nftables, Redirect};
 
 const LEASE: Duration = Duration::from_secs(60);
-
-fn addresses() -> [IpAddr; 2] {
-    ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]
-}
-
-/// Two hosts, the first with a locker in its namespace.
-fn hosts() -> (Host, Host, Nftables) {
-    let (server, client) = (Host::new(), Host::new());
-    link(&server, &client);
-    let locker = server.run(|| Nftables::new().unwrap());
-    (server, client, locker)
-}
-
-fn flows(count: u16) -> Vec<FourTuple> {
-    let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
-    (0..count)
-        .map(|number| flow(number).parse().unwrap())
-        .collect()
-}
 
 #[test]
 fn a_locked_flow_is_silent_both_ways_until_unlocked() {
     isolated("a_locked_flow_is_silent_both_ways_until_unlocked", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         for address in addresses() {
             let mut flow = Connection::new(&server, &client, address);
             let mut neighbour = Connection::new(&server, &client, address);
@@ -62,7 +40,7 @@ fn a_locked_flow_is_silent_both_ways_until_unlocked() {
 #[test]
 fn flows_of_both_families_are_locked_in_one_call() {
     isolated("flows_of_both_families_are_locked_in_one_call", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let mut connections = addresses().map(|address| Connection::new(&server, &client, address));
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
         let flows = connections.each_ref().map(Connection::flow);
@@ -85,7 +63,7 @@ fn flows_of_both_families_are_locked_in_one_call() {
 #[test]
 fn a_lease_ends_by_itself() {
     isolated("a_lease_ends_by_itself", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut guard = locker
             .lock(&[flow.flow()], Duration::from_millis(300))
@@ -202,7 +180,7 @@ fn dropping_unlocks_and_leaving_does_not() {
 #[test]
 fn ten_thousand_flows_in_one_call() {
     isolated("ten_thousand_flows_in_one_call", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         locker.prepare().unwrap();
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
         for count in [1, 1000, 10_000] {
@@ -236,7 +214,7 @@ fn ten_thousand_flows_in_one_call() {
 #[test]
 fn packets_with_an_exempt_mark_pass() {
     isolated("packets_with_an_exempt_mark_pass", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let locker = locker.exempt_mark(7);
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
@@ -255,7 +233,7 @@ fn packets_with_an_exempt_mark_pass() {
 #[test]
 fn a_guard_works_from_any_namespace() {
     isolated("a_guard_works_from_any_namespace", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut guard = client.run(|| locker.lock(&[flow.flow()], LEASE).unwrap());
         client.run(|| guard.renew(LEASE).unwrap());
@@ -283,7 +261,7 @@ fn a_killed_holder_leaves_its_lock_to_the_lease() {
         }
     }
     isolated(NAME, || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
         let mut holder = server.run(|| {
@@ -338,7 +316,7 @@ fn handles_and_guards_go_between_threads() {
 #[test]
 fn a_handle_can_be_opened_in_another_namespace() {
     isolated("a_handle_can_be_opened_in_another_namespace", || {
-        let (server, client, here) = hosts();
+        let (server, client, here) = locking_hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let namespace = server.run(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
         for name in ["nftables", "iptables"] {

@@ -3,15 +3,9 @@
 
 mod common;
 
-use std::net::IpAddr;
-
-use common::isolated;
 use common::net::{Host, switch};
+use common::{ip, isolated};
 use tcpmig_lock::{LockError, NextHop, Nftables, route};
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
 
 /// This host's own address, a neighbour's, and the peer's, of each family.
 const FAMILIES: [[&str; 3]; 2] = [

@@ -3,42 +3,22 @@
 
 mod common;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use common::net::{Connection, Host, expect, expect_nothing, link, send};
-use common::{eventually, isolated, slowed};
+use common::net::{Connection, Host, expect, expect_nothing, send};
+use common::{addresses, eventually, flows, isolated, locking_hosts, slowed};
 use tcpmig_lock::{FourTuple, LockError, LockGuard, Locker, Nftables};
 
 const LEASE: Duration = Duration::from_secs(60);
 
-fn addresses() -> [IpAddr; 2] {
-    ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]
-}
-
-/// Two hosts, the first with a locker in its namespace.
-fn hosts() -> (Host, Host, Nftables) {
-    let (server, client) = (Host::new(), Host::new());
-    link(&server, &client);
-    let locker = server.run(|| Nftables::new().unwrap());
-    (server, client, locker)
-}
-
-fn flows(count: u16) -> Vec<FourTuple> {
-    let flow = |number: u16| format!("10.0.0.1:80,10.{}.{}.9:1025", number >> 8, number & 255);
-    (0..count)
-        .map(|number| flow(number).parse().unwrap())
-        .collect()
-}
-
 #[test]
 fn a_table_that_somebody_removed_is_made_again() {
     isolated("a_table_that_somebody_removed_is_made_again", || {
-        let (server, client, locker) = hosts();
+        let (server, client, locker) = locking_hosts();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
         let mut neighbour = Connection::new(&server, &client, addresses()[0]);
         let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
-        nft(&server, "flush ruleset");
+        server.nft("flush ruleset");
         guard.unlock().unwrap();
         let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
         send(&mut flow.client, b'x');
@@ -54,11 +34,11 @@ fn a_table_without_its_rules_is_made_right_by_the_next_handle() {
     isolated(
         "a_table_without_its_rules_is_made_right_by_the_next_handle",
         || {
-            let (server, client, locker) = hosts();
+            let (server, client, locker) = locking_hosts();
             let mut flow = Connection::new(&server, &client, addresses()[0]);
             let mut neighbour = Connection::new(&server, &client, addresses()[0]);
             locker.prepare().unwrap();
-            nft(&server, "flush table inet tcpmig");
+            server.nft("flush table inet tcpmig");
             let other = server.run(|| Nftables::new().unwrap());
             let _guard = other.lock(&[flow.flow()], LEASE).unwrap();
             send(&mut flow.client, b'x');
@@ -71,9 +51,9 @@ fn a_table_without_its_rules_is_made_right_by_the_next_handle() {
 #[test]
 fn a_table_of_somebody_else_is_refused() {
     isolated("a_table_of_somebody_else_is_refused", || {
-        let (server, _client, locker) = hosts();
-        nft(&server, "add table inet tcpmig");
-        nft(&server, "add set inet tcpmig locked4 { type ipv4_addr; }");
+        let (server, _client, locker) = locking_hosts();
+        server.nft("add table inet tcpmig");
+        server.nft("add set inet tcpmig locked4 { type ipv4_addr; }");
         let error = locker.lock(&flows(1), LEASE).unwrap_err();
         assert!(matches!(error, LockError::ForeignTable { .. }), "{error}");
     });
@@ -82,9 +62,9 @@ fn a_table_of_somebody_else_is_refused() {
 #[test]
 fn nft_shows_the_tables() {
     isolated("nft_shows_the_tables", || {
-        let (server, _client, locker) = hosts();
+        let (server, _client, locker) = locking_hosts();
         let _guard = locker.lock(&flows(1), LEASE).unwrap();
-        let text = nft(&server, "list ruleset");
+        let text = server.nft("list ruleset");
         assert!(text.contains("10.0.0.9 . 1025 . 10.0.0.1 . 80"), "{text}");
         assert!(text.contains("comment \"pid "), "{text}");
         assert!(
@@ -126,7 +106,7 @@ fn sweep_removes_what_is_empty_and_nothing_else() {
 #[test]
 fn an_owned_table_is_changed_by_its_owner_only() {
     isolated("an_owned_table_is_changed_by_its_owner_only", || {
-        let (server, client, plain) = hosts();
+        let (server, client, plain) = locking_hosts();
         let open = || server.run(|| Nftables::with_owned_table("mine").unwrap());
         let owner = open();
         let mut flow = Connection::new(&server, &client, addresses()[0]);
@@ -154,7 +134,7 @@ fn an_owned_table_is_changed_by_its_owner_only() {
         // They see it, though.
         assert_eq!(second.list().unwrap().len(), 1);
         drop(plain.lock(&[other_flow], LEASE).unwrap());
-        nft(&server, "flush ruleset");
+        server.nft("flush ruleset");
         assert_eq!(plain.list().unwrap(), []);
         send(&mut flow.client, b'x');
         neighbour.ping();
@@ -181,7 +161,7 @@ fn an_owned_table_is_changed_by_its_owner_only() {
 #[test]
 fn a_dead_owner_is_swept_by_anybody() {
     isolated("a_dead_owner_is_swept_by_anybody", || {
-        let (server, _client, _) = hosts();
+        let (server, _client, _) = locking_hosts();
         let owner = server.run(|| Nftables::with_owned_table("mine").unwrap());
         owner
             .lock(&flows(1), Duration::from_millis(300))
@@ -236,10 +216,10 @@ fn many_handles_at_once() {
         });
         let locker = host.run(|| Nftables::new().unwrap());
         assert_eq!(locker.list().unwrap().len(), flows.len());
-        assert_eq!(nft(&host, "list chains").matches("capture-").count(), 4);
+        assert_eq!(host.nft("list chains").matches("capture-").count(), 4);
         drop(guards);
         assert_eq!(locker.list().unwrap(), []);
-        assert_eq!(nft(&host, "list chains").matches("capture-").count(), 0);
+        assert_eq!(host.nft("list chains").matches("capture-").count(), 0);
     });
 }
 
@@ -261,19 +241,4 @@ fn without_privileges_the_error_says_what_is_missing() {
         assert!(matches!(error, LockError::NoPermission { .. }), "{error}");
         assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
     }
-}
-/// `nft` in a host's namespace.
-fn nft(host: &Host, command: &str) -> String {
-    let output = host.run(|| {
-        std::process::Command::new("nft")
-            .arg(command)
-            .output()
-            .expect("run nft(8)")
-    });
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && error.is_empty(),
-        "nft {command}: {error}"
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }

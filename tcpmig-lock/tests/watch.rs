@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::capture::{Capture, RST};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, isolated, slowed};
+use common::{eventually, families, isolated, slowed};
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{Event, LockError, Locker, Nftables};
@@ -30,18 +30,6 @@ struct Net {
     switch: Host,
     #[allow(dead_code)] // Held.
     adopted: [Adopted; 2],
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-/// Service address, target address and peer address of each family.
-fn families() -> [[IpAddr; 3]; 2] {
-    [
-        [ip("10.0.0.1"), ip("10.0.0.2"), ip("10.0.0.9")],
-        [ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::9")],
-    ]
 }
 
 fn telling(host: &Host) -> (Nftables, Receiver<String>) {
@@ -69,12 +57,9 @@ impl Net {
         source.ip("address add 2001:db8::1/64 dev eth0 nodad");
         let adopted = families().map(|[service, ..]| target.run(|| Adopted::new(service).unwrap()));
         // What arrives there is dropped, as by the future owner's lock.
-        nft(&target, "add table inet silent");
-        nft(
-            &target,
-            "add chain inet silent in { type filter hook prerouting priority -300; }",
-        );
-        nft(&target, "add rule inet silent in tcp dport 1-65535 drop");
+        target.nft("add table inet silent");
+        target.nft("add chain inet silent in { type filter hook prerouting priority -300; }");
+        target.nft("add rule inet silent in tcp dport 1-65535 drop");
         let (locker, told) = telling(&source);
         Self {
             locker,
@@ -121,7 +106,7 @@ impl Net {
     /// heard now.
     fn loses(&self, loss: &str, text: &str) {
         let (rules, held) = (self.rules(), self.locker.list().unwrap().len());
-        nft(&self.source, loss);
+        self.source.nft(loss);
         eventually("everything is there again", || {
             let same = self.locker.list().unwrap().len() == held && self.rules() == rules;
             same.then_some(())
@@ -163,17 +148,6 @@ fn acknowledge(socket: &Socket, [from, to]: [SocketAddr; 2]) {
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     let to = SocketAddr::from((*to.ip(), 0));
     socket.send_to(&segment, &to.into()).unwrap();
-}
-
-/// `nft` in a host's namespace, with a script.
-fn nft(host: &Host, script: &str) -> String {
-    let output = host.run(|| Command::new("nft").arg(script).output().unwrap());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && error.is_empty(),
-        "nft {script}: {error}"
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The ways in which rules of this crate are lost: by a firewall that starts again, and by people.
@@ -272,7 +246,7 @@ fn what_guards_left_to_its_lease_is_set_up_again() {
         }
         // What has ended is not made again.
         net.locker.release(&[moved.flow(), left.flow()]).unwrap();
-        nft(&net.source, "flush ruleset");
+        net.source.nft("flush ruleset");
         let lock = net.locker.lock(&[left.flow()], LEASE).unwrap();
         assert_eq!(net.locker.list().unwrap().len(), 1);
         drop(lock);
@@ -298,7 +272,7 @@ fn what_another_process_ends_is_not_made_again() {
         other.release(&flows[..1]).unwrap();
         let back = other.lock(&flows[1..2], LEASE).unwrap();
         back.release().unwrap();
-        nft(&net.source, "flush ruleset");
+        net.source.nft("flush ruleset");
         let told = net.told.recv_timeout(Duration::from_secs(20));
         assert_eq!(told.expect("it is told"), "1 0");
         let entries = net.locker.list().unwrap();
@@ -323,7 +297,7 @@ fn what_is_checked_is_there_afterwards() {
         let guard = net.locker.lock(&[connection.flow()], LEASE).unwrap();
         let mut redirect = guard.redirect(&hop, LEASE).unwrap();
         for _ in 0..50 {
-            nft(&net.source, "flush ruleset");
+            net.source.nft("flush ruleset");
             redirect.check().unwrap();
             let entries = net.locker.list().unwrap();
             assert_eq!(entries.len(), 1, "{entries:?}");
@@ -392,12 +366,12 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
             guard.redirect(&hop, LEASE * 2).unwrap().leave();
             drop(holder);
             let held = |text: &str| text.matches("comment").count();
-            let before = nft(&net.source, "list ruleset");
+            let before = net.source.nft("list ruleset");
             // Its copy is made within moments, which nobody is told of.
             let mut pause = Duration::from_millis(20);
             loop {
                 std::thread::sleep(pause);
-                nft(&net.source, "flush ruleset");
+                net.source.nft("flush ruleset");
                 let told = net.told.recv_timeout(Duration::from_secs(10));
                 if told.is_ok() && net.locker.list().unwrap().len() == 2 {
                     break;
@@ -410,7 +384,7 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
                 let guard = holder.lock(&flows[1..], LEASE).unwrap();
                 guard.redirect(&hop, LEASE * 2).unwrap().leave();
             }
-            let after = nft(&net.source, "list ruleset");
+            let after = net.source.nft("list ruleset");
             assert_eq!(held(&before), held(&after), "{before} became {after}");
             for entry in net.locker.list().unwrap() {
                 let lease = if entry.flow == flows[0] {
@@ -435,7 +409,7 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
             // What ends meanwhile is not kept.
             net.locker.release(&flows).unwrap();
             eventually("nothing is left", || {
-                nft(&net.source, "flush ruleset");
+                net.source.nft("flush ruleset");
                 net.locker.list().unwrap().is_empty().then_some(())
             });
         }
@@ -465,7 +439,7 @@ fn few_packets_come_before_the_rules_are_back() {
             let mut answers = Capture::new(&net.peer);
             let segments = net.raw();
             std::thread::scope(|scope| {
-                scope.spawn(|| nft(&net.source, "flush ruleset"));
+                scope.spawn(|| net.source.nft("flush ruleset"));
                 let begin = Instant::now();
                 while net.told.try_recv().is_err() {
                     assert!(
@@ -516,7 +490,7 @@ fn locks_that_are_made_while_the_rules_are_removed_are_made() {
                 }
             });
             for _ in 0..30 {
-                nft(&host, "flush ruleset");
+                host.nft("flush ruleset");
                 while made.try_recv().is_ok() {}
                 // Several, so that the last one was begun after the flush.
                 for _ in 0..3 {

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
-use support::{Net, kernel_test, nft, pattern, until};
+use support::{Family, Net, family, kernel_test, nft, pattern, until};
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::repair::{ClosedSocket, FrozenSocket};
@@ -19,7 +19,7 @@ const DROP: &str = "type filter hook prerouting priority raw; meta l4proto tcp d
 /// place in the stream.
 fn an_acknowledgement_that_comes_before(v6: bool) {
     let net = Net::new();
-    let (mut peer, mut server) = net.connect(v6);
+    let (mut peer, mut server) = net.connect(family(v6));
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     let nft_on_a = |rules: String| net.a.run(|| nft(&rules)).unwrap();
     nft_on_a(format!("table inet t {{ chain i {{ {DROP} }}; }}"));
@@ -75,7 +75,7 @@ kernel_test!(an_ipv6_acknowledgement_that_comes_before_activation, || {
 
 kernel_test!(a_connection_that_ended_meanwhile_is_not_activated, || {
     let net = Net::new();
-    let (peer, mut server) = net.connect(false);
+    let (peer, mut server) = net.connect(Family::V4);
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     net.a
         .run(|| nft(&format!("table inet t {{ chain i {{ {DROP} }}; }}")))

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use support::{Net, kernel_test, pattern, until};
+use support::{Net, family, kernel_test, pattern, until};
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::calls;
@@ -29,7 +29,7 @@ struct Talk {
 
 impl Talk {
     fn new(net: &Net, v6: bool) -> (Self, OwnedFd) {
-        let (peer, server) = net.connect(v6);
+        let (peer, server) = net.connect(family(v6));
         let server = OwnedFd::from(server);
         sockopt::set_keep_alive(server.as_fd(), true).unwrap();
         sockopt::set_user_timeout(server.as_fd(), 30_000).unwrap();
@@ -243,7 +243,7 @@ kernel_test!(what_is_not_activated_leaves_nothing_v6, || {
 /// What an idle connection costs, in calls: more are noticed here.
 fn an_idle_connection_takes_few_calls(v6: bool) {
     let net = Net::new();
-    let (_peer, server) = net.connect(v6);
+    let (_peer, server) = net.connect(family(v6));
     let ends = Ends::of(server.as_fd()).unwrap();
     let (frozen, source) = net
         .a

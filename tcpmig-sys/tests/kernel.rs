@@ -6,9 +6,8 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
-use support::{Net, kernel_test, nft, pattern};
+use support::{Family, Net, family, kernel_test, nft, pattern, until};
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::repair::{self, ClosedSocket, FrozenSocket, QueueStart, Snapshot, write_unsent};
@@ -45,7 +44,7 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
 
 /// Moves a connection with `queued` octets waiting each way from host A to host B.
 fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
-    let (mut peer, server) = net.connect(v6);
+    let (mut peer, server) = net.connect(family(v6));
     let server: OwnedFd = server.into();
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
 
@@ -149,7 +148,7 @@ kernel_test!(queues_of_several_mebibytes_move, || {
 kernel_test!(dropping_a_frozen_connection_thaws_it, || {
     let net = Net::new();
     for reuse in [0, 1] {
-        let (mut peer, mut server) = net.connect(false);
+        let (mut peer, mut server) = net.connect(Family::V4);
         sockopt::set_reuse_addr(server.as_fd(), reuse).unwrap();
         let twin = server.try_clone().unwrap();
         peer.write_all(b"before").unwrap();
@@ -168,7 +167,7 @@ kernel_test!(dropping_a_frozen_connection_thaws_it, || {
 
 kernel_test!(discarding_sends_nothing, || {
     let net = Net::new();
-    let (mut peer, server) = net.connect(false);
+    let (mut peer, server) = net.connect(Family::V4);
     net.peer
         .run(|| nft("table inet t { counter n { }; chain i { type filter hook prerouting priority raw; tcp flags & (fin | rst) != 0 counter name n; }; }"))
         .unwrap();
@@ -185,13 +184,10 @@ kernel_test!(discarding_sends_nothing, || {
     assert_eq!(info(twin.as_fd()).unwrap().state, State::Close);
     drop(twin);
     // Another connection between the same hosts shows that packets would have arrived by now.
-    let (other, end) = net.connect(false);
+    let (other, end) = net.connect(Family::V4);
     both_ways(&other, &end);
     assert_eq!(info(peer.as_fd()).unwrap().state, State::Established);
-    let counted = net
-        .peer
-        .run(|| support::nft_output("list counter inet t n"))
-        .unwrap();
+    let counted = net.peer.run(|| nft("list counter inet t n")).unwrap();
     assert!(counted.contains("packets 0 "), "{counted}");
 });
 
@@ -211,7 +207,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
 
     net.a
         .run(|| {
-            let listener = TcpListener::bind("10.77.0.1:9").unwrap();
+            let listener = TcpListener::bind("198.18.0.80:9").unwrap();
             let (fd, reason) = refusal(listener.into());
             assert_eq!(reason, NotMigratable::Listening);
             assert!(!sockopt::repair(fd.as_fd()).unwrap());
@@ -225,7 +221,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
         })
         .unwrap();
 
-    let (mut peer, mut server) = net.connect(false);
+    let (mut peer, mut server) = net.connect(Family::V4);
     peer.write_all(b"ab").unwrap();
     socket2::SockRef::from(&peer)
         .send_out_of_band(b"!")
@@ -247,7 +243,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     assert_eq!(reason, NotMigratable::State(State::Close));
     let refused = net.peer.run(tcp).unwrap();
     refused.set_nonblocking(true).unwrap();
-    let nobody: std::net::SocketAddr = "10.77.0.1:9".parse().unwrap();
+    let nobody: std::net::SocketAddr = "198.18.0.80:9".parse().unwrap();
     refused.connect(&nobody.into()).unwrap_err();
     support::until("the connection is refused", || {
         info(refused.as_fd()).unwrap().state == State::Close
@@ -258,7 +254,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
 
     // Somebody else's repair is left on.
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     sockopt::set_repair(server.as_fd(), sockopt::Repair::On).unwrap();
     let (fd, reason) = refusal(server.into());
     assert_eq!(reason, NotMigratable::UnderRepair);
@@ -267,7 +263,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
 
 kernel_test!(the_same_connection_cannot_live_here_twice, || {
     let net = Net::new();
-    let (peer, server) = net.connect(false);
+    let (peer, server) = net.connect(Family::V4);
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     net.a
         .run(|| {
@@ -286,7 +282,7 @@ kernel_test!(the_same_connection_cannot_live_here_twice, || {
 
 kernel_test!(a_restored_connection_sends_full_segments_at_once, || {
     let net = Net::new();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     let before = info(server.as_fd()).unwrap().snd_mss;
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
@@ -299,7 +295,7 @@ kernel_test!(a_restored_connection_sends_full_segments_at_once, || {
 kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
     use std::os::fd::AsRawFd;
     let net = Net::new();
-    let (mut peer, server) = net.connect(false);
+    let (mut peer, server) = net.connect(Family::V4);
     // `cat` inherits the connection as its standard input.
     let mut child = std::process::Command::new("cat")
         .stdin(OwnedFd::from(server))
@@ -308,8 +304,10 @@ kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
         .unwrap();
     let process = tcpmig_sys::process::take::Process::open(child.id()).unwrap();
     let taken = process.descriptor(0).unwrap();
-    let mut holders = tcpmig_sys::process::pause::Holders::of(taken.as_fd()).unwrap();
-    assert!(holders.pids().eq([child.id()]));
+    let holders = || tcpmig_sys::process::pause::Holders::of(taken.as_fd()).unwrap();
+    // What another test starts has copies of all descriptors until it is another program.
+    until("cat alone has it", || holders().pids().eq([child.id()]));
+    let mut holders = holders();
     let paused = holders.pause().unwrap();
     assert!(taken.as_raw_fd() > 2);
     let frozen = FrozenSocket::freeze(taken).unwrap();
@@ -318,10 +316,6 @@ kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
     drop(paused);
     peer.write_all(b"goes on").unwrap();
     peer.shutdown(std::net::Shutdown::Write).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "cat did not end");
-        std::thread::sleep(Duration::from_micros(200));
-    }
+    until("cat ends", || child.try_wait().unwrap().is_some());
     assert!(process.descriptor(0).is_err());
 });

@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use support::{Net, kernel_test, nft, nft_output, pattern};
+use support::{Family, Net, family, kernel_test, nft, pattern};
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::slowed;
@@ -24,40 +24,6 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 
 /// What arrives is lost.
 const DROP: &str = "table inet t { chain i { type filter hook prerouting priority raw; meta l4proto tcp drop; }; }";
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-    Mapped,
-}
-
-fn connect(net: &Net, family: Family) -> (TcpStream, TcpStream) {
-    if family != Family::Mapped {
-        return net.connect(family == Family::V6);
-    }
-    let any: SocketAddr = "[::]:0".parse().unwrap();
-    let listen = || {
-        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
-        let socket = socket.unwrap();
-        socket.set_only_v6(false).unwrap();
-        socket.bind(&any.into()).unwrap();
-        socket.listen(1).unwrap();
-        TcpListener::from(socket)
-    };
-    let listener = net.a.run(listen).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let to: SocketAddr = format!("10.77.0.1:{port}").parse().unwrap();
-    let peer = net.peer.run(|| TcpStream::connect(to)).unwrap().unwrap();
-    let (server, _) = listener.accept().unwrap();
-    for stream in [&peer, &server] {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        stream.set_nodelay(true).unwrap();
-    }
-    (peer, server)
-}
 
 /// Counts at the peer what comes from the server.
 struct Heard<'a>(&'a Net);
@@ -76,7 +42,7 @@ impl<'a> Heard<'a> {
         let counted = self
             .0
             .peer
-            .run(|| nft_output("list counter inet heard n"))
+            .run(|| nft("list counter inet heard n"))
             .unwrap();
         assert!(counted.contains("packets 0 "), "{counted}");
     }
@@ -109,7 +75,7 @@ struct Case {
 impl Case {
     fn new(family: Family) -> Self {
         let net = Net::new();
-        let (mut peer, mut server) = connect(&net, family);
+        let (mut peer, mut server) = net.connect(family);
         both_ways(&peer, &server);
         for host in [&net.a, &net.peer] {
             host.run(|| nft(DROP)).unwrap();
@@ -307,7 +273,7 @@ kernel_test!(a_rebuilt_mapped_connection_is_mute, || {
 /// Rebuilt with a segment of the peer that is injected while nothing else comes in, and nothing goes out.
 fn a_half_closed_one(state: State) {
     let net = Net::new();
-    let (mut peer, server) = net.connect(false);
+    let (mut peer, server) = net.connect(Family::V4);
     let addresses = Ends::of(server.as_fd()).unwrap();
     let server_fd = server.try_clone().unwrap();
     match state {
@@ -379,7 +345,7 @@ kernel_test!(a_connection_that_is_being_opened_is_mute, || {
                  tcp dport 9 counter name n; }; }";
     net.peer.run(|| nft(count)).unwrap();
     let heard = || {
-        let counted = net.peer.run(|| nft_output("list counter inet heard n"));
+        let counted = net.peer.run(|| nft("list counter inet heard n"));
         let counted = counted.unwrap();
         let mut words = counted
             .split_whitespace()
@@ -392,7 +358,7 @@ kernel_test!(a_connection_that_is_being_opened_is_mute, || {
             let socket =
                 socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let nobody: SocketAddr = "10.77.0.9:9".parse().unwrap();
+            let nobody: SocketAddr = "198.18.0.9:9".parse().unwrap();
             socket.connect(&nobody.into()).unwrap_err();
             socket
         })
@@ -424,7 +390,7 @@ kernel_test!(the_filter_of_an_application_stays, || {
     for without in [false, true] {
         for own in [false, true] {
             mute::without_policies(without);
-            let (mut peer, server) = net.connect(false);
+            let (mut peer, server) = net.connect(Family::V4);
             if own {
                 sockopt::attach_filter(server.as_fd(), own_filter()).unwrap();
             }
@@ -450,7 +416,7 @@ kernel_test!(the_filter_of_an_application_stays, || {
 
 kernel_test!(a_locked_filter_needs_policies, || {
     let net = Net::new();
-    let (mut peer, server) = net.connect(false);
+    let (mut peer, server) = net.connect(Family::V4);
     sockopt::attach_filter(server.as_fd(), own_filter()).unwrap();
     sockopt::set_lock_filter(server.as_fd(), true).unwrap();
     mute::without_policies(true);
@@ -478,7 +444,7 @@ kernel_test!(a_locked_filter_needs_policies, || {
 
 kernel_test!(a_socket_whose_connection_was_discarded_can_be_used, || {
     let net = Net::new();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     let twin = server.try_clone().unwrap();
     impatient(&twin);
     FrozenSocket::freeze(server.into())
@@ -488,7 +454,7 @@ kernel_test!(a_socket_whose_connection_was_discarded_can_be_used, || {
     is_impatient(&twin);
     let listener = net
         .peer
-        .run(|| TcpListener::bind("10.77.0.9:0").unwrap())
+        .run(|| TcpListener::bind("198.18.0.9:0").unwrap())
         .unwrap();
     let to = listener.local_addr().unwrap();
     let socket = socket2::Socket::from(OwnedFd::from(twin));
@@ -500,7 +466,7 @@ kernel_test!(a_socket_whose_connection_was_discarded_can_be_used, || {
 kernel_test!(what_a_closed_end_could_not_send_leaves_no_error, || {
     let net = Net::new();
     for v6 in [false, true] {
-        let (peer, server) = net.connect(v6);
+        let (peer, server) = net.connect(family(v6));
         peer.shutdown(Shutdown::Write).unwrap();
         let reaches = |state| {
             support::until("the state", || info(server.as_fd()).unwrap().state == state);
@@ -524,7 +490,7 @@ kernel_test!(what_a_closed_end_could_not_send_leaves_no_error, || {
 
 kernel_test!(what_a_dead_holder_left_mute_is_lifted, || {
     let net = Net::new();
-    let (peer, server) = net.connect(false);
+    let (peer, server) = net.connect(Family::V4);
     let twin = server.try_clone().unwrap();
     // It does what the end of its process would: nothing.
     std::mem::forget(FrozenSocket::freeze(server.into()).unwrap());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::epoll;
-use support::{Net, kernel_test, until};
+use support::{Family, Net, kernel_test, until};
 use tcpmig_sys::process::pause::Holders;
 use tcpmig_sys::repair::FrozenSocket;
 
@@ -139,7 +139,7 @@ fn signal(child: &Child, signal: Signal) {
 
 kernel_test!(threads_and_children_notice_nothing, || {
     let net = Net::new();
-    let (peer, server) = net.connect(false);
+    let (peer, server) = net.connect(Family::V4);
     let mut program = start("threads", server.try_clone().unwrap().into());
     hear(&mut program, "ready");
     let mut reads = peer.try_clone().unwrap();
@@ -168,7 +168,7 @@ kernel_test!(threads_and_children_notice_nothing, || {
 
 kernel_test!(a_program_that_was_stopped_stays_so_and_others_go_on, || {
     let net = Net::new();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     let sleeper = |socket: &TcpStream| {
         Command::new("sleep")
             .arg("600")
@@ -205,7 +205,7 @@ kernel_test!(
     a_process_that_dies_while_others_stand_still_lets_them_go_on,
     || {
         let net = Net::new();
-        let (_peer, server) = net.connect(false);
+        let (_peer, server) = net.connect(Family::V4);
         let mut sleeper = Command::new("sleep")
             .arg("600")
             .stdin(OwnedFd::from(server.try_clone().unwrap()))
@@ -225,7 +225,7 @@ kernel_test!(
 
 kernel_test!(a_parent_that_waits_is_told_of_the_end_alone, || {
     let net = Net::new();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     let mut sleeper = Command::new("sleep")
         .arg("600")
         .stdin(OwnedFd::from(server.try_clone().unwrap()))
@@ -242,7 +242,7 @@ kernel_test!(a_parent_that_waits_is_told_of_the_end_alone, || {
 
 kernel_test!(two_do_not_let_a_process_go_on_for_each_other, || {
     let net = Net::new();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     let mut sleeper = Command::new("sleep")
         .arg("600")
         .stdin(OwnedFd::from(server.try_clone().unwrap()))

@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use support::{Net, kernel_test, nft, nft_output, pattern, until};
+use support::{Family, Net, kernel_test, nft, pattern, until};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::repair::{
     Clock, ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
@@ -40,7 +40,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     let net = Net::new();
 
     // Received and read up to it.
-    let (mut peer, mut server) = net.connect(false);
+    let (mut peer, mut server) = net.connect(Family::V4);
     peer.write_all(b"all").unwrap();
     server.read_exact(&mut [0; 3]).unwrap();
     let before = read(&server).marks;
@@ -57,7 +57,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     peer.read_exact(&mut [0; 4]).unwrap();
 
     // Received behind octets.
-    let (mut peer, server) = net.connect(false);
+    let (mut peer, server) = net.connect(Family::V4);
     let before = read(&server).marks;
     peer.write_all(b"octets").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
@@ -68,7 +68,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     assert_eq!(sockopt::receive_queue_len(server.as_fd()).unwrap(), 6);
 
     // Sent and acknowledged.
-    let (peer, server) = net.connect(false);
+    let (peer, server) = net.connect(Family::V4);
     let before = read(&server).marks;
     server.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::FinWait2);
@@ -78,8 +78,8 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     drop(peer);
 
     // Sent and not acknowledged, alone and behind octets.
-    let (_peer, server) = net.connect(false);
-    let (_other, mut other) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
+    let (_other, mut other) = net.connect(Family::V4);
     net.a.run(|| cut("prerouting")).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     let after = read(&server);
@@ -108,7 +108,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
 
     // Not sent, alone.
     net.a.run(|| nft("flush ruleset")).unwrap();
-    let (_peer, server) = net.connect(false);
+    let (_peer, server) = net.connect(Family::V4);
     net.a.run(|| cut("output")).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     let after = read(&server);
@@ -117,7 +117,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     assert_eq!((after.send_queue.len(), after.unsent), (0, 0));
 });
 
-const ADDRESSES: [[&str; 2]; 2] = [["10.77.0.1", "10.77.0.9"], ["fd77::1", "fd77::9"]];
+const ADDRESSES: [[&str; 2]; 2] = [["198.18.0.80", "198.18.0.9"], ["2001:2::80", "2001:2::9"]];
 
 /// A socket in ESTABLISHED under repair on the calling thread's host, with octets in its queues.
 ///
@@ -232,10 +232,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
             net.b.run(reached).unwrap();
         }
     }
-    let counted = net
-        .b
-        .run(|| nft_output("list counter inet wire n"))
-        .unwrap();
+    let counted = net.b.run(|| nft("list counter inet wire n")).unwrap();
     assert!(counted.contains("packets 0 "), "{counted}");
 });
 
@@ -275,13 +272,13 @@ kernel_test!(an_injected_segment_that_is_dropped_is_noticed, || {
 
 kernel_test!(a_shut_receiving_direction_shows, || {
     let net = Net::new();
-    let (peer, server) = net.connect(false);
+    let (peer, server) = net.connect(Family::V4);
     assert!(!flags::read_shut(server.as_fd()).unwrap());
     server.shutdown(Shutdown::Read).unwrap();
     assert!(flags::read_shut(server.as_fd()).unwrap());
     assert_eq!(info(server.as_fd()).unwrap().state, State::Established);
     // What the peer's FIN does to it looks the same to `poll`, and is told by the state.
-    let (twin, server) = net.connect(false);
+    let (twin, server) = net.connect(Family::V4);
     twin.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::CloseWait);
     assert!(!flags::read_shut(server.as_fd()).unwrap());

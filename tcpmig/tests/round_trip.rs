@@ -8,32 +8,16 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use support::{END, Family, Net, both_ways, expect, kernel_test, nft, numbered, until};
+use support::{END, Family, Net, both_ways, expect, kernel_test, numbered, until};
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::restore::{Prepared, Restored};
 use tcpmig_format::{Image, Limits, Octets, SocketFamily, TcpImage, TimestampUnit};
 use tcpmig_lock::NoLock;
-use tcpmig_sys::lab::{Host, calls};
+use tcpmig_sys::lab::calls;
 use tcpmig_sys::sockopt;
 
 /// The rules of the tests keep the packets away, in one direction or in both.
 const LEASE: Duration = Duration::from_secs(60);
-
-fn cut(host: &Host, hooks: &[&str]) {
-    let chains: String = hooks
-        .iter()
-        .map(|hook| {
-            format!(
-                "chain {hook} {{ type filter hook {hook} priority raw; meta l4proto tcp drop; }}; "
-            )
-        })
-        .collect();
-    nft(host, &format!("table inet cut {{ {chains} }}"));
-}
-
-fn mend(host: &Host) {
-    nft(host, "delete table inet cut");
-}
 
 fn freeze(socket: impl Into<OwnedFd>) -> (Frozen, Image) {
     let socket = socket.into();
@@ -98,7 +82,7 @@ fn fill(net: &Net, peer: &TcpStream, server: &TcpStream, up: &[u8]) -> usize {
         sockopt::send_queue_len(peer.as_fd()).unwrap() == 0
     });
     // What the server sends arrives, and is not acknowledged.
-    cut(&net.a, &["prerouting"]);
+    net.a.cut(&["prerouting"]);
     server.set_nonblocking(true).unwrap();
     let mut written = 0;
     loop {
@@ -108,7 +92,7 @@ fn fill(net: &Net, peer: &TcpStream, server: &TcpStream, up: &[u8]) -> usize {
             Err(error) => panic!("{error}"),
         }
     }
-    cut(&net.a, &["output"]);
+    net.a.cut(&["output"]);
     written
 }
 
@@ -137,7 +121,7 @@ fn level(first: &Image, mut second: Image) -> Image {
 fn round_trip(family: Family) {
     let net = Net::new();
     let (peer, server) = net.connect(family);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     set_unusual_options(server.as_fd(), family);
     let up = numbered(0, 40_000);
     let written = fill(&net, &peer, &server, &up);
@@ -148,7 +132,7 @@ fn round_trip(family: Family) {
     assert_eq!(decoded, first);
     is_what_was_made(&first, family, &up, written);
 
-    cut(&net.b, &["prerouting", "output"]);
+    net.b.cut(&["prerouting", "output"]);
     frozen.confirm().unwrap();
     frozen.discard().unwrap();
     net.point_peer_at_b();
@@ -158,7 +142,7 @@ fn round_trip(family: Family) {
     assert_eq!(level(&first, second), first);
 
     // And it is the connection of the peer still.
-    mend(&net.b);
+    net.b.mend();
     let server = TcpStream::from(again.keep().unwrap());
     server.set_nonblocking(false).unwrap();
     expect(&server, &up);
@@ -236,7 +220,7 @@ fn a_clock_goes_on_while_a_connection_stands_still(family: Family) {
     const STOOD: u32 = 5000;
     let net = Net::new();
     let (peer, server) = net.connect(family);
-    cut(&net.a, &["prerouting", "output"]);
+    net.a.cut(&["prerouting", "output"]);
     let (frozen, mut image) = net.a.run(|| freeze(server)).unwrap();
     let (unit, clock) = clock_of(&image);
     let begin = Instant::now();

@@ -1,17 +1,17 @@
 //! Hosts in private network namespaces, links and TCP connections.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::time::{Duration, Instant};
+
+use tcpmig_sys::lab::PATIENCE;
+pub use tcpmig_sys::lab::{eventually, nft, slowed};
+use tcpmig_sys::netns::Namespace;
 
 use crate::FourTuple;
-use nix::sched::{CloneFlags, setns, unshare};
 
 /// A network namespace that goes with this value (and its sockets).
-pub struct Host(File);
+pub struct Host(Namespace);
 
 impl Default for Host {
     fn default() -> Self {
@@ -22,21 +22,18 @@ impl Default for Host {
 impl Host {
     /// A new one, with its `lo` up.
     pub fn new() -> Self {
-        let file = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
-            // Addresses can be used at once.
-            std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("accept_dad");
-            ip("link set lo up");
-            File::open("/proc/thread-self/ns/net").expect("open the namespace")
-        });
-        Self(file.join().expect("make a namespace"))
+        let host = Self(Namespace::create().expect("make a namespace"));
+        // Addresses can be used at once.
+        host.sysctl("ipv6/conf/default/accept_dad", "0");
+        host.ip("link set lo up");
+        host
     }
 
     /// Runs something in this namespace, on a thread of its own.
     pub fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("setns");
+                self.0.enter_for_good().expect("enter the namespace");
                 call()
             });
             match thread.join() {
@@ -49,6 +46,11 @@ impl Host {
     /// Runs `ip` with these arguments in it.
     pub fn ip(&self, arguments: &str) {
         self.run(|| ip(arguments));
+    }
+
+    /// Runs a script of `nft` in it, and gives what it shows.
+    pub fn nft(&self, script: &str) -> String {
+        self.run(|| nft(script))
     }
 
     /// Sets `net.NAME`, with slashes in the name.
@@ -93,38 +95,12 @@ impl Host {
 
     /// The namespace that has this path, which [`path`](Self::path) of another process gave.
     pub fn open(path: &str) -> Self {
-        Self(File::open(path).expect("open the namespace"))
+        Self(Namespace::open(path).expect("open the namespace"))
     }
 
     /// A path by which `ip` and other processes find the namespace, as long as this value lives.
     pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
-    }
-}
-
-/// A time of a test on a machine as slow as this one: as many times as long as the variable `TCPMIG_TEST_SLOWNESS` says.
-///
-/// For what has to end in a test, such as a lease, so that what comes before it is done by then. What only has to happen some
-/// time has a deadline that is long for every machine.
-pub fn slowed(time: Duration) -> Duration {
-    let slowness = std::env::var("TCPMIG_TEST_SLOWNESS").ok();
-    time * slowness
-        .and_then(|slowness| slowness.parse().ok())
-        .unwrap_or(1)
-}
-
-/// How long anything may take that has to happen.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Waits until `condition` gives something.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < end, "did not happen: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        self.0.path()
     }
 }
 

@@ -9,7 +9,7 @@ use super::Nftables;
 use super::element::Element;
 use super::names::Set;
 use crate::conformance::isolate;
-use crate::conformance::lab::eventually;
+use crate::conformance::lab::{eventually, nft};
 use crate::{EntryKind, LockError, Locker, NextHop, Owner};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -124,11 +124,6 @@ fn a_redirect_has_one_entry_with_its_owner_also_where_packets_made_elements() {
             assert_eq!(entries[0].owner, Some(std::process::id()));
         }
     });
-}
-
-fn nft(script: &str) {
-    let output = Command::new("nft").arg(script).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 /// More changes than the socket that watches holds.

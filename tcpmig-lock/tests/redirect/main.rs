@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::capture::{ACK, Capture, FIN, PSH, RST, Segment};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{Ends, eventually, injector, isolated, slowed};
+use common::{Ends, eventually, families, injector, ip, isolated, slowed};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
@@ -31,18 +31,6 @@ struct Net {
     switch: Host,
     #[allow(dead_code)] // Held.
     adopted: [Adopted; 2],
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-/// Service address, target address and peer address of each family.
-fn families() -> [[IpAddr; 3]; 2] {
-    [
-        [ip("10.0.0.1"), ip("10.0.0.2"), ip("10.0.0.9")],
-        [ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::9")],
-    ]
 }
 
 impl Net {
@@ -102,12 +90,4 @@ fn gone(host: &Host) -> String {
 /// Sends a segment that the receiver would not take.
 fn inject(host: &Host, flags: u8, from: SocketAddr, to: SocketAddr) {
     injector(host, flags, from, to)();
-}
-
-fn nft_lists(host: &Host, what: &str) -> String {
-    let output = host.run(|| {
-        let mut command = Command::new("nft");
-        command.arg("list").args(what.split(' ')).output().unwrap()
-    });
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -106,7 +106,7 @@ fn packets_that_come_while_flows_are_redirected_do_not_mislead_those_after_them(
                 let mut redirect = guard.redirect(&hop, LEASE).unwrap();
                 let port = ends.0.port().to_string();
                 let elements = || {
-                    let shown = nft_lists(&net.source, "map netdev tcpmig hop4");
+                    let shown = net.source.nft("list map netdev tcpmig hop4");
                     let lines = shown.lines().filter(|line| line.contains(&port));
                     lines.map(str::to_owned).collect::<Vec<String>>()
                 };

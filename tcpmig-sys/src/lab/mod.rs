@@ -13,8 +13,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub mod calls;
+mod nft;
 pub mod path;
 pub mod seen;
+mod wait;
+mod world;
+
+pub use nft::{Counter, nft};
+pub use wait::{PATIENCE, eventually, pattern, slowed, until};
+pub use world::{Family, World};
 
 use crate::error::Error;
 use crate::netns::{InNamespace, Namespace};
@@ -55,9 +62,6 @@ pub enum LabError {
         source: io::Error,
     },
 }
-
-/// How long the kernel may take to start a device.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 type Result<T> = std::result::Result<T, LabError>;
 
@@ -342,19 +346,13 @@ pub fn accepting_program() -> crate::Result<std::os::fd::OwnedFd> {
     raw::load_filter(&[0xffff_ffff_0000_00b7, 0x95])
 }
 
-/// A time of a test on a machine as slow as this one: as many times as long as the variable `TCPMIG_TEST_SLOWNESS` says.
-///
-/// For what has to end in a test (a lease, an answer that does not come), so that what comes before it is done by then. What
-/// only has to happen some time has a deadline that is long for every machine.
+/// The name of a test as its program knows it: its path without that of the program.
 #[must_use]
-pub fn slowed(time: std::time::Duration) -> std::time::Duration {
-    let slowness = std::env::var("TCPMIG_TEST_SLOWNESS").ok();
-    time * slowness
-        .and_then(|slowness| slowness.parse().ok())
-        .unwrap_or(1)
+pub fn test_name(path: &str) -> &str {
+    path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// Runs a test that makes networks.
+/// Runs a test that makes networks: `test` is its name as [`test_name`] gives it.
 ///
 /// As root here and now; for an ordinary user it runs the test of this name again, in a process in a
 /// user namespace of its own.
@@ -385,6 +383,18 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
         "{test} in a user namespace: {}",
         output.status
     );
+}
+
+/// A test that makes networks: `kernel_test!(its_name, || ...)`, or with a function of the same module.
+#[macro_export]
+macro_rules! kernel_test {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            let path = concat!(module_path!(), "::", stringify!($name));
+            $crate::lab::isolated($crate::lab::test_name(path), $body);
+        }
+    };
 }
 
 /// What `ip` shows of a device that the kernel has started.

@@ -39,7 +39,7 @@ fn connection() -> Image {
         socket: SocketOptions::default(),
         pending_error: None,
     };
-    let flow = "10.66.0.80:7000,10.66.0.9:7001".parse().unwrap();
+    let flow = "198.18.0.80:7000,198.18.0.9:7001".parse().unwrap();
     let ip = IpImage::new(flow, SocketFamily::Ipv4);
     Image::new(ConnectionImage::new(ip, TcpImage::new(parts).unwrap()))
 }

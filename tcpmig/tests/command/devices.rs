@@ -42,7 +42,7 @@ fn killed(net: &Net) {
         &["dump", "--flow", &echo.flow, "-o", image, "--lease", "5"],
     ));
     let (restore, _reader) = stuck(net, image, &["--lock", "link:eth0"]);
-    assert!(!shown(net).contains("10.66.0.0/24 dev eth0"));
+    assert!(!shown(net).contains("198.18.0.0/24 dev eth0"));
     drop(restore);
 }
 

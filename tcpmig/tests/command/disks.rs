@@ -297,9 +297,9 @@ fn a_disk_that_is_full_or_broken_leaves_a_connection_that_goes_on_and_no_file() 
                 goes_on(&net, &mut echo, &image);
             }
             // A listener's image as well.
-            let bound = "TCP-LISTEN:7001,bind=10.66.0.80,fork";
+            let bound = "TCP-LISTEN:7001,bind=198.18.0.80,fork";
             let _listener = Program::start(&net.a, "socat", &[bound, "PIPE"]);
-            let ends = ["10.66.0.80:7001", "0.0.0.0:0"].map(|end| end.parse().unwrap());
+            let ends = ["198.18.0.80:7001", "0.0.0.0:0"].map(|end| end.parse().unwrap());
             let mut owners = Vec::new();
             until("socat listens", || {
                 let found = net.a.run(|| owners::find(ends[0], ends[1]));

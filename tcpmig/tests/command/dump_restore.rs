@@ -43,7 +43,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
                     "-o",
                     image,
                     "--redirect",
-                    "10.66.0.2",
+                    "198.18.0.2",
                     "--lease",
                     "1",
                 ],
@@ -56,7 +56,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
             assert_eq!(said["receive_queue_octets"], 7);
 
             let shown = succeeds(&tcpmig(&net.b, &["inspect", image]));
-            assert!(shown.contains("10.66.0.80:7000"), "{shown}");
+            assert!(shown.contains("198.18.0.80:7000"), "{shown}");
             assert!(shown.contains("ESTABLISHED"), "{shown}");
             assert!(!shown.contains("unread\n"), "{shown}");
             let shown = succeeds(&tcpmig(&net.b, &["--json", "inspect", image]));
@@ -113,7 +113,10 @@ fn a_kept_connection_goes_on_and_its_image_is_not_restored_beside_it() {
                     .output()
             });
             let ruleset = text(&ruleset.unwrap().unwrap().stdout);
-            assert!(!ruleset.contains("10.66.0.9"), "a lock was left: {ruleset}");
+            assert!(
+                !ruleset.contains("198.18.0.9"),
+                "a lock was left: {ruleset}"
+            );
         },
     );
 }

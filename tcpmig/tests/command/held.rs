@@ -36,7 +36,7 @@ fn renewed_and_released(dumped: &[&str], kind: &str) {
     renew("7200");
     // A renewal never shortens.
     renew("60");
-    let nobody = "10.66.0.80:7000,10.66.0.9:9";
+    let nobody = "198.18.0.80:7000,198.18.0.9:9";
     let said = tcpmig(&net.a, &["locks", "--release", &echo.flow, nobody]);
     fails(&said, 0, &["nothing to do", nobody]);
     assert!(succeeds(&said).contains("released"));
@@ -65,7 +65,7 @@ macro_rules! renewed_and_released {
 
 renewed_and_released! {
     a_lock_of_nftables_is_renewed_and_released: &[], "lock";
-    a_redirect_is_renewed_and_released: &["--redirect", "10.66.0.2", "--redirect-lease", "60"], "redirect";
+    a_redirect_is_renewed_and_released: &["--redirect", "198.18.0.2", "--redirect-lease", "60"], "redirect";
     a_lock_of_iptables_is_renewed_and_released: &["--lock", "iptables"], "lock";
     a_lock_of_a_device_is_renewed_and_released: &["--lock", "link:eth0"], "lock";
 }
@@ -75,7 +75,7 @@ fn a_connection_is_locked_before_it_comes() {
     isolated("held::a_connection_is_locked_before_it_comes", || {
         let net = Net::new();
         let [first, second] = [
-            "10.66.0.80:7000,10.66.0.9:1025",
+            "198.18.0.80:7000,198.18.0.9:1025",
             "[2001:db8::80]:7000,[2001:db8::9]:1025",
         ];
         let value = locks(&net, &["--lock", first, second, "--lease", "7200"]);
@@ -87,7 +87,7 @@ fn a_connection_is_locked_before_it_comes() {
             assert!(one["remaining_seconds"].as_f64().unwrap() > 5000.0, "{one}");
         }
         // All or none.
-        let third = "10.66.0.80:7000,10.66.0.9:1026";
+        let third = "198.18.0.80:7000,198.18.0.9:1026";
         let said = tcpmig(&net.a, &["locks", "--lock", third, first]);
         fails(
             &said,
@@ -109,7 +109,7 @@ fn a_connection_is_locked_before_it_comes() {
 fn what_a_living_process_holds_is_left_to_it() {
     isolated("held::what_a_living_process_holds_is_left_to_it", || {
         let net = Net::new();
-        let flow = "10.66.0.80:7000,10.66.0.9:1025";
+        let flow = "198.18.0.80:7000,198.18.0.9:1025";
         let locker = net.a.run(|| Nftables::new().unwrap()).unwrap();
         let lease = Duration::from_secs(60);
         let mut guard = locker.lock(&[flow.parse().unwrap()], lease).unwrap();

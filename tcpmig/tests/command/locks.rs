@@ -77,21 +77,15 @@ fn a_redirect_is_shown_with_its_next_hop() {
             "-o",
             image,
             "--redirect",
-            "10.66.0.2",
+            "198.18.0.2",
         ];
         succeeds(&tcpmig(&net.a, &dump));
         let value = locks(&net, &[]);
         assert_eq!(value["held"][0]["kind"], "redirect", "{value}");
-        assert_eq!(value["held"][0]["to"]["address"], "10.66.0.2");
+        assert_eq!(value["held"][0]["to"]["address"], "198.18.0.2");
         let shown = succeeds(&tcpmig(&net.a, &["locks"]));
-        assert!(shown.contains("redirected to 10.66.0.2"), "{shown}");
+        assert!(shown.contains("redirected to 198.18.0.2"), "{shown}");
     });
-}
-
-fn nft(net: &Net, script: &str) {
-    let run = || Command::new("nft").arg(script).output();
-    let output = net.a.run(run).unwrap().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 /// A dump's process is gone when the firewall is started again.
@@ -107,22 +101,22 @@ fn under_a_guard_what_is_flushed_comes_back() {
         let dump = ["dump", "--flow", &echo.flow, "-o", image];
         succeeds(&tcpmig(
             &net.a,
-            &[&dump[..], &["--redirect", "10.66.0.2"]].concat(),
+            &[&dump[..], &["--redirect", "198.18.0.2"]].concat(),
         ));
         let value = locks(&net, &[]);
         assert_eq!(value["table"], "shared", "{value}");
         let shown = succeeds(&tcpmig(&net.a, &["locks"]));
         assert!(shown.contains("tcpmig locks --guard"), "{shown}");
         // It has its copy a moment after the redirect was made, here at the latest.
-        nft(&net, "flush ruleset");
+        net.a.nft("flush ruleset");
         assert!(guard.hear().contains("1 redirects"));
         let value = locks(&net, &[]);
         assert_eq!(value["held"][0]["kind"], "redirect", "{value}");
         assert_eq!(value["held"][0]["flow"], echo.flow);
-        assert_eq!(value["held"][0]["to"]["address"], "10.66.0.2");
+        assert_eq!(value["held"][0]["to"]["address"], "198.18.0.2");
         // Without it, nothing comes back.
         drop(guard);
-        nft(&net, "flush ruleset");
+        net.a.nft("flush ruleset");
         let none = succeeds(&tcpmig(&net.a, &["locks"]));
         assert!(none.contains("no connection is locked"), "{none}");
         fails(
@@ -143,12 +137,10 @@ fn silence_for_nothing_is_shown_and_swept() {
         let dump = ["dump", "--flow", &echo.flow, "-o", image];
         succeeds(&tcpmig(
             &net.a,
-            &[&dump[..], &["--redirect", "10.66.0.2"]].concat(),
+            &[&dump[..], &["--redirect", "198.18.0.2"]].concat(),
         ));
-        nft(
-            &net,
-            "flush map netdev tcpmig device4; flush map netdev tcpmig hop4",
-        );
+        net.a
+            .nft("flush map netdev tcpmig device4; flush map netdev tcpmig hop4");
         let value = locks(&net, &[]);
         assert_eq!(value["held"][0]["kind"], "silent", "{value}");
         assert_eq!(value["held"][0]["flow"], echo.flow);
@@ -196,7 +188,7 @@ fn handovers_without_an_end_are_shown_and_settled() {
             for id in ids {
                 let about = About {
                     role: Role::Source,
-                    flow: "10.66.0.1:80,10.66.0.9:51234".parse().unwrap(),
+                    flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
                     host: "host-b".to_owned(),
                     // Nobody is there.
                     address: Some("127.0.0.1:9".parse().unwrap()),
@@ -238,7 +230,7 @@ fn handovers_without_an_end_are_shown_and_settled() {
             assert_eq!(of(&value, "can_be_resolved"), [true, true], "{value}");
             let shown = succeeds(&tcpmig(&net.a, &["locks", "--journal", file]));
             assert!(
-                shown.contains("10.66.0.1:80") && shown.contains("in doubt"),
+                shown.contains("198.18.0.1:80") && shown.contains("in doubt"),
                 "{shown}"
             );
             assert!(shown.contains("--resolve"), "{shown}");
@@ -289,7 +281,7 @@ fn a_doubt_is_settled_by_hand_with_a_warning() {
         for id in ids {
             let about = About {
                 role: Role::Source,
-                flow: "10.66.0.1:80,10.66.0.9:51234".parse().unwrap(),
+                flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
                 host: "host-b".to_owned(),
                 address: None,
             };

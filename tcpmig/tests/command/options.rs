@@ -14,7 +14,7 @@ fn with_unknown_congestion(net: &Net, echo: &Echo) -> String {
     let dump = ["dump", "--flow", &echo.flow, "-o", path];
     succeeds(&tcpmig(
         &net.a,
-        &[&dump[..], &["--redirect", "10.66.0.2"]].concat(),
+        &[&dump[..], &["--redirect", "198.18.0.2"]].concat(),
     ));
     let mut image = Image::decode(&fs::read(&file).unwrap(), &Limits::default()).unwrap();
     let mut tcp = image.tcp().unwrap().parts().clone();

@@ -1,13 +1,15 @@
 //! Two hosts and a peer, and programs that run on them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tcpmig_sys::lab::{Host, Lab};
+pub(crate) use tcpmig_sys::lab::until;
+use tcpmig_sys::lab::{Host, World};
 use tcpmig_sys::process::owners::{self, Owner};
 use tempfile::TempDir;
 
@@ -16,29 +18,25 @@ pub(crate) static TCPMIG: LazyLock<String> = LazyLock::new(|| {
     std::env::var("TCPMIG_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tcpmig").to_owned())
 });
 
-/// Host A has the service's address, host B holds it silently.
+/// A [`World`] with a folder for the test's files.
 pub(crate) struct Net {
-    pub(crate) a: Host,
-    pub(crate) b: Host,
-    pub(crate) peer: Host,
+    world: World,
     pub(crate) folder: TempDir,
-    _lab: Lab,
+}
+
+impl Deref for Net {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
 }
 
 impl Net {
     pub(crate) fn new() -> Self {
-        let mut lab = Lab::new().unwrap();
-        // A second address for itself: its neighbours must be able to answer it.
-        let a = lab.host("a", &["10.66.0.1/24", "10.66.0.80/24"]).unwrap();
-        let b = lab.host("b", &["10.66.0.2/24"]).unwrap();
-        let peer = lab.host("peer", &["10.66.0.9/24"]).unwrap();
-        b.hold_silently(&["10.66.0.80/32"]).unwrap();
         Self {
-            a,
-            b,
-            peer,
+            world: World::new(),
             folder: tempfile::tempdir().unwrap(),
-            _lab: lab,
         }
     }
 
@@ -47,25 +45,11 @@ impl Net {
         self.folder.path().join(name)
     }
 
-    /// Makes the peer send what it sends to the service to host B.
-    pub(crate) fn point_peer_at_b(&self) {
-        let mut command = self.b.command("ip").unwrap();
-        let output = command.args(["-o", "link", "show", "eth0"]).output();
-        let text = text(&output.unwrap().stdout);
-        let mut words = text
-            .split_whitespace()
-            .skip_while(|word| *word != "link/ether");
-        let mac = words.nth(1).expect("eth0 has a hardware address");
-        let line = format!("neigh replace 10.66.0.80 lladdr {mac} dev eth0\n");
-        self.peer.ip(&line).unwrap();
-    }
-
     /// Host A does not reset connections that it does not know: a test that looks at something else may be late.
     pub(crate) fn silences_resets_of_a(&self) {
         let rules = "add table inet late; add chain inet late o { type filter hook output priority 0; }; \
                      add rule inet late o tcp flags rst drop";
-        let mut command = self.a.command("nft").unwrap();
-        assert!(command.arg(rules).status().unwrap().success());
+        self.a.nft(rules);
     }
 
     /// An echo server on A that knows nothing of tcpmig, and a client at the peer.
@@ -82,7 +66,7 @@ impl Net {
         let server = Program::start(
             &self.a,
             "socat",
-            &["TCP-LISTEN:7000,bind=10.66.0.80,reuseaddr", by],
+            &["TCP-LISTEN:7000,bind=198.18.0.80,reuseaddr", by],
         );
         until("socat listens", || {
             let table = self
@@ -90,12 +74,12 @@ impl Net {
                 .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
             table.unwrap().unwrap().contains(":1B58 00000000:0000 0A")
         });
-        let mut client = Program::start(&self.peer, "nc", &["-N", "10.66.0.80", "7000"]);
+        let mut client = Program::start(&self.peer, "nc", &["-N", "198.18.0.80", "7000"]);
         client.say("one");
         let hears = if by == "PIPE" { &client } else { &server };
         assert_eq!(hears.hear(), "one");
         let peer_end = self.peer.run(peer_end).unwrap();
-        let flow = format!("10.66.0.80:7000,{peer_end}");
+        let flow = format!("198.18.0.80:7000,{peer_end}");
         let (local, remote) = flow.split_once(',').unwrap();
         let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
         let mut owner = None;
@@ -235,13 +219,4 @@ pub(crate) fn fails(output: &Output, status: i32, says: &[&str]) {
 pub(crate) fn succeeds(output: &Output) -> String {
     assert!(output.status.success(), "{}", text(&output.stderr));
     text(&output.stdout)
-}
-
-/// Waits until a condition holds.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !holds() {
-        assert!(Instant::now() < deadline, "did not happen: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

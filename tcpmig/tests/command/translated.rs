@@ -20,19 +20,19 @@ fn it_is_refused_with_the_translation_and_goes_on() {
                     .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
                 table.unwrap().unwrap().contains(":1B58 00000000:0000 0A")
             });
-            let mut client = Program::start(&net.peer, "nc", &["-N", "10.66.0.80", "7001"]);
+            let mut client = Program::start(&net.peer, "nc", &["-N", "198.18.0.80", "7001"]);
             client.say("one");
             assert_eq!(client.hear(), "one");
             let from = net.peer.run(peer_end).unwrap();
 
             let image = net.file("connection.image");
-            let flow = format!("10.66.0.80:7000,{from}");
+            let flow = format!("198.18.0.80:7000,{from}");
             let dumped = tcpmig(
                 &net.a,
                 &["dump", "--flow", &flow, "-o", image.to_str().unwrap()],
             );
             let rewritten =
-                format!("DNAT: {from} -> 10.66.0.80:7001 becomes {from} -> 10.66.0.80:7000");
+                format!("DNAT: {from} -> 198.18.0.80:7001 becomes {from} -> 198.18.0.80:7000");
             fails(
                 &dumped,
                 1,

@@ -54,7 +54,7 @@ impl Talk {
         let heard = net.file("heard-0");
         let mut command = net.a.command("socat").unwrap();
         command
-            .args(["-u", "TCP-LISTEN:7000,bind=10.66.0.80", "STDOUT"])
+            .args(["-u", "TCP-LISTEN:7000,bind=198.18.0.80", "STDOUT"])
             .stdout(File::create(&heard).unwrap());
         let server = Killed(command.spawn().unwrap());
         until("socat listens", || {
@@ -71,7 +71,7 @@ impl Talk {
             std::fs::read_to_string(&heard).is_ok_and(|text| text.contains('\n'))
         });
         let talk = Self {
-            flow: format!("10.66.0.80:7000,{}", net.peer.run(peer_end).unwrap()),
+            flow: format!("198.18.0.80:7000,{}", net.peer.run(peer_end).unwrap()),
             heard: vec![heard],
             net,
             client,
@@ -168,7 +168,7 @@ impl Client {
         let said = net.file("client");
         let mut command = net.peer.command("nc").unwrap();
         command
-            .args(["-v", "-N", "10.66.0.80", "7000"])
+            .args(["-v", "-N", "198.18.0.80", "7000"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(&said).unwrap());
@@ -273,11 +273,11 @@ macro_rules! there_and_back {
 
 there_and_back! {
     from_a_lock_of_nftables: &[], &[];
-    from_a_redirect: &["--redirect", "10.66.0.2"], &[];
+    from_a_redirect: &["--redirect", "198.18.0.2"], &[];
     from_a_lock_of_iptables: &["--lock", "iptables"], &["--lock", "iptables"];
     from_a_lock_of_iptables_legacy: &["--lock", "iptables-legacy"], &["--lock", "iptables-legacy"];
     from_a_lock_of_another_kind: &["--lock", "iptables"], &[];
-    from_a_redirect_by_another_locker: &["--redirect", "10.66.0.2"], &["--lock", "iptables"];
+    from_a_redirect_by_another_locker: &["--redirect", "198.18.0.2"], &["--lock", "iptables"];
     from_an_unplugged_device: &["--lock", "link:eth0"], &[];
 }
 
@@ -326,7 +326,7 @@ fn a_target_that_was_locked_before_is_silent_until_it_has_the_connection() {
             let mut talk = Talk::new();
             let image = talk.net.file("connection.image");
             let image = image.to_str().unwrap();
-            talk.dump(image, &["--redirect", "10.66.0.2"]);
+            talk.dump(image, &["--redirect", "198.18.0.2"]);
             let before = locks_on(&talk.net.b, &[]);
             let began = Instant::now();
             until("the peer sends again what nobody acknowledges", || {
@@ -351,9 +351,12 @@ fn what_the_target_refuses_comes_back() {
         let mut talk = Talk::new();
         let image = talk.net.file("connection.image");
         let image = image.to_str().unwrap();
-        talk.dump(image, &["--redirect", "10.66.0.2"]);
+        talk.dump(image, &["--redirect", "198.18.0.2"]);
         // B does not have the address any more.
-        talk.net.b.ip("address del 10.66.0.80/32 dev lo\n").unwrap();
+        talk.net
+            .b
+            .ip("address del 198.18.0.80/32 dev lo\n")
+            .unwrap();
         let refused = tcpmig(&talk.net.b, &["restore", image, "--", "cat"]);
         fails(&refused, 1, &["the local address is not on this host"]);
         let before = talk.locks();
@@ -460,7 +463,7 @@ macro_rules! killed_between {
 
 killed_between! {
     a_restore_that_was_killed_is_made_up_for: &[], &[], &[];
-    a_restore_that_was_killed_after_a_redirect_is_made_up_for: &["--redirect", "10.66.0.2"], &[], &[];
+    a_restore_that_was_killed_after_a_redirect_is_made_up_for: &["--redirect", "198.18.0.2"], &[], &[];
     a_restore_that_was_killed_with_iptables_is_made_up_for:
         &["--lock", "iptables"], &["--lock", "iptables"], &["--lock", "iptables"];
     a_restore_that_was_killed_with_a_device_is_made_up_for:

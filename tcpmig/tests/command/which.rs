@@ -10,7 +10,7 @@ use tcpmig_sys::lab::isolated;
 
 use crate::support::{Net, Program, TCPMIG, fails, succeeds, tcpmig, until};
 
-const SERVICE: &str = "10.66.0.80:7000";
+const SERVICE: &str = "198.18.0.80:7000";
 
 /// A program of the service on host A.
 fn python(net: &Net, script: &str) -> Program {
@@ -23,7 +23,7 @@ const LISTENS: &str = "
 import os, socket, sys
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(('10.66.0.80', 7000))
+listener.bind(('198.18.0.80', 7000))
 listener.listen()
 print('listens')
 ";
@@ -34,7 +34,7 @@ fn connect(net: &Net, port: u16) -> TcpStream {
     let socket = net.peer.run(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_reuse_address(true).unwrap();
-        let from: SocketAddr = format!("10.66.0.9:{port}").parse().unwrap();
+        let from: SocketAddr = format!("198.18.0.9:{port}").parse().unwrap();
         socket.bind(&from.into()).unwrap();
         socket.connect(&to.into()).unwrap();
         socket
@@ -110,7 +110,7 @@ sys.stdin.readline()
             echoes(&second);
             server.say("go on");
             assert_eq!(server.hear(), "reset");
-            for (n, more) in [&["--keep"][..], &["--redirect", "10.66.0.2"]]
+            for (n, more) in [&["--keep"][..], &["--redirect", "198.18.0.2"]]
                 .into_iter()
                 .enumerate()
             {
@@ -154,7 +154,7 @@ while True:
             let (_one, _two) = (connect(&net, 5555), connect(&net, 5556));
             assert_eq!(server.hear(), "swaps");
             for n in 0..40 {
-                let flow = format!("{SERVICE},10.66.0.9:{}", 5555 + n % 2);
+                let flow = format!("{SERVICE},198.18.0.9:{}", 5555 + n % 2);
                 let image = net.file(&format!("image{n}"));
                 let image = image.to_str().unwrap();
                 let dump = ["--json", "dump", "--flow", &flow, "-o", image, "--keep"];

@@ -130,7 +130,7 @@ fn what_cannot_be_dumped_goes_on() {
             1,
             &["pidfd_open", "no such process"],
         );
-        let other = "10.66.0.80:7000,10.66.0.9:1";
+        let other = "198.18.0.80:7000,198.18.0.9:1";
         let flow = ["dump", "--flow", other, "-o", path];
         fails(&tcpmig(&net.a, &flow), 4, &["nothing to do", other]);
 

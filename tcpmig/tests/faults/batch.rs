@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::thread;
 use std::time::Duration;
 
-use crate::peer::{Peer, until};
+use crate::peer::Peer;
 use crate::roles::BATCH;
+use crate::support::until;
 use crate::{Fault, Scene, When};
 
 /// How often each peer sends: together they leave room for what moves them.

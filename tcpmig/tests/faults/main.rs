@@ -20,12 +20,13 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{END, Keys, Net, PATIENCE, nft};
+use support::{END, Keys, Net, PATIENCE};
 use tcpmig_lock::{EntryKind, Locker};
 use tcpmig_sys::lab::Host;
 
-use peer::{Peer, until};
+use peer::Peer;
 use process::{Limits, Process};
+use support::until;
 
 /// Where a process stands when it is stopped for a moment, in the order in which a handover comes there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -366,11 +367,11 @@ impl Scene {
                 None
             }
             Fault::FlushSource => {
-                nft(&self.net.a, "flush ruleset");
+                self.net.a.nft("flush ruleset");
                 None
             }
             Fault::FlushTarget => {
-                nft(&self.net.b, "flush ruleset");
+                self.net.b.nft("flush ruleset");
                 None
             }
             Fault::KillSource | Fault::KillTarget | Fault::KillBoth => None,
@@ -390,7 +391,7 @@ impl Scene {
             | Fault::StopTarget
             | Fault::FlushSource
             | Fault::FlushTarget => {}
-            Fault::CutLink => nft(&self.net.b, "delete table inet cut"),
+            Fault::CutLink => drop(self.net.b.nft("delete table inet cut")),
             Fault::TargetDown => link(&self.net.b, "up"),
             Fault::SourceDown => link(&self.net.a, "up"),
         }
@@ -411,7 +412,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
     let mut target = scene.target("target");
     let mut source = scene.source("source");
     source.hear("listening");
-    let ends = scene.net.count_at_peer(END);
+    let ends = scene.net.peer.count(END);
     let peer = Peer::start(&scene.net.peer, Duration::from_millis(5));
     peer.gets_on("before the move");
     if !matches!(when, When::At(_)) {
@@ -494,8 +495,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
 
 /// Drops what the hosts say to each other.
 fn cut(host: &Host) {
-    nft(
-        host,
+    host.nft(
         "table inet cut { chain i { type filter hook input priority 0; udp dport 7077 drop; }; \
          chain o { type filter hook output priority 0; udp sport 7077 drop; }; }",
     );

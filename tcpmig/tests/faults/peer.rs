@@ -10,16 +10,7 @@ use std::time::{Duration, Instant};
 use tcpmig_sys::lab::Host;
 
 use crate::roles::SERVICE;
-use crate::support::{PATIENCE, numbered};
-
-/// Waits until a condition holds, and leaves the processors to those who make it so.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "did not happen: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
+use crate::support::{numbered, until};
 
 /// Octets that it sends at once: few pieces leave the processors to what is tested.
 const PIECE: usize = 1000;

@@ -10,7 +10,7 @@ use tcpmig_lock::conntrack::{Arrival, Known};
 use tcpmig_sys::lab::Host;
 
 use crate::support::{
-    END, Family, Net, Site, both_ways, expect, flow, kept, kernel_test, nft, numbered, until,
+    END, Family, Net, Site, both_ways, expect, flow, kept, kernel_test, numbered, until,
 };
 
 /// Drops and counts what is not known, and lets TCP connections and the link between the hosts be opened. `zone` is a
@@ -25,17 +25,14 @@ fn strict(host: &Host, zone: &str) {
     };
     // What opens a connection is let in, but not out.
     let input = rules("tcp flags & (syn | ack) == syn ct state new accept;");
-    nft(
-        host,
-        &format!(
-            "table inet fw {{ counter n {{ }}; {} {} \
+    host.nft(&format!(
+        "table inet fw {{ counter n {{ }}; {} {} \
              chain i {{ type filter hook input priority filter; {input} }}; \
              chain o {{ type filter hook output priority filter; {} }}; }}",
-            first("prerouting"),
-            first("output"),
-            rules("")
-        ),
-    );
+        first("prerouting"),
+        first("output"),
+        rules("")
+    ));
     host.set("net/netfilter/nf_conntrack_tcp_loose", "0")
         .unwrap();
 }
@@ -67,7 +64,7 @@ kernel_test!(there_and_back_three_times, || {
             strict(&net.a, zone);
             strict(&net.b, zone);
             let (peer, mut server) = net.connect(family);
-            let ends = net.count_at_peer(END);
+            let ends = net.peer.count(END);
             let (a, b) = Site::pair(&net, &Options::default());
             a.serve();
             b.serve();

@@ -10,7 +10,7 @@ use tcpmig::listener::{self, Waiting};
 use tcpmig_lock::conntrack::Translation;
 use tcpmig_sys::lab::Host;
 
-use crate::support::{Net, PATIENCE, Site, both_ways, flow, kernel_test, nft};
+use crate::support::{Net, PATIENCE, Site, both_ways, flow, kernel_test};
 
 const SERVICE_V6: &str = "2001:2::80";
 const PORT: u16 = 8080;
@@ -55,7 +55,7 @@ fn refused(host: &Host, socket: &TcpStream, other_end: &TcpStream) -> Translatio
 /// A connection from the peer to a service on host A, whose packets these rules rewrite.
 fn arrives(rules: &str, service: &str, to_port: u16) -> (Net, TcpStream, TcpStream) {
     let net = Net::new();
-    nft(&net.a, rules);
+    net.a.nft(rules);
     // `redirect` chooses another of the host's addresses.
     let any = if service == SERVICE_V6 {
         "::"
@@ -85,9 +85,7 @@ kernel_test!(what_is_sent_to_another_port, || {
 kernel_test!(what_is_sent_to_another_address, || {
     let net = Net::new();
     net.a.ip("addr add 198.18.0.81/24 dev eth0").unwrap();
-    nft(
-        &net.a,
-        "table ip nat { chain c { type nat hook prerouting priority dstnat; ip daddr 198.18.0.81 tcp dport 8080 dnat to 198.18.0.80; }; }",
+    net.a.nft("table ip nat { chain c { type nat hook prerouting priority dstnat; ip daddr 198.18.0.81 tcp dport 8080 dnat to 198.18.0.80; }; }",
     );
     let listener = listen(&net.a, "198.18.0.80", PORT);
     let peer = connect(&net.peer, None, "198.18.0.81", PORT);
@@ -113,9 +111,7 @@ kernel_test!(what_seems_to_come_from_another_address, || {
 kernel_test!(what_leaves_with_another_source, || {
     for rule in ["snat to 198.18.0.1", "masquerade to :20000-21000"] {
         let net = Net::new();
-        nft(
-            &net.a,
-            &format!(
+        net.a.nft(&format!(
                 "table ip nat {{ chain c {{ type nat hook postrouting priority srcnat; tcp dport 8080 {rule}; }}; }}"
             ),
         );
@@ -130,9 +126,7 @@ kernel_test!(what_leaves_with_another_source, || {
 
 kernel_test!(both_ends_of_what_a_sidecar_takes, || {
     let net = Net::new();
-    nft(
-        &net.a,
-        "table ip nat { chain c { type nat hook output priority -100; tcp dport 80 redirect to :8080; }; }",
+    net.a.nft("table ip nat { chain c { type nat hook output priority -100; tcp dport 80 redirect to :8080; }; }",
     );
     let proxy = listen(&net.a, "127.0.0.1", PORT);
     let client = connect(&net.a, None, "198.18.0.9", 80);
@@ -153,9 +147,7 @@ kernel_test!(a_handshake_made_by_synproxy, || {
     ] {
         net.a.set(setting, value).unwrap();
     }
-    nft(
-        &net.a,
-        "table ip proxy { chain raw { type filter hook prerouting priority raw; tcp dport 8080 tcp flags syn notrack; }; \
+    net.a.nft("table ip proxy { chain raw { type filter hook prerouting priority raw; tcp dport 8080 tcp flags syn notrack; }; \
          chain in { type filter hook input priority filter; tcp dport 8080 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm; \
          ct state invalid drop; }; }",
     );
@@ -206,9 +198,7 @@ kernel_test!(what_is_tracked_and_not_translated_moves, || {
 
 kernel_test!(one_that_waits_in_a_listener, || {
     let net = Net::new();
-    nft(
-        &net.a,
-        "table ip nat { chain c { type nat hook prerouting priority dstnat; tcp dport 80 redirect to :8080; }; }",
+    net.a.nft("table ip nat { chain c { type nat hook prerouting priority dstnat; tcp dport 80 redirect to :8080; }; }",
     );
     let listener = listen(&net.a, "0.0.0.0", PORT);
     let peer = connect(&net.peer, None, "198.18.0.80", 80);
@@ -241,9 +231,7 @@ kernel_test!(it_is_kept_before_the_target_hears_of_it, || {
 kernel_test!(what_is_not_tracked_is_not_translated, || {
     let net = Net::new();
     // Another one is tracked, so that the table is looked through.
-    nft(
-        &net.a,
-        "table inet t { chain c { type filter hook prerouting priority raw; tcp dport 8080 notrack; }; \
+    net.a.nft("table inet t { chain c { type filter hook prerouting priority raw; tcp dport 8080 notrack; }; \
          chain o { type filter hook output priority raw; tcp sport 8080 notrack; }; \
          chain i { type filter hook input priority filter; ct state new accept; }; }",
     );

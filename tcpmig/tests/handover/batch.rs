@@ -200,7 +200,7 @@ kernel_test!(a_move_that_is_cancelled_before_commit_is_kept, || {
     let (a, b) = Site::pair(&net, &Options::default());
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
-    let ends = net.count_at_peer(&end_of(flow));
+    let ends = net.peer.count(&end_of(flow));
     let (got_offer, target_has_it) = tokio::sync::oneshot::channel();
     // The target gets the offer and says nothing.
     let offered = b.begin(|here| async move {

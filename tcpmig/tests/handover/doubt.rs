@@ -95,7 +95,7 @@ impl Case {
     pub(crate) fn is_silent(&mut self) {
         let (other, end) = self.net.connect(Family::V4);
         let port = self.flow.local().port();
-        let heard = self.net.count_at_peer(&format!("tcp sport {port}"));
+        let heard = self.net.peer.count(&format!("tcp sport {port}"));
         self.peer.write_all(SENT).unwrap();
         // What was sent to the peer before this connection's packets would be there before them.
         both_ways(&other, &end);
@@ -111,7 +111,7 @@ impl Case {
 
     /// It goes on at host A, where these octets of the peer have waited.
     pub(crate) fn goes_on(&self, ending: Ending, lock: LockGuard, sent: &[u8], words: &[&str]) {
-        let ends = self.net.count_at_peer(&end_of(self.flow));
+        let ends = self.net.peer.count(&end_of(self.flow));
         let (server, reason) = kept_by(ending);
         lock.unlock().unwrap();
         for word in words {
@@ -192,7 +192,7 @@ kernel_test!(a_target_that_forgot_leaves_it_in_doubt, || {
     case.is_silent();
     // It ends here as silently as it stood.
     drop(doubt);
-    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let ends = case.net.peer.count(&end_of(case.flow));
     let (other, end) = case.net.connect(Family::V4);
     both_ways(&other, &end);
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");

@@ -61,7 +61,7 @@ kernel_test!(
         let server = TcpStream::from(b.arrival().socket);
         server.set_nonblocking(false).unwrap();
         both_ways(&peer, &server);
-        let ends = net.count_at_peer(&end_of(flow));
+        let ends = net.peer.count(&end_of(flow));
         outlive(options.lease);
         both_ways(&peer, &server);
         assert_eq!(ends.packets(), 0, "RST or FIN at the peer");

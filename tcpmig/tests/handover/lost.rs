@@ -16,7 +16,7 @@ use tcpmig_lock::{Entry, LockError, LockGuard, Locker, Nftables, Swept};
 use tcpmig_sys::sockopt;
 
 use crate::support::{
-    Family, Net, Site, both_ways, expect, flow, kernel_test, nft, numbered, tcp_counter, until,
+    Family, Net, Site, both_ways, expect, flow, kernel_test, numbered, tcp_counter, until,
 };
 
 /// Ends the loss once the connection is locked.
@@ -120,14 +120,11 @@ fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bo
         .step_by(of)
         .map(|segment| format!("{:#x}", u32::from_be_bytes(*segment.first_chunk().unwrap())))
         .collect();
-    nft(
-        &net.peer,
-        &format!(
-            "table inet lose {{ chain i {{ type filter hook prerouting priority raw; \
+    net.peer.nft(&format!(
+        "table inet lose {{ chain i {{ type filter hook prerouting priority raw; \
              tcp sport {port} @th,{HEADER_BITS},32 {{ {} }} drop; }}; }}",
-            first_words.join(", ")
-        ),
-    );
+        first_words.join(", ")
+    ));
     server.write_all(&octets).unwrap();
     until("all of it is sent", || {
         sockopt::unsent_len(server.as_fd()).unwrap() == 0

@@ -15,8 +15,8 @@ use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
 
 use crate::support::{
-    END, Family, Net, PATIENCE, Site, both_ways, end_of, expect, flow, kept, kernel_test, nft,
-    numbered, until,
+    END, Family, Net, PATIENCE, Site, both_ways, end_of, expect, flow, kept, kernel_test, numbered,
+    open_from_a, until,
 };
 
 /// How far a server has come, which is its session: octets read and octets written.
@@ -90,7 +90,7 @@ fn moves(family: Family, times: u32) {
     b.serve();
     let (peer, mut server) = net.connect(family);
     let flow = flow(&server);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
 
     let stop = Arc::new(AtomicBool::new(false));
     let uploading = thread::spawn({
@@ -202,7 +202,7 @@ kernel_test!(many_connections_move_at_once_over_one_link, || {
     let net = Net::new();
     let (a, b) = Site::pair(&net, &Options::default());
     b.serve();
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     let mut peers = Vec::new();
     let mut moving = Vec::new();
     for number in 0..20_u64 {
@@ -262,16 +262,14 @@ kernel_test!(a_connection_that_is_being_opened_moves, || {
     let bind = || TcpListener::bind("198.18.0.9:0").unwrap();
     let listener = net.peer.run(bind).unwrap();
     let to = listener.local_addr().unwrap();
-    nft(
-        &net.peer,
-        "table inet deaf { chain c { type filter hook prerouting priority -310; meta l4proto tcp drop; }; }",
+    net.peer.nft("table inet deaf { chain c { type filter hook prerouting priority -310; meta l4proto tcp drop; }; }",
     );
-    let opening = net.open_from_a(to);
+    let opening = open_from_a(&net, to);
     assert_eq!(info(opening.as_fd()).unwrap().state, State::SynSent);
     let outcome = a.move_out(opening, None).wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
     let arrived = b.arrival();
-    nft(&net.peer, "delete table inet deaf");
+    net.peer.nft("delete table inet deaf");
     // The peer's answer goes to the source, and from there to the target.
     let server = TcpStream::from(arrived.socket);
     until("the connection is open", || {
@@ -289,7 +287,7 @@ kernel_test!(a_connection_in_two_moves_at_once_goes_in_one, || {
     b.serve();
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
-    let ends = net.count_at_peer(&end_of(flow));
+    let ends = net.peer.count(&end_of(flow));
     let again = server.try_clone().unwrap();
     let outcomes = a.call(|here| async move {
         let (mover, to) = (here.mover(), here.other());

@@ -58,7 +58,7 @@ impl Case {
 
     /// It was kept for a reason with these words, and goes on.
     fn is_kept(&self, outcome: Outcome, words: &[&str]) -> TcpStream {
-        let ends = self.net.count_at_peer(END);
+        let ends = self.net.peer.count(END);
         assert_eq!(outcome.flow, Some(self.flow));
         let (server, reason) = kept(outcome);
         for word in words {

@@ -112,7 +112,7 @@ impl Case {
 
     /// The connection goes on at host A, and the peer has seen nothing of what happened.
     fn goes_on(self) {
-        let ends = self.net.count_at_peer(&end_of(self.flow));
+        let ends = self.net.peer.count(&end_of(self.flow));
         self.b.no_arrival();
         let server = self.frozen.keep().unwrap().into();
         both_ways(&self.peer, &server);
@@ -123,7 +123,7 @@ impl Case {
     fn in_silence(&self, act: impl FnOnce()) {
         let (other, end) = self.net.connect(Family::V4);
         let port = self.flow.local().port();
-        let heard = self.net.count_at_peer(&format!("tcp sport {port}"));
+        let heard = self.net.peer.count(&format!("tcp sport {port}"));
         act();
         // What was sent to the peer before this connection's packets would be there before them.
         both_ways(&other, &end);
@@ -238,7 +238,7 @@ kernel_test!(what_is_given_up_draws_no_reset_from_the_target, || {
     // COMMIT was sent and got lost: the packets go to host B until its answer is heard.
     case.steer();
     case.is_given_up();
-    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let ends = case.net.peer.count(&end_of(case.flow));
     (&case.peer).write_all(b"meanwhile").unwrap();
     assert_eq!(case.commit().name(), "ABORTED");
     let server: TcpStream = case.frozen.keep().unwrap().into();
@@ -255,7 +255,7 @@ kernel_test!(
         case.steer();
         case.b.stop_serving();
         case.is_given_up();
-        let ends = case.net.count_at_peer(&end_of(case.flow));
+        let ends = case.net.peer.count(&end_of(case.flow));
         (&case.peer).write_all(b"meanwhile").unwrap();
         let (other, end) = case.net.connect(Family::V4);
         both_ways(&other, &end);
@@ -296,7 +296,7 @@ kernel_test!(an_activation_that_fails_draws_no_reset, || {
         .ip("route del unreachable 198.18.0.9/32")
         .unwrap();
     // The packets still go to host B.
-    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let ends = case.net.peer.count(&end_of(case.flow));
     (&case.peer).write_all(b"meanwhile").unwrap();
     let (other, end) = case.net.connect(Family::V4);
     both_ways(&other, &end);

@@ -44,7 +44,7 @@ kernel_test!(a_doubt_that_is_settled_as_kept_goes_on_here, || {
 kernel_test!(a_doubt_that_is_settled_otherwise_ends_here_silently, || {
     for decision in [Decision::Moved, Decision::Lost] {
         let (case, doubt, _lock) = in_doubt();
-        let ends = case.net.count_at_peer(&end_of(case.flow));
+        let ends = case.net.peer.count(&end_of(case.flow));
         let ending = case.a.call(move |_| doubt.settle(decision));
         let entries = case.a.entries(case.flow);
         if decision == Decision::Moved {

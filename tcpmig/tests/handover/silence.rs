@@ -18,7 +18,7 @@ use tcpmig_sys::sockopt;
 
 use crate::support::{
     Fake, Family, Net, Running, Site, Talk, both_ways, end_of, expect, flow, kept_by, kernel_test,
-    nft, until,
+    until,
 };
 
 /// Short enough to end several times in a test.
@@ -71,7 +71,7 @@ impl<'a> Silence<'a> {
     fn lasts(&mut self, time: Duration) {
         let port = self.flow.local().port();
         let (other, end) = self.net.connect(Family::V4);
-        let heard = self.net.count_at_peer(&format!("tcp sport {port}"));
+        let heard = self.net.peer.count(&format!("tcp sport {port}"));
         let begin = Instant::now();
         while begin.elapsed() < time {
             self.peer.write_all(b"still there? ").unwrap();
@@ -138,9 +138,7 @@ fn give_back(b: &Site, Committed { mut fake, id }: Committed) -> Running<()> {
 /// What the peer sends goes nowhere at host B, which has no connection.
 fn silence_b(net: &Net, flow: FourTuple) {
     let port = flow.local().port();
-    nft(
-        &net.b,
-        &format!(
+    net.b.nft(&format!(
             "table inet deaf {{ chain i {{ type filter hook prerouting priority raw; tcp dport {port} drop; }}; }}"
         ),
     );
@@ -157,19 +155,19 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
     let deaf = format!(
         "table inet deaf {{ chain i {{ type filter hook prerouting priority raw; tcp sport {port} drop; }}; }}"
     );
-    nft(&net.peer, &deaf);
+    net.peer.nft(&deaf);
     (&server).write_all(b"on its way").unwrap();
     impatient(&server);
     let target = commit_and_hang_up(&b, Duration::ZERO);
     let doubt = doubt(a.move_out(server, None).wait());
     let committed = target.wait();
-    nft(&net.peer, "delete table inet deaf");
+    net.peer.nft("delete table inet deaf");
 
     let mut silence = Silence::of(&net, &peer, flow);
     silence.lasts(LONG);
     assert_eq!(a.entries(flow).len(), 1, "it was not renewed");
     // By force: a firewall that is loaded again.
-    nft(&net.a, "flush ruleset");
+    net.a.nft("flush ruleset");
     silence.lasts(LEASE * 2);
     until("the redirect is there again", || a.entries(flow).len() == 1);
     let sent = silence.sent;
@@ -181,7 +179,7 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
     while let Ending::InDoubt(again) = ending {
         ending = a.call(|_| again.ask());
     }
-    let ends = net.count_at_peer(&end_of(flow));
+    let ends = net.peer.count(&end_of(flow));
     let (server, _) = kept_by(ending);
     target.wait();
     expect(&peer, b"on its way");
@@ -314,13 +312,13 @@ kernel_test!(what_is_prepared_waits_for_longer_than_its_lease, || {
     let mut silence = Silence::of(&case.net, &case.peer, case.flow);
     silence.lasts(LONG);
     assert_eq!(case.b.entries(case.flow).len(), 1, "it was not renewed");
-    nft(&case.net.b, "flush ruleset");
+    case.net.b.nft("flush ruleset");
     silence.lasts(LEASE * 2);
     until("it is locked again", || {
         case.b.entries(case.flow).len() == 1
     });
     let sent = silence.sent;
-    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let ends = case.net.peer.count(&end_of(case.flow));
     let answer = case.commit();
     assert_eq!(answer.name(), "ACTIVE", "{answer:?}");
     let server = TcpStream::from(case.b.arrival().socket);
@@ -345,7 +343,7 @@ kernel_test!(what_a_target_gave_up_stays_silent_until_abort, || {
     assert_eq!(answer.name(), "ABORTED", "{answer:?}");
     silence.lasts(LEASE * 2);
     let sent = silence.sent;
-    let ends = case.net.count_at_peer(&end_of(case.flow));
+    let ends = case.net.peer.count(&end_of(case.flow));
     let frozen = case.frozen;
     // On the host that it goes on at: what arrived there is delivered from there.
     let server = case.net.a.run(|| frozen.keep().unwrap()).unwrap();
@@ -399,7 +397,7 @@ fn moves_on(case: &Prepared) {
             }}
         }}"
     );
-    nft(&case.net.b, &passing);
+    case.net.b.nft(&passing);
     make_it_hear(case.flow);
     (&case.peer).write_all(b"?").unwrap();
     until("host B acknowledges it", || {

@@ -22,7 +22,7 @@ use blocking::{Blocking, Call, Calls, Heart, Noted, Planned};
 
 use crate::support::{
     Fake, Family, Here, Net, Running, Site, Talk, both_ways, end_of, flow, kept, kept_by,
-    kernel_test, nft, until,
+    kernel_test, open_from_a, until,
 };
 
 /// So short that it is renewed within a test.
@@ -108,7 +108,7 @@ kernel_test!(
         let (ours, theirs) = (source(&a), target(&b));
         let (peer, server) = net.connect(Family::V4);
         let flow = flow(&server);
-        let ends = net.count_at_peer(&end_of(flow));
+        let ends = net.peer.count(&end_of(flow));
         // Its last step fails: the target has built it by then, and is told.
         ours.fail(Call::Steer);
         let (server, reason) = kept(move_out(&a, &ours, server).wait());
@@ -199,7 +199,7 @@ kernel_test!(a_cancelled_move_leaves_nothing_locked, || {
         let (ours, theirs) = (source(&a), target(&b));
         let (peer, server) = net.connect(Family::V4);
         let flow = flow(&server);
-        let ends = net.count_at_peer(&end_of(flow));
+        let ends = net.peer.count(&end_of(flow));
         let gate = ours.hold(at);
         let calls = ours.clone();
         let outcomes = a.call(move |here| async move {
@@ -298,11 +298,9 @@ kernel_test!(a_connection_that_is_being_opened_is_built_aside, || {
     let (a, b) = Site::pair(&net, &options());
     let theirs = serve_counting(&b);
     // The peer does not hear the SYN.
-    nft(
-        &net.peer,
-        "table inet deaf { chain i { type filter hook prerouting priority raw; meta l4proto tcp drop; }; }",
+    net.peer.nft("table inet deaf { chain i { type filter hook prerouting priority raw; meta l4proto tcp drop; }; }",
     );
-    let opening = net.open_from_a("198.18.0.9:9".parse().unwrap());
+    let opening = open_from_a(&net, "198.18.0.9:9".parse().unwrap());
     let outcome = a.move_out(opening, None).wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
     let (locked, built) = (theirs.beats(Call::Lock), theirs.beats(Call::Begin));
@@ -316,9 +314,7 @@ kernel_test!(what_is_injected_is_injected_aside, || {
     let (a, b) = Site::pair(&net, &options());
     let theirs = serve_counting(&b);
     // It is sent again and again.
-    nft(
-        &net.b,
-        "table inet strict { chain i { type filter hook input priority 0; iif lo tcp sport != 1 drop; }; }",
+    net.b.nft("table inet strict { chain i { type filter hook input priority 0; iif lo tcp sport != 1 drop; }; }",
     );
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
@@ -340,9 +336,7 @@ kernel_test!(a_thaw_that_listens_for_the_peer_waits_aside, || {
     let ours = a.call(|_| async { Calls::that_count(Heart::begin()) });
     let (_peer, server) = net.connect(Family::V4);
     let port = flow(&server).local().port();
-    nft(
-        &net.peer,
-        &format!(
+    net.peer.nft(&format!(
             "table inet deaf {{ chain i {{ type filter hook prerouting priority raw; tcp sport {port} drop; }}; }}"
         ),
     );

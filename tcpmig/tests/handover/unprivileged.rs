@@ -14,10 +14,11 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::{Destination, Mover, Options};
 use tcpmig::steer::Redirected;
 use tcpmig_lock::{Locker, Nftables, NoLock};
+use tcpmig_sys::lab::test_name;
 use tcpmig_sys::sockopt;
 
 use crate::support::{
-    Family, Keys, Net, Site, both_ways, end_of, endpoint, flow, kept, kernel_test, test_name,
+    Family, Keys, Net, Site, both_ways, end_of, endpoint, flow, kept, kernel_test,
 };
 
 /// Tells the helper process which it is, and gives it its keys.
@@ -37,7 +38,7 @@ fn without_capability(test: &str) {
     b.serve();
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
-    let ends = net.count_at_peer(&end_of(flow));
+    let ends = net.peer.count(&end_of(flow));
     let mut command = net.a.command("unshare").unwrap();
     let output = command
         .args(["--user", "--map-root-user", "--"])

@@ -43,7 +43,7 @@ fn kept_on<F>(
     let (a, b) = Site::pair(&net, options);
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     let target = b.begin(target);
     let layer = (octets > 0).then(|| Layer::new("tests", 1, vec![1; octets]));
     let given: Vec<_> = layer.into_iter().collect();

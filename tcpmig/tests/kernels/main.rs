@@ -28,7 +28,7 @@ macro_rules! feature_test {
         #[ignore = "of kernels that have it: .ci/kernels"]
         fn $name() {
             let path = concat!(module_path!(), "::", stringify!($name));
-            tcpmig_sys::lab::isolated(crate::support::test_name(path), $body);
+            tcpmig_sys::lab::isolated(tcpmig_sys::lab::test_name(path), $body);
         }
     };
 }

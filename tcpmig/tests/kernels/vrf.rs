@@ -64,7 +64,7 @@ feature_test!(a_connection_of_a_vrf_moves_into_the_one_of_its_name, || {
                 "2001:2::80/128",
             ],
         );
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         let device = |socket: &TcpStream| sockopt::bound_device(socket.as_fd()).unwrap();
         assert_eq!(device(&server).as_deref(), Some("blue"));
         let moved = moves(&net, server);

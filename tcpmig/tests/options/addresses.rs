@@ -8,13 +8,13 @@ use tcpmig_format::SocketFamily;
 use tcpmig_sys::{Error, netns, sockopt};
 
 use crate::scene::{activate, arrive, build, leave, moves};
-use crate::support::{END, Family, Net, both_ways, kernel_test, nft, until};
+use crate::support::{END, Family, Net, both_ways, kernel_test, until};
 
 kernel_test!(addresses_are_the_same_in_the_socket_s_own_family, || {
     for family in [Family::V4, Family::V6, Family::Mapped] {
         let net = Net::new();
         let (peer, server) = net.connect(family);
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         let local = server.local_addr().unwrap();
         let remote = server.peer_addr().unwrap();
         assert_eq!(local.is_ipv4(), family == Family::V4);
@@ -100,7 +100,7 @@ kernel_test!(a_link_local_connection_finds_its_interface_by_name, || {
     renumber(&net);
     assert_ne!(index(&net.a), index(&net.b));
     let (peer, server) = link_local(&net);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     let image = leave(&net.a, server);
     let ip = image.ip().unwrap();
     assert_eq!(ip.family, SocketFamily::Ipv6);
@@ -123,7 +123,7 @@ fn built_before_its_address(
 ) {
     let net = Net::without_service_on_b();
     let (peer, server) = net.connect(family);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     assert_eq!(read(server.as_fd()), [false, false]);
     set(server.as_fd(), true).unwrap();
     let were = read(server.as_fd());
@@ -215,7 +215,7 @@ fn add_on_b(net: &Net, words: &str) {
 }
 
 fn add_anew_on_b(net: &Net) {
-    nft(&net.b, "delete table inet deaf");
+    net.b.nft("delete table inet deaf");
     net.b
         .ip("addr del 2001:2::80/128 dev eth0\naddr add 2001:2::80/128 dev eth0 nodad")
         .unwrap();
@@ -227,7 +227,7 @@ fn with_address_on_b(words: &str, rules: Option<&str>) -> (Net, TcpStream, tcpmi
     let (peer, server) = net.connect(Family::V6);
     let image = leave(&net.a, server);
     if let Some(rules) = rules {
-        nft(&net.b, rules);
+        net.b.nft(rules);
     }
     add_on_b(&net, words);
     (net, peer, image)
@@ -284,7 +284,7 @@ kernel_test!(
         let (peer, server) = net.connect(Family::V6);
         sockopt::set_freebind_v6(server.as_fd(), true).unwrap();
         let image = leave(&net.a, server);
-        nft(&net.b, DEAF);
+        net.b.nft(DEAF);
         add_on_b(&net, "");
         let prepared = build(&net.b, image).unwrap();
         add_anew_on_b(&net);

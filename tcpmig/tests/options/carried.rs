@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use tcpmig_sys::sockopt::{self, FilterInstruction};
 use tcpmig_sys::{Error, flags};
 
-use crate::scene::{arrive, assert_same, cut, freeze, leave, mend, moves};
+use crate::scene::{arrive, assert_same, freeze, leave, moves};
 use crate::support::{END, Family, Net, both_ways, kernel_test, until};
 
 /// An option with a value that no new socket has.
@@ -182,7 +182,7 @@ fn read(cases: &[Case], fd: BorrowedFd<'_>) -> Vec<String> {
 fn all_move(family: Family) {
     let net = Net::new();
     let (peer, server) = net.connect(family);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     let cases = cases(family);
     let fresh = read(&cases, server.as_fd());
     for case in &cases {
@@ -195,12 +195,12 @@ fn all_move(family: Family) {
 
     let first = leave(&net.a, server);
     net.point_peer_at_b();
-    cut(&net.b);
+    net.b.cut(&["prerouting", "output"]);
     let moved = arrive(&net.b, first.clone());
     assert_eq!(read(&cases, moved.as_fd()), unusual);
     let (again, second) = freeze(&net.b, moved);
     assert_same(&first, second);
-    mend(&net.b);
+    net.b.mend();
     let moved = TcpStream::from(again.keep().unwrap());
     assert_eq!(read(&cases, moved.as_fd()), unusual, "kept");
     // It would keep each answer back for a retransmission timeout.

@@ -9,7 +9,7 @@ use tcpmig_format::{Image, Seq, TcpImage, TcpParts};
 use tcpmig_sys::{Error, sockopt};
 
 use crate::carried::Case;
-use crate::scene::{activate, arrive, build, cut, leave, locker, mend};
+use crate::scene::{activate, arrive, build, leave, locker};
 use crate::support::{Family, Net, both_ways, expect, kernel_test, numbered, until};
 
 macro_rules! cases {
@@ -309,22 +309,22 @@ kernel_test!(sequence_numbers_wrap_in_the_queues, || {
             locker(host).release(&[flow]).unwrap();
         }
         let [server, peer] = images;
-        cut(&net.a);
+        net.a.cut(&["prerouting", "output"]);
         let server = arrive(&net.a, renumber(server, down, up));
         let mut peer = arrive(&net.peer, renumber(peer, up, down));
-        mend(&net.a);
+        net.a.mend();
         peer.write_all(&numbered(0, 3000)).unwrap();
         until("the octets wait to be read", || {
             sockopt::receive_queue_len(server.as_fd()).unwrap() == 3000
         });
         // A host that drops its own packets would count none as sent.
-        cut(&net.peer);
+        net.peer.cut(&["prerouting", "output"]);
         (&server).write_all(&numbered(5000, 3000)).unwrap();
         until("it was sent", || {
             sockopt::unsent_len(server.as_fd()).unwrap() == 0
         });
         let image = leave(&net.a, server);
-        mend(&net.peer);
+        net.peer.mend();
         let moved = arrive_under_traffic(&net, image);
         expect(&moved, &numbered(0, 3000));
         expect(&peer, &numbered(5000, 3000));

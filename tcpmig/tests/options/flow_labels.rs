@@ -68,13 +68,13 @@ kernel_test!(a_leased_flow_label_moves, || {
         assert_eq!(sockopt::flow_label(ours.as_fd()).unwrap(), Some(leased));
         let image = leave(&net.a, ours);
         net.point_peer_at_b();
-        let others = net.count_at_peer(OTHERS);
+        let others = net.peer.count(OTHERS);
         let moved = arrive(&net.b, image.clone());
         assert_eq!(sockopt::flow_label(moved.as_fd()).unwrap(), Some(leased));
         assert!(sockopt::flow_info_send(moved.as_fd()).unwrap());
         both_ways(&peer, &moved);
         assert_eq!(others.packets(), 0, "packets with another label");
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         let again = leave(&net.b, moved);
         assert_eq!(again.ip(), image.ip());
         assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
@@ -127,7 +127,7 @@ kernel_test!(a_reflected_flow_label_moves, || {
     assert_eq!(sockopt::flow_label(server.as_fd()).unwrap(), reflected);
     let image = leave(&net.a, server);
     net.point_peer_at_b();
-    let others = net.count_at_peer(OTHERS);
+    let others = net.peer.count(OTHERS);
     let moved = arrive(&net.b, image.clone());
     assert_eq!(sockopt::flow_label(moved.as_fd()).unwrap(), reflected);
     assert!(!sockopt::flow_info_send(moved.as_fd()).unwrap());

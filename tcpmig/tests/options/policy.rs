@@ -48,7 +48,7 @@ kernel_test!(a_missing_congestion_control_refuses_or_is_left_out, || {
     for family in [Family::V4, Family::V6] {
         let net = Net::new();
         let (peer, server) = net.connect(family);
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         let image = with_missing_congestion(leave(&net.a, server));
         net.point_peer_at_b();
         let option = refused(&net.b, image.clone());
@@ -98,7 +98,7 @@ kernel_test!(
         let (a, b) = Site::pair(&net, &Options::default());
         b.serve_on(Rules::new().device("eth0"));
         let (peer, server) = net.connect(Family::V4);
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         let flow = flow(&server);
         sockopt::set_bound_device(server.as_fd(), "eth0").unwrap();
         let (server, reason) = kept(a.move_out(server, None).wait());
@@ -122,7 +122,7 @@ kernel_test!(
             let (a, b) = Site::pair(&net, &options);
             b.serve_on(Rules::new().device("eth0"));
             let (peer, server) = net.connect(family);
-            let ends = net.count_at_peer(END);
+            let ends = net.peer.count(END);
             sockopt::set_bound_device(server.as_fd(), "eth0").unwrap();
             let outcome = a.move_out(server, None).wait();
             assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");

@@ -59,7 +59,7 @@ fn moves_beside_listeners(family: Family, reuse: Reuse, listening_on_b: bool) {
     let listener = listen(&net.a, at, reuse).unwrap();
     let on_b = listening_on_b.then(|| listen(&net.b, at, reuse).unwrap());
     let connections = accept(&net, &listener, 20);
-    let ends = net.count_at_peer(END);
+    let ends = net.peer.count(END);
     let flags = |stream: &TcpStream| {
         let fd = stream.as_fd();
         (

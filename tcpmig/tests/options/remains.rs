@@ -12,7 +12,7 @@ use tcpmig_sys::lab::Host;
 use tcpmig_sys::sockets::{Lookup, Occupant};
 
 use crate::scene::{activate, arrive, build, forget_locks, freeze, leave};
-use crate::support::{Family, Net, both_ways, kernel_test, nft, until};
+use crate::support::{Family, Net, both_ways, kernel_test, until};
 
 const PORT: u16 = 7100;
 const PEER_PORT: u16 = 40_000;
@@ -250,9 +250,7 @@ kernel_test!(a_handshake_that_is_under_way_is_named, || {
         let listener = listen(&net.b, family);
         // The peer hears nothing of host B, which would forget an answer that it had dropped itself.
         let mac = hardware_address(&net.b);
-        nft(
-            &net.peer,
-            &format!(
+        net.peer.nft(&format!(
                 "table inet deaf {{ chain c {{ type filter hook prerouting priority raw; ether saddr {mac} drop; }}; }}"
             ),
         );
@@ -297,9 +295,7 @@ kernel_test!(
             leave_in_time_wait(&net, Family::V4, PEER_PORT);
             let (service, peer) = ends(Family::V4);
             // The peer loses the SYN.
-            nft(
-                &net.peer,
-                "table inet lost { chain c { type filter hook input priority raw; tcp flags syn drop; }; }",
+            net.peer.nft("table inet lost { chain c { type filter hook input priority raw; tcp flags syn drop; }; }",
             );
             let opening = bound(&net.a, service);
             opening.set_nonblocking(true).unwrap();
@@ -318,7 +314,7 @@ kernel_test!(
                     continue;
                 }
             };
-            nft(&net.peer, "delete table inet lost");
+            net.peer.nft("delete table inet lost");
             let (accepted, _) = TcpListener::from(listener).accept().unwrap();
             let moved_fd = moved.as_fd();
             until("it is open", || {

@@ -67,7 +67,7 @@ kernel_test!(a_mark_decides_the_route, || {
         let net = with_far_peer();
         route_by_rule(&net.b, "fwmark 0x77");
         let (peer, server) = net.connect_from(family, Some(far(family)));
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         sockopt::set_mark(server.as_fd(), 0x77).unwrap();
         let image = leave(&net.a, server);
         net.point_peer_at_b();
@@ -137,7 +137,9 @@ kernel_test!(every_packet_has_the_header_fields, || {
             }
             let image = leave(&net.a, server);
             net.point_peer_at_b();
-            let others = net.count_at_peer(&format!("{from} tcp flags & psh != 0 {unlike}"));
+            let others = net
+                .peer
+                .count(&format!("{from} tcp flags & psh != 0 {unlike}"));
             let moved = arrive(&net.b, image);
             both_ways(&peer, &moved);
             assert_eq!(others.packets(), 0, "{unlike}");
@@ -179,7 +181,7 @@ kernel_test!(a_bound_device_decides_the_route, || {
                 .unwrap();
         }
         let (peer, server) = net.connect_from(family, Some(far(family)));
-        let ends = net.count_at_peer(END);
+        let ends = net.peer.count(END);
         sockopt::set_bound_device(server.as_fd(), "eth0").unwrap();
         let moved = moves(&net, server);
         let device = sockopt::bound_device(moved.as_fd()).unwrap();

@@ -10,26 +10,13 @@ use tcpmig_format::{Image, Limits, SocketOptions, TcpImage};
 use tcpmig_lock::Nftables;
 use tcpmig_sys::lab::Host;
 
-use crate::support::{Net, nft};
+use crate::support::Net;
 
 /// Longer than a test.
 const LEASE: Duration = Duration::from_secs(120);
 
 pub(crate) fn locker(host: &Host) -> Nftables {
     host.run(tcpmig::locker::nftables).unwrap().unwrap()
-}
-
-/// No packet of TCP passes the host from now on.
-pub(crate) fn cut(host: &Host) {
-    let chain = |hook| {
-        format!("chain {hook} {{ type filter hook {hook} priority raw; meta l4proto tcp drop; }};")
-    };
-    let chains = chain("prerouting") + &chain("output");
-    nft(host, &format!("table inet cut {{ {chains} }}"));
-}
-
-pub(crate) fn mend(host: &Host) {
-    nft(host, "delete table inet cut");
 }
 
 /// Reads a connection of a host, which is left standing still.
@@ -57,7 +44,7 @@ pub(crate) fn leave(host: &Host, socket: impl Into<OwnedFd>) -> Image {
 
 /// Ends all locks of a host.
 pub(crate) fn forget_locks(host: &Host) {
-    nft(host, "flush ruleset");
+    host.nft("flush ruleset");
 }
 
 pub(crate) fn build(host: &Host, image: Image) -> Result<Prepared, RestoreError> {

@@ -12,7 +12,7 @@ use tcpmig_format::{Image, Limits, PendingError};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::sockopt;
 
-use crate::net::{Family, Net, cut, mend, nft, nft_counted, pattern, until};
+use crate::net::{Family, Net, pattern, until};
 use crate::scene::{LEASE, activate, build, capture, locker, without_clock};
 
 /// How the connection ended.
@@ -51,7 +51,7 @@ fn ended(net: &Net, family: Family, end: End, octets: &[u8]) -> TcpStream {
     }
     if end == End::ResetAfterBoth {
         // The peer does not hear of the FIN.
-        cut(&net.peer, &["prerouting"]);
+        net.peer.cut(&["prerouting"]);
     }
     if matches!(end, End::ResetAfterBoth | End::InOrder) {
         server.shutdown(Shutdown::Write).unwrap();
@@ -64,7 +64,7 @@ fn ended(net: &Net, family: Family, end: End, octets: &[u8]) -> TcpStream {
     }
     reaches(&server, State::Close);
     if end == End::ResetAfterBoth {
-        mend(&net.peer);
+        net.peer.mend();
     }
     if end == End::Told {
         let error = server.take_error().unwrap().unwrap();
@@ -112,9 +112,7 @@ fn learn(mut stream: TcpStream, octets: &[u8]) -> Learnt {
 /// Counts what the servers' hosts send from now on: at the peer a packet of before could still come in.
 fn listen_in(net: &Net) {
     for host in [&net.a, &net.b] {
-        nft(
-            host,
-            "table inet heard { counter n { }; chain c { type filter hook postrouting priority 300; oifname != \"lo\" meta l4proto tcp counter name n; }; }",
+        host.nft("table inet heard { counter n { }; chain c { type filter hook postrouting priority 300; oifname != \"lo\" meta l4proto tcp counter name n; }; }",
         );
     }
 }
@@ -122,7 +120,7 @@ fn listen_in(net: &Net) {
 /// How many packets that were.
 fn heard(net: &Net) -> u64 {
     [&net.a, &net.b]
-        .map(|host| nft_counted(host, "heard"))
+        .map(|host| host.counted("heard"))
         .iter()
         .sum()
 }
@@ -200,7 +198,7 @@ kernel_test!(an_error_that_could_not_be_put_back_is_not_taken, || {
     let server = ended(&net, Family::V4, End::Reset, &octets);
     let twin = server.try_clone().unwrap();
     let locker = net.a.run(locker).unwrap();
-    net.a.ip("addr del 10.77.0.1/24 dev eth0\n").unwrap();
+    net.a.ip("addr del 198.18.0.80/24 dev eth0\n").unwrap();
     let refused = net
         .a
         .run(|| {
@@ -227,7 +225,7 @@ kernel_test!(an_error_that_no_segment_makes_becomes_a_reset, || {
         sockopt::receive_queue_len(server.as_fd()).unwrap() == 6
     });
     // The peer does not answer any more, and the server loses patience.
-    cut(&net.peer, &["prerouting"]);
+    net.peer.cut(&["prerouting"]);
     sockopt::set_user_timeout(server.as_fd(), 50).unwrap();
     server.write_all(b"answer").unwrap();
     reaches(&server, State::Close);

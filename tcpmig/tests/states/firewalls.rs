@@ -7,7 +7,7 @@ use tcpmig_format::Image;
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::Host;
 
-use crate::net::{Family, Net, mend, nft, nft_counted};
+use crate::net::{Family, Net};
 use crate::scene::{Loss, Scene, activate, build, capture, locker};
 
 const STATES: [State; 6] = [
@@ -30,7 +30,7 @@ const STRICT: &str = "table inet fw { counter n { }; \
 /// The same on a host that connections are opened to.
 fn strict_server(host: &Host) {
     let opened = "meta l4proto tcp ct state new accept; meta l4proto ipv6-icmp";
-    nft(host, &STRICT.replacen("meta l4proto ipv6-icmp", opened, 1));
+    host.nft(&STRICT.replacen("meta l4proto ipv6-icmp", opened, 1));
     picks_nothing_up(host);
 }
 
@@ -45,7 +45,7 @@ fn picks_nothing_up(host: &Host) {
 }
 
 fn strict(host: &Host) {
-    nft(host, STRICT);
+    host.nft(STRICT);
     picks_nothing_up(host);
 }
 
@@ -56,9 +56,9 @@ fn finishes(state: State, family: Family, queued: usize, prepare: impl FnOnce(&N
     prepare(&net, &image);
     let locker = net.b.run(locker).unwrap();
     let prepared = build(&net.b, &locker, image).unwrap();
-    mend(&net.b);
+    net.b.mend();
     ends.finish(&net, activate(prepared));
-    assert_eq!(nft_counted(&net.b, "fw"), 0, "{state} {family:?}");
+    assert_eq!(net.b.counted("fw"), 0, "{state} {family:?}");
 }
 
 fn in_every_state(queued: usize, prepare: impl Fn(&Net, &Image)) {
@@ -71,11 +71,15 @@ fn in_every_state(queued: usize, prepare: impl Fn(&Net, &Image)) {
 }
 
 kernel_test!(invalid_packets_dropped_first, || {
-    in_every_state(20_000, |net, _| nft(&net.b, INVALID_FIRST));
+    in_every_state(20_000, |net, _| {
+        net.b.nft(INVALID_FIRST);
+    });
 });
 
 kernel_test!(established_connections_only_both_ways, || {
-    in_every_state(20_000, |net, _| nft(&net.b, STRICT));
+    in_every_state(20_000, |net, _| {
+        net.b.nft(STRICT);
+    });
 });
 
 kernel_test!(no_connection_picked_up_in_the_middle, || {
@@ -170,10 +174,10 @@ kernel_test!(there_and_back_between_strict_hosts, || {
             let back = net.a.run(locker).unwrap();
             // Host A kept the connection's packets away since it left.
             tcpmig_lock::Nftables::release(&back, &[image.ip().unwrap().flow]).unwrap();
-            net.point_peer_at_a();
+            net.point_peer_at(&net.a);
             let prepared = build(&net.a, &back, image).unwrap();
             ends.finish(&net, activate(prepared));
-            assert_eq!(nft_counted(&net.a, "fw"), 0, "{state} {family:?}");
+            assert_eq!(net.a.counted("fw"), 0, "{state} {family:?}");
         }
     }
 });
@@ -196,7 +200,7 @@ kernel_test!(what_does_not_come_is_forgotten, || {
         // It can still come.
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
-        mend(&net.b);
+        net.b.mend();
         ends.finish(&net, activate(prepared));
     }
 });
@@ -209,7 +213,7 @@ kernel_test!(what_comes_lives_as_long_as_any, || {
         words[2].parse().unwrap()
     };
     assert!(seconds() <= 60, "{}", shown(&net.b, &image));
-    mend(&net.b);
+    net.b.mend();
     let server = activate(prepared);
     crate::net::until("its first packets are seen", || seconds() > 100_000);
     ends.finish(&net, server);

@@ -76,10 +76,10 @@ fn wait_in(net: &Net, listener: &impl AsFd, to: SocketAddr, count: u32) -> Vec<T
 kernel_test!(a_listener_is_made_again_as_it_was, || {
     let net = Net::new();
     for (address, at) in [
-        ("10.77.0.1:7001", "10.77.0.1:7001"),
-        ("[fd77::1]:7002", "[fd77::1]:7002"),
-        ("0.0.0.0:7003", "10.77.0.1:7003"),
-        ("[::]:7004", "[fd77::1]:7004"),
+        ("198.18.0.80:7001", "198.18.0.80:7001"),
+        ("[2001:2::80]:7002", "[2001:2::80]:7002"),
+        ("0.0.0.0:7003", "198.18.0.80:7003"),
+        ("[::]:7004", "[2001:2::80]:7004"),
     ] {
         let old = net.a.run(|| peculiar(address)).unwrap();
         let captured = net
@@ -129,7 +129,7 @@ kernel_test!(a_listener_is_made_again_as_it_was, || {
 
 kernel_test!(what_waits_is_refused_unless_told_otherwise, || {
     let net = Net::new();
-    let listener = net.a.run(|| plain("10.77.0.1:0")).unwrap();
+    let listener = net.a.run(|| plain("198.18.0.80:0")).unwrap();
     let to = listener.local_addr().unwrap();
     let mut peers = wait_in(&net, &listener, to, 3);
     let error = listener::capture(listener.as_fd(), Waiting::default()).unwrap_err();
@@ -150,7 +150,7 @@ kernel_test!(what_waits_is_refused_unless_told_otherwise, || {
 kernel_test!(what_waits_is_accepted_and_moves, || {
     const COUNT: u32 = 5;
     let net = Net::new();
-    let listener = net.a.run(|| plain("10.77.0.1:0")).unwrap();
+    let listener = net.a.run(|| plain("198.18.0.80:0")).unwrap();
     let to = listener.local_addr().unwrap();
     let peers = wait_in(&net, &listener, to, COUNT);
     let Captured { image, accepted } =
@@ -192,7 +192,7 @@ kernel_test!(
     a_listener_and_a_connection_are_not_taken_for_each_other,
     || {
         let net = Net::new();
-        let listener = net.a.run(|| plain("10.77.0.1:0")).unwrap();
+        let listener = net.a.run(|| plain("198.18.0.80:0")).unwrap();
         let (peer, server) = net.connect(crate::net::Family::V4);
         let error = Plan::of(listener.as_fd()).unwrap_err();
         assert!(error.to_string().contains("is listening"), "{error}");
@@ -217,12 +217,12 @@ kernel_test!(
 
 kernel_test!(a_host_that_cannot_have_the_listener_refuses_it, || {
     let net = Net::new();
-    let listener = net.a.run(|| plain("10.77.0.1:7010")).unwrap();
+    let listener = net.a.run(|| plain("198.18.0.80:7010")).unwrap();
     let image = listener::capture(listener.as_fd(), Waiting::Leave)
         .unwrap()
         .image;
     // The port is taken.
-    let taken = net.b.run(|| plain("10.77.0.1:7010")).unwrap();
+    let taken = net.b.run(|| plain("198.18.0.80:7010")).unwrap();
     let error = net
         .b
         .run(|| listener::restore(&image))

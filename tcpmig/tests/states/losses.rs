@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tcpmig_sys::sockopt;
 
-use crate::net::{Family, Net, cut, mend, nft, nft_counted, pattern, until};
+use crate::net::{Family, Net, pattern, until};
 use crate::scene::{activate, build, capture, locker};
 
 /// Moves the server's end to host B.
@@ -34,14 +34,10 @@ kernel_test!(octets_behind_a_gap_are_sent_again, || {
         peer.set_nodelay(true).unwrap();
         // The first of the segments is lost, however often it is sent: it alone has this length.
         let first = pattern(1, 1000);
-        nft(
-            &net.a,
-            "table inet gap { counter n { }; chain c { type filter hook prerouting priority -310; iifname eth0 meta l4proto tcp meta length 1020-1079 counter name n drop; }; }",
+        net.a.nft("table inet gap { counter n { }; chain c { type filter hook prerouting priority -310; iifname eth0 meta l4proto tcp meta length 1020-1079 counter name n drop; }; }",
         );
         peer.write_all(&first).unwrap();
-        until("the first segment is lost", || {
-            nft_counted(&net.a, "gap") > 0
-        });
+        until("the first segment is lost", || net.a.counted("gap") > 0);
         let behind = pattern(2, 700);
         peer.write_all(&behind).unwrap();
         // The peer knows that what is behind the gap has arrived: it does not send that again by itself.
@@ -74,14 +70,14 @@ fn sacked(stream: &TcpStream) -> u32 {
 kernel_test!(urgent_octets_under_way_become_ordinary_ones, || {
     let net = Net::new();
     let (mut peer, mut server) = net.connect(Family::V4);
-    cut(&net.peer, &["prerouting"]);
+    net.peer.cut(&["prerouting"]);
     server.write_all(b"ordinary ").unwrap();
     socket2::SockRef::from(&server)
         .send_out_of_band(b"urgent!")
         .unwrap();
     let mut server = {
         let moving = moved(&net, server);
-        mend(&net.peer);
+        net.peer.mend();
         moving
     };
     server.write_all(b" more").unwrap();

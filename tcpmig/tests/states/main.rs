@@ -31,7 +31,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use net::{Family, Net, mend};
+use net::{Family, Net};
 use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
 use tcpmig_sys::flags;
 use tcpmig_sys::info::{State, info};
@@ -65,7 +65,7 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
     // The lock was left for packets that would find no socket; until the next one, nothing passes the cut.
     locker.release(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker, again).unwrap();
-    mend(&net.b);
+    net.b.mend();
 
     let began = Instant::now();
     ends.finish(&net, activate(prepared));
@@ -101,7 +101,7 @@ kernel_test!(a_shut_receiving_direction_moves, || {
         assert_eq!(image.tcp().unwrap().socket().shut_read, Some(true));
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
-        mend(&net.b);
+        net.b.mend();
         let socket = activate(prepared);
         assert!(flags::read_shut(socket.as_fd()).unwrap());
         // What came before is read, and then the end, which the peer has not sent.

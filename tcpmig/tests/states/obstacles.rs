@@ -9,7 +9,7 @@ use tcpmig_sys::Error;
 use tcpmig_sys::info::State;
 use tcpmig_sys::lab::Host;
 
-use crate::net::{Family, Net, lives, mend, nft, nft_counted, until};
+use crate::net::{Family, Net, lives, until};
 use crate::scene::{Loss, Scene, activate, build, locker};
 
 /// The states that are reached by segments of the peer.
@@ -27,7 +27,7 @@ fn finishes_behind(state: State, family: Family, prepare: impl FnOnce(&Host)) ->
     let (image, ends) = Scene::new(&net, family, state, 1000, Loss::Answers).leave_a(&net);
     let locker = net.b.run(locker).unwrap();
     let prepared = build(&net.b, &locker, image).unwrap();
-    mend(&net.b);
+    net.b.mend();
     ends.finish(&net, activate(prepared));
     net
 }
@@ -36,12 +36,10 @@ kernel_test!(a_firewall_that_drops_invalid_packets, || {
     for state in INJECTED {
         for family in [Family::V4, Family::V6] {
             let net = finishes_behind(state, family, |host| {
-                nft(
-                    host,
-                    "table inet fw { counter n { }; chain c { type filter hook input priority filter; ct state invalid counter name n drop; }; }",
+                host.nft("table inet fw { counter n { }; chain c { type filter hook input priority filter; ct state invalid counter name n drop; }; }",
                 );
             });
-            let invalid = nft_counted(&net.b, "fw");
+            let invalid = net.b.counted("fw");
             assert_eq!(invalid, 0, "{state}");
         }
     }
@@ -72,7 +70,7 @@ kernel_test!(a_receive_buffer_that_is_full, || {
             Scene::new(&net, Family::V4, state, octets, Loss::Answers).leave_a(&net);
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
-        mend(&net.b);
+        net.b.mend();
         ends.finish(&net, activate(prepared));
     }
 });
@@ -95,7 +93,7 @@ kernel_test!(a_connection_without_options, || {
         assert_eq!(negotiated.window_scale, None);
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
-        mend(&net.b);
+        net.b.mend();
         let began = Instant::now();
         ends.finish(&net, activate(prepared));
         // Windows that were told with a scale would hold the upload up for many seconds.
@@ -121,7 +119,7 @@ fn refused_then_restored(
     assert_eq!(locker.list().unwrap(), []);
     unspoil(&net);
     let prepared = build(&net.b, &locker, image).unwrap();
-    mend(&net.b);
+    net.b.mend();
     ends.finish(&net, activate(prepared));
     error
 }
@@ -144,13 +142,13 @@ kernel_test!(a_firewall_that_lets_nothing_in_on_lo, || {
         let error = refused_then_restored(
             state,
             |net| {
-                nft(
-                    &net.b,
-                    "table inet fw { chain c { type filter hook input priority filter; iif lo drop; ct state established,related accept; }; }",
+                net.b.nft("table inet fw { chain c { type filter hook input priority filter; iif lo drop; ct state established,related accept; }; }",
                 );
             },
             with_mark,
-            |net| nft(&net.b, "delete table inet fw"),
+            |net| {
+                net.b.nft("delete table inet fw");
+            },
         );
         assert_not_delivered(&error);
     }
@@ -173,12 +171,12 @@ kernel_test!(a_lock_that_does_not_let_the_mark_pass, || {
 kernel_test!(an_address_that_is_not_here_yet, || {
     let error = refused_then_restored(
         State::CloseWait,
-        |net| net.b.ip("addr del 10.77.0.1/32 dev lo\n").unwrap(),
+        |net| net.b.ip("addr del 198.18.0.80/32 dev lo\n").unwrap(),
         |net, mut image| {
             image.ip_mut().unwrap().transparent = true;
             with_mark(net, image)
         },
-        |net| net.b.ip("addr add 10.77.0.1/32 dev lo\n").unwrap(),
+        |net| net.b.ip("addr add 198.18.0.80/32 dev lo\n").unwrap(),
     );
     assert!(
         matches!(error, RestoreError::Socket(Error::NotLocal { .. })),

@@ -11,7 +11,7 @@ use tcpmig_format::{Image, Limits, TcpState};
 use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::Host;
 
-use crate::net::{Family, Net, cut, mend, nft, nft_counted, pattern, until};
+use crate::net::{Family, Net, pattern, until};
 use crate::scene::{activate, build, capture, locker, without_clock};
 
 /// What is lost on the way.
@@ -30,8 +30,8 @@ fn state(socket: &impl AsFd) -> State {
 /// A listener at the peer, and a socket of host A that is connecting to it.
 fn opening(net: &Net, family: Family) -> (TcpListener, OwnedFd) {
     let (from, to) = match family {
-        Family::V4 | Family::Mapped => ("10.77.0.1:0", "10.77.0.9:0"),
-        Family::V6 => ("[fd77::1]:0", "[fd77::9]:0"),
+        Family::V4 | Family::Mapped => ("198.18.0.80:0", "198.18.0.9:0"),
+        Family::V6 => ("[2001:2::80]:0", "[2001:2::9]:0"),
     };
     let listener = net.peer.run(|| TcpListener::bind(to)).unwrap().unwrap();
     let mut to = listener.local_addr().unwrap();
@@ -80,7 +80,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
         Lost::Syn => &net.peer,
         Lost::SynAck => &net.a,
     };
-    cut(dropping, &["prerouting"]);
+    dropping.cut(&["prerouting"]);
     let (listener, socket) = opening(&net, family);
     if lost == Lost::SynAck {
         until("the peer answers", || answered(&net.peer));
@@ -97,9 +97,9 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     let image = Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap();
     assert_eq!(image.tcp().unwrap().state(), TcpState::SynSent);
 
-    cut(&net.b, &["prerouting", "output"]);
+    net.b.cut(&["prerouting", "output"]);
     net.point_peer_at_b();
-    mend(dropping);
+    dropping.mend();
     let locker_b = net.b.run(locker).unwrap();
     let socket = activate(build(&net.b, &locker_b, image.clone()).unwrap());
     assert_eq!(state(&socket), State::SynSent, "{what}");
@@ -109,7 +109,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     frozen.discard().unwrap();
     locker_b.release(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker_b, again).unwrap();
-    mend(&net.b);
+    net.b.mend();
 
     let began = Instant::now();
     let client = TcpStream::from(activate(prepared));
@@ -191,11 +191,11 @@ kernel_test!(a_target_that_would_scale_its_windows_otherwise, || {
 
 kernel_test!(a_connection_that_is_being_opened_is_kept, || {
     let net = Net::new();
-    cut(&net.peer, &["prerouting"]);
+    net.peer.cut(&["prerouting"]);
     let (listener, socket) = opening(&net, Family::V4);
     let locker = net.a.run(locker).unwrap();
     let (frozen, _) = net.a.run(|| capture(socket, &locker)).unwrap();
-    mend(&net.peer);
+    net.peer.mend();
     let client = TcpStream::from(net.a.run(|| frozen.keep()).unwrap().unwrap());
     until("the handshake is done", || {
         state(&client) == State::Established
@@ -211,13 +211,11 @@ kernel_test!(data_in_a_syn_is_refused, || {
     for host in [&net.a, &net.peer] {
         host.set("net/ipv4/tcp_fastopen", "519").unwrap();
     }
-    let listener = net.peer.run(|| TcpListener::bind("10.77.0.9:0")).unwrap();
+    let listener = net.peer.run(|| TcpListener::bind("198.18.0.9:0")).unwrap();
     let listener = listener.unwrap();
     let to = listener.local_addr().unwrap();
-    cut(&net.peer, &["prerouting"]);
-    nft(
-        &net.a,
-        "table inet sent { counter n { }; chain c { type filter hook output priority 0; tcp flags syn counter name n; }; }",
+    net.peer.cut(&["prerouting"]);
+    net.a.nft("table inet sent { counter n { }; chain c { type filter hook output priority 0; tcp flags syn counter name n; }; }",
     );
     let send = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
@@ -233,9 +231,9 @@ kernel_test!(data_in_a_syn_is_refused, || {
     let refused = Plan::of(socket.as_fd()).unwrap_err();
     assert!(refused.is_not_migratable(), "{refused}");
     assert!(refused.to_string().contains("Fast Open"), "{refused}");
-    assert!(nft_counted(&net.a, "sent") > 0);
+    assert!(net.a.counted("sent") > 0);
     // It goes on: the octets arrive.
-    mend(&net.peer);
+    net.peer.mend();
     let (mut peer, _) = listener.accept().unwrap();
     let mut got = [0; 5];
     std::io::Read::read_exact(&mut peer, &mut got).unwrap();

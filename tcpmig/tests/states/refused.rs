@@ -10,7 +10,7 @@ use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::set_option;
 use tcpmig_sys::{Error, NotMigratable, sockopt};
 
-use crate::net::{Family, Net, cut, mend, until};
+use crate::net::{Family, Net, until};
 
 const IPPROTO_TCP: i32 = 6;
 const TCP_MD5SIG: i32 = 14;
@@ -65,7 +65,7 @@ fn md5_key(with: IpAddr) -> Vec<u8> {
 
 kernel_test!(md5_keys, || {
     let net = Net::new();
-    for [service, client] in [["10.77.0.1", "10.77.0.9"], ["fd77::1", "fd77::9"]] {
+    for [service, client] in [["198.18.0.80", "198.18.0.9"], ["2001:2::80", "2001:2::9"]] {
         let (service, client): (IpAddr, IpAddr) =
             (service.parse().unwrap(), client.parse().unwrap());
         let bind = || TcpListener::bind((service, 0));
@@ -147,7 +147,7 @@ kernel_test!(a_multipath_connection, || {
         assert_eq!(error.raw_os_error(), Some(without));
         return;
     };
-    let at: SocketAddr = "10.77.0.1:7020".parse().unwrap();
+    let at: SocketAddr = "198.18.0.80:7020".parse().unwrap();
     listener.bind(&at.into()).unwrap();
     listener.listen(1).unwrap();
     let connect = || {
@@ -178,12 +178,12 @@ kernel_test!(a_connection_accepted_before_its_handshake_is_done, || {
     for host in [&net.a, &net.peer] {
         host.set("net/ipv4/tcp_fastopen", "519").unwrap();
     }
-    let listener = net.a.run(|| TcpListener::bind("10.77.0.1:0")).unwrap();
+    let listener = net.a.run(|| TcpListener::bind("198.18.0.80:0")).unwrap();
     let listener = listener.unwrap();
     let at = listener.local_addr().unwrap();
     let waiting = 5_i32.to_ne_bytes();
     set_option(listener.as_fd(), IPPROTO_TCP, TCP_FASTOPEN, &waiting).unwrap();
-    cut(&net.peer, &["prerouting"]);
+    net.peer.cut(&["prerouting"]);
     let connect = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -196,7 +196,7 @@ kernel_test!(a_connection_accepted_before_its_handshake_is_done, || {
     let (mut server, _) = listener.accept().unwrap();
     assert_eq!(info(server.as_fd()).unwrap().state, State::SynReceived);
     refuses(&net, &server, NotMigratable::FastOpen);
-    mend(&net.peer);
+    net.peer.mend();
     let mut got = [0; 5];
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"early");

@@ -13,7 +13,7 @@ use tcpmig_sys::info::{State, info};
 use tcpmig_sys::lab::Host;
 use tcpmig_sys::sockopt;
 
-use crate::net::{Family, Net, cut, lives, mend, pattern, until};
+use crate::net::{Family, Net, lives, pattern, until};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
@@ -145,7 +145,7 @@ impl Scene {
             Loss::Answers => &net.a,
             Loss::Packets => &net.peer,
         };
-        cut(host, &["prerouting"]);
+        host.cut(&["prerouting"]);
         self.cut = Some(loss);
     }
 
@@ -158,7 +158,7 @@ impl Scene {
         let (frozen, image) = capture(server, &locker);
         frozen.confirm().unwrap();
         frozen.discard().unwrap();
-        cut(&net.b, &["prerouting", "output"]);
+        net.b.cut(&["prerouting", "output"]);
         net.point_peer_at_b();
         end(net, lost);
         let state = image.tcp().unwrap().state();
@@ -191,8 +191,8 @@ impl Scene {
 
 fn end(net: &Net, cut: Option<Loss>) {
     match cut {
-        Some(Loss::Packets) => mend(&net.peer),
-        Some(Loss::Answers) => mend(&net.a),
+        Some(Loss::Packets) => net.peer.mend(),
+        Some(Loss::Answers) => net.a.mend(),
         None => {}
     }
 }

@@ -12,23 +12,12 @@ mod talk;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
-pub(crate) use net::{B, END, Family, Net, end_of, flow, nft, tcp_counter};
+pub(crate) use net::{B, END, Family, Net, end_of, flow, open_from_a, tcp_counter};
 pub(crate) use site::{Here, Keys, Running, Site, endpoint, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
-
-/// How long anything may take that has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Waits until a condition holds.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "did not happen: {what}");
-        std::thread::sleep(std::time::Duration::from_micros(200));
-    }
-}
+pub(crate) use tcpmig_sys::kernel_test;
+pub(crate) use tcpmig_sys::lab::{PATIENCE, until};
 
 /// The octets of a stream of numbers, from this position on: each one tells its place.
 pub(crate) fn numbered(from: u64, len: usize) -> Vec<u8> {
@@ -57,21 +46,4 @@ pub(crate) fn both_ways(a: &TcpStream, b: &TcpStream) {
             expect(to, &sent);
         }
     }
-}
-
-/// A test that makes networks.
-macro_rules! kernel_test {
-    ($name:ident, $body:expr) => {
-        #[test]
-        fn $name() {
-            let path = concat!(module_path!(), "::", stringify!($name));
-            tcpmig_sys::lab::isolated(crate::support::test_name(path), $body);
-        }
-    };
-}
-pub(crate) use kernel_test;
-
-/// The name of a test as its program knows it: without that of the program.
-pub(crate) fn test_name(path: &str) -> &str {
-    path.split_once("::").map_or(path, |(_, name)| name)
 }
