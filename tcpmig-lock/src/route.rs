@@ -17,6 +17,7 @@ use crate::{LockError, NextHop};
 
 /// How this host reaches an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Route {
     /// The device by which packets leave; `lo` if the address is one of this host.
     pub device: String,

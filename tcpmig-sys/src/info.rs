@@ -88,6 +88,7 @@ impl fmt::Display for State {
 
 /// The first part of `struct tcp_info`, which every kernel since 4.10 fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Info {
     /// The state.
     pub state: State,

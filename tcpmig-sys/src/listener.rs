@@ -12,6 +12,7 @@ use crate::{raw, sockopt};
 
 /// Connections that wait in a listener to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AcceptQueue {
     /// How many wait. The handshake of others may be under way.
     pub waiting: u32,

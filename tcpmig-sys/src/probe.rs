@@ -13,6 +13,7 @@ use crate::{netns, repair};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// It works.
     Works,
@@ -24,6 +25,7 @@ pub enum Verdict {
 
 /// One thing that moves need, with the reason if it is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Check {
     /// What was tried: a call or a property.
     pub name: &'static str,

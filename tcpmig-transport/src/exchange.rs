@@ -28,6 +28,7 @@ pub struct Exchange {
 
 /// What went over an exchange so far. Half an exchange counts its own direction only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExchangeStats {
     /// Frames handed to [`send`](Exchange::send) that were taken.
     pub frames_sent: u64,

@@ -64,7 +64,7 @@ pub enum KeysError {
     },
     /// The key or the certificate could not be made.
     #[error("make certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    Make(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A file exists already; nothing was changed in it.
     #[error("{}: exists already, not overwritten", path.display())]
     Exists {
@@ -91,6 +91,10 @@ pub enum KeysError {
     },
 }
 
+fn not_made(error: rcgen::Error) -> KeysError {
+    KeysError::Make(error.into())
+}
+
 /// A certificate authority: its certificate, and the key that signs hosts' certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -98,6 +102,7 @@ pub struct Authority {
 }
 
 /// A host's certificate and private key, as PEM.
+#[non_exhaustive]
 pub struct Issued {
     name: String,
     /// The certificate.
@@ -117,7 +122,7 @@ impl Authority {
                 name: name.to_owned(),
             });
         }
-        let key = KeyPair::generate()?;
+        let key = KeyPair::generate().map_err(not_made)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(name);
         // It signs hosts' certificates, never those of further authorities.
@@ -125,7 +130,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
         set_validity(&mut params, now - CLOCK_SKEW, now + AUTHORITY);
-        let ca_pem = params.self_signed(&key)?.pem();
+        let ca_pem = params.self_signed(&key).map_err(not_made)?.pem();
         Ok(Self {
             issuer: Issuer::new(params, key),
             ca_pem,
@@ -202,8 +207,8 @@ impl Authority {
                 name: name.to_owned(),
             });
         }
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new([name.to_owned()])?;
+        let key = KeyPair::generate().map_err(not_made)?;
+        let mut params = CertificateParams::new([name.to_owned()]).map_err(not_made)?;
         params.distinguished_name = common_name(name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
@@ -213,7 +218,10 @@ impl Authority {
         set_validity(&mut params, not_before, not_after);
         Ok(Issued {
             name: name.to_owned(),
-            cert_pem: params.signed_by(&key, &self.issuer)?.pem(),
+            cert_pem: params
+                .signed_by(&key, &self.issuer)
+                .map_err(not_made)?
+                .pem(),
             key_pem: key.serialize_pem(),
         })
     }

@@ -11,6 +11,7 @@ use crate::sockets::diag;
 
 /// A process and its descriptor of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Owner {
     /// The process.
     pub pid: u32,

@@ -26,6 +26,7 @@ use crate::options::NotSet;
 
 /// A connection that moved to this host.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Arrived {
     /// Its socket.
     pub socket: OwnedFd,

@@ -16,6 +16,7 @@ use crate::steer::Elsewhere;
 
 /// What became of a handover that a process before this one had begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Resolved {
     /// The handover as the journal had it.
     pub open: Open,

@@ -65,6 +65,7 @@ pub struct Destination {
 
 /// How a handover ended.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The connection, if it got as far as that.
     pub flow: Option<FourTuple>,
@@ -77,6 +78,7 @@ pub struct Outcome {
 /// Where a connection is after [`Mover::move_out`].
 #[derive(Debug)]
 #[must_use]
+#[non_exhaustive]
 pub enum Ending {
     /// It lives on the target.
     Moved,

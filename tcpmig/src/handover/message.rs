@@ -61,6 +61,7 @@ const MAX_DEPTH: usize = 16;
 /// What source and target say to each other.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "snake_case", try_from = "super::wire::Wire")]
+#[non_exhaustive]
 pub enum Message {
     /// First in each exchange. Source: which versions I speak, and what follows is in the newest. Target, and
     /// then it ends the exchange: I speak these, and not that.
@@ -148,7 +149,7 @@ pub enum MessageError {
         /// Its length.
         len: usize,
         /// What the decoder said.
-        source: rmp_serde::decode::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Octets follow the message in its frame.
     #[error("{0} octets follow a handover message in its frame")]
@@ -264,9 +265,9 @@ impl Decoder {
         let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
         deserializer.set_max_depth(MAX_DEPTH);
         let message =
-            Message::deserialize(&mut deserializer).map_err(|source| MessageError::Malformed {
+            Message::deserialize(&mut deserializer).map_err(|error| MessageError::Malformed {
                 len: frame.len(),
-                source,
+                source: error.into(),
             })?;
         if !rest.is_empty() {
             return Err(MessageError::Trailing(rest.len()));

@@ -11,6 +11,7 @@ pub enum Role {
 
 /// How far a handover got on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Note {
     /// Source: it may be offered from now on. The connection is the source's.
     Offering,

@@ -100,6 +100,7 @@ impl<L: Hash> Hash for Ended<L> {
 
 /// What a target has to do for a handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TargetAction<L> {
     /// Say what there is to say about the image without touching the host for it: what is refused here has silenced
     /// nothing. Done, or failed.
@@ -139,6 +140,7 @@ pub enum TargetAction<L> {
 
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TargetResult {
     /// It is done.
     Done,
@@ -162,6 +164,7 @@ pub enum TargetResult {
 
 /// What the journal of the process before this one says of a handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Recalled {
     /// Its newest note.
     pub note: Note,

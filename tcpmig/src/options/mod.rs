@@ -64,6 +64,7 @@ pub enum Unsupported {
 /// TCP_CONGESTION=vegas: this host does not have it (ENOENT)
 /// ```
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub struct NotSet {
     /// Its name, as in the manual pages.
     pub option: &'static str,

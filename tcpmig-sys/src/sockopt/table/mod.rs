@@ -66,6 +66,7 @@ pub enum Kind {
 
 /// What becomes of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fate {
     /// The connection has it on the target as on the source. The target refuses it by its name if it cannot.
     Carried,

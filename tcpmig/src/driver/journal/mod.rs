@@ -26,6 +26,7 @@ use crate::handover::HandoverId;
 
 /// What a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct About {
     /// What this host is in it.
     pub role: Role,
@@ -39,6 +40,7 @@ pub struct About {
 
 /// A handover that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Open {
     /// Its name.
     pub id: HandoverId,

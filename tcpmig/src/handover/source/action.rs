@@ -38,6 +38,7 @@ impl Default for SourceConfig {
 
 /// What a source has to do. One after the other: each one that has ended allows the next.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SourceAction {
     /// Note this in the journal, where a process after this one finds it. Done, or failed.
     Note(Note),
@@ -65,6 +66,7 @@ pub enum SourceAction {
 
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SourceResult<E> {
     /// It is done.
     Done,
