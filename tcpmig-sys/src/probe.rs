@@ -13,7 +13,6 @@ use crate::{netns, repair};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Verdict {
     /// It works.
     Works,
@@ -25,7 +24,6 @@ pub enum Verdict {
 
 /// One thing that moves need, with the reason if it is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Check {
     /// What was tried: a call or a property.
     pub name: &'static str,

@@ -144,7 +144,6 @@ pub struct Frozen {
 /// A connection that was not frozen: the reason, and the descriptor back.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-#[non_exhaustive]
 pub struct NotFrozen {
     /// The descriptor, in use as before.
     pub fd: OwnedFd,

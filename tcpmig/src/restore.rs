@@ -154,7 +154,6 @@ impl Restored {
 /// A connection that was not activated and is gone from this host: the reason, and what is left.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-#[non_exhaustive]
 pub struct NotActivated {
     /// Why.
     #[source]
@@ -169,7 +168,6 @@ pub struct NotActivated {
 /// A connection that was not rebuilt: the reason, and the lock that was to be its own. Dropping it unlocks.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-#[non_exhaustive]
 pub struct NotBuilt {
     /// Why.
     #[source]

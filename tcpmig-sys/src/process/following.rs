@@ -26,7 +26,6 @@ pub struct Followed {
 
 /// What became of a process.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Became {
     /// Another program, which has not done anything yet.
     Program(Program),

@@ -81,7 +81,6 @@ impl Still {
 /// A failed [`FrozenSocket::freeze`]: the reason, and the descriptor back.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-#[non_exhaustive]
 pub struct FreezeError {
     /// The descriptor, in use as before.
     pub fd: OwnedFd,

@@ -91,7 +91,6 @@ pub struct RestoringSocket {
 /// A failed [`RestoringSocket::activate`]: the reason, and the connection, which dropping discards without a packet.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-#[non_exhaustive]
 pub struct ActivateError {
     /// The connection, under repair.
     pub socket: RestoringSocket,

@@ -13,7 +13,6 @@ use crate::raw;
 
 /// The flow label that a socket sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum FlowLabel {
     /// A label that the socket leased.
     Leased {

@@ -78,7 +78,6 @@ pub struct Outcome {
 /// Where a connection is after [`Mover::move_out`].
 #[derive(Debug)]
 #[must_use]
-#[non_exhaustive]
 pub enum Ending {
     /// It lives on the target.
     Moved,

@@ -164,7 +164,6 @@ pub enum TargetResult {
 
 /// What the journal of the process before this one says of a handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub struct Recalled {
     /// Its newest note.
     pub note: Note,

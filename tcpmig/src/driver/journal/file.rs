@@ -241,7 +241,6 @@ fn lock(path: &Path) -> Result<fs::File, JournalError> {
 
 /// What is open in a journal that a process may have in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Listing {
     /// Whether a process has it in use now.
     pub in_use: bool,

@@ -26,7 +26,6 @@ use crate::handover::HandoverId;
 
 /// What a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct About {
     /// What this host is in it.
     pub role: Role,
@@ -40,7 +39,6 @@ pub struct About {
 
 /// A handover that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Open {
     /// Its name.
     pub id: HandoverId,
