@@ -13,7 +13,6 @@ use crate::sockopt;
 
 /// Sizes of buffers in octets, as the kernel accounts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Buffers {
     /// Of the receive buffer.
     pub receive: u32,
