@@ -460,7 +460,7 @@ fn addresses(routes: &Routes, index: u32) -> Result<Vec<AddressMessage>, LockErr
         RouteNetlinkMessage::NewAddress(address) if address.header.index == index => Some(address),
         _ => None,
     });
-    Ok(mine
+    let (mut last_first, in_order): (Vec<_>, Vec<_>) = mine
         .map(|mut address| {
             address.header.flags &= AddressHeaderFlags::Nodad | AddressHeaderFlags::Homeaddress;
             for attribute in &mut address.attributes {
@@ -474,7 +474,10 @@ fn addresses(routes: &Routes, index: u32) -> Result<Vec<AddressMessage>, LockErr
             }
             address
         })
-        .collect())
+        .partition(|address| address.header.family == AddressFamily::Inet6);
+    // The kernel puts an address of IPv6 before those that it has, and chooses the source of a packet by that order.
+    last_first.reverse();
+    Ok([in_order, last_first].concat())
 }
 
 /// What makes an address another than the next.

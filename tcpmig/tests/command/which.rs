@@ -91,7 +91,7 @@ sys.stdin.readline()
                 let table = net
                     .a
                     .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
-                !table.unwrap().unwrap().contains(":1B58 0900420A:15B3")
+                !table.unwrap().unwrap().contains(":1B58 090012C6:15B3")
             };
             until("the server's end is closed", closed);
             let second = connect(&net, 5555);
@@ -222,7 +222,7 @@ sys.stdin.read()
                 let table = table.unwrap().unwrap();
                 let line = table
                     .lines()
-                    .find(|line| line.contains(":1B58 0900420A:15B3"))
+                    .find(|line| line.contains(":1B58 090012C6:15B3"))
                     .unwrap();
                 let queues = line.split_whitespace().nth(4).unwrap();
                 u32::from_str_radix(queues.split_once(':').unwrap().1, 16).unwrap() as usize
@@ -246,7 +246,7 @@ sys.stdin.read()
                 let table = net
                     .b
                     .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
-                table.unwrap().unwrap().contains(":1B58 0900420A:15B3 01")
+                table.unwrap().unwrap().contains(":1B58 090012C6:15B3 01")
             });
             net.point_peer_at_b();
             let mut down = vec![0; QUEUED];
