@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// The phases of one handover as the source saw them, in microseconds, and what it carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub struct Report {
     /// Before it stood still: waiting until the peer had fetched most of the send queue.
     pub settle_us: u64,
