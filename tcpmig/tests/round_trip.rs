@@ -265,7 +265,7 @@ fn an_idle_connection_takes_few_calls(
     let net = Net::new();
     let (_peer, server) = net.connect(family);
     for host in [&net.a, &net.b] {
-        cut(host, &["prerouting", "output"]);
+        host.cut(&["prerouting", "output"]);
     }
     let leave = || {
         let (frozen, image) = freeze(server);
