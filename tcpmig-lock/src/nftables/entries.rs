@@ -18,7 +18,7 @@ impl Shared {
         mut read: impl FnMut(Set) -> Result<Vec<Element>, LockError>,
     ) -> Result<Vec<Entry>, LockError> {
         let mut entries = Vec::new();
-        for element in read(Set::Locked)? {
+        for element in one_each(read(Set::Locked)?) {
             entries.push(element.entry(EntryKind::Lock));
         }
         let devices: HashMap<_, _> = one_each(read(Set::Device)?)
@@ -105,7 +105,8 @@ impl Shared {
     }
 }
 
-/// One element for each flow. A packet can have made a second one, which has no owner.
+/// One element for each flow. A packet can have made a second one, which has no owner; and a set that changes while the kernel
+/// lists it is listed in part again.
 fn one_each(elements: Vec<Element>) -> Vec<Element> {
     let mut places: HashMap<FourTuple, usize> = HashMap::with_capacity(elements.len());
     let mut one: Vec<Element> = Vec::with_capacity(elements.len());
