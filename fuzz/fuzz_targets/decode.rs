@@ -1,4 +1,4 @@
-//! Decodes arbitrary octets, as they are and behind a good envelope.
+//! Decodes arbitrary bytes, as they are and behind a good envelope.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

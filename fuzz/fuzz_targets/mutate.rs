@@ -1,4 +1,4 @@
-//! Changes the octets of arbitrary images and decodes them.
+//! Changes the bytes of arbitrary images and decodes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(

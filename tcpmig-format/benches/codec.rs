@@ -14,22 +14,22 @@ use tcpmig_format::{
 
 /// Turns for each row.
 const TURNS: usize = 401;
-/// Octets in the queues together.
+/// Bytes in the queues together.
 const QUEUES: [usize; 3] = [0, 64 << 10, 1 << 20];
 
 /// A connection as a server has it.
 fn image(queues: usize) -> Image {
-    let octets = |len: usize| Octets::from((0..len).map(|at| (at * 7) as u8).collect::<Vec<_>>());
+    let bytes = |len: usize| Octets::from((0..len).map(|at| (at * 7) as u8).collect::<Vec<_>>());
     let parts = TcpParts {
         state: TcpState::Established,
         send: SendSpace {
             snd_una: Seq::new(0x1234_5678),
-            sent: octets(queues / 2),
-            unsent: octets(queues / 4),
+            sent: bytes(queues / 2),
+            unsent: bytes(queues / 4),
         },
         receive: ReceiveSpace {
             rcv_nxt: Seq::new(0x8765_4321),
-            queue: octets(queues / 4),
+            queue: bytes(queues / 4),
         },
         negotiated: Negotiated {
             mss_clamp: 1460,
@@ -165,7 +165,7 @@ struct PlainSocket {
     congestion: String,
 }
 
-/// What a row makes. It is dropped after its time was taken: then queues are zeroed, which is no part of the work.
+/// What a row makes. It is dropped after its time was taken: then queues are zeroed, which is not a part of the work.
 #[expect(dead_code, reason = "made to be dropped")]
 enum Made {
     Octets(Octets),
@@ -207,7 +207,7 @@ fn table(title: &str, mut rows: Vec<Row<'_>>) {
     let base = rows.last_mut().map_or(1, middle).max(1);
     println!(
         "\n{title:<26} {:>12} {:>12} {:>14} {:>8}",
-        "ns", "allocations", "octets", "ratio"
+        "ns", "allocations", "bytes", "ratio"
     );
     for mut row in rows {
         let spent = allocation_counter::measure(|| drop((row.run)()));

@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let envelope = Envelope::peek(&bytes)?;
     println!(
-        "format version {}, readable from version {}, {} octets",
+        "format version {}, readable from version {}, {} bytes",
         envelope.version,
         envelope.min_version,
         envelope.image_length()
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if let Some(tcp) = image.tcp() {
         println!(
-            "{}: {} octets sent, {} unsent, {} to read",
+            "{}: {} bytes sent, {} unsent, {} to read",
             tcp.state(),
             tcp.send().sent.len(),
             tcp.send().unsent.len(),
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("listening on {}", listener.local);
     }
     for layer in &image.layers {
-        println!("{layer}: {} octets", layer.payload.len());
+        println!("{layer}: {} bytes", layer.payload.len());
     }
     // Queues and payloads show as lengths.
     println!("{image:#?}");

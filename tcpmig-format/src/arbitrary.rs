@@ -277,7 +277,7 @@ impl<'a> Arbitrary<'a> for Layer {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let kind: &str = u.arbitrary()?;
         Ok(Self {
-            // At most 255 octets, as a character has at most four.
+            // At most 255 bytes, as a character has at most four.
             kind: kind.chars().take(63).collect(),
             version: u.arbitrary()?,
             payload: u.arbitrary()?,

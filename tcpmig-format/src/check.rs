@@ -1,21 +1,21 @@
 //! What parts of a transport layer can go together.
 
-use crate::{MAX_OCTETS, Negotiated, PendingError, Seq, SocketOptions, TcpParts, TcpState, Window};
+use crate::{MAX_BYTES, Negotiated, PendingError, Seq, SocketOptions, TcpParts, TcpState, Window};
 
 /// Why [`TcpParts`] contradict themselves.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidTcp {
     /// A queue is longer than any window can make it.
-    #[error("{queue} queue: {len} octets, more than {MAX_OCTETS}")]
+    #[error("{queue} queue: {len} bytes, more than {MAX_BYTES}")]
     QueueLength {
         /// Which queue: `send` (sent and unsent together) or `receive`.
         queue: &'static str,
         /// Its length.
         len: usize,
     },
-    /// Octets in a queue that is empty in this state.
-    #[error("{queue} queue: {len} octets, which cannot be in state {state}")]
+    /// Bytes in a queue that is empty in this state.
+    #[error("{queue} queue: {len} bytes, which cannot be in state {state}")]
     QueueInState {
         /// Which queue: `sent`, `unsent` or `receive`.
         queue: &'static str,
@@ -35,7 +35,7 @@ pub enum InvalidTcp {
     WindowAboveScale {
         /// `snd_wnd` or `max_window`.
         what: &'static str,
-        /// Its value, in octets.
+        /// Its value, in bytes.
         value: u32,
         /// The most that the scale allows.
         limit: u32,
@@ -56,7 +56,7 @@ pub enum InvalidTcp {
     RcvWup {
         /// Where the window was advertised.
         rcv_wup: Seq,
-        /// The next octet expected.
+        /// The next byte expected.
         rcv_nxt: Seq,
     },
     /// `snd_wl1` is after the end of the receive window.
@@ -82,7 +82,7 @@ pub enum InvalidTcp {
     /// A classic filter is empty or has more instructions than the kernel takes.
     #[error("the filter has {0} instructions, not 1 to 4096")]
     Filter(usize),
-    /// The name of the congestion control is empty, longer than 15 octets or
+    /// The name of the congestion control is empty, longer than 15 bytes or
     /// not printable ASCII without spaces.
     #[error("{0:?} cannot be the name of a congestion control")]
     Congestion(String),
@@ -138,7 +138,7 @@ fn check_queues(state: TcpState, lengths: Lengths) -> Result<(), InvalidTcp> {
         receive,
     } = lengths;
     for (queue, len) in [("send", sent.saturating_add(unsent)), ("receive", receive)] {
-        if len > MAX_OCTETS {
+        if len > MAX_BYTES {
             return Err(InvalidTcp::QueueLength { queue, len });
         }
     }
@@ -148,7 +148,7 @@ fn check_queues(state: TcpState, lengths: Lengths) -> Result<(), InvalidTcp> {
     let done = matches!(state, FinWait2 | TimeWait | Close);
     for (queue, len, empty) in [
         ("sent", sent, opening || done),
-        // Only a fast open has octets before the handshake, and it is not carried.
+        // Only a fast open has bytes before the handshake, and it is not carried.
         ("unsent", unsent, matches!(state, Listen | SynSent) || done),
         ("receive", receive, opening),
     ] {

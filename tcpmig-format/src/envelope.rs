@@ -4,7 +4,7 @@ use crc32fast::Hasher;
 
 use crate::{DecodeError, FORMAT_VERSION};
 
-/// The first octets of an image.
+/// The first bytes of an image.
 ///
 /// A letter outside ASCII, both kinds of line end and the DOS end of file make
 /// the usual damage by text-mode transfers show at once.
@@ -21,14 +21,14 @@ pub struct Envelope {
     pub version: u16,
     /// The lowest version whose readers understand it.
     pub min_version: u16,
-    /// Length of the payload, in octets.
+    /// Length of the payload, in bytes.
     pub length: u64,
     /// CRC-32 (IEEE 802.3) of the header before it and of the payload.
     pub checksum: u32,
 }
 
 impl Envelope {
-    /// Length of the header, in octets.
+    /// Length of the header, in bytes.
     pub const LEN: usize = 24;
 
     /// Reads the header at the start of `bytes`, of any version and whatever
@@ -79,7 +79,7 @@ impl Envelope {
         })
     }
 
-    /// Length of the whole image, in octets.
+    /// Length of the whole image, in bytes.
     #[must_use]
     pub const fn image_length(&self) -> u64 {
         self.length.saturating_add(Self::LEN as u64)
@@ -128,7 +128,7 @@ pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<(Envelope, &[u8]), 
         });
     }
     if len > needed {
-        return Err(DecodeError::TrailingOctets {
+        return Err(DecodeError::TrailingBytes {
             count: len - needed,
         });
     }
@@ -236,7 +236,7 @@ mod tests {
         longer.push(0);
         assert_eq!(
             open(&longer, 31),
-            Err(DecodeError::TrailingOctets { count: 1 })
+            Err(DecodeError::TrailingBytes { count: 1 })
         );
         let mut huge = image;
         huge[12..20].fill(0xff);

@@ -16,7 +16,7 @@ pub enum EncodeError {
     #[error("{0} layers, the format allows {MAX_LAYERS}")]
     TooManyLayers(usize),
     /// A part is longer than the format allows.
-    #[error("{what}: {len} octets, the format allows {limit}")]
+    #[error("{what}: {len} bytes, the format allows {limit}")]
     TooLong {
         /// Which part.
         what: &'static str,
@@ -30,21 +30,21 @@ pub enum EncodeError {
     Serialize(String),
 }
 
-/// Why octets are not an image that this crate reads. Errors name the place
+/// Why bytes are not an image that this crate reads. Errors name the place
 /// and never quote queues or the payload of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The image is cut off.
-    #[error("cut off: {len} octets of at least {needed}")]
+    #[error("cut off: {len} bytes of at least {needed}")]
     TooShort {
-        /// How many octets there are.
+        /// How many bytes there are.
         len: usize,
         /// How many there have to be, as far as known.
         needed: u64,
     },
-    /// The first octets are not those of an image.
-    #[error("not an image of tcpmig: the first octets are wrong")]
+    /// The first bytes are not those of an image.
+    #[error("not an image of tcpmig: the first bytes are wrong")]
     BadMagic,
     /// The image needs a newer reader.
     #[error(
@@ -65,7 +65,7 @@ pub enum DecodeError {
         min_version: u16,
     },
     /// A part is longer than the [`Limits`](crate::Limits) allow.
-    #[error("{what}: {len} octets, the limit is {limit}")]
+    #[error("{what}: {len} bytes, the limit is {limit}")]
     TooLong {
         /// Which part.
         what: &'static str,
@@ -74,9 +74,9 @@ pub enum DecodeError {
         /// The limit.
         limit: usize,
     },
-    /// Octets follow the end of the image.
-    #[error("{count} octets after the end of the image")]
-    TrailingOctets {
+    /// Bytes follow the end of the image.
+    #[error("{count} bytes after the end of the image")]
+    TrailingBytes {
         /// How many.
         count: u64,
     },
@@ -85,7 +85,7 @@ pub enum DecodeError {
     ChecksumMismatch {
         /// The checksum in the envelope.
         stored: u32,
-        /// The checksum of the octets.
+        /// The checksum of the bytes.
         computed: u32,
     },
     /// The payload is not the `MessagePack` that the format describes.
@@ -96,8 +96,8 @@ pub enum DecodeError {
         /// What is wrong there.
         reason: String,
     },
-    /// Inside the envelope, octets follow the `MessagePack` value.
-    #[error("octets after the end of the payload's map")]
+    /// Inside the envelope, bytes follow the `MessagePack` value.
+    #[error("bytes after the end of the payload's map")]
     TrailingPayload,
     /// A part that a reader must understand is not known to this one.
     #[error("critical part {0:?} is not known to format version {FORMAT_VERSION}")]
@@ -114,11 +114,11 @@ pub enum DecodeError {
         value: String,
     },
     /// An address does not have the length of its family.
-    #[error("{place}: {len} octets, an address of this family has {expected}")]
+    #[error("{place}: {len} bytes, an address of this family has {expected}")]
     AddressLength {
         /// The part, as in FORMAT.md.
         place: &'static str,
-        /// How many octets there are.
+        /// How many bytes there are.
         len: usize,
         /// How many there have to be.
         expected: usize,

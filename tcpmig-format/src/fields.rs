@@ -10,7 +10,7 @@
 //! field = kind(type) "unit" { own };      with code of its own
 //! ```
 //!
-//! * *type*: `bool` or a number; or by its *kind* a text, octets, a map of its own, or a flag that is always there.
+//! * *type*: `bool` or a number; or by its *kind* a text, bytes, a map of its own, or a flag that is always there.
 //! * *OPTION*: its name in the tables of `tcpmig_sys::options`, which have its level, its number, the kind of its value
 //!   and the kernel that first had it. One that is not `Carried` there fails the build of `tcpmig`.
 //! * *of*: which sockets have it. `Any`, `Ipv4` (those with IPv4 packets) or `Ipv6` (IPv6 sockets).
@@ -44,20 +44,20 @@ macro_rules! socket_fields {
             keep_alive = map(KeepAlive) "" { own };
             /// `SO_LINGER`.
             linger = map(Linger) "" { own };
-            /// Receive buffer in octets, as `SO_RCVBUF` reads it: twice what was asked for.
+            /// Receive buffer in bytes, as `SO_RCVBUF` reads it: twice what was asked for.
             receive_buffer: u32 "" { own };
-            /// Send buffer in octets, as `SO_SNDBUF` reads it: twice what was asked for.
+            /// Send buffer in bytes, as `SO_SNDBUF` reads it: twice what was asked for.
             send_buffer: u32 "" { own };
             /// `SO_BUF_LOCK`: bit 0 the send buffer, bit 1 the receive buffer was set
             /// by the application, so that the kernel does not tune it.
             buffer_lock: u8 "" { own };
-            /// `SO_RCVLOWAT`, in octets.
+            /// `SO_RCVLOWAT`, in bytes.
             receive_low_water: u32 "" { "SO_RCVLOWAT" Any, Connected, Starts(1) };
             /// `TCP_CONGESTION`: name of the congestion control algorithm.
             congestion = text(String as str) "" { own };
             /// `TCP_USER_TIMEOUT`, in milliseconds; 0 is the host's default.
             user_timeout: u32 "_ms" { "TCP_USER_TIMEOUT" Any, Connected, Starts(0) };
-            /// `TCP_NOTSENT_LOWAT`, in octets.
+            /// `TCP_NOTSENT_LOWAT`, in bytes.
             not_sent_low_water: u32 "" { "TCP_NOTSENT_LOWAT" Any, Connected, Starts(0) };
             /// `TCP_QUICKACK`.
             quick_ack: bool "" { "TCP_QUICKACK" Any, Alive, Host };
@@ -65,9 +65,9 @@ macro_rules! socket_fields {
             linger2: i32 "_seconds" { "TCP_LINGER2" Any, Connected, Host };
             /// `TCP_SYNCNT`.
             syn_count: u32 "" { "TCP_SYNCNT" Any, Connected, Host };
-            /// `TCP_WINDOW_CLAMP`, in octets.
+            /// `TCP_WINDOW_CLAMP`, in bytes.
             window_clamp: u32 "" { "TCP_WINDOW_CLAMP" Any, Alive, Host };
-            /// `SO_MAX_PACING_RATE`, in octets per second; all bits set is no limit.
+            /// `SO_MAX_PACING_RATE`, in bytes per second; all bits set is no limit.
             max_pacing_rate: u64 "" { "SO_MAX_PACING_RATE" Any, Connected, Starts(u64::MAX) };
             /// `shutdown(SHUT_RD)`: the application has shut the receiving direction, which the peer does not see.
             shut_read: bool "" { own };
@@ -81,7 +81,7 @@ macro_rules! socket_fields {
             filter = bytes(Vec<FilterInstruction> as u8) "_instructions" { own };
             /// `SO_LOCK_FILTER`: the filter, or that there is none, cannot be changed.
             lock_filter: bool "" { own };
-            /// `SO_PEEK_OFF`, in octets, if it is on.
+            /// `SO_PEEK_OFF`, in bytes, if it is on.
             peek_offset: u32 "" { own };
             /// `SO_DONTROUTE`.
             dont_route: bool "" { "SO_DONTROUTE" Any, BeforeBind, Off };
@@ -168,7 +168,7 @@ macro_rules! ip_fields {
             min_ttl: u8 "" { "IP_MINTTL" Ipv4, BeforeBind, Off };
             /// `IPV6_MINHOPCOUNT`.
             min_hop_limit: u8 "" { "IPV6_MINHOPCOUNT" Ipv6, BeforeBind, Off };
-            /// `IP_OPTIONS` that the socket sends, 1 to 40 octets as in the IPv4 header.
+            /// `IP_OPTIONS` that the socket sends, 1 to 40 bytes as in the IPv4 header.
             ip_options = bytes(Octets as u8) "" { own };
             /// `IP_BIND_ADDRESS_NO_PORT`.
             bind_address_no_port: bool "" { "IP_BIND_ADDRESS_NO_PORT" Any, BeforeBind, Off };

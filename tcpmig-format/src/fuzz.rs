@@ -11,7 +11,7 @@ use arbitrary::Arbitrary;
 use crate::{Envelope, FORMAT_VERSION, Image, Limits, MAGIC};
 pub use edit::{Edit, Junk};
 
-/// Runs something and returns the octets that it had allocated at most at one
+/// Runs something and returns the bytes that it had allocated at most at one
 /// time. Only who installs the global allocator can tell.
 pub type Peak = fn(&mut dyn FnMut()) -> u64;
 
@@ -54,13 +54,13 @@ const WRITTEN: &[(u16, &[u8])] = &[
     (3, include_bytes!("../tests/golden/v3-smallest_tcp.tcpmig")),
 ];
 
-/// Decodes any octets; what decodes encodes to an image that is equal.
+/// Decodes any bytes; what decodes encodes to an image that is equal.
 pub fn decode(bytes: &[u8], peak: Peak) {
     let _ = Envelope::peek(bytes);
     if let Some(image) = decoded(bytes, peak) {
         roundtrip(&image);
     }
-    // Behind a good checksum, which changed octets hardly ever have.
+    // Behind a good checksum, which changed bytes hardly ever have.
     let payload = match bytes.get(Envelope::LEN..) {
         Some(payload) if bytes.starts_with(&MAGIC) => payload,
         _ => bytes,
@@ -70,7 +70,7 @@ pub fn decode(bytes: &[u8], peak: Peak) {
     }
 }
 
-/// Encodes an image and decodes it again: the images and their octets are equal. What earlier
+/// Encodes an image and decodes it again: the images and their bytes are equal. What earlier
 /// versions would have written of it is read as well.
 pub fn roundtrip(image: &Image) {
     let bytes = image.encode().expect("valid by construction");
@@ -92,7 +92,7 @@ pub fn roundtrip(image: &Image) {
     }
 }
 
-/// A valid image and what is changed in its octets.
+/// A valid image and what is changed in its bytes.
 #[derive(Arbitrary, Debug)]
 pub struct Mutation {
     edits: Vec<Edit>,
@@ -131,7 +131,7 @@ pub struct Old<'a> {
 enum Payload<'a> {
     /// That of one of the images that were written.
     Written(u8),
-    /// Any octets, as of this version.
+    /// Any bytes, as of this version.
     Octets(u16, &'a [u8]),
 }
 
@@ -143,7 +143,7 @@ pub fn upgrade(old: &Old<'_>, peak: Peak) {
             let (version, image) = WRITTEN[usize::from(number) % WRITTEN.len()];
             (version, &image[Envelope::LEN..], Some(image))
         }
-        Payload::Octets(version, octets) => (version.clamp(1, FORMAT_VERSION), octets, None),
+        Payload::Octets(version, bytes) => (version.clamp(1, FORMAT_VERSION), bytes, None),
     };
     let min_version = 1 + old.min_version % version;
     let payload = edit::apply(payload, &old.edits);
@@ -166,7 +166,7 @@ fn decoded(bytes: &[u8], peak: Peak) -> Option<Image> {
     let len = bytes.len();
     assert!(
         allocated <= 2 * len as u64 + ALLOCATION,
-        "{allocated} octets were allocated for {len}"
+        "{allocated} bytes were allocated for {len}"
     );
     image
 }

@@ -12,11 +12,11 @@ pub const FORMAT_VERSION: u16 = 3;
 /// The lowest version of the format whose readers understand what this crate writes.
 pub const LOWEST_COMPATIBLE_VERSION: u16 = 3;
 
-/// The most octets that a queue, or the payloads of all layers together, can have: 1 GiB, which is
+/// The most bytes that a queue, or the payloads of all layers together, can have: 1 GiB, which is
 /// also the largest window (RFC 7323).
-pub const MAX_OCTETS: usize = 1 << 30;
+pub const MAX_BYTES: usize = 1 << 30;
 
-/// The longest text that the format allows, in octets.
+/// The longest text that the format allows, in bytes.
 pub(crate) const MAX_TEXT: usize = 255;
 
 /// What an image is of, and the layers that run on it.
@@ -181,7 +181,7 @@ impl Image {
         LayerReader::new(&self.layers)
     }
 
-    /// The image as octets. Equal images give equal octets.
+    /// The image as bytes. Equal images give equal bytes.
     ///
     /// They hold the queues and the payloads as they are: copies of them are
     /// the caller's to wipe.
@@ -269,7 +269,7 @@ impl Image {
 
     /// At least the length of the encoded image: the names and numbers of all fields take less
     /// than 2 KiB, checked texts less than 1 KiB, and a layer beside its payload less than 320
-    /// octets.
+    /// bytes.
     fn size_estimate(&self) -> usize {
         let filter = |socket: &SocketOptions| socket.filter.as_ref().map_or(0, |all| all.len() * 8);
         let subject = match &self.subject {

@@ -50,7 +50,7 @@ impl fmt::Display for SocketFamily {
 }
 
 macro_rules! ip_image {
-    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($text:ty as $str:ty))? $(= bytes($bytes:ty as $octet:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($text:ty as $str:ty))? $(= bytes($bytes:ty as $byte:ty))? $(= always($always:ident))? $unit:literal $restored:tt;)*) => {
         /// The network layer of a connection.
         ///
         /// Options that are `None` are not carried: a restore leaves what the target
@@ -94,7 +94,7 @@ pub enum InvalidIp {
     /// `IPV6_V6ONLY` is on, the packets are IPv4.
     #[error("IPV6_V6ONLY is on, but {0} is IPv4")]
     V6Only(FourTuple),
-    /// A device name is empty, longer than 15 octets, `.`, `..`, or has a
+    /// A device name is empty, longer than 15 bytes, `.`, `..`, or has a
     /// slash, a colon or white space (`dev_valid_name` in the kernel).
     #[error("{what}: {name:?} cannot be the name of a network device")]
     DeviceName {
@@ -118,7 +118,7 @@ pub enum InvalidIp {
         mode: u8,
     },
     /// `IP_OPTIONS` is empty or longer than an IPv4 header takes.
-    #[error("IP_OPTIONS has {0} octets, not 1 to 40")]
+    #[error("IP_OPTIONS has {0} bytes, not 1 to 40")]
     Options(usize),
     /// The time to live is 0.
     #[error("time to live is 0")]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::image::{MAX_OCTETS, MAX_TEXT};
+use crate::image::{MAX_BYTES, MAX_TEXT};
 use crate::{EncodeError, Octets};
 
 /// The most layers that an image can have.
@@ -12,7 +12,7 @@ pub const MAX_LAYERS: usize = 16;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Layer {
-    /// What `payload` is, at most 255 octets: the name of the software or format, for instance a
+    /// What `payload` is, at most 255 bytes: the name of the software or format, for instance a
     /// reversed domain name.
     pub kind: String,
     /// The version of `payload`, counted by its kind.
@@ -123,7 +123,7 @@ pub(crate) fn check(layers: &[Layer]) -> Result<(), EncodeError> {
     let payloads = layers.iter().map(|layer| layer.payload.len()).sum();
     for (what, len, limit) in [
         ("the kind of a layer", longest.unwrap_or(0), MAX_TEXT),
-        ("the payloads of all layers", payloads, MAX_OCTETS),
+        ("the payloads of all layers", payloads, MAX_BYTES),
     ] {
         if len > limit {
             return Err(EncodeError::TooLong { what, len, limit });

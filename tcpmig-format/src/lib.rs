@@ -1,6 +1,6 @@
 //! The versioned image of a live TCP connection: addresses, sequence numbers,
 //! queues, negotiated options, windows, socket options, and the layers that
-//! run on it (TLS, HTTP, an application), as octets that another host can read.
+//! run on it (TLS, HTTP, an application), as bytes that another host can read.
 //!
 //! The crate never does I/O, never touches a socket and has no `unsafe`. It
 //! needs no capability and no particular kernel, and builds on any operating
@@ -9,7 +9,7 @@
 //!
 //! [`Image`] holds a [`Subject`], which is a connection or a listener, and the
 //! [`Layer`]s on it; [`Image::encode`] and [`Image::decode`] convert it,
-//! [`specification`] says what the octets mean. Types are valid by
+//! [`specification`] says what the bytes mean. Types are valid by
 //! construction or checked on the way out and in; the decoder takes nothing on
 //! trust ([`Limits`], [`DecodeError`]). A layer that nobody consumes is an
 //! error that names it ([`LayerReader`]). Queues and payloads ([`Octets`]) do
@@ -75,7 +75,7 @@ pub use envelope::{Envelope, MAGIC};
 pub use error::{DecodeError, EncodeError};
 pub use flow::{FlowError, FourTuple};
 pub use image::{
-    ConnectionImage, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, MAX_OCTETS, Subject,
+    ConnectionImage, FORMAT_VERSION, Image, LOWEST_COMPATIBLE_VERSION, MAX_BYTES, Subject,
 };
 pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use layer::{Layer, LayerReader, MAX_LAYERS, UnconsumedLayer};

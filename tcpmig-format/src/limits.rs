@@ -2,7 +2,7 @@
 
 const MIB: usize = 1 << 20;
 
-/// What [`Image::decode`](crate::Image::decode) accepts at most, in octets.
+/// What [`Image::decode`](crate::Image::decode) accepts at most, in bytes.
 ///
 /// Decoding never allocates more than a small multiple of its input, whatever
 /// the limits are; they bound what is kept in memory and what a peer may

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use bytes::Bytes;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// The octets of a queue or of an application.
+/// The bytes of a queue or of an application.
 ///
 /// They can be passwords and keys of other people: `Debug` prints only how
 /// many there are, and the memory is zeroed when the buffer is dropped or
@@ -18,9 +18,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// memory, which is zeroed when the last of them is dropped.
 ///
 /// ```
-/// let octets = tcpmig_format::Octets::from(&b"secret"[..]);
-/// assert_eq!(&octets[..2], b"se");
-/// assert_eq!(format!("{octets:?}"), "Octets(6)");
+/// let bytes = tcpmig_format::Octets::from(&b"secret"[..]);
+/// assert_eq!(&bytes[..2], b"se");
+/// assert_eq!(format!("{bytes:?}"), "Octets(6)");
 /// ```
 #[derive(Clone)]
 pub struct Octets(Memory);
@@ -32,34 +32,34 @@ enum Memory {
     Shared(Bytes),
 }
 
-/// Octets that are zeroed on drop.
+/// Bytes that are zeroed on drop.
 #[derive(Clone, Default)]
 struct Wiped(Vec<u8>);
 
 impl Octets {
-    /// No octets.
+    /// No bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends `octets`. A part of a shared buffer is copied first.
-    pub fn extend_from_slice(&mut self, octets: &[u8]) {
-        let needed = self.len() + octets.len();
+    /// Appends `bytes`. A part of a shared buffer is copied first.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let needed = self.len() + bytes.len();
         if let Memory::Own(Wiped(own)) = &mut self.0
             && needed <= own.capacity()
         {
-            own.extend_from_slice(octets);
+            own.extend_from_slice(bytes);
             return;
         }
         // Vec would free the old allocation as it is; dropping Octets zeroes it.
         let mut grown = Vec::with_capacity(needed.max(self.len().saturating_mul(2)));
         grown.extend_from_slice(self);
-        grown.extend_from_slice(octets);
+        grown.extend_from_slice(bytes);
         *self = grown.into();
     }
 
-    /// Takes the first `count` octets out and returns them; no octet is copied.
+    /// Takes the first `count` bytes out and returns them; no byte is copied.
     ///
     /// # Panics
     ///
@@ -68,7 +68,7 @@ impl Octets {
         Self(Memory::Shared(self.share().split_to(count)))
     }
 
-    /// Part of the octets, in the same memory.
+    /// Part of the bytes, in the same memory.
     ///
     /// # Panics
     ///
@@ -83,9 +83,9 @@ impl Octets {
         Self(Memory::Shared(self.share().clone()))
     }
 
-    /// The part that `octets`, a slice of these octets, is, in the same memory.
-    pub(crate) fn part(&mut self, octets: &[u8]) -> Self {
-        Self(Memory::Shared(self.share().slice_ref(octets)))
+    /// The part that `bytes`, a slice of these bytes, is, in the same memory.
+    pub(crate) fn part(&mut self, bytes: &[u8]) -> Self {
+        Self(Memory::Shared(self.share().slice_ref(bytes)))
     }
 
     fn share(&mut self) -> &mut Bytes {
@@ -95,7 +95,7 @@ impl Octets {
         match &mut self.0 {
             Memory::Shared(shared) => shared,
             // INVARIANT: replaced above.
-            Memory::Own(_) => unreachable!("the octets are shared"),
+            Memory::Own(_) => unreachable!("the bytes are shared"),
         }
     }
 }
@@ -115,10 +115,10 @@ impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Octets {
 impl Eq for Octets {}
 
 /// Zeroes the whole allocation. As one slice it is filled at the speed of
-/// memory; `Vec::zeroize` goes octet by octet, which takes ten times as long.
-fn wipe(octets: &mut Vec<u8>) {
-    octets.resize(octets.capacity(), 0);
-    octets.as_mut_slice().zeroize();
+/// memory; `Vec::zeroize` goes byte by byte, which takes ten times as long.
+fn wipe(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.capacity(), 0);
+    bytes.as_mut_slice().zeroize();
 }
 
 impl Drop for Wiped {
@@ -136,28 +136,28 @@ impl AsRef<[u8]> for Wiped {
 impl ZeroizeOnDrop for Octets {}
 
 impl From<Vec<u8>> for Octets {
-    fn from(octets: Vec<u8>) -> Self {
-        Self(Memory::Own(Wiped(octets)))
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Memory::Own(Wiped(bytes)))
     }
 }
 
 impl From<&[u8]> for Octets {
-    fn from(octets: &[u8]) -> Self {
-        octets.to_vec().into()
+    fn from(bytes: &[u8]) -> Self {
+        bytes.to_vec().into()
     }
 }
 
-/// Without a copy if nobody else holds the memory of `octets`. A copy that somebody else holds is not zeroed.
+/// Without a copy if nobody else holds the memory of `bytes`. A copy that somebody else holds is not zeroed.
 impl From<Bytes> for Octets {
-    fn from(octets: Bytes) -> Self {
-        Vec::from(octets).into()
+    fn from(bytes: Bytes) -> Self {
+        Vec::from(bytes).into()
     }
 }
 
 /// The same memory, still zeroed when the last part of it is dropped.
 impl From<Octets> for Bytes {
-    fn from(mut octets: Octets) -> Self {
-        std::mem::take(octets.share())
+    fn from(mut bytes: Octets) -> Self {
+        std::mem::take(bytes.share())
     }
 }
 
@@ -189,17 +189,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octets_grow_and_split() {
-        let mut octets = Octets::new();
+    fn bytes_grow_and_split() {
+        let mut bytes = Octets::new();
         for part in [&b"one "[..], b"", b"two ", b"three"] {
-            octets.extend_from_slice(part);
+            bytes.extend_from_slice(part);
         }
-        assert_eq!(&*octets.split_to(4), b"one ");
-        assert_eq!(&*octets, b"two three");
-        assert_eq!(&*octets.split_to(9), b"two three");
-        assert!(octets.is_empty());
-        octets.extend_from_slice(b"four");
-        assert_eq!(&*octets, b"four");
+        assert_eq!(&*bytes.split_to(4), b"one ");
+        assert_eq!(&*bytes, b"two three");
+        assert_eq!(&*bytes.split_to(9), b"two three");
+        assert!(bytes.is_empty());
+        bytes.extend_from_slice(b"four");
+        assert_eq!(&*bytes, b"four");
     }
 
     #[test]
@@ -225,18 +225,18 @@ mod tests {
 
     #[test]
     fn wiping_covers_the_whole_allocation() {
-        let mut octets = Vec::with_capacity(100);
-        octets.extend_from_slice(b"password");
-        let (at, capacity) = (octets.as_ptr(), octets.capacity());
-        octets.truncate(2);
-        wipe(&mut octets);
-        assert_eq!(octets, vec![0; capacity]);
-        assert_eq!(octets.as_ptr(), at, "not moved");
+        let mut bytes = Vec::with_capacity(100);
+        bytes.extend_from_slice(b"password");
+        let (at, capacity) = (bytes.as_ptr(), bytes.capacity());
+        bytes.truncate(2);
+        wipe(&mut bytes);
+        assert_eq!(bytes, vec![0; capacity]);
+        assert_eq!(bytes.as_ptr(), at, "not moved");
     }
 
     #[test]
     fn debug_shows_no_content() {
-        let octets = Octets::from(b"password".to_vec());
-        assert_eq!(format!("{octets:?} {octets:#?}"), "Octets(8) Octets(8)");
+        let bytes = Octets::from(b"password".to_vec());
+        assert_eq!(format!("{bytes:?} {bytes:#?}"), "Octets(8) Octets(8)");
     }
 }

@@ -1,7 +1,7 @@
 //! Socket options.
 
 macro_rules! socket_options {
-    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($text:ty as $str:ty))? $(= bytes($bytes:ty as $octet:ty))? $(= map($map:ident))? $unit:literal $restored:tt;)*) => {
+    ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= text($text:ty as $str:ty))? $(= bytes($bytes:ty as $byte:ty))? $(= map($map:ident))? $unit:literal $restored:tt;)*) => {
         /// The socket options of a connection, apart from those that name its
         /// addresses ([`IpImage`](crate::IpImage)).
         ///

@@ -33,7 +33,7 @@ impl Seq {
         self.0
     }
 
-    /// How many octets lie between `earlier` and this number, going forward.
+    /// How many bytes lie between `earlier` and this number, going forward.
     #[must_use]
     pub const fn distance_from(self, earlier: Self) -> u32 {
         self.0.wrapping_sub(earlier.0)
@@ -69,16 +69,16 @@ impl Seq {
 impl Add<u32> for Seq {
     type Output = Self;
 
-    fn add(self, octets: u32) -> Self {
-        Self(self.0.wrapping_add(octets))
+    fn add(self, bytes: u32) -> Self {
+        Self(self.0.wrapping_add(bytes))
     }
 }
 
 impl Sub<u32> for Seq {
     type Output = Self;
 
-    fn sub(self, octets: u32) -> Self {
-        Self(self.0.wrapping_sub(octets))
+    fn sub(self, bytes: u32) -> Self {
+        Self(self.0.wrapping_sub(bytes))
     }
 }
 
@@ -124,10 +124,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn adding_moves_forward(start: u32, octets in 1..1u32 << 31) {
-            let (from, to) = (Seq::new(start), Seq::new(start) + octets);
-            prop_assert_eq!(to.distance_from(from), octets);
-            prop_assert_eq!(to - octets, from);
+        fn adding_moves_forward(start: u32, bytes in 1..1u32 << 31) {
+            let (from, to) = (Seq::new(start), Seq::new(start) + bytes);
+            prop_assert_eq!(to.distance_from(from), bytes);
+            prop_assert_eq!(to - bytes, from);
             prop_assert!(from.before(to) && to.at_or_after(from));
             prop_assert!(!to.before(from));
         }

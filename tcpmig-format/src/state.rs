@@ -74,13 +74,13 @@ impl TcpState {
         !matches!(self, Listen | SynSent | SynRecv | Close)
     }
 
-    /// Whether this end has closed: a FIN follows the last octet that it sends.
+    /// Whether this end has closed: a FIN follows the last byte that it sends.
     #[must_use]
     pub const fn fin_sent(self) -> bool {
         matches!(self, FinWait1 | FinWait2 | Closing | LastAck | TimeWait)
     }
 
-    /// Whether the peer has closed: its FIN was received after the last octet.
+    /// Whether the peer has closed: its FIN was received after the last byte.
     #[must_use]
     pub const fn fin_received(self) -> bool {
         matches!(self, CloseWait | LastAck | Closing | TimeWait)

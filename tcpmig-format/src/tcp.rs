@@ -75,39 +75,39 @@ impl PendingError {
     pub const BROKEN_PIPE: u16 = 32;
 }
 
-/// Send sequence space: octets from `snd_una` on that the peer has not
+/// Send sequence space: bytes from `snd_una` on that the peer has not
 /// acknowledged or not been sent.
 ///
-/// A SYN or FIN is not counted: `snd_una` is the number of an octet of data
+/// A SYN or FIN is not counted: `snd_una` is the number of a byte of data
 /// (in SYN-SENT the initial sequence number plus 1), and in a state with a FIN
 /// sent the FIN has the number [`write_seq`](SendSpace::write_seq).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SendSpace {
-    /// The oldest octet that is not acknowledged.
+    /// The oldest byte that is not acknowledged.
     pub snd_una: Seq,
-    /// Octets sent and not acknowledged, the first one numbered `snd_una`.
+    /// Bytes sent and not acknowledged, the first one numbered `snd_una`.
     pub sent: Octets,
-    /// Octets that the application has written and TCP has not sent.
+    /// Bytes that the application has written and TCP has not sent.
     pub unsent: Octets,
 }
 
-/// Receive sequence space: octets up to `rcv_nxt` that are acknowledged to the
+/// Receive sequence space: bytes up to `rcv_nxt` that are acknowledged to the
 /// peer and not read by the application. A SYN or FIN is not counted.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ReceiveSpace {
-    /// The next octet expected.
+    /// The next byte expected.
     pub rcv_nxt: Seq,
-    /// Octets received in order and not read, the last one numbered `rcv_nxt` - 1.
+    /// Bytes received in order and not read, the last one numbered `rcv_nxt` - 1.
     pub queue: Octets,
 }
 
 /// What both ends agreed on when the connection was opened.
 ///
-/// The default is a connection without TCP options: 536 octets per segment
+/// The default is a connection without TCP options: 536 bytes per segment
 /// (RFC 9293, section 3.7.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Negotiated {
-    /// Largest segment that the peer takes, in octets, as repair mode reads it.
+    /// Largest segment that the peer takes, in bytes, as repair mode reads it.
     pub mss_clamp: u16,
     /// Window scaling (RFC 7323), if both ends use it.
     pub window_scale: Option<WindowScale>,
@@ -172,7 +172,7 @@ impl fmt::Display for TimestampUnit {
     }
 }
 
-/// The windows, in octets, unscaled, by their names in the kernel
+/// The windows, in bytes, unscaled, by their names in the kernel
 /// (`struct tcp_repair_window`).
 ///
 /// Like all sequence numbers of an image they do not count a FIN: where the
@@ -193,20 +193,20 @@ pub struct Window {
 }
 
 /// Length of a queue as a distance of sequence numbers. Checked queues are at
-/// most [`MAX_OCTETS`](crate::MAX_OCTETS) long; before the check the
+/// most [`MAX_BYTES`](crate::MAX_BYTES) long; before the check the
 /// conversion wraps, as sequence numbers do.
 const fn length(queue: usize) -> u32 {
     queue as u32
 }
 
 impl SendSpace {
-    /// The next octet to send.
+    /// The next byte to send.
     #[must_use]
     pub fn snd_nxt(&self) -> Seq {
         self.snd_una + length(self.sent.len())
     }
 
-    /// The next octet that the application writes.
+    /// The next byte that the application writes.
     #[must_use]
     pub fn write_seq(&self) -> Seq {
         self.snd_nxt() + length(self.unsent.len())
@@ -214,7 +214,7 @@ impl SendSpace {
 }
 
 impl ReceiveSpace {
-    /// The next octet that the application reads.
+    /// The next byte that the application reads.
     #[must_use]
     pub fn copied_seq(&self) -> Seq {
         self.rcv_nxt - length(self.queue.len())

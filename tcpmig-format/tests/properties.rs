@@ -21,15 +21,15 @@ proptest! {
     }
 
     #[test]
-    fn any_changed_octet_is_found(image in strategy::image(), at: prop::sample::Index, flip in 1..=u8::MAX) {
+    fn any_changed_byte_is_found(image in strategy::image(), at: prop::sample::Index, flip in 1..=u8::MAX) {
         let mut bytes = image.encode().unwrap().to_vec();
         let at = at.index(bytes.len());
         bytes[at] ^= flip;
-        prop_assert!(decode(&bytes).is_err(), "octet {at}");
+        prop_assert!(decode(&bytes).is_err(), "byte {at}");
     }
 
     #[test]
-    fn arbitrary_octets_never_panic(bytes: Vec<u8>) {
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
         let _ = Envelope::peek(&bytes);
         prop_assert!(decode(&bytes).is_err());
     }
@@ -64,7 +64,7 @@ fn any_changed_bit_is_found() {
         for bit in 0..8 {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1 << bit;
-            assert!(decode(&bytes).is_err(), "octet {at}, bit {bit}");
+            assert!(decode(&bytes).is_err(), "byte {at}, bit {bit}");
         }
     }
 }

@@ -13,7 +13,7 @@ fn step(error: &DecodeError) -> u64 {
         // What is longer than an envelope is cut off.
         DecodeError::TooShort { needed: 24, .. } | DecodeError::BadMagic => 1,
         DecodeError::UnsupportedVersion { .. } | DecodeError::VersionOrder { .. } => 2,
-        DecodeError::TooShort { .. } | DecodeError::TrailingOctets { .. } => 3,
+        DecodeError::TooShort { .. } | DecodeError::TrailingBytes { .. } => 3,
         DecodeError::ChecksumMismatch { .. } => 4,
         DecodeError::Malformed { .. } | DecodeError::TrailingPayload => 5,
         DecodeError::UnknownCritical(_) | DecodeError::MissingCritical(_) => 6,
@@ -30,8 +30,8 @@ fn each_file_is_refused_at_its_step() {
     let list = list.as_object().unwrap();
     let mut steps = BTreeSet::new();
     for (name, entry) in list {
-        let octets = fs::read(folder.join(name)).unwrap();
-        let error = Image::decode(&octets, &Limits::default()).unwrap_err();
+        let bytes = fs::read(folder.join(name)).unwrap();
+        let error = Image::decode(&bytes, &Limits::default()).unwrap_err();
         let expected = entry["step"].as_u64().unwrap();
         assert_eq!(step(&error), expected, "{name}: {error}");
         assert!(!entry["why"].as_str().unwrap().is_empty());

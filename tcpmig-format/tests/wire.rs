@@ -122,7 +122,7 @@ fn critical_parts_must_be_known_and_there() {
 fn errors_name_the_place() {
     let bad_send = with(send(), "sent", number(4));
     let tcp = with(tcp(), "send", map(&bad_send));
-    malformed(&part("tcp", &tcp), "tcp.send.sent", "expected octets");
+    malformed(&part("tcp", &tcp), "tcp.send.sent", "expected bytes");
     let bad_ip = with(ip(), "local", map(&[("port", number(1))]));
     malformed(&part("ip", &bad_ip), "ip.local", "missing field `address`");
     let bad = with(layer(), "version", number(1 << 32));
@@ -181,7 +181,7 @@ fn only_the_described_types_are_taken() {
     let kind = with(layer(), "kind", octets(b"k"));
     malformed(&layered(&kind), "layers[0].kind", "expected text");
     let payload = with(layer(), "payload", text("p"));
-    malformed(&layered(&payload), "layers[0].payload", "expected octets");
+    malformed(&layered(&payload), "layers[0].payload", "expected bytes");
     // Octets and maps in place of a list.
     malformed(
         &map(&[("critical", octets(b"app"))]),

@@ -84,7 +84,7 @@ fn measure(name: &str, ground: &Ground, locker: &dyn Locker, slow: bool) -> Resu
 
 fn main() -> Result<(), LockError> {
     println!(
-        "| locker | 1 flow | 100 | 1 000 | 10 000 | octets there and back with 10 000 locked |"
+        "| locker | 1 flow | 100 | 1 000 | 10 000 | bytes there and back with 10 000 locked |"
     );
     println!("|---|---|---|---|---|---|");
     let ground = Ground::new();

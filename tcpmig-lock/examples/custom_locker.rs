@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tcpmig_lock::{
-    Entry, EntryKind, FourTuple, Held, LockError, LockGuard, Locker, NextHop, Redirecting, Swept,
-    check_request,
+    Entry, EntryKind, FourTuple, LockBackend, LockError, LockGuard, Locker, NextHop,
+    RedirectBackend, Swept, check_request,
 };
 
 /// An element is the peer's address and port and ours. A packet that arrives has them in this order; one that leaves
@@ -109,7 +109,7 @@ impl NftLock {
     }
 }
 
-impl Held for NftLock {
+impl LockBackend for NftLock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let held = self.still_held(flows)?;
         let missing = flows
@@ -147,7 +147,7 @@ impl Held for NftLock {
         _flows: &[FourTuple],
         _hop: &NextHop,
         _lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         Err(LockError::Unsupported {
             locker: "nft-program",
             operation: "redirect",

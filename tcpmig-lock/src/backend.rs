@@ -75,7 +75,7 @@ impl Backend {
         })
     }
 
-    /// As [`open`](Self::open), in another network namespace: that of this descriptor, for example an open `/proc/PID/ns/net`
+    /// Like [`open`](Self::open), but in another network namespace: that of this descriptor, for example an open `/proc/PID/ns/net`
     /// or `/run/netns/NAME`. The handle stays in it, whatever thread uses it.
     ///
     /// # Errors
@@ -86,8 +86,8 @@ impl Backend {
         Namespace::of(namespace)?.run(|| self.open())
     }
 
-    /// As [`open`](Self::open), for moving connections: it captures what arrives for locked flows, up to
-    /// `buffer_octets`, and lets packets with the mark pass, if it can. Its [`Abilities`](crate::Abilities) tell.
+    /// Like [`open`](Self::open), but for moving connections: it captures what arrives for locked flows, up to
+    /// `buffer_bytes`, and lets packets with the mark pass, if it can. Its [`Features`](crate::Features) tell.
     ///
     /// # Errors
     ///
@@ -95,16 +95,16 @@ impl Backend {
     pub fn open_capturing(
         &self,
         mark: u32,
-        buffer_octets: usize,
+        buffer_bytes: usize,
     ) -> Result<Box<dyn Locker>, LockError> {
         #[cfg(not(feature = "nftables"))]
-        let _ = (mark, buffer_octets);
+        let _ = (mark, buffer_bytes);
         // A kernel without nfnetlink_log can still lock.
         match self {
             #[cfg(feature = "nftables")]
             Self::Nftables => {
                 let open = || Ok::<_, LockError>(Nftables::new()?.exempt_mark(mark));
-                match open()?.capturing(buffer_octets) {
+                match open()?.capturing(buffer_bytes) {
                     Err(LockError::NoNftables { .. }) => Ok(Box::new(open()?)),
                     other => Ok(Box::new(other?)),
                 }
@@ -113,7 +113,7 @@ impl Backend {
             Self::Iptables(flavour) => {
                 let open =
                     || Ok::<_, LockError>(Iptables::with_flavour(*flavour)?.exempt_mark(mark));
-                match open()?.capturing(buffer_octets) {
+                match open()?.capturing(buffer_bytes) {
                     Err(LockError::NoNftables { .. }) => Ok(Box::new(open()?)),
                     other => Ok(Box::new(other?)),
                 }

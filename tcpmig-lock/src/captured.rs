@@ -29,15 +29,15 @@ pub struct Packet {
     pub flow: FourTuple,
     /// The packet from its IP header on, as the host's network stack had it. It comes from the network and is
     /// checked by nobody yet. Segments that the device or the kernel joined (GRO, GSO) are one packet, and where a
-    /// checksum is left to a device to fill in, it is not filled in. Of a packet above 65 531 octets only so many are
+    /// checksum is left to a device to fill in, it is not filled in. Of a packet above 65 531 bytes only so many are
     /// here.
-    pub octets: Octets,
+    pub bytes: Octets,
 }
 
 impl Packet {
     /// A packet of this flow.
     #[must_use]
-    pub fn new(flow: FourTuple, octets: Octets) -> Self {
-        Self { flow, octets }
+    pub fn new(flow: FourTuple, bytes: Octets) -> Self {
+        Self { flow, bytes }
     }
 }

@@ -86,7 +86,7 @@ pub enum LockError {
         /// What it was asked for.
         operation: &'static str,
     },
-    /// Not the name of a table: empty, longer than 200 octets, or with other characters than ASCII letters, digits,
+    /// Not the name of a table: empty, longer than 200 bytes, or with other characters than ASCII letters, digits,
     /// `_` and `-`.
     #[error("{0:?} is not the name of a table")]
     TableName(String),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Entry, LockBackend, LockError, NextHop, RedirectBackend};
 
 /// Flows that are locked. Dropping it unlocks them, and an error of that is lost: [`unlock`](Self::unlock) reports
 /// it.
@@ -17,14 +17,14 @@ use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
 pub struct LockGuard {
     flows: Vec<FourTuple>,
     /// None once the lock has ended or was left to its lease.
-    held: Option<Box<dyn Held>>,
+    held: Option<Box<dyn LockBackend>>,
     /// What the flows were before, of those that were taken over.
     taken: Vec<Entry>,
 }
 
 impl LockGuard {
     /// A guard for flows that a [`Locker`](crate::Locker) has just locked.
-    pub fn new(flows: Vec<FourTuple>, held: Box<dyn Held>) -> Self {
+    pub fn new(flows: Vec<FourTuple>, held: Box<dyn LockBackend>) -> Self {
         Self {
             flows,
             held: Some(held),
@@ -35,7 +35,11 @@ impl LockGuard {
     /// A guard for flows that a [`Locker`](crate::Locker) has just locked with
     /// [`take_over`](crate::Locker::take_over): `taken` says what those of them were that somebody held before, with
     /// one entry or more for each.
-    pub fn with_taken(flows: Vec<FourTuple>, held: Box<dyn Held>, taken: Vec<Entry>) -> Self {
+    pub fn with_taken(
+        flows: Vec<FourTuple>,
+        held: Box<dyn LockBackend>,
+        taken: Vec<Entry>,
+    ) -> Self {
         let mut guard = Self::new(flows, held);
         guard.taken = taken;
         guard
@@ -118,7 +122,7 @@ impl LockGuard {
         self.unlocked().map(drop)
     }
 
-    /// As [`unlock`](Self::unlock), and what arrived in the last moment of the lock can still be asked for.
+    /// Like [`unlock`](Self::unlock), and what arrived in the last moment of the lock can still be asked for.
     ///
     /// # Errors
     ///
@@ -142,7 +146,7 @@ impl LockGuard {
         self.released().map(drop)
     }
 
-    /// As [`release`](Self::release), and what arrived in the last moment of the lock can still be asked for.
+    /// Like [`release`](Self::release), and what arrived in the last moment of the lock can still be asked for.
     ///
     /// # Errors
     ///
@@ -171,7 +175,7 @@ impl LockGuard {
         result
     }
 
-    /// As [`redirect`](Self::redirect), but after an error the guard still holds the lock. After success the guard
+    /// Like [`redirect`](Self::redirect), but after an error the guard still holds the lock. After success the guard
     /// holds nothing, and dropping it does nothing; what it has captured goes to the [`Redirect`].
     ///
     /// # Errors
@@ -194,7 +198,7 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// The guard as it was, if the locker cannot split ([`Abilities::splits`](crate::Abilities::splits)).
+    /// The guard as it was, if the locker cannot split ([`Features::splits`](crate::Features::splits)).
     pub fn split(mut self) -> Result<Vec<Self>, Self> {
         let Some(held) = &mut self.held else {
             return Ok(Vec::new());
@@ -240,11 +244,11 @@ impl fmt::Debug for LockGuard {
 #[must_use = "it has the last packets that the lock dropped"]
 pub struct Unlocked {
     flows: Vec<FourTuple>,
-    held: Option<Box<dyn Held>>,
+    held: Option<Box<dyn LockBackend>>,
 }
 
 impl Unlocked {
-    fn new(guard: &mut LockGuard, held: Option<Box<dyn Held>>) -> Self {
+    fn new(guard: &mut LockGuard, held: Option<Box<dyn LockBackend>>) -> Self {
         Self {
             flows: mem::take(&mut guard.flows),
             held,
@@ -283,11 +287,11 @@ impl fmt::Debug for Unlocked {
 #[must_use = "dropping it ends the redirect"]
 pub struct Redirect {
     flows: Vec<FourTuple>,
-    redirecting: Option<Box<dyn Redirecting>>,
+    redirecting: Option<Box<dyn RedirectBackend>>,
 }
 
 impl Redirect {
-    fn new(flows: Vec<FourTuple>, redirecting: Option<Box<dyn Redirecting>>) -> Self {
+    fn new(flows: Vec<FourTuple>, redirecting: Option<Box<dyn RedirectBackend>>) -> Self {
         Self { flows, redirecting }
     }
 
@@ -316,7 +320,7 @@ impl Redirect {
     ///
     /// # Errors
     ///
-    /// As [`renew`](Self::renew).
+    /// Those of [`renew`](Self::renew).
     pub fn check(&mut self) -> Result<(), LockError> {
         match &mut self.redirecting {
             Some(redirecting) => redirecting.check(&self.flows),

@@ -35,7 +35,7 @@
 //! | [`Link`] | a whole network device | below a millisecond | `sweep` | no | no |
 //! | [`NoLock`] | nothing: the caller keeps the packets away | | | no | no |
 //!
-//! [`Backend`] knows them by name. Others implement [`Locker`] and [`Held`], say in their [`Abilities`] what they
+//! [`Backend`] knows them by name. Others implement [`Locker`] and [`LockBackend`], say in their [`Features`] what they
 //! cannot do and whether they wait, and run the suite of the module `conformance` (feature `conformance`), as those here do.
 //!
 //! # Capture
@@ -69,7 +69,6 @@
     )
 )]
 
-mod abilities;
 pub mod address;
 mod backend;
 mod captured;
@@ -78,6 +77,7 @@ pub mod conformance;
 pub mod conntrack;
 mod error;
 mod event;
+mod features;
 mod guard;
 mod hop;
 #[cfg(feature = "nftables")]
@@ -95,17 +95,17 @@ pub mod route;
 mod rtnl;
 mod runtime;
 
-pub use abilities::{Abilities, LeaseEnd, Silence};
 pub use backend::Backend;
 pub use captured::{Captured, Packet};
 pub use error::LockError;
 pub use event::Event;
+pub use features::{Features, LeaseEnd, Scope};
 pub use guard::{LockGuard, Redirect, Unlocked};
 pub use hop::NextHop;
 #[cfg(feature = "nftables")]
 pub use iptables::{Flavour, Iptables};
 pub use link::{Link, Unplug, Unplugged};
-pub use locker::{Entry, EntryKind, Held, Locker, Redirecting, Swept, check_request};
+pub use locker::{Entry, EntryKind, LockBackend, Locker, RedirectBackend, Swept, check_request};
 #[cfg(feature = "nftables")]
 pub use nftables::{Nftables, TableKind};
 pub use none::NoLock;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
-use crate::{Abilities, Captured, LockError, LockGuard, NextHop, Owner};
+use crate::{Captured, Features, LockError, LockGuard, NextHop, Owner};
 
 const NO_CAPTURE: LockError = LockError::Unsupported {
     locker: "chosen",
@@ -17,18 +17,18 @@ const NO_CAPTURE: LockError = LockError::Unsupported {
 /// Something that can keep the packets of single connections from passing.
 ///
 /// The calls of a locker and of its guards are synchronous, and may come from any thread. One that can wait says so in
-/// [`Abilities::waits`]; async programs (such as the drivers of the crate `tcpmig`) then call it from threads of their own.
+/// [`Features::waits`]; async programs (such as the drivers of the crate `tcpmig`) then call it from threads of their own.
 ///
 /// # What an implementation has to do
 ///
 /// The conformance suite demands it of every locker, and `examples/custom_locker.rs` is one from outside that passes. Guards are
-/// made with [`LockGuard::new`] from a [`Held`]. Five methods have no default: [`name`](Self::name),
-/// [`lock`](Self::lock), [`sweep`](Self::sweep) and [`list`](Self::list) here, and what [`Held`] asks for.
+/// made with [`LockGuard::new`] from a [`LockBackend`]. Five methods have no default: [`name`](Self::name),
+/// [`lock`](Self::lock), [`sweep`](Self::sweep) and [`list`](Self::list) here, and what [`LockBackend`] asks for.
 ///
 /// - [`check_request`](crate::check_request) comes first: a list that names a flow twice is [`LockError::Duplicate`], a lease of zero
 ///   [`LockError::LeaseZero`].
 /// - A guard is about its own lock. When its lease has ended and somebody has locked the flow anew, the old guard neither prolongs nor
-///   ends that: [`Held::renew`] is [`LockError::NotHeld`] then, and [`Held::unlock`] does nothing.
+///   ends that: [`LockBackend::renew`] is [`LockError::NotHeld`] then, and [`LockBackend::unlock`] does nothing.
 /// - A handle belongs to the network namespace of the thread that made it, whatever thread uses it.
 /// - An [`Entry`] of [`list`](Self::list) has its age and its owner beside what [`Entry::new`] takes
 ///   ([`Entry::owned_by`]), by which others can tell whether its holder lives.
@@ -40,8 +40,8 @@ pub trait Locker: Send + Sync {
     ///
     /// The conformance suite (feature `conformance`) holds a locker to its word: what is claimed here has to work, and
     /// what is not claimed has to be refused.
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
+    fn features(&self) -> Features {
+        Features::default()
     }
 
     /// Silences these flows in both directions: what arrives for them is not delivered, and what this host sends for
@@ -57,7 +57,7 @@ pub trait Locker: Send + Sync {
     /// locker documents.
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError>;
 
-    /// As [`lock`](Self::lock), and makes locks and redirects of these flows that a process left behind which has ended
+    /// Like [`lock`](Self::lock), and makes locks and redirects of these flows that a process left behind which has ended
     /// this process's own, with no moment in between in which a packet passes or is answered. A redirect ends in the step
     /// in which its flow is locked. Flows that nobody holds are locked. A lock that would have lasted for longer than
     /// `lease` ends when it would have ended.
@@ -126,7 +126,7 @@ pub trait Locker: Send + Sync {
 /// `flows` is always the whole list that was locked. A guard calls [`unlock`](Self::unlock),
 /// [`release`](Self::release) and a successful [`redirect`](Self::redirect) at most once, and nothing after it but
 /// [`left_over`](Self::left_over) after the first two.
-pub trait Held: Send + Sync {
+pub trait LockBackend: Send + Sync {
     /// Prolongs the lock: it ends `lease` from now, or later if it would have ended later anyway. **Never shortens
     /// it**: several parts of a program may renew one lock, each with the lease that it needs itself.
     ///
@@ -193,7 +193,7 @@ pub trait Held: Send + Sync {
 
     /// Makes one lock of each flow, in their order, with what was captured for it. What this was before is not used any more. `None`
     /// for a locker that cannot, which is what this answers unless it is implemented.
-    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Held>>> {
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn LockBackend>>> {
         let _ = flows;
         None
     }
@@ -209,13 +209,13 @@ pub trait Held: Send + Sync {
         flows: &[FourTuple],
         hop: &NextHop,
         lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError>;
+    ) -> Result<Box<dyn RedirectBackend>, LockError>;
 }
 
 /// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.
-pub trait Redirecting: Send + Sync {
+pub trait RedirectBackend: Send + Sync {
     /// Prolongs the redirect: it ends `lease` from now, or later if it would have ended later anyway, as
-    /// [`Held::renew`]. Flows that have [closed](Self::closed) are left alone.
+    /// [`LockBackend::renew`]. Flows that have [closed](Self::closed) are left alone.
     ///
     /// # Errors
     ///
@@ -227,7 +227,7 @@ pub trait Redirecting: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`renew`](Self::renew).
+    /// Those of [`renew`](Self::renew).
     fn check(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
         self.renew(flows, Duration::from_millis(1))
     }
@@ -244,8 +244,8 @@ pub trait Redirecting: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Makes one redirect of each flow, as [`Held::split`].
-    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Redirecting>>> {
+    /// Makes one redirect of each flow, as [`LockBackend::split`].
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn RedirectBackend>>> {
         let _ = flows;
         None
     }
@@ -258,7 +258,7 @@ pub trait Redirecting: Send + Sync {
     fn end(&mut self, flows: &[FourTuple]) -> Result<(), LockError>;
 
     /// Hands over what arrived for these flows before the redirect began and was not handed over yet. See
-    /// [`Held::captured`].
+    /// [`LockBackend::captured`].
     ///
     /// # Errors
     ///
@@ -391,8 +391,8 @@ macro_rules! by_pointer {
                 (**self).name()
             }
 
-            fn abilities(&self) -> Abilities {
-                (**self).abilities()
+            fn features(&self) -> Features {
+                (**self).features()
             }
 
             fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {

@@ -6,8 +6,8 @@ use tcpmig_format::FourTuple;
 
 use crate::check_request;
 use crate::{
-    Abilities, Entry, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop, Redirecting, Silence,
-    Swept,
+    Entry, Features, LeaseEnd, LockBackend, LockError, LockGuard, Locker, NextHop, RedirectBackend,
+    Scope, Swept,
 };
 
 /// The `none` locker: it does nothing, because the caller keeps the packets away by other means.
@@ -23,14 +23,14 @@ impl Locker for NoLock {
         NAME
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
-            silence: Silence::Nothing,
+    fn features(&self) -> Features {
+        Features {
+            silence: Scope::Nothing,
             lease: LeaseEnd::Nothing,
             remembers: false,
             takes_over: true,
             waits: false,
-            ..Abilities::default()
+            ..Features::default()
         }
     }
 
@@ -64,7 +64,7 @@ impl Locker for NoLock {
 
 struct Nothing;
 
-impl Held for Nothing {
+impl LockBackend for Nothing {
     fn renew(&mut self, _flows: &[FourTuple], _lease: Duration) -> Result<(), LockError> {
         Ok(())
     }
@@ -78,7 +78,7 @@ impl Held for Nothing {
         _flows: &[FourTuple],
         _hop: &NextHop,
         _lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         Err(LockError::Unsupported {
             locker: NAME,
             operation: "redirect",

@@ -104,7 +104,7 @@ struct Stat {
 /// What the kernel says of a process; none if there is none with this number.
 fn stat(pid: &str) -> io::Result<Option<Stat>> {
     match fs::read(format!("/proc/{pid}/stat")) {
-        Ok(octets) => match parse(&String::from_utf8_lossy(&octets)) {
+        Ok(bytes) => match parse(&String::from_utf8_lossy(&bytes)) {
             Some(stat) => Ok(Some(stat)),
             None => Err(io::ErrorKind::InvalidData.into()),
         },

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 
 use crate::{
-    Abilities, Captured, Entry, Held, LockError, LockGuard, Locker, NextHop, Redirect, Redirecting,
-    Swept, Unlocked,
+    Captured, Entry, Features, LockBackend, LockError, LockGuard, Locker, NextHop, Redirect,
+    RedirectBackend, Swept, Unlocked,
 };
 
 /// Locks by one locker and redirects by another: for lockers that cannot redirect themselves.
@@ -36,7 +36,7 @@ impl RedirectedBy {
         Self::boxed(Box::new(locks), Arc::new(redirects))
     }
 
-    /// As [`RedirectedBy::new`], with lockers that were chosen at run time.
+    /// Like [`RedirectedBy::new`], but with lockers that were chosen at run time.
     #[must_use]
     pub fn boxed(locks: Box<dyn Locker>, redirects: Arc<dyn Locker>) -> Self {
         Self { locks, redirects }
@@ -57,9 +57,9 @@ impl Locker for RedirectedBy {
         self.locks.name()
     }
 
-    fn abilities(&self) -> Abilities {
-        let (locks, redirects) = (self.locks.abilities(), self.redirects.abilities());
-        Abilities {
+    fn features(&self) -> Features {
+        let (locks, redirects) = (self.locks.features(), self.redirects.features());
+        Features {
             redirects: redirects.redirects,
             takes_over: locks.takes_over && redirects.takes_over,
             waits: locks.waits || redirects.waits,
@@ -153,7 +153,7 @@ impl Both {
     }
 }
 
-impl Held for Both {
+impl LockBackend for Both {
     fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.guard()?.renew(lease)?;
         self.lease = self.lease.max(lease);
@@ -207,7 +207,7 @@ impl Held for Both {
         flows: &[FourTuple],
         hop: &NextHop,
         lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         let mut other = self.redirects.lock(flows, lease)?;
         let redirect = other.try_redirect(hop, lease)?;
         let captured = self.guard()?.captured();
@@ -235,7 +235,7 @@ struct Redirected {
     captured: Result<Captured, LockError>,
 }
 
-impl Redirecting for Redirected {
+impl RedirectBackend for Redirected {
     fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.redirect.as_mut().map_or(Ok(()), |r| r.renew(lease))
     }

@@ -173,7 +173,7 @@ impl Routes {
         }
     }
 
-    /// As [`NextHop::toward`].
+    /// Those of [`NextHop::toward`].
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl Routes {
         })
     }
 
-    /// The link-layer address of a neighbour, of six octets, if this host knows it.
+    /// The link-layer address of a neighbour, of six bytes, if this host knows it.
     pub(crate) fn neighbour(
         &self,
         device: u32,
@@ -220,8 +220,8 @@ impl Routes {
             Err(error) => return Err(LockError::call(CALL)(error)),
         };
         Ok(reply.attributes.iter().find_map(|attribute| {
-            if let NeighbourAttribute::LinkLayerAddress(octets) = attribute {
-                octets.as_slice().try_into().ok()
+            if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
+                bytes.as_slice().try_into().ok()
             } else {
                 None
             }

@@ -132,7 +132,7 @@ impl Rtnl {
     }
 }
 
-/// The octets of a message.
+/// The bytes of a message.
 pub(crate) fn encode(header: NetlinkHeader, message: RouteNetlinkMessage) -> Vec<u8> {
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
     message.finalize();
@@ -141,7 +141,7 @@ pub(crate) fn encode(header: NetlinkHeader, message: RouteNetlinkMessage) -> Vec
     bytes
 }
 
-/// The first message in these octets.
+/// The first message in these bytes.
 pub(crate) fn decode(bytes: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
     NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))

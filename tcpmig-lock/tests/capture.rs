@@ -22,30 +22,30 @@ fn capturing(host: &Host, buffer: usize) -> Nftables {
     host.run(|| Nftables::new().unwrap().capturing(buffer).unwrap())
 }
 
-/// Octets after the headers; the tests' packets have no IP options or extension headers.
+/// Bytes after the headers; the tests' packets have no IP options or extension headers.
 fn payload(packet: &Packet) -> &[u8] {
     let ip = if packet.flow.is_ipv4() { 20 } else { 40 };
-    let tcp = usize::from(packet.octets[ip + 12] >> 4) * 4;
-    &packet.octets[ip + tcp..]
+    let tcp = usize::from(packet.bytes[ip + 12] >> 4) * 4;
+    &packet.bytes[ip + tcp..]
 }
 
-/// Asks until packets with so many octets of data in all are there.
-fn packets(guard: &mut LockGuard, octets: usize) -> Vec<Packet> {
+/// Asks until packets with so many bytes of data in all are there.
+fn packets(guard: &mut LockGuard, bytes: usize) -> Vec<Packet> {
     let mut packets = Vec::new();
     eventually("the packets", || {
         let captured = guard.captured().unwrap();
         assert!(!captured.overflowed);
         packets.extend(captured.packets);
         let there: usize = packets.iter().map(|packet| payload(packet).len()).sum();
-        (there >= octets).then_some(())
+        (there >= bytes).then_some(())
     });
     packets
 }
 
 #[test]
-fn what_arrives_is_captured_octet_for_octet_and_in_order() {
+fn what_arrives_is_captured_byte_for_byte_and_in_order() {
     isolated(
-        "what_arrives_is_captured_octet_for_octet_and_in_order",
+        "what_arrives_is_captured_byte_for_byte_and_in_order",
         || {
             let (server, client) = hosts();
             let locker = capturing(&server, BUFFER);
@@ -71,11 +71,11 @@ fn what_arrives_is_captured_octet_for_octet_and_in_order() {
                 let mut packets = first.packets;
                 let sent: Vec<Vec<u8>> = wire.packets_from(flow.flow().remote());
                 packets.extend(guard.captured().unwrap().packets);
-                let captured: Vec<&[u8]> = packets.iter().map(|packet| &*packet.octets).collect();
+                let captured: Vec<&[u8]> = packets.iter().map(|packet| &*packet.bytes).collect();
                 assert!(captured.len() >= 4 && captured.len() >= sent.len());
                 assert_eq!(captured[..sent.len()], sent);
                 assert!(packets.iter().all(|packet| packet.flow == flow.flow()));
-                let largest = captured.iter().map(|octets| octets.len()).max().unwrap();
+                let largest = captured.iter().map(|bytes| bytes.len()).max().unwrap();
                 assert!(
                     largest > 5000,
                     "no joined segments, the largest packet is {largest}"
@@ -260,7 +260,7 @@ fn after_a_redirect_what_came_before_is_there_and_nothing_else() {
 fn a_buffer_that_is_too_small_is_noticed() {
     isolated("a_buffer_that_is_too_small_is_noticed", || {
         let (server, client) = hosts();
-        // Too small for the packets' octets; and for what the kernel needs beside them.
+        // Too small for the packets' bytes; and for what the kernel needs beside them.
         for (buffer, size) in [(1, 700), (3000, 1)] {
             let locker = capturing(&server, buffer);
             let mut flow = Connection::new(&server, &client, addresses()[0]);

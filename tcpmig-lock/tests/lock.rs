@@ -77,7 +77,7 @@ fn a_lease_ends_by_itself() {
             start.elapsed()
         );
         assert_eq!(locker.list().unwrap(), []);
-        // An ended lease is told to who would prolong it, and is no error for who ends it.
+        // An ended lease is told to who would prolong it, and is not an error for who ends it.
         assert!(
             matches!(guard.renew(LEASE), Err(LockError::NotHeld(ended)) if ended == flow.flow())
         );

@@ -1,4 +1,4 @@
-//! The tables: shared by everybody, made again when they are gone, swept when nothing is in them.
+//! The tables: shared by everybody, re-created when they are gone, swept when nothing is in them.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -145,10 +145,10 @@ fn segment(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
 }
 
 fn checksum(from: Ipv4Addr, to: Ipv4Addr, segment: &[u8]) -> u16 {
-    let mut octets = [from.octets(), to.octets()].concat();
-    octets.extend_from_slice(&[0, 6, 0, u8::try_from(segment.len()).unwrap()]);
-    octets.extend_from_slice(segment);
-    let words = octets.as_chunks::<2>().0;
+    let mut bytes = [from.octets(), to.octets()].concat();
+    bytes.extend_from_slice(&[0, 6, 0, u8::try_from(segment.len()).unwrap()]);
+    bytes.extend_from_slice(segment);
+    let words = bytes.as_chunks::<2>().0;
     let mut sum: u32 = words
         .iter()
         .map(|word| u32::from(u16::from_be_bytes(*word)))

@@ -139,8 +139,8 @@ fn acknowledge(socket: &Socket, [from, to]: [SocketAddr; 2]) {
     segment[12] = 5 << 4;
     segment[13] = common::capture::ACK;
     let pseudo = [[0, 6, 0, 20], from.ip().octets(), to.ip().octets()].concat();
-    let octets = [pseudo.as_slice(), &segment].concat();
-    let words = octets
+    let bytes = [pseudo.as_slice(), &segment].concat();
+    let words = bytes
         .chunks(2)
         .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
     let sum: u32 = words.sum();
@@ -244,7 +244,7 @@ fn what_guards_left_to_its_lease_is_set_up_again() {
                 seen.segments().iter().any(mine).then_some(())
             });
         }
-        // What has ended is not made again.
+        // What has ended is not re-created.
         net.locker.release(&[moved.flow(), left.flow()]).unwrap();
         net.source.nft("flush ruleset");
         let lock = net.locker.lock(&[left.flow()], LEASE).unwrap();

@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     frozen.discard()?;
     drop(listener);
 
-    // The address moves to host B, where the connection is locked before its send queue is filled: timers run under repair too.
+    // The address moves to host B, where the connection is locked before its send queue is filled: timers run in repair mode too.
     a.ip("addr del 10.0.0.80/24 dev eth0")?;
     lock(&b)?;
     b.ip("addr add 10.0.0.80/24 dev eth0")?;

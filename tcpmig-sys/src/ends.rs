@@ -50,14 +50,14 @@ pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
     const CALL: &str = "getsockopt(SO_PEERNAME)";
     // The kernel refuses a buffer that is longer than the address.
     let v6 = sockopt::domain(fd)? == libc::AF_INET6;
-    let mut octets = [0_u8; 28];
+    let mut bytes = [0_u8; 28];
     let len = if v6 { 28 } else { 16 };
-    let got = raw::get_octets(
+    let got = raw::get_bytes(
         fd,
         libc::SOL_SOCKET,
         libc::SO_PEERNAME,
         CALL,
-        &mut octets[..len],
+        &mut bytes[..len],
     )?;
     if got != len {
         return Err(Error::Length {
@@ -67,13 +67,13 @@ pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
         });
     }
     // `struct sockaddr_in` and `sockaddr_in6`: family, port, then address or flow information, address and scope.
-    let port = u16::from_be_bytes([octets[2], octets[3]]);
-    let word = |at: usize| [octets[at], octets[at + 1], octets[at + 2], octets[at + 3]];
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
     if !v6 {
         return Ok(SocketAddrV4::new(Ipv4Addr::from(word(4)), port).into());
     }
     let mut address = [0; 16];
-    address.copy_from_slice(&octets[8..24]);
+    address.copy_from_slice(&bytes[8..24]);
     let scope = u32::from_ne_bytes(word(24));
     Ok(SocketAddrV6::new(Ipv6Addr::from(address), port, 0, scope).into())
 }

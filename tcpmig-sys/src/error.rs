@@ -52,13 +52,13 @@ pub enum Error {
         because: crate::repair::NotUsable,
     },
     /// A value came back with another length than its type has.
-    #[error("{call}: the kernel returned {got} octets instead of {expected}")]
+    #[error("{call}: the kernel returned {got} bytes instead of {expected}")]
     Length {
         /// The call, as in a manual page.
         call: &'static str,
-        /// Octets returned.
+        /// Bytes returned.
         got: usize,
-        /// Octets expected.
+        /// Bytes expected.
         expected: usize,
     },
     /// The connection cannot be moved; it was left as it was.
@@ -70,8 +70,8 @@ pub enum Error {
     )]
     Gone,
     /// There is nothing to thaw.
-    #[error("the socket is not under repair")]
-    NotUnderRepair,
+    #[error("the socket is not in repair mode")]
+    NotInRepairMode,
     /// A process that was to stand still is being traced by somebody else.
     #[error("process {pid} is traced by process {by}: only one can do that at a time")]
     Traced {
@@ -145,9 +145,9 @@ pub enum NotMigratable {
         "it has ended with an error that its application has not read, and another connection lives with its addresses and ports"
     )]
     PortsInUse,
-    /// Somebody else has put the socket under repair.
-    #[error("somebody else has put the socket under repair (TCP_REPAIR)")]
-    UnderRepair,
+    /// The socket is already in repair mode, by somebody else's doing.
+    #[error("the socket is already in repair mode (TCP_REPAIR)")]
+    InRepairMode,
     /// Segments are signed with MD5 keys (RFC 2385), which the kernel does not hand out.
     #[error("its segments are signed with MD5 keys (TCP_MD5SIG)")]
     Md5,

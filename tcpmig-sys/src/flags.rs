@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 
 use crate::error::{Error, Result};
-use crate::info::{State, info};
+use crate::info::{State, tcp_info};
 use crate::seam;
 
 /// `fcntl(F_GETFL)`: whether calls on the descriptor return instead of waiting
@@ -88,7 +88,7 @@ pub fn read_shut(fd: BorrowedFd<'_>) -> Result<bool> {
     // After `poll`: a FIN that arrives in between would look like it.
     Ok(shut
         && matches!(
-            info(fd)?.state,
+            tcp_info(fd)?.state,
             State::Established | State::FinWait1 | State::FinWait2
         ))
 }

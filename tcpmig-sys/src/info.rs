@@ -49,7 +49,7 @@ impl State {
     }
 
     /// Whether a connection in this state can be rebuilt by
-    /// [`RestoringSocket::reach`](crate::repair::RestoringSocket::reach): both ends know each other, and it has not ended.
+    /// [`RestoringSocket::enter_state`](crate::repair::RestoringSocket::enter_state): both ends know each other, and it has not ended.
     /// What is being opened (`SYN_SENT`) and what has ended (CLOSE) is rebuilt in other ways.
     #[must_use]
     pub fn is_movable(self) -> bool {
@@ -100,9 +100,9 @@ pub struct Info {
     pub sack: bool,
     /// Shifts of the peer's and of our windows, if the option is in use.
     pub window_scale: Option<Scales>,
-    /// Current maximum segment size for sending, in octets.
+    /// Current maximum segment size for sending, in bytes.
     pub snd_mss: u32,
-    /// Largest segment that this end told the peer it takes, in octets.
+    /// Largest segment that this end told the peer it takes, in bytes.
     pub advmss: u32,
     /// Retransmission timeout in microseconds.
     pub rto: u32,
@@ -112,9 +112,9 @@ pub struct Info {
     pub snd_cwnd: u32,
     /// Segments retransmitted since the connection began.
     pub total_retrans: u32,
-    /// What the peer has acknowledged since the connection began, in octets and FIN.
+    /// What the peer has acknowledged since the connection began, in bytes and FIN.
     pub bytes_acked: u64,
-    /// What was received in order since the connection began, in octets and FIN.
+    /// What was received in order since the connection began, in bytes and FIN.
     pub bytes_received: u64,
 }
 
@@ -149,8 +149,8 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
     const WITH_RTO_TIME: usize = 248;
     const AGREED: u8 = uapi::TCPI_OPT_TIMESTAMPS | uapi::TCPI_OPT_SACK | uapi::TCPI_OPT_WSCALE;
     // What the kernel does not have stays 0.
-    let mut octets = [0_u8; WITH_RTO_TIME];
-    let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
+    let mut bytes = [0_u8; WITH_RTO_TIME];
+    let len = raw::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut bytes)?;
     if len < FILLED {
         return Err(Error::Length {
             call: CALL,
@@ -160,16 +160,16 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
     }
     let word = |offset: usize| {
         u32::from_ne_bytes([
-            octets[offset],
-            octets[offset + 1],
-            octets[offset + 2],
-            octets[offset + 3],
+            bytes[offset],
+            bytes[offset + 1],
+            bytes[offset + 2],
+            bytes[offset + 3],
         ])
     };
     Ok(Counters {
-        options_agreed: octets[5] & AGREED != 0,
-        retransmits: octets[2],
-        backoff: octets[4],
+        options_agreed: bytes[5] & AGREED != 0,
+        retransmits: bytes[2],
+        backoff: bytes[4],
         unacked: word(24),
         sacked: word(28),
         segs_in: word(140),
@@ -185,12 +185,12 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
 ///
 /// [`Error`] of the call; [`Error::Length`] from a kernel that fills less.
 #[doc(alias = "TCP_INFO")]
-pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
+pub fn tcp_info(fd: BorrowedFd<'_>) -> Result<Info> {
     const CALL: &str = "getsockopt(TCP_INFO)";
     // Offsets in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end.
     const FILLED: usize = 136;
-    let mut octets = [0_u8; FILLED];
-    let len = raw::get_octets(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut octets)?;
+    let mut bytes = [0_u8; FILLED];
+    let len = raw::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut bytes)?;
     if len < FILLED {
         return Err(Error::Length {
             call: CALL,
@@ -200,10 +200,10 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
     }
     let word = |offset: usize| {
         u32::from_ne_bytes([
-            octets[offset],
-            octets[offset + 1],
-            octets[offset + 2],
-            octets[offset + 3],
+            bytes[offset],
+            bytes[offset + 1],
+            bytes[offset + 2],
+            bytes[offset + 3],
         ])
     };
     let long = |offset: usize| {
@@ -213,9 +213,9 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
         both[4..].copy_from_slice(&second.to_ne_bytes());
         u64::from_ne_bytes(both)
     };
-    let options = octets[5];
-    let scales = octets[6];
-    // `snd_wscale:4, rcv_wscale:4`: bit-fields fill an octet from its low end on
+    let options = bytes[5];
+    let scales = bytes[6];
+    // `snd_wscale:4, rcv_wscale:4`: bit-fields fill a byte from its low end on
     // little-endian machines and from its high end on big-endian ones.
     let (low, high) = (scales & 0xf, scales >> 4);
     let (snd, rcv) = if cfg!(target_endian = "little") {
@@ -223,10 +223,10 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info> {
     } else {
         (high, low)
     };
-    let state = State::from_number(octets[0]).ok_or_else(|| Error::NotAsAsked {
+    let state = State::from_number(bytes[0]).ok_or_else(|| Error::NotAsAsked {
         what: "the state in TCP_INFO",
         asked: "1 to 12".to_owned(),
-        got: octets[0].to_string(),
+        got: bytes[0].to_string(),
     })?;
     Ok(Info {
         state,

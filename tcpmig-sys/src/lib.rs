@@ -8,10 +8,10 @@
 //! an ordinary user has inside `unshare -Urn`. Rebuilding a connection that one end has closed needs `CAP_NET_RAW`
 //! as well: segments of the peer are then sent from this host to itself.
 //!
-//! - [`repair`]: [`FrozenSocket`](repair::FrozenSocket), a connection under repair that goes on here when dropped, and
-//!   [`RestoringSocket`](repair::RestoringSocket), one made again from its numbers; dropped, it vanishes without a packet.
+//! - [`repair`]: [`FrozenSocket`](repair::FrozenSocket), a connection in repair mode that goes on here when dropped, and
+//!   [`RestoringSocket`](repair::RestoringSocket), one re-created from its numbers; dropped, it vanishes without a packet.
 //!   Both are [mute](repair::mute) while they stand still, whatever the packet filters do.
-//! - [`listener`]: a listener made again, and what waits in it.
+//! - [`listener`]: a listener re-created, and what waits in it.
 //! - [`sockopt`], [`info`], [`ends`]: one function per socket option, and what else a socket tells. [`options`]: what becomes
 //!   of every option there is.
 //! - [`sockets`]: which connections there are, or what is left of them.
@@ -30,7 +30,7 @@
 //! let stream = TcpStream::connect("10.0.0.9:80")?;
 //! let frozen = FrozenSocket::freeze(stream.into())?;
 //! let snapshot = frozen.read()?;
-//! println!("{} octets wait to be acknowledged", snapshot.send_queue.len());
+//! println!("{} bytes wait to be acknowledged", snapshot.send_queue.len());
 //! let stream: TcpStream = frozen.thaw()?.into();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,4 +1,4 @@
-//! Listeners, which carry no connection: they are read and made again.
+//! Listeners, which carry no connection: they are read and re-created.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::error::{Error, NotMigratable, Result};
-use crate::info::{State, counters, info};
+use crate::info::{State, counters, tcp_info};
 use crate::repair::local_address;
 use crate::{raw, sockopt};
 
@@ -36,7 +36,7 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
         }
         Err(error) => return Err(error),
     }
-    match info(fd)?.state {
+    match tcp_info(fd)?.state {
         State::Listen => Ok(()),
         state => Err(NotMigratable::State(state).into()),
     }

@@ -119,7 +119,7 @@ impl Namespace {
     /// # Errors
     ///
     /// [`Error::NoPermission`], [`Error::Call`] of `setns`.
-    pub fn enter_for_good(&self) -> Result<()> {
+    pub fn enter_permanently(&self) -> Result<()> {
         set(self.as_fd())
     }
 

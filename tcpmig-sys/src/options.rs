@@ -24,11 +24,11 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
     refuse(fd, |_| true)
 }
 
-/// As [`check`], of a connection that [`repair::check`](crate::repair::check) has found movable: without what that has seen.
+/// Like [`check`], of a connection that [`repair::check`](crate::repair::check) has found movable: without what that has seen.
 ///
 /// # Errors
 ///
-/// As [`check`].
+/// Those of [`check`].
 pub fn check_further(fd: BorrowedFd<'_>) -> Result<()> {
     refuse(fd, |option| !SEEN_BY_CHECK.contains(&option.name))
 }
@@ -56,7 +56,7 @@ fn used(fd: BorrowedFd<'_>, option: &KnownOption) -> Result<Option<NotMigratable
         "SO_ATTACH_BPF" => reason(has_bpf(fd)?, NotMigratable::Option(option.name)),
         "TCP_MD5SIG" => reason(diag::has_md5(fd)?, NotMigratable::Md5),
         "TCP_AO_INFO" => reason(diag::has_ao(fd)?, NotMigratable::Ao),
-        "TCP_REPAIR" => reason(sockopt::repair(fd)?, NotMigratable::UnderRepair),
+        "TCP_REPAIR" => reason(sockopt::repair(fd)?, NotMigratable::InRepairMode),
         "TCP_ULP" => reason(
             sockopt::upper_layer(fd)?.is_some(),
             NotMigratable::UpperLayer,
@@ -78,10 +78,10 @@ fn has_bpf(fd: BorrowedFd<'_>) -> Result<bool> {
 }
 
 fn has_content(fd: BorrowedFd<'_>, option: &KnownOption) -> Result<bool> {
-    // A header of IPv6 has at most 2048 octets; the kernel cuts off what is too long.
-    let mut octets = [0; 8];
+    // A header of IPv6 has at most 2048 bytes; the kernel cuts off what is too long.
+    let mut bytes = [0; 8];
     let (level, number) = (option.level.number(), option.number);
-    match raw::get_octets(fd, level, number, "getsockopt(sticky header)", &mut octets) {
+    match raw::get_bytes(fd, level, number, "getsockopt(sticky header)", &mut bytes) {
         Ok(len) => Ok(len > 0),
         // A kernel without the option.
         Err(Error::Unsupported { .. }) => Ok(false),

@@ -7,15 +7,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use crate::error::{Error, Result};
 use crate::seam;
 
-/// Types that the kernel may fill with any octets: plain integers and
+/// Types that the kernel may fill with any bytes: plain integers and
 /// `repr(C)` structs of them without padding.
 ///
 /// # Safety
 ///
-/// Every pattern of octets, all zero included, is a valid value of the type.
+/// Every pattern of bytes, all zero included, is a valid value of the type.
 pub(crate) unsafe trait Plain: Copy {}
 
-// SAFETY: an integer of any octets is valid.
+// SAFETY: an integer of any bytes is valid.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for i32 {}
@@ -36,7 +36,7 @@ unsafe impl Plain for crate::uapi::RepairWindow {}
 unsafe impl Plain for crate::uapi::XfrmUserPolicy {}
 
 /// `getsockopt` into `buffer`; the length that the kernel filled.
-pub(crate) fn get_octets(
+pub(crate) fn get_bytes(
     fd: BorrowedFd<'_>,
     level: i32,
     name: i32,
@@ -269,7 +269,7 @@ pub(crate) fn attach_tap(fd: BorrowedFd<'_>, device: &str) -> Result<()> {
     const CALL: &str = "ioctl(TUNSETIFF)";
     // SAFETY: all zero is a valid `ifreq`: an empty name and flags of 0.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last octet stays zero.
+    // The last byte stays zero.
     if device.len() >= request.ifr_name.len() {
         return Err(Error::new(CALL, io::ErrorKind::InvalidInput.into()));
     }
@@ -310,20 +310,20 @@ pub(crate) fn peek(
         return Ok(Err(got));
     }
     let len = buffer.len() + got;
-    // SAFETY: `got` octets of the spare room were written, and they fit.
+    // SAFETY: `got` bytes of the spare room were written, and they fit.
     unsafe { buffer.set_len(len) };
     Ok(Ok(got))
 }
 
-/// `recvmsg` of the first octet, which stays in the queue: what `TCP_INQ` says of the queue beside it, if it says anything.
+/// `recvmsg` of the first byte, which stays in the queue: what `TCP_INQ` says of the queue beside it, if it says anything.
 pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     seam::announce("recvmsg(MSG_PEEK)")?;
     // Timestamps may come beside it. `u64` for the alignment of `cmsghdr`.
     let mut control = [0_u64; 64];
-    let mut octet = [0_u8; 1];
+    let mut byte = [0_u8; 1];
     let mut part = libc::iovec {
-        iov_base: octet.as_mut_ptr().cast(),
-        iov_len: octet.len(),
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: byte.len(),
     };
     // SAFETY: integers and pointers, for which zero is valid.
     let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -331,7 +331,7 @@ pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control) as _;
-    // SAFETY: the header describes `part`, which describes `octet`, and `control`; all outlive the call.
+    // SAFETY: the header describes `part`, which describes `byte`, and `control`; all outlive the call.
     let got = unsafe {
         libc::recvmsg(
             fd.as_raw_fd(),
@@ -342,7 +342,7 @@ pub(crate) fn peek_inq(fd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     if got < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel filled the header; the macros stay within its control octets.
+    // SAFETY: the kernel filled the header; the macros stay within its control bytes.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     while !next.is_null() {
         // SAFETY: it is the header of a message that the kernel wrote into `control`, which is aligned for it.

@@ -13,7 +13,7 @@ pub(crate) fn announce(_call: &'static str) -> std::io::Result<()> {
 #[cfg(feature = "lab")]
 pub(crate) use crate::lab::calls::announce;
 
-/// As [`announce`], for who gives errors of this crate.
+/// Like [`announce`], but for who gives errors of this crate.
 #[inline(always)]
 pub(crate) fn enter(call: &'static str) -> Result<()> {
     announce(call).map_err(|error| Error::new(call, error))

@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 use crate::error::{Error, Result};
 use crate::sockopt;
 
-/// Sizes of buffers in octets, as the kernel accounts them.
+/// Sizes of buffers in bytes, as the kernel accounts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffers {
     /// Of the receive buffer.

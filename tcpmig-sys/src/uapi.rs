@@ -52,9 +52,9 @@ pub(crate) struct RepairOption {
     pub(crate) opt_val: u32,
 }
 
-/// `struct tcp_repair_window`: the windows of a connection under repair.
+/// `struct tcp_repair_window`: the windows of a connection in repair mode.
 ///
-/// Windows are in octets, unscaled; sequence numbers are as on the wire.
+/// Windows are in bytes, unscaled; sequence numbers are as on the wire.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RepairWindow {

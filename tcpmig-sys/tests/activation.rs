@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 use support::{Family, Net, family, kernel_test, nft, pattern, until};
 use tcpmig_sys::ends::Ends;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::repair::{ClosedSocket, FrozenSocket};
 use tcpmig_sys::{Error, sockopt};
 
@@ -23,15 +23,15 @@ fn an_acknowledgement_that_comes_before(v6: bool) {
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     let nft_on_a = |rules: String| net.a.run(|| nft(&rules)).unwrap();
     nft_on_a(format!("table inet t {{ chain i {{ {DROP} }}; }}"));
-    let octets = pattern(1, 14_480);
-    server.write_all(&octets).unwrap();
-    let mut got = vec![0; octets.len()];
+    let bytes = pattern(1, 14_480);
+    server.write_all(&bytes).unwrap();
+    let mut got = vec![0; bytes.len()];
     peer.read_exact(&mut got).unwrap();
-    assert!(got == octets);
+    assert!(got == bytes);
 
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
     let snapshot = frozen.read().unwrap();
-    assert_eq!((&snapshot.send_queue, snapshot.unsent), (&octets, 0));
+    assert_eq!((&snapshot.send_queue, snapshot.unsent), (&bytes, 0));
     frozen.discard().unwrap();
     net.point_peer_at_b();
     let restored = net.b.run(|| {
@@ -41,8 +41,8 @@ fn an_acknowledgement_that_comes_before(v6: bool) {
         let mut socket = bound.connect(remote, start, mss_clamp).unwrap();
         let negotiated = &snapshot.negotiated;
         socket.negotiated(negotiated, snapshot.timestamp).unwrap();
-        socket.fill_send_queue(&octets, 0).unwrap();
-        socket.reach(State::Established, &[], 0).unwrap();
+        socket.fill_send_queue(&bytes, 0).unwrap();
+        socket.enter_state(State::Established, &[], 0).unwrap();
         socket.window(snapshot.window).unwrap();
         // Nothing is locked: the moment between unlocking and the end of repair.
         socket.unmute().unwrap();
@@ -61,7 +61,7 @@ fn an_acknowledgement_that_comes_before(v6: bool) {
     drop(server);
     let mut rest = Vec::new();
     peer.read_to_end(&mut rest).unwrap();
-    assert_eq!(rest.len(), 3, "octets that were sent before came again");
+    assert_eq!(rest.len(), 3, "bytes that were sent before came again");
     assert_eq!(rest, b"new");
 }
 
@@ -80,8 +80,8 @@ kernel_test!(a_connection_that_ended_meanwhile_is_not_activated, || {
     net.a
         .run(|| nft(&format!("table inet t {{ chain i {{ {DROP} }}; }}")))
         .unwrap();
-    let octets = pattern(1, 1000);
-    server.write_all(&octets).unwrap();
+    let bytes = pattern(1, 1000);
+    server.write_all(&bytes).unwrap();
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
     let snapshot = frozen.read().unwrap();
     frozen.discard().unwrap();
@@ -96,9 +96,9 @@ kernel_test!(a_connection_that_ended_meanwhile_is_not_activated, || {
             socket.negotiated(negotiated, snapshot.timestamp).unwrap();
             // Its timers are not held.
             sockopt::set_user_timeout(socket.as_fd(), 1).unwrap();
-            socket.fill_send_queue(&octets, 0).unwrap();
+            socket.fill_send_queue(&bytes, 0).unwrap();
             until("it is given up", || {
-                info(socket.as_fd()).unwrap().state == State::Close
+                tcp_info(socket.as_fd()).unwrap().state == State::Close
             });
             let failed = socket.activate(false).unwrap_err();
             assert!(matches!(failed.error, Error::Gone), "{failed}");

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use support::{Net, family, kernel_test, pattern, until};
 use tcpmig_sys::ends::Ends;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::calls;
 use tcpmig_sys::repair::{
     ClosedSocket, FreezeError, FrozenSocket, RestoringSocket, Snapshot, write_unsent,
@@ -20,7 +20,7 @@ use tcpmig_sys::{Result, sockopt};
 /// What the kernel can say to any call.
 const ERRORS: [i32; 2] = [libc::ENOMEM, libc::EPERM];
 
-/// A connection whose peer has octets to read that it did not read yet, and has sent some.
+/// A connection whose peer has bytes to read that it did not read yet, and has sent some.
 struct Talk {
     peer: TcpStream,
     ends: Ends,
@@ -42,11 +42,11 @@ impl Talk {
         (talk, server)
     }
 
-    /// Octets wait in the receive queue.
+    /// Bytes wait in the receive queue.
     fn asks(&mut self, server: &OwnedFd) {
         self.round += 1;
         self.peer.write_all(&pattern(self.round, 3000)).unwrap();
-        until("the octets arrive", || {
+        until("the bytes arrive", || {
             sockopt::receive_queue_len(server.as_fd()).unwrap() == 3000
         });
     }
@@ -54,7 +54,7 @@ impl Talk {
     /// The connection is as it was, and what was asked is there and can be answered.
     fn is_answered(&mut self, server: &OwnedFd) {
         let fd = server.as_fd();
-        assert_eq!(info(fd).unwrap().state, State::Established);
+        assert_eq!(tcp_info(fd).unwrap().state, State::Established);
         assert!(!sockopt::repair(fd).unwrap());
         assert!(sockopt::keep_alive(fd).unwrap());
         assert_eq!(sockopt::user_timeout(fd).unwrap(), 30_000);
@@ -170,7 +170,7 @@ fn rebuild(snapshot: &Snapshot, Ends { local, remote }: Ends) -> Result<Restorin
     socket.fill_receive_queue(&snapshot.receive_queue)?;
     let (sent, unsent) = snapshot.sent_and_unsent();
     socket.fill_send_queue(sent, unsent.len())?;
-    socket.reach(State::Established, &[], 0)?;
+    socket.enter_state(State::Established, &[], 0)?;
     socket.window(snapshot.window)?;
     socket.verify(&snapshot.rebuilt_marks(), &snapshot.negotiated)?;
     sockopt::set_keep_alive(socket.as_fd(), true)?;

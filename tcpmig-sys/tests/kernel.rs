@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use support::{Family, Net, family, kernel_test, nft, pattern, until};
 use tcpmig_sys::ends::Ends;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::repair::{self, ClosedSocket, FrozenSocket, QueueStart, Snapshot, write_unsent};
 use tcpmig_sys::{Error, NotMigratable, sockopt};
 
@@ -42,7 +42,7 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
     fd
 }
 
-/// Moves a connection with `queued` octets waiting each way from host A to host B.
+/// Moves a connection with `queued` bytes waiting each way from host A to host B.
 fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
     let (mut peer, server) = net.connect(family(v6));
     let server: OwnedFd = server.into();
@@ -96,7 +96,10 @@ fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
     let restored = net.b.run(|| rebuild(&snapshot, local, remote)).unwrap();
     let mut restored: TcpStream = restored.into();
     restored.set_nonblocking(false).unwrap();
-    assert_eq!(info(restored.as_fd()).unwrap().state, State::Established);
+    assert_eq!(
+        tcp_info(restored.as_fd()).unwrap().state,
+        State::Established
+    );
     assert_eq!(sockopt::reuse_addr(restored.as_fd()).unwrap(), 1);
     assert_eq!(sockopt::buffer_lock(restored.as_fd()).unwrap() & 2, 0);
 
@@ -104,13 +107,13 @@ fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
     peer.read_exact(&mut got).unwrap();
     assert!(
         got == down[..written],
-        "the peer reads other octets than were written"
+        "the peer reads other bytes than were written"
     );
     let mut got = vec![0; up.len()];
     restored.read_exact(&mut got).unwrap();
     assert!(
         got == up,
-        "the application reads other octets than the peer wrote"
+        "the application reads other bytes than the peer wrote"
     );
     upload.join().unwrap().unwrap();
     both_ways(&peer, &restored);
@@ -181,12 +184,12 @@ kernel_test!(discarding_sends_nothing, || {
         .unwrap()
         .discard()
         .unwrap();
-    assert_eq!(info(twin.as_fd()).unwrap().state, State::Close);
+    assert_eq!(tcp_info(twin.as_fd()).unwrap().state, State::Close);
     drop(twin);
     // Another connection between the same hosts shows that packets would have arrived by now.
     let (other, end) = net.connect(Family::V4);
     both_ways(&other, &end);
-    assert_eq!(info(peer.as_fd()).unwrap().state, State::Established);
+    assert_eq!(tcp_info(peer.as_fd()).unwrap().state, State::Established);
     let counted = net.peer.run(|| nft("list counter inet t n")).unwrap();
     assert!(counted.contains("packets 0 "), "{counted}");
 });
@@ -226,7 +229,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     socket2::SockRef::from(&peer)
         .send_out_of_band(b"!")
         .unwrap();
-    support::until("the urgent octet arrives", || {
+    support::until("the urgent byte arrives", || {
         repair::check(server.as_fd()).is_err()
     });
     let (fd, reason) = refusal(server.try_clone().unwrap().into());
@@ -246,7 +249,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     let nobody: std::net::SocketAddr = "198.18.0.80:9".parse().unwrap();
     refused.connect(&nobody.into()).unwrap_err();
     support::until("the connection is refused", || {
-        info(refused.as_fd()).unwrap().state == State::Close
+        tcp_info(refused.as_fd()).unwrap().state == State::Close
     });
     let (fd, reason) = refusal(refused.into());
     assert_eq!(reason, NotMigratable::State(State::Close));
@@ -257,7 +260,7 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     let (_peer, server) = net.connect(Family::V4);
     sockopt::set_repair(server.as_fd(), sockopt::Repair::On).unwrap();
     let (fd, reason) = refusal(server.into());
-    assert_eq!(reason, NotMigratable::UnderRepair);
+    assert_eq!(reason, NotMigratable::InRepairMode);
     assert!(sockopt::repair(fd.as_fd()).unwrap());
 });
 
@@ -283,13 +286,13 @@ kernel_test!(the_same_connection_cannot_live_here_twice, || {
 kernel_test!(a_restored_connection_sends_full_segments_at_once, || {
     let net = Net::new();
     let (_peer, server) = net.connect(Family::V4);
-    let before = info(server.as_fd()).unwrap().snd_mss;
+    let before = tcp_info(server.as_fd()).unwrap().snd_mss;
     let Ends { local, remote } = Ends::of(server.as_fd()).unwrap();
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
     let snapshot = frozen.read().unwrap();
     frozen.discard().unwrap();
     let restored = net.a.run(|| rebuild(&snapshot, local, remote)).unwrap();
-    assert_eq!(info(restored.as_fd()).unwrap().snd_mss, before);
+    assert_eq!(tcp_info(restored.as_fd()).unwrap().snd_mss, before);
 });
 
 kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {

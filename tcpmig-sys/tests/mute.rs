@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use support::{Family, Net, family, kernel_test, nft, pattern};
 use tcpmig_sys::ends::Ends;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::slowed;
 use tcpmig_sys::repair::{ClosedSocket, FrozenSocket, QueueStart, RestoringSocket, Snapshot, mute};
 use tcpmig_sys::sockopt::{self, FilterInstruction};
@@ -63,7 +63,7 @@ fn is_impatient(fd: impl AsFd) {
     assert_eq!(sockopt::user_timeout(fd.as_fd()).unwrap(), 1000);
 }
 
-/// A connection with octets on their way in both directions that did not arrive.
+/// A connection with bytes on their way in both directions that did not arrive.
 struct Case {
     net: Net,
     peer: TcpStream,
@@ -121,11 +121,11 @@ impl Case {
             .unwrap();
         let mut got = vec![0; self.down.len()];
         self.peer.read_exact(&mut got).unwrap();
-        assert!(got == self.down, "the peer reads other octets");
+        assert!(got == self.down, "the peer reads other bytes");
         let down = begin.elapsed();
         let mut got = vec![0; self.up.len()];
         server.read_exact(&mut got).unwrap();
-        assert!(got == self.up, "the application reads other octets");
+        assert!(got == self.up, "the application reads other bytes");
         let up = begin.elapsed();
         println!("after {STILL:?}: down in {down:?}, up in {up:?}");
         assert!(
@@ -192,7 +192,7 @@ fn rebuild(snapshot: &Snapshot, addresses: Ends, state: State) -> RestoringSocke
     socket.fill_receive_queue(&snapshot.receive_queue).unwrap();
     assert_eq!(snapshot.unsent, 0);
     socket.fill_send_queue(&snapshot.send_queue, 0).unwrap();
-    socket.reach(state, &[], MARK).unwrap();
+    socket.enter_state(state, &[], MARK).unwrap();
     socket.window(snapshot.window).unwrap();
     impatient(&socket);
     socket.hold().unwrap();
@@ -281,13 +281,13 @@ fn a_half_closed_one(state: State) {
         _ => server.shutdown(Shutdown::Write).unwrap(),
     }
     support::until("the FIN arrives", || {
-        info(server_fd.as_fd()).unwrap().state == state
+        tcp_info(server_fd.as_fd()).unwrap().state == state
     });
     drop(server_fd);
     if state == State::CloseWait {
         // Sent again, its FIN would find nothing on host A.
         support::until("the FIN is acknowledged", || {
-            info(peer.as_fd()).unwrap().state == State::FinWait2
+            tcp_info(peer.as_fd()).unwrap().state == State::FinWait2
         });
     }
     let frozen = FrozenSocket::freeze(server.into()).unwrap();
@@ -469,7 +469,9 @@ kernel_test!(what_a_closed_end_could_not_send_leaves_no_error, || {
         let (peer, server) = net.connect(family(v6));
         peer.shutdown(Shutdown::Write).unwrap();
         let reaches = |state| {
-            support::until("the state", || info(server.as_fd()).unwrap().state == state);
+            support::until("the state", || {
+                tcp_info(server.as_fd()).unwrap().state == state
+            });
         };
         reaches(State::CloseWait);
         // Its FIN is lost, and sent again and again.
@@ -483,7 +485,7 @@ kernel_test!(what_a_closed_end_could_not_send_leaves_no_error, || {
         assert!(error.is_none(), "{error:?}");
         net.peer.run(|| nft("delete table inet t")).unwrap();
         support::until("the peer acknowledges it", || {
-            info(server.as_fd()).unwrap().state == State::Close
+            tcp_info(server.as_fd()).unwrap().state == State::Close
         });
     }
 });
@@ -515,7 +517,7 @@ fn one_that_a_dead_holder_left(family: Family) {
         FrozenSocket::left_behind(server.try_clone().unwrap())
             .unwrap_err()
             .error,
-        Error::NotUnderRepair
+        Error::NotInRepairMode
     ));
     let before = Ends::of(server.as_fd()).unwrap();
     let twin = server.try_clone().unwrap();

@@ -35,14 +35,14 @@ impl Net {
         }
     }
 
-    /// Sends octets to the client, and compares what comes.
+    /// Sends bytes to the client, and compares what comes.
     fn download(&self, len: usize) {
-        let octets: Vec<u8> = (0..len).map(|at| (at / 4 * at % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..len).map(|at| (at / 4 * at % 251) as u8).collect();
         std::thread::scope(|scope| {
-            scope.spawn(|| (&self.server).write_all(&octets).unwrap());
+            scope.spawn(|| (&self.server).write_all(&bytes).unwrap());
             let mut got = vec![0; len];
             (&self.client).read_exact(&mut got).unwrap();
-            assert!(got == octets, "other octets");
+            assert!(got == bytes, "other bytes");
         });
     }
 }
@@ -83,7 +83,7 @@ fn a_queue_overflows_and_a_rate_is_kept() {
         let net = Net::new(&path);
         let begin = Instant::now();
         net.download(4 << 20);
-        // The queue's octets do not wait for their turn here.
+        // The queue's bytes do not wait for their turn here.
         let least = Duration::from_millis(950);
         assert!(begin.elapsed() > least, "{:?}", begin.elapsed());
         let received = net.cable.received();

@@ -1,4 +1,4 @@
-//! Programs that stand still while their socket is under repair, and notice nothing.
+//! Programs that stand still while their socket is in repair mode, and notice nothing.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod support;
@@ -119,10 +119,10 @@ fn hear(child: &mut Child, wanted: &str) {
     let mut heard = String::new();
     let output = child.stdout.as_mut().unwrap();
     while !heard.lines().any(|line| line == wanted) {
-        let mut octets = [0; 100];
-        let read = output.read(&mut octets).unwrap();
+        let mut bytes = [0; 100];
+        let read = output.read(&mut bytes).unwrap();
         assert!(read > 0, "instead of {wanted:?}: {heard}");
-        heard.push_str(&String::from_utf8_lossy(&octets[..read]));
+        heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
     }
 }
 

@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use support::{Family, Net, kernel_test, nft, pattern, until};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::repair::{
-    Clock, ClosedSocket, FrozenSocket, Marks, QueueStart, RestoringSocket, Snapshot,
+    Clock, ClosedSocket, FrozenSocket, Numbers, QueueStart, RestoringSocket, Snapshot,
 };
 use tcpmig_sys::sockopt::Queue;
 use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
@@ -20,7 +20,7 @@ const MARK: u32 = 0x77;
 
 fn reaches(socket: &impl AsFd, state: State) {
     until(&format!("{state}"), || {
-        info(socket.as_fd()).unwrap().state == state
+        tcp_info(socket.as_fd()).unwrap().state == state
     });
 }
 
@@ -56,7 +56,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     server.write_all(b"back").unwrap();
     peer.read_exact(&mut [0; 4]).unwrap();
 
-    // Received behind octets.
+    // Received behind bytes.
     let (mut peer, server) = net.connect(Family::V4);
     let before = read(&server).marks;
     peer.write_all(b"octets").unwrap();
@@ -77,7 +77,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     assert_eq!(after.write_seq, after.snd_una);
     drop(peer);
 
-    // Sent and not acknowledged, alone and behind octets.
+    // Sent and not acknowledged, alone and behind bytes.
     let (_peer, server) = net.connect(Family::V4);
     let (_other, mut other) = net.connect(Family::V4);
     net.a.run(|| cut("prerouting")).unwrap();
@@ -87,8 +87,8 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     assert_eq!(after.marks.write_seq, after.marks.snd_una.wrapping_add(1));
     assert_eq!((after.send_queue.len(), after.unsent), (0, 0));
     assert_eq!(sockopt::send_queue_len(server.as_fd()).unwrap(), 1);
-    let octets = pattern(1, 100_000);
-    other.write_all(&octets).unwrap();
+    let bytes = pattern(1, 100_000);
+    other.write_all(&bytes).unwrap();
     other.shutdown(Shutdown::Write).unwrap();
     let unsent = || sockopt::unsent_len(other.as_fd()).unwrap() as usize;
     // The probe for a lost tail (RFC 8985) may send a segment between two looks.
@@ -98,7 +98,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
             break (after, before);
         }
     };
-    assert!(after.send_queue == octets);
+    assert!(after.send_queue == bytes);
     assert_eq!(
         after.marks.write_seq,
         after.marks.snd_una.wrapping_add(100_001)
@@ -119,7 +119,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
 
 const ADDRESSES: [[&str; 2]; 2] = [["198.18.0.80", "198.18.0.9"], ["2001:2::80", "2001:2::9"]];
 
-/// A socket in ESTABLISHED under repair on the calling thread's host, with octets in its queues.
+/// A socket in ESTABLISHED in repair mode on the calling thread's host, with bytes in its queues.
 ///
 /// Each has ports of its own: a process that another test starts can hold a closed descriptor for a moment.
 fn established([local, remote]: [&str; 2]) -> RestoringSocket {
@@ -153,7 +153,7 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
     socket
 }
 
-fn marks(socket: &RestoringSocket) -> Marks {
+fn marks(socket: &RestoringSocket) -> Numbers {
     let fd = socket.as_fd();
     let end = |queue| {
         sockopt::set_repair_queue(fd, queue).unwrap();
@@ -161,8 +161,8 @@ fn marks(socket: &RestoringSocket) -> Marks {
     };
     let (rcv_nxt, write_seq) = (end(Queue::Receive), end(Queue::Send));
     sockopt::set_repair_queue(fd, Queue::None).unwrap();
-    Marks {
-        state: info(fd).unwrap().state,
+    Numbers {
+        state: tcp_info(fd).unwrap().state,
         snd_una: write_seq.wrapping_sub(sockopt::send_queue_len(fd).unwrap()),
         write_seq,
         rcv_nxt,
@@ -188,7 +188,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
             (State::Closing, b"", una, 2, end + 1),
             (State::Closing, b"unsent", una, 8, end + 1),
         ] {
-            let asked = Marks {
+            let asked = Numbers {
                 state,
                 snd_una,
                 write_seq,
@@ -196,7 +196,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
             };
             let reached = || {
                 let mut socket = established(addresses);
-                socket.reach(state, unsent, MARK).unwrap();
+                socket.enter_state(state, unsent, MARK).unwrap();
                 assert_eq!(marks(&socket), asked);
                 let waiting = sockopt::unsent_len(socket.as_fd()).unwrap() as usize;
                 assert_eq!(waiting, unsent.len() + usize::from(!unsent.is_empty()));
@@ -208,19 +208,19 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
                 };
                 socket.verify(&asked, &negotiated).unwrap();
                 for wrong in [
-                    Marks {
+                    Numbers {
                         state: State::SynSent,
                         ..asked
                     },
-                    Marks {
+                    Numbers {
                         snd_una: snd_una ^ 1,
                         ..asked
                     },
-                    Marks {
+                    Numbers {
                         write_seq: write_seq ^ 1,
                         ..asked
                     },
-                    Marks {
+                    Numbers {
                         rcv_nxt: rcv_nxt ^ 1,
                         ..asked
                     },
@@ -242,7 +242,7 @@ kernel_test!(a_state_without_a_connection_is_not_reached, || {
         .run(|| {
             for state in [State::Listen, State::SynSent, State::TimeWait, State::Close] {
                 let mut socket = established(ADDRESSES[0]);
-                let error = socket.reach(state, b"", MARK).unwrap_err();
+                let error = socket.enter_state(state, b"", MARK).unwrap_err();
                 let Error::NotMigratable(reason) = error else {
                     panic!("{error}");
                 };
@@ -261,7 +261,7 @@ kernel_test!(an_injected_segment_that_is_dropped_is_noticed, || {
             ));
             for state in [State::CloseWait, State::FinWait2, State::Closing] {
                 let mut socket = established(ADDRESSES[0]);
-                let error = socket.reach(state, b"", MARK).unwrap_err();
+                let error = socket.enter_state(state, b"", MARK).unwrap_err();
                 assert!(matches!(error, Error::NotDelivered { .. }), "{error}");
             }
             nft("delete table inet deny");
@@ -276,7 +276,7 @@ kernel_test!(a_shut_receiving_direction_shows, || {
     assert!(!flags::read_shut(server.as_fd()).unwrap());
     server.shutdown(Shutdown::Read).unwrap();
     assert!(flags::read_shut(server.as_fd()).unwrap());
-    assert_eq!(info(server.as_fd()).unwrap().state, State::Established);
+    assert_eq!(tcp_info(server.as_fd()).unwrap().state, State::Established);
     // What the peer's FIN does to it looks the same to `poll`, and is told by the state.
     let (twin, server) = net.connect(Family::V4);
     twin.shutdown(Shutdown::Write).unwrap();

@@ -23,18 +23,18 @@ impl Budget {
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
-    octets: usize,
+    bytes: usize,
 }
 
 impl Share {
     pub(crate) fn of(budget: Arc<Budget>) -> Self {
-        Self { budget, octets: 0 }
+        Self { budget, bytes: 0 }
     }
 
-    /// Holds so many octets instead of those that it held.
-    pub(crate) fn hold(&mut self, octets: usize) -> Result<(), TransportError> {
-        if octets > self.octets {
-            let more = octets - self.octets;
+    /// Holds so many bytes instead of those that it held.
+    pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), TransportError> {
+        if bytes > self.bytes {
+            let more = bytes - self.bytes;
             let limit = self.budget.limit;
             let take = |used: usize| used.checked_add(more).filter(|used| *used <= limit);
             let taken = self
@@ -43,16 +43,16 @@ impl Share {
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
             taken.map_err(|_| TransportError::TooMuch { limit })?;
         } else {
-            let less = self.octets - octets;
+            let less = self.bytes - bytes;
             self.budget.used.fetch_sub(less, Ordering::Relaxed);
         }
-        self.octets = octets;
+        self.bytes = bytes;
         Ok(())
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.octets, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const DONE: VarInt = VarInt::from_u32(0);
 /// Application close code: the connecting host is not allowed.
 pub(crate) const NOT_ALLOWED: VarInt = VarInt::from_u32(1);
 
-/// Octets of a reason given by the other side that are repeated in errors.
+/// Bytes of a reason given by the other side that are repeated in errors.
 const REASON: usize = 256;
 
 /// The end of a connection with `peer`.

@@ -25,8 +25,8 @@ use crate::trust::Trust;
 
 /// First packets that wait until `accept` has looked at them; QUIC drops further ones before it spends anything on them.
 const WAITING: usize = 1024;
-/// Octets kept of what follows them.
-const WAITING_OCTETS: u64 = 4 << 20;
+/// Bytes kept of what follows them.
+const WAITING_BYTES: u64 = 4 << 20;
 
 /// One UDP socket from which connections are made and on which they are accepted; clones are
 /// handles to the same one.
@@ -101,7 +101,7 @@ impl Endpoint {
             // Its tokens tell seconds, rounded down.
             .retry_token_lifetime(limits.handshake + Duration::from_secs(1))
             .max_incoming(WAITING)
-            .incoming_buffer_size_total(WAITING_OCTETS);
+            .incoming_buffer_size_total(WAITING_BYTES);
         enlarge_buffers(&socket);
         let socket_error = |call| move |source| TransportError::Socket { call, source };
         let local = socket.local_addr().map_err(socket_error("getsockname"))?;

@@ -103,11 +103,11 @@ pub enum TransportError {
         name: String,
     },
     /// A frame is longer than this side allows; nothing was sent, or allocated for it.
-    #[error("frame of {len} octets is longer than the limit of {limit}")]
+    #[error("frame of {len} bytes is longer than the limit of {limit}")]
     FrameTooLong {
-        /// Octets given, or announced by the other side.
+        /// Bytes given, or announced by the other side.
         len: u64,
-        /// Octets allowed.
+        /// Bytes allowed.
         limit: usize,
     },
     /// The call comes after [`finish`](crate::Exchange::finish), or after an error that ended
@@ -215,25 +215,25 @@ pub enum TransportError {
         reason: &'static str,
     },
     /// A frame was begun and did not end in time.
-    #[error("a frame did not end within {limit:?}: {got} octets of it came")]
+    #[error("a frame did not end within {limit:?}: {got} bytes of it came")]
     FrameTimeout {
-        /// Octets of it that came.
+        /// Bytes of it that came.
         got: usize,
         /// [`TransportLimits::frame`](crate::TransportLimits::frame).
         limit: Duration,
     },
-    /// The unfinished frames from all hosts are as many octets as this host holds.
-    #[error("the unfinished frames of all hosts are more than {limit} octets")]
+    /// The unfinished frames from all hosts are as many bytes as this host holds.
+    #[error("the unfinished frames of all hosts are more than {limit} bytes")]
     TooMuch {
         /// [`TransportLimits::max_unfinished`](crate::TransportLimits::max_unfinished).
         limit: usize,
     },
     /// The stream ended inside of a frame.
-    #[error("stream cut inside of a frame: {got} of {expected} octets came")]
+    #[error("stream cut inside of a frame: {got} of {expected} bytes came")]
     Truncated {
-        /// Octets of the frame, or of its length prefix, that came.
+        /// Bytes of the frame, or of its length prefix, that came.
         got: usize,
-        /// Octets that should have come.
+        /// Bytes that should have come.
         expected: usize,
     },
     /// The other side does not keep to QUIC or to this crate's protocol.

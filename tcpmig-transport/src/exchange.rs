@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::budget::{Budget, Share};
 use crate::error::TransportError;
 use crate::frame::{self, Decoder, Event};
-use crate::stream::{Inlet, Outlet};
+use crate::stream::{RecvHalf, SendHalf};
 
 /// Ordered frames in both directions between two hosts, over QUIC or [in memory](crate::memory).
 ///
@@ -34,17 +34,17 @@ pub struct ExchangeStats {
     pub frames_sent: u64,
     /// Frames returned by [`recv`](Exchange::recv).
     pub frames_received: u64,
-    /// Octets in the frames sent, without length prefixes.
-    pub octets_sent: u64,
-    /// Octets in the frames received, without length prefixes.
-    pub octets_received: u64,
+    /// Bytes in the frames sent, without length prefixes.
+    pub bytes_sent: u64,
+    /// Bytes in the frames received, without length prefixes.
+    pub bytes_received: u64,
 }
 
 /// What an exchange takes from the other side.
 #[derive(Debug, Clone)]
 pub(crate) struct Receipt {
     pub(crate) max_frame: usize,
-    /// How long a frame may take from its first octet to its last.
+    /// How long a frame may take from its first byte to its last.
     pub(crate) frame: Option<Duration>,
     pub(crate) budget: Arc<Budget>,
 }
@@ -61,7 +61,7 @@ impl Receipt {
 }
 
 impl Exchange {
-    pub(crate) fn new(outlet: Outlet, inlet: Inlet, receipt: Receipt) -> Self {
+    pub(crate) fn new(outlet: SendHalf, inlet: RecvHalf, receipt: Receipt) -> Self {
         let Receipt {
             max_frame,
             frame,
@@ -74,7 +74,7 @@ impl Exchange {
                 ended: false,
                 max_frame,
                 frames: 0,
-                octets: 0,
+                bytes: 0,
             },
             receiver: ExchangeReceiver {
                 inlet,
@@ -85,7 +85,7 @@ impl Exchange {
                 until: None,
                 state: Receiving::Frames,
                 frames: 0,
-                octets: 0,
+                bytes: 0,
             },
         }
     }
@@ -93,7 +93,7 @@ impl Exchange {
     /// Sends one frame; see [`ExchangeSender::send`].
     ///
     /// # Errors
-    /// As [`ExchangeSender::send`].
+    /// Those of [`ExchangeSender::send`].
     pub async fn send(&mut self, frame: Bytes) -> Result<(), TransportError> {
         self.sender.send(frame).await
     }
@@ -101,7 +101,7 @@ impl Exchange {
     /// Receives the next frame; see [`ExchangeReceiver::recv`]. Cancel-safe.
     ///
     /// # Errors
-    /// As [`ExchangeReceiver::recv`].
+    /// Those of [`ExchangeReceiver::recv`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>, TransportError> {
         self.receiver.recv().await
     }
@@ -109,7 +109,7 @@ impl Exchange {
     /// Ends the direction away from here; see [`ExchangeSender::finish`].
     ///
     /// # Errors
-    /// As [`ExchangeSender::finish`].
+    /// Those of [`ExchangeSender::finish`].
     pub async fn finish(&mut self) -> Result<(), TransportError> {
         self.sender.finish().await
     }
@@ -125,7 +125,7 @@ impl Exchange {
     pub fn stats(&self) -> ExchangeStats {
         ExchangeStats {
             frames_sent: self.sender.frames,
-            octets_sent: self.sender.octets,
+            bytes_sent: self.sender.bytes,
             ..self.receiver.stats()
         }
     }
@@ -134,13 +134,13 @@ impl Exchange {
 /// The direction of an [`Exchange`] away from here.
 #[derive(Debug)]
 pub struct ExchangeSender {
-    outlet: Outlet,
+    outlet: SendHalf,
     /// What is left of the length prefix and the frame of a `send` that was dropped half-way.
     unsent: [Bytes; 2],
     ended: bool,
     max_frame: usize,
     frames: u64,
-    octets: u64,
+    bytes: u64,
 }
 
 impl ExchangeSender {
@@ -161,7 +161,7 @@ impl ExchangeSender {
         let prefix = frame::prefix(frame.len(), self.max_frame)?;
         self.flush().await?;
         self.frames += 1;
-        self.octets += frame.len() as u64;
+        self.bytes += frame.len() as u64;
         self.unsent = [prefix, frame];
         self.flush().await
     }
@@ -170,7 +170,7 @@ impl ExchangeSender {
     /// A second call does nothing.
     ///
     /// # Errors
-    /// As [`send`](Self::send), apart from the length.
+    /// Like [`send`](Self::send), apart from the length.
     pub async fn finish(&mut self) -> Result<(), TransportError> {
         if !self.ended {
             self.flush().await?;
@@ -187,7 +187,7 @@ impl ExchangeSender {
     pub fn stats(&self) -> ExchangeStats {
         ExchangeStats {
             frames_sent: self.frames,
-            octets_sent: self.octets,
+            bytes_sent: self.bytes,
             ..ExchangeStats::default()
         }
     }
@@ -210,7 +210,7 @@ enum Receiving {
 /// The direction of an [`Exchange`] towards here. Dropping it tells the other side to stop sending.
 #[derive(Debug)]
 pub struct ExchangeReceiver {
-    inlet: Inlet,
+    inlet: RecvHalf,
     /// What came with the last frame but belongs to the next ones.
     piece: Bytes,
     decoder: Decoder,
@@ -220,7 +220,7 @@ pub struct ExchangeReceiver {
     until: Option<Instant>,
     state: Receiving,
     frames: u64,
-    octets: u64,
+    bytes: u64,
 }
 
 impl ExchangeReceiver {
@@ -245,7 +245,7 @@ impl ExchangeReceiver {
         match event {
             Ok(Event::Frame(frame)) => {
                 self.frames += 1;
-                self.octets += frame.len() as u64;
+                self.bytes += frame.len() as u64;
                 Ok(Some(frame))
             }
             Ok(Event::End) => {
@@ -264,7 +264,7 @@ impl ExchangeReceiver {
     pub fn stats(&self) -> ExchangeStats {
         ExchangeStats {
             frames_received: self.frames,
-            octets_received: self.octets,
+            bytes_received: self.bytes,
             ..ExchangeStats::default()
         }
     }

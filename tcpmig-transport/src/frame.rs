@@ -1,6 +1,6 @@
-//! Frames on a stream of octets, without any I/O.
+//! Frames on a stream of bytes, without any I/O.
 //!
-//! A frame is its length (`u32`, big endian) and its octets. The length [`END`] stands for "no
+//! A frame is its length (`u32`, big endian) and its bytes. The length [`END`] stands for "no
 //! more frames": a stream that ends without it was given up, which a plain end of stream could
 //! not tell from a finished one.
 
@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::TransportError;
 
-/// Octets of the length prefix.
+/// Bytes of the length prefix.
 const PREFIX: usize = 4;
 /// The length prefix that ends a direction of an exchange.
 const END: u32 = u32::MAX;
@@ -17,7 +17,7 @@ const MAX_LEN: usize = END as usize - 1;
 /// First allocation for a long frame; from there on capacity at most doubles what has arrived.
 const FIRST_ALLOCATION: usize = 64 << 10;
 
-/// The prefix of a frame of `len` octets, if that is within `limit`.
+/// The prefix of a frame of `len` bytes, if that is within `limit`.
 pub(crate) fn prefix(len: usize, limit: usize) -> Result<Bytes, TransportError> {
     let limit = limit.min(MAX_LEN);
     match u32::try_from(len) {
@@ -29,10 +29,10 @@ pub(crate) fn prefix(len: usize, limit: usize) -> Result<Bytes, TransportError> 
     }
 }
 
-/// The octets that end a direction of an exchange.
+/// The bytes that end a direction of an exchange.
 pub(crate) fn end() -> Bytes {
-    const OCTETS: [u8; PREFIX] = END.to_be_bytes();
-    Bytes::from_static(&OCTETS)
+    const BYTES: [u8; PREFIX] = END.to_be_bytes();
+    Bytes::from_static(&BYTES)
 }
 
 /// What a [`Decoder`] found.
@@ -50,7 +50,7 @@ pub(crate) struct Decoder {
     limit: usize,
     prefix: [u8; PREFIX],
     prefix_len: usize,
-    /// Octets that the frame at hand will have, once its prefix is complete.
+    /// Bytes that the frame at hand will have, once its prefix is complete.
     expected: Option<usize>,
     body: BytesMut,
 }
@@ -66,7 +66,7 @@ impl Decoder {
         }
     }
 
-    /// Takes octets off the front of `piece` until a frame is complete or `piece` is empty.
+    /// Takes bytes off the front of `piece` until a frame is complete or `piece` is empty.
     pub(crate) fn feed(&mut self, piece: &mut Bytes) -> Result<Option<Event>, TransportError> {
         let expected = match self.expected {
             Some(expected) => expected,
@@ -89,7 +89,7 @@ impl Decoder {
         Ok(Some(Event::Frame(std::mem::take(&mut self.body).freeze())))
     }
 
-    /// Octets of an unfinished frame that are here.
+    /// Bytes of an unfinished frame that are here.
     pub(crate) fn unfinished(&self) -> usize {
         self.prefix_len + self.body.len()
     }
@@ -139,7 +139,7 @@ impl Decoder {
         Ok(Some(announced))
     }
 
-    /// Makes room for `take` more octets, in steps that octets which have arrived pay for.
+    /// Makes room for `take` more bytes, in steps that bytes which have arrived pay for.
     fn reserve(&mut self, expected: usize, take: usize) {
         let step = take.max(self.body.len()).max(FIRST_ALLOCATION);
         self.body.reserve(step.min(expected - self.body.len()));
@@ -188,9 +188,9 @@ mod tests {
         }
 
         #[test]
-        fn any_octets_are_safe(octets in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_safe(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut decoder = Decoder::new(100);
-            let mut piece = Bytes::from(octets);
+            let mut piece = Bytes::from(bytes);
             while !piece.is_empty() {
                 match decoder.feed(&mut piece) {
                     Ok(Some(Event::Frame(frame))) => prop_assert!(frame.len() <= 100),

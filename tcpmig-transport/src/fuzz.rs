@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::error::TransportError;
 use crate::frame::{Decoder, Event, end, prefix};
 
-/// Runs something and returns the octets that it had allocated at most at one time. Only who
+/// Runs something and returns the bytes that it had allocated at most at one time. Only who
 /// installs the global allocator can tell.
 pub type Peak = fn(&mut dyn FnMut()) -> u64;
 
@@ -15,16 +15,16 @@ pub type Peak = fn(&mut dyn FnMut()) -> u64;
 /// allocation for a frame, and the list of frames.
 const ALLOCATION: u64 = 72 << 10;
 
-/// A stream of octets and how it arrives.
+/// A stream of bytes and how it arrives.
 #[derive(Arbitrary, Debug)]
 pub struct Stream<'a> {
     /// Longest frame that the receiver takes.
     limit: u32,
     /// Lengths of the pieces, over and over.
     cuts: Vec<u16>,
-    /// Whether `octets` are frames as they are: each begins with its length, of 8 bits here.
+    /// Whether `bytes` are frames as they are: each begins with its length, of 8 bits here.
     framed: bool,
-    octets: &'a [u8],
+    bytes: &'a [u8],
 }
 
 /// What came out of a stream.
@@ -33,7 +33,7 @@ struct Decoded {
     frames: Vec<Bytes>,
     /// How it ended: in order, or with the error.
     end: Result<(), String>,
-    /// Octets behind the end.
+    /// Bytes behind the end.
     left: usize,
 }
 
@@ -43,9 +43,9 @@ pub fn frames(stream: &Stream<'_>, peak: Peak) {
     let limit = stream.limit as usize;
     let mut sent = Vec::new();
     let wire = if stream.framed {
-        Bytes::from(encode(stream.octets, limit, &mut sent))
+        Bytes::from(encode(stream.bytes, limit, &mut sent))
     } else {
-        Bytes::copy_from_slice(stream.octets)
+        Bytes::copy_from_slice(stream.bytes)
     };
     let whole = decode(&wire, &[], limit, peak);
     let pieces = decode(&wire, &stream.cuts, limit, peak);
@@ -60,12 +60,12 @@ pub fn frames(stream: &Stream<'_>, peak: Peak) {
     }
 }
 
-/// The octets cut to frames and encoded; those that the limit forbids are left out.
-fn encode(mut octets: &[u8], limit: usize, sent: &mut Vec<Bytes>) -> Vec<u8> {
+/// The bytes cut to frames and encoded; those that the limit forbids are left out.
+fn encode(mut bytes: &[u8], limit: usize, sent: &mut Vec<Bytes>) -> Vec<u8> {
     let mut wire = Vec::new();
-    while let Some((len, rest)) = octets.split_first() {
+    while let Some((len, rest)) = bytes.split_first() {
         let (frame, rest) = rest.split_at(rest.len().min((*len).into()));
-        octets = rest;
+        bytes = rest;
         match prefix(frame.len(), limit) {
             Ok(prefix) => {
                 wire.extend_from_slice(&prefix);
@@ -90,7 +90,7 @@ fn decode(wire: &Bytes, cuts: &[u16], limit: usize, peak: Peak) -> Decoded {
     let list = 2 * 32 * (wire.len() as u64 / 4);
     assert!(
         allocated <= 3 * wire.len() as u64 + list + ALLOCATION,
-        "{allocated} octets were allocated for {}",
+        "{allocated} bytes were allocated for {}",
         wire.len()
     );
     decoded.expect("it ran")

@@ -123,7 +123,7 @@ async fn welcome(connection: &Connection, peer: SocketAddr) -> Result<(), Transp
         .await
         .map_err(|error| connection_error(error, peer))?;
     match stream.read_to_end(PROTOCOL.len()).await {
-        Ok(octets) if octets == PROTOCOL => Ok(()),
+        Ok(bytes) if bytes == PROTOCOL => Ok(()),
         Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(error))) => {
             Err(connection_error(error, peer))
         }

@@ -36,7 +36,7 @@ impl Identity {
     /// others can read or write, or whose owner is neither root nor the user of this process.
     pub fn from_pem_files(cert: &Path, key: &Path) -> Result<Self, ConfigError> {
         let (chain, origin) = (read(cert)?, cert.display().to_string());
-        // Files that were given the wrong way round are told before one that is no key is held against the rules for keys.
+        // Files that were given the wrong way round are told before one that is not a key is held against the rules for keys.
         certificates(&chain, &origin)?;
         let key_pem = read_key(key)?;
         Self::parse((&chain, &origin), (&key_pem, &key.display().to_string()))
@@ -45,7 +45,7 @@ impl Identity {
     /// Like [`from_pem_files`](Self::from_pem_files), from PEM text in memory.
     ///
     /// # Errors
-    /// As [`from_pem_files`](Self::from_pem_files), apart from reading.
+    /// Like [`from_pem_files`](Self::from_pem_files), apart from reading.
     pub fn from_pem(cert: &[u8], key: &[u8]) -> Result<Self, ConfigError> {
         Self::parse((cert, IN_MEMORY), (key, IN_MEMORY))
     }

@@ -37,7 +37,7 @@ use webpki::EndEntityCert;
 mod subject;
 use subject::{common_name, read_common_name};
 
-/// Longest common name in octets (X.520).
+/// Longest common name in bytes (X.520).
 const COMMON_NAME: usize = 64;
 /// How long before now certificates become valid: hosts' clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
@@ -57,7 +57,7 @@ pub enum KeysError {
         name: String,
     },
     /// The name cannot be an authority's.
-    #[error("{name:?}: an authority's name has 1 to 64 octets")]
+    #[error("{name:?}: an authority's name has 1 to 64 bytes")]
     AuthorityName {
         /// The name given.
         name: String,
@@ -112,7 +112,7 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// Makes a new authority called `name` (1 to 64 octets), valid for ten years.
+    /// Makes a new authority called `name` (1 to 64 bytes), valid for ten years.
     ///
     /// # Errors
     /// [`KeysError::AuthorityName`], [`KeysError::Make`].
@@ -194,7 +194,7 @@ impl Authority {
     /// Like [`issue`](Self::issue), valid between the given times.
     ///
     /// # Errors
-    /// As [`issue`](Self::issue).
+    /// Those of [`issue`](Self::issue).
     pub fn issue_for(
         &self,
         name: &str,
@@ -276,8 +276,8 @@ fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_afte
 }
 
 fn read_key(path: &Path) -> Result<String, KeysError> {
-    let read = private::read(path).and_then(|octets| {
-        String::from_utf8(octets).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    let read = private::read(path).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     });
     read.map_err(|source| KeysError::File {
         call: "read",

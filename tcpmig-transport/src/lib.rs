@@ -1,4 +1,4 @@
-//! Carries frames of octets (connection images, handover messages) between hosts over QUIC with
+//! Carries frames of bytes (connection images, handover messages) between hosts over QUIC with
 //! mutual TLS.
 //!
 //! It never looks into a frame, never touches the connections that migrate, never uses early data
@@ -78,9 +78,9 @@
 //!
 //! # On the wire
 //! QUIC version 1 with the ALPN name `tcpmig/1`. The accepting side opens one stream of one
-//! direction and sends the octets `tcpmig/1` on it to let the other in, or closes with code 1 and
+//! direction and sends the bytes `tcpmig/1` on it to let the other in, or closes with code 1 and
 //! a reason. Each exchange is a stream of both directions that carries frames: length (`u32`, big
-//! endian), octets. The length `0xffff_ffff` ends a direction; a stream that ends without it was
+//! endian), bytes. The length `0xffff_ffff` ends a direction; a stream that ends without it was
 //! given up.
 #![forbid(unsafe_code)]
 

@@ -10,11 +10,11 @@ use crate::budget::Budget;
 use crate::error::TransportError;
 use crate::exchange::Receipt;
 
-/// Octets that may be in flight on one exchange before the receiver has read them.
+/// Bytes that may be in flight on one exchange before the receiver has read them.
 pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
-/// Octets that may be in flight on one connection: bounds what a peer can make this host hold.
+/// Bytes that may be in flight on one connection: bounds what a peer can make this host hold.
 const CONNECTION_WINDOW: u32 = 64 << 20;
-/// Octets a connection keeps for repetition until the other side acknowledges them.
+/// Bytes a connection keeps for repetition until the other side acknowledges them.
 const SEND_WINDOW: u64 = 32 << 20;
 /// Ten segments of this size fit the 64 KiB that the kernel splits in one call; above 6553 they
 /// do not, and throughput collapses.
@@ -27,7 +27,7 @@ const INITIAL_WINDOW: u64 = 1 << 20;
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Exchanges of a host that has not proved itself, for which QUIC makes ready; nobody looks at them before it has.
 const STRANGERS_EXCHANGES: u32 = 8;
-/// Asked of the kernel for the UDP socket, in octets; it may grant less.
+/// Asked of the kernel for the UDP socket, in bytes; it may grant less.
 pub(crate) const SOCKET_BUFFER: usize = 8 << 20;
 
 /// A deadline must stay within what a clock can show.
@@ -44,7 +44,7 @@ const LONGEST_HANDSHAKE: Duration = Duration::from_secs(3600);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportLimits {
-    /// Longest frame in octets, without its length prefix; default 65 MiB, an image whose two
+    /// Longest frame in bytes, without its length prefix; default 65 MiB, an image whose two
     /// queues hold 32 MiB each. Never above `u32::MAX - 1`.
     pub max_frame: usize,
     /// How long connecting may take, authorisation included; default 5 s, at most an hour.
@@ -56,10 +56,10 @@ pub struct TransportLimits {
     /// that a connection without traffic ends by `idle`. A peer that restarted is noticed by the
     /// next keep-alive at the latest.
     pub keep_alive: Duration,
-    /// How long a frame may take from its first octet to its last; default 30 s, in which 65 MiB come at 18 Mbit/s. Zero
+    /// How long a frame may take from its first byte to its last; default 30 s, in which 65 MiB come at 18 Mbit/s. Zero
     /// is refused.
     pub frame: Duration,
-    /// Octets of unfinished frames that all exchanges of the endpoint may hold together; default 256 MiB. The frame that would be
+    /// Bytes of unfinished frames that all exchanges of the endpoint may hold together; default 256 MiB. The frame that would be
     /// more is refused, and its exchange ends.
     pub max_unfinished: usize,
     /// Connections that the endpoint may have at a time for others to connect, made by either side; default 1024. Others are

@@ -26,7 +26,7 @@ use crate::exchange::{Exchange, Receipt};
 use crate::limits::{STREAM_WINDOW, TransportLimits};
 use crate::stream;
 
-/// Longest piece that passes at once; longer writes are cut, so that pieces are no frames.
+/// Longest piece that passes at once; longer writes are cut, so that pieces are not frames.
 const PIECE: usize = 64 << 10;
 
 /// Two ends of one exchange. Like an exchange over QUIC it holds 16 MiB in each direction before
@@ -41,8 +41,8 @@ pub fn pair(limits: TransportLimits) -> (Exchange, Exchange) {
     let (to_left, from_right) = pipe();
     let end = |outlet, inlet| {
         Exchange::new(
-            stream::Outlet::Memory(outlet),
-            stream::Inlet::Memory(inlet),
+            stream::SendHalf::Memory(outlet),
+            stream::RecvHalf::Memory(inlet),
             Receipt::unlimited(limits.max_frame),
         )
     };
@@ -50,17 +50,17 @@ pub fn pair(limits: TransportLimits) -> (Exchange, Exchange) {
 }
 
 /// One direction.
-pub(crate) fn pipe() -> (Outlet, Inlet) {
+pub(crate) fn pipe() -> (SendHalf, RecvHalf) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let window = Arc::new(Semaphore::new(STREAM_WINDOW as usize));
     let refused = Arc::new(AtomicBool::new(false));
     (
-        Outlet {
+        SendHalf {
             sender: Some(sender),
             window: Arc::clone(&window),
             refused: Arc::clone(&refused),
         },
-        Inlet {
+        RecvHalf {
             receiver,
             window,
             refused,
@@ -70,14 +70,14 @@ pub(crate) fn pipe() -> (Outlet, Inlet) {
 
 /// The writing end of a pipe.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct SendHalf {
     sender: Option<mpsc::UnboundedSender<Bytes>>,
-    /// One permit for each octet that may still be written.
+    /// One permit for each byte that may still be written.
     window: Arc<Semaphore>,
     refused: Arc<AtomicBool>,
 }
 
-impl Outlet {
+impl SendHalf {
     pub(crate) async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), TransportError> {
         let sender = self.sender.as_ref().ok_or(TransportError::Ended)?;
         for piece in pieces {
@@ -109,13 +109,13 @@ impl Outlet {
 
 /// The reading end of a pipe.
 #[derive(Debug)]
-pub(crate) struct Inlet {
+pub(crate) struct RecvHalf {
     receiver: mpsc::UnboundedReceiver<Bytes>,
     window: Arc<Semaphore>,
     refused: Arc<AtomicBool>,
 }
 
-impl Inlet {
+impl RecvHalf {
     pub(crate) async fn read(&mut self) -> Option<Bytes> {
         let piece = self.receiver.recv().await?;
         self.window.add_permits(piece.len());
@@ -128,7 +128,7 @@ impl Inlet {
     }
 }
 
-impl Drop for Inlet {
+impl Drop for RecvHalf {
     fn drop(&mut self) {
         self.window.close();
     }

@@ -10,7 +10,7 @@ use crate::cause::{self, connection_error};
 use crate::error::TransportError;
 use crate::exchange::{Exchange, Receipt};
 use crate::link::Link;
-use crate::stream::{Inlet, Outlet};
+use crate::stream::{RecvHalf, SendHalf};
 
 /// One authenticated connection to another host; clones are handles to the same one.
 ///
@@ -121,8 +121,8 @@ impl Peer {
 
     fn exchange(&self, streams: (quinn::SendStream, quinn::RecvStream)) -> Exchange {
         Exchange::new(
-            Outlet::Quic(streams.0, Arc::clone(&self.link)),
-            Inlet::Quic(streams.1, Arc::clone(&self.link)),
+            SendHalf::Quic(streams.0, Arc::clone(&self.link)),
+            RecvHalf::Quic(streams.1, Arc::clone(&self.link)),
             self.receipt.clone(),
         )
     }

@@ -30,9 +30,9 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
             about.uid()
         ));
     }
-    let mut octets = Vec::new();
-    file.read_to_end(&mut octets)?;
-    Ok(octets)
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
         ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             match read(&path) {
-                Ok(octets) => assert!(taken && octets == b"secret", "{mode:o}"),
+                Ok(bytes) => assert!(taken && bytes == b"secret", "{mode:o}"),
                 Err(error) => {
                     assert!(!taken, "{mode:o}: {error}");
                     assert!(

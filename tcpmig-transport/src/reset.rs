@@ -15,9 +15,9 @@ use rustls::crypto::tls13::OkmBlock;
 
 use crate::identity::{Identity, hkdf, provider};
 
-/// Octets of HMAC-SHA-256.
+/// Bytes of HMAC-SHA-256.
 const TAG: usize = 32;
-/// Octets of a connection id.
+/// Bytes of a connection id.
 const ID: usize = 8;
 
 /// The settings of an endpoint at `local`.

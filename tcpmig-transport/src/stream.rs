@@ -1,4 +1,4 @@
-//! The two halves of an ordered stream of octets, over QUIC or in memory.
+//! The two halves of an ordered stream of bytes, over QUIC or in memory.
 
 use std::sync::Arc;
 
@@ -20,15 +20,15 @@ const TOO_SLOW: VarInt = VarInt::from_u32(2);
 /// Tells the sender that the receiver has enough unfinished frames.
 const TOO_MUCH: VarInt = VarInt::from_u32(3);
 
-/// Where octets are written.
+/// Where bytes are written.
 #[derive(Debug)]
-pub(crate) enum Outlet {
+pub(crate) enum SendHalf {
     Quic(quinn::SendStream, Arc<Link>),
-    Memory(memory::Outlet),
+    Memory(memory::SendHalf),
 }
 
-impl Outlet {
-    /// Writes as much as there is room for, waiting for room for at least one octet, and takes it
+impl SendHalf {
+    /// Writes as much as there is room for, waiting for room for at least one byte, and takes it
     /// off the front of `pieces`. Cancel-safe.
     pub(crate) async fn write(&mut self, pieces: &mut [Bytes]) -> Result<(), TransportError> {
         match self {
@@ -53,7 +53,7 @@ impl Outlet {
         }
     }
 
-    /// No octets will follow. Those written are delivered all the same.
+    /// No bytes will follow. Those written are delivered all the same.
     pub(crate) fn finish(&mut self) {
         match self {
             // An error says that the stream has ended already.
@@ -63,15 +63,15 @@ impl Outlet {
     }
 }
 
-/// Where octets are read.
+/// Where bytes are read.
 #[derive(Debug)]
-pub(crate) enum Inlet {
+pub(crate) enum RecvHalf {
     Quic(quinn::RecvStream, Arc<Link>),
-    Memory(memory::Inlet),
+    Memory(memory::RecvHalf),
 }
 
-impl Inlet {
-    /// The next octets, or `None` at the end of the stream. Cancel-safe.
+impl RecvHalf {
+    /// The next bytes, or `None` at the end of the stream. Cancel-safe.
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
         match self {
             Self::Quic(stream, link) => match stream.read_chunk(PIECE, true).await {

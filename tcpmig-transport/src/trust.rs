@@ -27,7 +27,7 @@ impl Authorities {
     /// Like [`from_pem_file`](Self::from_pem_file), from PEM text in memory.
     ///
     /// # Errors
-    /// As [`from_pem_file`](Self::from_pem_file), apart from reading.
+    /// Like [`from_pem_file`](Self::from_pem_file), apart from reading.
     pub fn from_pem(ca: &[u8]) -> Result<Self, ConfigError> {
         Self::parse(ca, IN_MEMORY)
     }

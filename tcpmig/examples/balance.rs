@@ -97,7 +97,7 @@ impl Site {
                 .enable_all()
                 .build();
             let ended = namespace
-                .enter_for_good()
+                .enter_permanently()
                 .map_err(Into::into)
                 .and_then(|()| runtime.map_err(Into::into))
                 .and_then(|runtime| runtime.block_on(run()));

@@ -1,7 +1,7 @@
 //! From a live socket to an image.
 //!
-//! [`Plan::of`] reads what does not change, [`Frozen::freeze`] locks the packets and puts
-//! the socket under repair, [`Frozen::capture`] reads the rest. Then the connection is kept
+//! [`Plan::read`] reads what does not change, [`Frozen::freeze`] locks the packets and puts
+//! the socket in repair mode, [`Frozen::capture`] reads the rest. Then the connection is kept
 //! ([`Frozen::keep`]) or given up ([`Frozen::discard`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -93,7 +93,7 @@ impl Plan {
     /// [`CaptureError::Socket`] with [`NotMigratable`](tcpmig_sys::NotMigratable) if it is not
     /// a TCP connection in a state that can be moved, or with the call that failed; [`CaptureError::Translated`] if this
     /// host rewrites its packets, as far as that can be seen (see [`conntrack`]).
-    pub fn of(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
+    pub fn read(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         let info = repair::check(fd)?;
         tcpmig_sys::options::check_further(fd)?;
         let ip = options::ip(fd)?;
@@ -123,7 +123,7 @@ impl Plan {
     }
 }
 
-/// A connection that stands still: its packets are locked and its socket is under repair, and [mute](tcpmig_sys::repair::mute) also
+/// A connection that stands still: its packets are locked and its socket is in repair mode, and [mute](tcpmig_sys::repair::mute) also
 /// when the lock has ended.
 ///
 /// Dropping it keeps it: unlocked first, so that the probe at the end of repair can leave and
@@ -153,7 +153,7 @@ pub struct NotFrozen {
 }
 
 impl Frozen {
-    /// Locks the connection's packets for at most `lease` and puts its socket under repair.
+    /// Locks the connection's packets for at most `lease` and puts its socket into repair mode.
     ///
     /// The application must have stopped using the descriptor: its calls fail from now on.
     ///
@@ -175,7 +175,7 @@ impl Frozen {
         }
     }
 
-    /// As [`Frozen::freeze`], with packets that are locked already, for `lease` at a time.
+    /// Like [`Frozen::freeze`], but with packets that are locked already, for `lease` at a time.
     ///
     /// # Errors
     ///
@@ -232,7 +232,7 @@ impl Frozen {
     /// # Errors
     ///
     /// [`CaptureError::Lock`] as there, [`CaptureError::Reset`]; the connection stays frozen.
-    pub fn catch_up(&mut self, image: &mut Image) -> Result<(), CaptureError> {
+    pub fn merge_captured(&mut self, image: &mut Image) -> Result<(), CaptureError> {
         self.captured()?;
         let Some(connection) = image.connection_mut() else {
             return Ok(());
@@ -242,8 +242,8 @@ impl Frozen {
         };
         let mut parts = tcp.into_parts();
         // Nothing of it was acknowledged, so a later image lacks it as the first did; what the image has is skipped.
-        let octets = self.captured.iter().map(|packet| &packet.octets[..]);
-        if segments::take_in(&mut parts, &self.flow(), octets) == Taken::Reset {
+        let bytes = self.captured.iter().map(|packet| &packet.bytes[..]);
+        if segments::take_in(&mut parts, &self.flow(), bytes) == Taken::Reset {
             return Err(CaptureError::Reset);
         }
         connection.tcp = Some(TcpImage::new(parts)?);
@@ -255,7 +255,7 @@ impl Frozen {
     /// # Errors
     ///
     /// [`CaptureError::MovedOn`] if it did, or was never captured: the image must not be used.
-    pub fn confirm(&self) -> Result<(), CaptureError> {
+    pub fn check_unchanged(&self) -> Result<(), CaptureError> {
         if self.read == Some(self.socket.progress()?) {
             Ok(())
         } else {
@@ -292,7 +292,7 @@ impl Frozen {
     ///
     /// # Errors
     ///
-    /// [`NotFrozen`] with the descriptor, which may still be under repair, or whose packets
+    /// [`NotFrozen`] with the descriptor, which may still be in repair mode, or whose packets
     /// stay locked until the lease ends.
     pub fn keep(self) -> Result<OwnedFd, NotFrozen> {
         let flow = self.flow();

@@ -9,7 +9,7 @@ use tcpmig_format::{
     TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 use tcpmig_sys::info::State;
-use tcpmig_sys::repair::{Clock, Ended, Marks, RepairWindow, Snapshot};
+use tcpmig_sys::repair::{Clock, Ended, Numbers, RepairWindow, Snapshot};
 use tcpmig_sys::sockopt;
 use tcpmig_sys::sockopt::Scales;
 
@@ -25,10 +25,10 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
     let snd_una = Seq::new(snapshot.marks.snd_una) - u32::from(fins.acknowledged);
     // Past the peer's FIN, as may be what was advertised or received with it or after it.
     let end = Seq::new(snapshot.marks.rcv_nxt);
-    let octets_end = end - u32::from(fins.received);
+    let bytes_end = end - u32::from(fins.received);
     let without_fin = |seq: u32| {
         let seq = Seq::new(seq);
-        if seq == end { octets_end } else { seq }
+        if seq == end { bytes_end } else { seq }
     };
     TcpImage::new(TcpParts {
         state,
@@ -38,7 +38,7 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             unsent,
         },
         receive: ReceiveSpace {
-            rcv_nxt: octets_end,
+            rcv_nxt: bytes_end,
             queue: Octets::from(snapshot.receive_queue),
         },
         negotiated: Negotiated {
@@ -89,7 +89,7 @@ impl Fins {
                 received: state.fin_received(),
             };
         };
-        // As `RestoringSocket::end` leads there. Of a connection that ended in another way the numbers may be one less,
+        // As `RestoringSocket::restore_closed` leads there. Of a connection that ended in another way the numbers may be one less,
         // which nobody looks at any more.
         let in_order = ended.error.is_none();
         Self {
@@ -131,7 +131,7 @@ pub(crate) fn movable(state: TcpState) -> Option<State> {
     })
 }
 
-/// Octets that were never sent and go into the socket before it lives: those with a FIN behind them,
+/// Bytes that were never sent and go into the socket before it lives: those with a FIN behind them,
 /// which the application does not send again. Others are written when it lives.
 pub(crate) fn closed_behind(tcp: &TcpParts) -> &[u8] {
     if tcp.state.fin_sent() {
@@ -142,10 +142,10 @@ pub(crate) fn closed_behind(tcp: &TcpParts) -> &[u8] {
 }
 
 /// What the kernel reads of the connection once it is rebuilt.
-pub(crate) fn marks(tcp: &TcpParts, state: State) -> Marks {
+pub(crate) fn marks(tcp: &TcpParts, state: State) -> Numbers {
     let fins = Fins::of(tcp.state, ended(tcp));
     let in_socket = tcp.send.sent.len() + closed_behind(tcp).len();
-    Marks {
+    Numbers {
         state,
         snd_una: (tcp.send.snd_una + u32::from(fins.acknowledged)).get(),
         // At most 1 GiB, as the image was checked.
@@ -178,7 +178,7 @@ pub(crate) fn timestamp(image: &Negotiated) -> Option<Clock> {
 /// The windows, as the kernel takes them.
 pub(crate) fn window(tcp: &TcpParts) -> RepairWindow {
     let image = &tcp.window;
-    // What was advertised at the end of the octets was advertised with the acknowledgement of the FIN. `snd_wl1`
+    // What was advertised at the end of the bytes was advertised with the acknowledgement of the FIN. `snd_wl1`
     // stays: one too low, it takes the window of the peer's next segment, whatever that is.
     let fin_advertised = tcp.state.fin_received() && image.rcv_wup == tcp.receive.rcv_nxt;
     RepairWindow {

@@ -4,6 +4,6 @@
 pub use crate::handover::fuzz::{Story, handover};
 pub use crate::segments::fuzz::{Capture, segments};
 
-/// Runs something and returns the octets that it had allocated at most at one time. Only who
+/// Runs something and returns the bytes that it had allocated at most at one time. Only who
 /// installs the global allocator can tell.
 pub type Peak = fn(&mut dyn FnMut()) -> u64;

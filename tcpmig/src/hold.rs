@@ -43,7 +43,7 @@ pub(crate) fn hold_on(
 }
 
 fn said_again(flow: FourTuple, what: &str) {
-    tracing::warn!(%flow, "the {what} of a connection that stands still had ended, and was made again");
+    tracing::warn!(%flow, "the {what} of a connection that stands still had ended, and was re-created");
 }
 
 /// When [`Keep::keep`] comes back.
@@ -103,7 +103,7 @@ impl Hold {
         (Arc::downgrade(&shared), every)
     }
 
-    /// As [`Frozen::captured`](crate::capture::Frozen::captured).
+    /// Those of [`Frozen::captured`](crate::capture::Frozen::captured).
     pub(crate) fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
         let state = &mut *self.state();
         let newer = state.held.as_mut().map_or(Ok(Vec::new()), Held::captured)?;
@@ -134,7 +134,7 @@ impl Hold {
         let state = &mut *self.state();
         let is_late = state.renewed.elapsed() >= state.every;
         // One that takes long to answer is asked when it is time only.
-        if is_late || (!locker.abilities().waits && !state.is_there()) {
+        if is_late || (!locker.features().waits && !state.is_there()) {
             let renewed = state.hold_on(locker);
             next(&renewed, state.every);
         }

@@ -27,7 +27,7 @@ pub(crate) fn deliver(fd: BorrowedFd<'_>, flow: &FourTuple, packets: &[Packet]) 
         return;
     };
     for packet in packets {
-        if let Ok((segment, hops)) = segments::whole(&packet.octets, flow) {
+        if let Ok((segment, hops)) = segments::whole(&packet.bytes, flow) {
             let _ = delivery.deliver(segment, hops, INJECT_MARK);
         }
     }

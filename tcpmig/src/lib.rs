@@ -1,6 +1,6 @@
 //! Moves live TCP connections, and the sessions on them, between hosts.
 //!
-//! The peer of a connection that moves keeps it: no reset, no FIN, no lost or repeated octet. This
+//! The peer of a connection that moves keeps it: no reset, no FIN, no lost or repeated byte. This
 //! crate puts the layers together, and each of them can be used alone: the image
 //! ([`tcpmig_format`]), the system calls ([`tcpmig_sys`]), the packets ([`tcpmig_lock`]) and
 //! the way between hosts ([`tcpmig_transport`]). It never moves a process or its memory, and it
@@ -10,7 +10,7 @@
 //! - [`handover`]: the protocol behind it, as state machines without input and output.
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
-//! - [`listener`]: a listener, made again on another host.
+//! - [`listener`]: a listener, re-created on another host.
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
@@ -53,15 +53,15 @@
 //! let locker = locker::nftables()?;
 //! let lease = Duration::from_secs(10);
 //!
-//! let plan = Plan::of(stream.as_fd())?;
+//! let plan = Plan::read(stream.as_fd())?;
 //! let flow = plan.flow();
 //! let mut frozen = Frozen::freeze(stream.into(), plan, &locker, lease)?;
-//! let octets = frozen.capture(None)?.encode()?;
-//! frozen.confirm()?;
+//! let bytes = frozen.capture(None)?.encode()?;
+//! frozen.check_unchanged()?;
 //! frozen.discard()?; // Ends it here without a packet; the lock stays for its lease.
 //! locker.release(&[flow])?;
 //!
-//! let image = Image::decode(&octets, &Limits::default())?;
+//! let image = Image::decode(&bytes, &Limits::default())?;
 //! let mut restored = Prepared::build(image, &locker, lease)?.activate()?;
 //! restored.write();
 //! let stream = TcpStream::from(restored.socket);
@@ -82,7 +82,7 @@
 //!   Open, have no socket; a target that takes over an address gets the peer's late FIN, and answers it with a reset;
 //! - urgent data that waits to be read; a multipath connection, as those of other protocols (SMC); kernel TLS and other
 //!   upper layers; MD5 keys, if the kernel has `CONFIG_INET_TCP_DIAG`, and TCP-AO keys; a socket that somebody
-//!   else has put under repair.
+//!   else has put into repair mode.
 //!
 //! The kernel tells nobody that a BPF program has a socket in a sockmap: take it out before. It offers no way to set these;
 //! they start anew on the target, or are lost:

@@ -1,4 +1,4 @@
-//! Listeners: made again on another host, not moved.
+//! Listeners: re-created on another host, not moved.
 //!
 //! [`capture()`] reads a listener into an image of its own kind ([`Image::listener`]) and [`restore()`] makes one like it.
 //! Nothing of it is locked or frozen, and the one that was read goes on until its owner closes it. The connections that
@@ -49,7 +49,7 @@ pub struct Captured {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenerError {
-    /// It is no listener, or a call on it failed.
+    /// It is not a listener, or a call on it failed.
     #[error(transparent)]
     Capture(#[from] CaptureError),
     /// Connections wait in it.

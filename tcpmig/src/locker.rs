@@ -4,7 +4,7 @@ use tcpmig_lock::{Backend, Event, Flavour, Iptables, LockError, Locker, Nftables
 
 use crate::restore::INJECT_MARK;
 
-/// How much may wait in the kernel of what arrives for locked connections, in octets.
+/// How much may wait in the kernel of what arrives for locked connections, in bytes.
 const CAPTURED: usize = 8 << 20;
 
 /// nftables in the network namespace of the calling thread, set up: it captures what arrives for locked
@@ -46,7 +46,7 @@ fn iptables(flavour: Flavour) -> Result<Iptables, LockError> {
 }
 
 /// Any locker by its name, in the network namespace of the calling thread: it captures, and lets a restore's packets
-/// pass, as far as it can ([`Locker::abilities`] tells).
+/// pass, as far as it can ([`Locker::features`] tells).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), tcpmig_lock::LockError> {

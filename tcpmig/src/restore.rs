@@ -1,6 +1,6 @@
 //! From an image to a live socket.
 //!
-//! [`Prepared::build`] locks the packets and rebuilds the connection under repair;
+//! [`Prepared::build`] locks the packets and rebuilds the connection in repair mode;
 //! nothing of it can be seen from outside. [`Prepared::activate`] lets it live. Dropping a
 //! [`Prepared`] takes it all back without a packet.
 
@@ -16,7 +16,7 @@ use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
 use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
-use tcpmig_sys::repair::{ClosedSocket, Marks, QueueStart, RestoringSocket, write_unsent};
+use tcpmig_sys::repair::{ClosedSocket, Numbers, QueueStart, RestoringSocket, write_unsent};
 
 mod stood;
 
@@ -49,7 +49,7 @@ pub enum RestoreError {
     /// The peer reset the connection while it stood still.
     #[error("the peer reset the connection while it stood still")]
     Reset,
-    /// It took octets before it lived, although it was locked and mute.
+    /// It took bytes before it lived, although it was locked and mute.
     #[error("{}", crate::handover::MOVED_ON)]
     MovedOn,
     /// The packets could not be locked, or not unlocked.
@@ -66,7 +66,7 @@ pub enum RestoreError {
     Socket(#[from] tcpmig_sys::Error),
 }
 
-/// A connection that is rebuilt, locked and under repair, and [mute](tcpmig_sys::repair::mute) also when the lock has ended.
+/// A connection that is rebuilt, locked and in repair mode, and [mute](tcpmig_sys::repair::mute) also when the lock has ended.
 #[derive(Debug)]
 #[must_use = "dropping discards the connection without a packet"]
 pub struct Prepared {
@@ -77,7 +77,7 @@ pub struct Prepared {
     lock: LockGuard,
     lease: Duration,
     /// The numbers that it was built with.
-    built: Marks,
+    built: Numbers,
     ip: IpImage,
     tcp: TcpParts,
     layers: Vec<Layer>,
@@ -104,7 +104,7 @@ pub struct Restored {
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Octets that the application on the source had written and that were never sent: they
+    /// Bytes that the application on the source had written and that were never sent: they
     /// are to be written before anything else. None if it had closed behind them: then they are in the socket. [`Restored::write`] writes what the send buffer takes.
     pub unwritten: Octets,
     /// What ran on it, from the bottom up: each is the caller's to consume.
@@ -161,7 +161,7 @@ pub struct NotActivated {
     /// The lock of its packets, for as long as they may come here: one would draw an RST. `None` if it had ended
     /// already.
     pub lock: Option<LockGuard>,
-    /// Whether it had taken octets by then, as [`Prepared::has_moved_on`]: the source must not go on with it.
+    /// Whether it had taken bytes by then, as [`Prepared::has_moved_on`]: the source must not go on with it.
     pub moved_on: bool,
 }
 
@@ -211,7 +211,7 @@ impl Parts {
         lease: Duration,
         unsupported: Unsupported,
         not_set: &mut Vec<NotSet>,
-    ) -> Result<(Known, RestoringSocket, Marks), RestoreError> {
+    ) -> Result<(Known, RestoringSocket, Numbers), RestoreError> {
         let closed = open(&self.ip)?;
         // Before it is rebuilt: the segments that close it pass the packet filter.
         let known = Known::make_in(closed.namespace(), arrival(&self.ip, &self.tcp), lease)?;
@@ -249,12 +249,12 @@ impl Prepared {
         Self::build_with(image, locker, lease, Unsupported::Refuse)
     }
 
-    /// As [`Prepared::build`], with a choice of what happens to options that this host cannot
+    /// Like [`Prepared::build`], but with a choice of what happens to options that this host cannot
     /// honour ([`crate::options`]).
     ///
     /// # Errors
     ///
-    /// As [`Prepared::build`].
+    /// Those of [`Prepared::build`].
     pub fn build_with(
         image: Image,
         locker: &dyn Locker,
@@ -266,7 +266,7 @@ impl Prepared {
         Self::build_parts(parts, lock, lease, unsupported).map_err(|not| not.error)
     }
 
-    /// As [`Prepared::build_with`], with a lock that was made before, for example by
+    /// Like [`Prepared::build_with`], but with a lock that was made before, for example by
     /// [`Locker::take_over`]: of the image's connection and no other. `lease` is what [`Prepared::renew`] prolongs it by.
     ///
     /// # Errors
@@ -332,7 +332,7 @@ impl Prepared {
             return false;
         }
         let here = self.captured();
-        let merged = here.and_then(|here| self.merge(here.iter().map(|packet| &packet.octets[..])));
+        let merged = here.and_then(|here| self.merge(here.iter().map(|packet| &packet.bytes[..])));
         let ready = matches!(merged, Ok(false));
         self.merged = Some(merged);
         ready
@@ -366,7 +366,7 @@ impl Prepared {
         hold_on(&mut self.lock, self.lease, locker)
     }
 
-    /// Whether the connection has taken octets since it was built, which it can only if it was not mute and its lock ended.
+    /// Whether the connection has taken bytes since it was built, which it can only if it was not mute and its lock ended.
     /// Then nobody may have it back: the peer believes that they were received.
     #[must_use]
     pub fn has_moved_on(&self) -> bool {
@@ -400,7 +400,7 @@ impl Prepared {
         self.activate_with([]).map_err(|failed| failed.error)
     }
 
-    /// As [`Prepared::activate`], with packets for the connection that arrived elsewhere, earlier:
+    /// Like [`Prepared::activate`], but with packets for the connection that arrived elsewhere, earlier:
     /// from their IP headers on, in the order of their arrival. They are not trusted: what is no
     /// segment that the connection would have taken changes nothing.
     ///
@@ -497,7 +497,7 @@ impl Prepared {
                 break;
             }
             let here = self.captured()?;
-            changed |= self.merge(here.iter().map(|packet| &packet.octets[..]))?;
+            changed |= self.merge(here.iter().map(|packet| &packet.bytes[..]))?;
             if !std::mem::take(&mut changed) {
                 break;
             }
@@ -573,7 +573,7 @@ fn arrival(ip: &IpImage, tcp: &TcpParts) -> Arrival {
 }
 
 /// A socket that cannot say may have.
-fn moved_on(socket: &RestoringSocket, built: &Marks) -> bool {
+fn moved_on(socket: &RestoringSocket, built: &Numbers) -> bool {
     socket.marks().ok().as_ref() != Some(built)
 }
 
@@ -589,7 +589,7 @@ fn not_activated(
     })
 }
 
-/// A socket under repair, of the connection's family.
+/// A socket in repair mode, of the connection's family.
 fn open(ip: &IpImage) -> Result<ClosedSocket, RestoreError> {
     Ok(ClosedSocket::open(ip.family != SocketFamily::Ipv4)?)
 }
@@ -600,7 +600,7 @@ fn rebuild(
     (ip, tcp, stood): (&IpImage, &TcpParts, &Stood),
     unsupported: Unsupported,
     not_set: &mut Vec<NotSet>,
-) -> Result<(RestoringSocket, Marks), RestoreError> {
+) -> Result<(RestoringSocket, Numbers), RestoreError> {
     let state = convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
     let fresh = options::fresh(closed.namespace(), ip.family);
     let mut socket = connect(closed, ip, tcp, (unsupported, fresh), not_set)?;
@@ -684,12 +684,12 @@ fn fill(
         _ => socket.fill_receive_queue(queue)?,
     }
     if let Some(ended) = convert::ended(tcp) {
-        socket.end(ended, INJECT_MARK)?;
+        socket.restore_closed(ended, INJECT_MARK)?;
         socket.verify(&convert::marks(tcp, state), &negotiated)?;
         return Ok(());
     }
     socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
-    socket.reach(state, convert::closed_behind(tcp), INJECT_MARK)?;
+    socket.enter_state(state, convert::closed_behind(tcp), INJECT_MARK)?;
     socket.window(convert::window(tcp))?;
     socket.verify(&convert::marks(tcp, state), &negotiated)?;
     Ok(())

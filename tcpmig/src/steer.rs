@@ -52,9 +52,9 @@ pub enum SteerError {
 
 /// Something else brings the packets to the target: a load balancer, or a router.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Elsewhere;
+pub struct External;
 
-impl Steer for Elsewhere {
+impl Steer for External {
     fn waits(&self) -> bool {
         false
     }
@@ -64,7 +64,7 @@ impl Steer for Elsewhere {
     }
 }
 
-impl Steering for Elsewhere {
+impl Steering for External {
     fn steer(self: Box<Self>, _: &mut Frozen) -> Result<(), SteerError> {
         Ok(())
     }

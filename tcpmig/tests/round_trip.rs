@@ -21,7 +21,7 @@ const LEASE: Duration = Duration::from_secs(60);
 
 fn freeze(socket: impl Into<OwnedFd>) -> (Frozen, Image) {
     let socket = socket.into();
-    let plan = Plan::of(socket.as_fd()).unwrap();
+    let plan = Plan::read(socket.as_fd()).unwrap();
     let mut frozen = Frozen::freeze(socket, plan, &NoLock, LEASE).unwrap();
     let image = frozen.capture(None).unwrap();
     (frozen, image)
@@ -71,11 +71,11 @@ fn set_unusual_options(fd: BorrowedFd<'_>, family: Family) {
     sockopt::set_mark(fd, 0x1234).unwrap();
 }
 
-/// Fills both queues of the server's socket, the send queue with octets that are on their way and with ones that were
+/// Fills both queues of the server's socket, the send queue with bytes that are on their way and with ones that were
 /// not sent; how many. Nothing passes host A afterwards.
 fn fill(net: &Net, peer: &TcpStream, server: &TcpStream, up: &[u8]) -> usize {
     (&*peer).write_all(up).unwrap();
-    until("the peer's octets arrive", || {
+    until("the peer's bytes arrive", || {
         sockopt::receive_queue_len(server.as_fd()).unwrap() as usize == up.len()
     });
     until("the peer has its acknowledgements", || {
@@ -127,13 +127,13 @@ fn round_trip(family: Family) {
     let written = fill(&net, &peer, &server, &up);
 
     let (frozen, first) = freeze(server);
-    let octets = first.encode().unwrap();
-    let decoded = Image::decode(&octets, &Limits::default()).unwrap();
+    let bytes = first.encode().unwrap();
+    let decoded = Image::decode(&bytes, &Limits::default()).unwrap();
     assert_eq!(decoded, first);
     is_what_was_made(&first, family, &up, written);
 
     net.b.cut(&["prerouting", "output"]);
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     net.point_peer_at_b();
     let restored = net.b.run(|| restore(decoded)).unwrap();
@@ -269,7 +269,7 @@ fn an_idle_connection_takes_few_calls(
     }
     let leave = || {
         let (frozen, image) = freeze(server);
-        frozen.confirm().unwrap();
+        frozen.check_unchanged().unwrap();
         frozen.discard().unwrap();
         image
     };

@@ -69,7 +69,7 @@ fn what_real_connections_have_passes() {
         p.window.snd_wl1 = p.receive.rcv_nxt;
     })
     .unwrap();
-    // Octets merged into the receive queue move rcv_nxt past the window.
+    // Bytes merged into the receive queue move rcv_nxt past the window.
     with(|p| {
         p.window.rcv_wnd = 10;
         p.receive.rcv_nxt = p.window.rcv_wup + 4000;
@@ -213,11 +213,11 @@ fn queues_are_limited() {
         receive,
     };
     let check = |lengths| check_queues(TcpState::Established, lengths);
-    check(lengths(MAX_OCTETS, 0, MAX_OCTETS)).unwrap();
+    check(lengths(MAX_BYTES, 0, MAX_BYTES)).unwrap();
     for (lengths, name) in [
-        (lengths(MAX_OCTETS, 1, 0), "send"),
+        (lengths(MAX_BYTES, 1, 0), "send"),
         (lengths(usize::MAX, usize::MAX, 0), "send"),
-        (lengths(0, 0, MAX_OCTETS + 1), "receive"),
+        (lengths(0, 0, MAX_BYTES + 1), "receive"),
     ] {
         assert!(
             matches!(check(lengths), Err(InvalidTcp::QueueLength { queue, .. }) if queue == name)

@@ -1,6 +1,6 @@
 //! `MessagePack` as a tree that can be changed, and written as no encoder would.
 
-/// How deep the reader looks; what is deeper is left as octets.
+/// How deep the reader looks; what is deeper is left as bytes.
 const MAX_DEPTH: usize = 32;
 
 /// A value, and how it is written.
@@ -58,11 +58,11 @@ fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// A big-endian number of so many octets.
-fn number(rest: &mut &[u8], octets: usize) -> Option<u64> {
-    let octets = take(rest, octets)?;
+/// A big-endian number of so many bytes.
+fn number(rest: &mut &[u8], bytes: usize) -> Option<u64> {
+    let bytes = take(rest, bytes)?;
     Some(
-        octets
+        bytes
             .iter()
             .fold(0, |high, low| high << 8 | u64::from(*low)),
     )
@@ -94,9 +94,9 @@ fn node(rest: &mut &[u8], depth: usize) -> Option<Node> {
         0xcb => Value::Float(f64::from_bits(number(rest, 8)?)),
         0xcc..=0xcf => Value::Unsigned(sized(rest, marker - 0xcc)?),
         0xd0..=0xd3 => {
-            let octets = 1 << (marker - 0xd0);
-            let shift = 64 - 8 * octets as u32;
-            Value::Signed((number(rest, octets)? << shift) as i64 >> shift)
+            let bytes = 1 << (marker - 0xd0);
+            let shift = 64 - 8 * bytes as u32;
+            Value::Signed((number(rest, bytes)? << shift) as i64 >> shift)
         }
         0xd4..=0xd8 => {
             let kind = number(rest, 1)? as i8;
@@ -182,14 +182,14 @@ impl Node {
                 );
                 to.extend(text);
             }
-            Value::Bin(octets) => {
-                self.header(to, octets.len(), None, [Some(0xc4), Some(0xc5), Some(0xc6)]);
-                to.extend(octets);
+            Value::Bin(bytes) => {
+                self.header(to, bytes.len(), None, [Some(0xc4), Some(0xc5), Some(0xc6)]);
+                to.extend(bytes);
             }
-            Value::Ext(kind, octets) => {
-                self.header(to, octets.len(), None, [Some(0xc7), Some(0xc8), Some(0xc9)]);
+            Value::Ext(kind, bytes) => {
+                self.header(to, bytes.len(), None, [Some(0xc7), Some(0xc8), Some(0xc9)]);
                 to.push(*kind as u8);
-                to.extend(octets);
+                to.extend(bytes);
             }
             Value::List(items) => {
                 self.header(
@@ -249,9 +249,9 @@ impl Node {
     }
 }
 
-fn sized(to: &mut Vec<u8>, marker: u8, octets: &[u8]) {
+fn sized(to: &mut Vec<u8>, marker: u8, bytes: &[u8]) {
     to.push(marker);
-    to.extend(octets);
+    to.extend(bytes);
 }
 
 fn unsigned(to: &mut Vec<u8>, value: u64) {

@@ -7,7 +7,7 @@ fn unmeasured(work: &mut dyn FnMut()) -> u64 {
 }
 
 #[test]
-fn images_are_read_and_written_back_octet_by_octet() {
+fn images_are_read_and_written_back_byte_by_byte() {
     for (_, image) in WRITTEN {
         let payload = &image[Envelope::LEN..];
         let root = msgpack::read(payload).expect("MessagePack");
@@ -48,7 +48,7 @@ fn a_change_that_means_something_is_noticed() {
 }
 
 #[test]
-#[should_panic(expected = "octets were allocated")]
+#[should_panic(expected = "bytes were allocated")]
 fn what_is_allocated_is_held_against_the_input() {
     decode(b"", |work| {
         work();

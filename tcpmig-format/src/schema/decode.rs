@@ -17,11 +17,11 @@ use crate::{
 /// Maps and lists inside each other, in parts that this version skips.
 const MAX_DEPTH: usize = 32;
 
-/// Where the octets of queues come from.
+/// Where the bytes of queues come from.
 pub(crate) enum Source<'a> {
     /// They are copied.
     Copied,
-    /// They stay in these octets, in which the payload is.
+    /// They stay in these bytes, in which the payload is.
     Shared(&'a mut Octets),
 }
 
@@ -88,16 +88,16 @@ impl Reader<'_> {
         Ok(text.to_owned())
     }
 
-    fn octets(&mut self, octets: &[u8]) -> Octets {
+    fn bytes(&mut self, bytes: &[u8]) -> Octets {
         match &mut self.source {
-            Source::Copied => octets.into(),
-            Source::Shared(whole) => whole.part(octets),
+            Source::Copied => bytes.into(),
+            Source::Shared(whole) => whole.part(bytes),
         }
     }
 
-    fn queue(&mut self, what: &'static str, octets: &[u8]) -> Result<Octets, DecodeError> {
-        Self::limit(what, octets.len(), self.limits.max_queue)?;
-        Ok(self.octets(octets))
+    fn queue(&mut self, what: &'static str, bytes: &[u8]) -> Result<Octets, DecodeError> {
+        Self::limit(what, bytes.len(), self.limits.max_queue)?;
+        Ok(self.bytes(bytes))
     }
 
     fn unknown(&self, place: &'static str, value: &str) -> DecodeError {
@@ -160,7 +160,7 @@ impl Reader<'_> {
                     $name: {
                         $(let value: Option<$plain> = ip.$name;)?
                         $(let value = ip.$name.map(|text: &$text| self.text(concat!("ip.", stringify!($name)), text)).transpose()?;)?
-                        $(let value = ip.$name.map(|octets: &[$bytes]| octets.into());)?
+                        $(let value = ip.$name.map(|bytes: &[$bytes]| bytes.into());)?
                         $(let value: $always = ip.$name.unwrap_or_default();)?
                         value
                     },
@@ -275,7 +275,7 @@ impl Reader<'_> {
                     $name: {
                         $(let value: Option<$plain> = wire.$name;)?
                         $(let value = wire.$name.map(|text: &$text| self.text(concat!("tcp.socket.", stringify!($name)), text)).transpose()?;)?
-                        $(let value = wire.$name.map(|octets: &[$bytes]| filter(octets)).transpose()?;)?
+                        $(let value = wire.$name.map(|bytes: &[$bytes]| filter(bytes)).transpose()?;)?
                         $(let value: Option<crate::$map> = wire.$name.as_ref().map(Into::into);)?
                         value
                     },
@@ -295,20 +295,20 @@ impl Reader<'_> {
             Ok(crate::Layer {
                 kind: self.text("layers.kind", layer.kind)?,
                 version: layer.version,
-                payload: self.octets(layer.payload),
+                payload: self.bytes(layer.payload),
             })
         };
         wire.iter().map(layer).collect()
     }
 }
 
-/// The instructions of a filter, of eight octets each.
-fn filter(octets: &[u8]) -> Result<Vec<crate::FilterInstruction>, DecodeError> {
-    let (instructions, rest) = octets.as_chunks::<8>();
+/// The instructions of a filter, of eight bytes each.
+fn filter(bytes: &[u8]) -> Result<Vec<crate::FilterInstruction>, DecodeError> {
+    let (instructions, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() {
         return Err(DecodeError::Malformed {
             place: "tcp.socket.filter".to_owned(),
-            reason: format!("{} octets are no whole instructions", octets.len()),
+            reason: format!("{} bytes are not whole instructions", bytes.len()),
         });
     }
     let instruction = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; 8]| crate::FilterInstruction {

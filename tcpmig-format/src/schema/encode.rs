@@ -27,8 +27,8 @@ impl AddressOctets {
 
     fn get(&self) -> &[u8] {
         match self {
-            Self::V4(octets) => octets,
-            Self::V6(octets) => octets,
+            Self::V4(bytes) => bytes,
+            Self::V6(bytes) => bytes,
         }
     }
 }
@@ -210,12 +210,12 @@ fn negotiated(negotiated: &crate::Negotiated) -> v1::Negotiated<'static> {
 
 /// The instructions as the wire has them.
 fn filter(socket: &crate::SocketOptions) -> Option<Vec<u8>> {
-    let octets = |i: &crate::FilterInstruction| {
+    let bytes = |i: &crate::FilterInstruction| {
         let [code, k] = [u32::from(i.code), i.k].map(u32::to_be_bytes);
         [code[2], code[3], i.jt, i.jf, k[0], k[1], k[2], k[3]]
     };
     let filter = socket.filter.as_ref()?;
-    Some(filter.iter().flat_map(octets).collect())
+    Some(filter.iter().flat_map(bytes).collect())
 }
 
 /// A filter's instructions are in `filter`, as the wire has them.

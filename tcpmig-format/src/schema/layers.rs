@@ -31,7 +31,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Layers<'a> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut layers = Vec::new();
                 while let Some(layer) = seq.next_element()? {
-                    // What a list costs in memory does not follow from its octets alone.
+                    // What a list costs in memory does not follow from its bytes alone.
                     if layers.len() == MAX_LAYERS {
                         return Err(A::Error::custom(format_args!(
                             "more than {MAX_LAYERS} layers"

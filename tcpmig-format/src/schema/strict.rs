@@ -1,7 +1,7 @@
 //! A layer between serde's derived code and the decoder that remembers which
 //! field is being read, so that errors can name it, and takes only what
 //! FORMAT.md allows: derived code alone would also take lists for structures,
-//! numbers for their keys, and text and octets for each other.
+//! numbers for their keys, and text and bytes for each other.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -96,7 +96,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<'_, D> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         let place = self.place;
-        // Not `deserialize_seq`, which takes octets for a list of numbers.
+        // Not `deserialize_seq`, which takes bytes for a list of numbers.
         self.inner.deserialize_any(List(Items { visitor, place }))
     }
 

@@ -105,7 +105,7 @@ fn the_payload_of_version_3_is_not_one_of_an_earlier_reader() {
 }
 
 #[test]
-fn earlier_writers_are_kept_to_the_octet() {
+fn earlier_writers_are_kept_to_the_byte() {
     for files in FILES {
         let image = read_as(FORMAT_VERSION, files[usize::from(FORMAT_VERSION) - 1]).unwrap();
         for (version, file) in (1..).zip(files) {

@@ -1,4 +1,4 @@
-//! Format version 1, as FORMAT.md describes it. Octets and texts are borrowed
+//! Format version 1, as FORMAT.md describes it. Bytes and texts are borrowed
 //! on both ways.
 
 use serde::{Deserialize, Serialize};

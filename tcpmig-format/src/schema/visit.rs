@@ -79,11 +79,11 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Bin<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("octets")
+        f.write_str("bytes")
     }
 
-    fn visit_borrowed_bytes<E: Error>(self, octets: &'de [u8]) -> Result<V::Value, E> {
-        self.0.visit_borrowed_bytes(octets)
+    fn visit_borrowed_bytes<E: Error>(self, bytes: &'de [u8]) -> Result<V::Value, E> {
+        self.0.visit_borrowed_bytes(bytes)
     }
 
     refuse_text!();
@@ -112,7 +112,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
     }
 }
 
-/// The first octet of a value, whatever it is: fails only at the end of the input.
+/// The first byte of a value, whatever it is: fails only at the end of the input.
 pub(super) struct Marker;
 
 impl<'de> Deserialize<'de> for Marker {

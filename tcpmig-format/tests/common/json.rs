@@ -3,7 +3,7 @@
 use rmpv::Value;
 use serde_json::{Value as Json, json};
 
-/// The value, with octets in hexadecimal.
+/// The value, with bytes in hexadecimal.
 pub(crate) fn of(value: &Value) -> Json {
     match value {
         Value::Boolean(on) => json!(on),
@@ -12,8 +12,8 @@ pub(crate) fn of(value: &Value) -> Json {
             None => json!(number.as_i64().unwrap()),
         },
         Value::String(text) => json!(text.as_str().unwrap()),
-        Value::Binary(octets) => {
-            let hex = octets.iter().map(|octet| format!("{octet:02x}"));
+        Value::Binary(bytes) => {
+            let hex = bytes.iter().map(|byte| format!("{byte:02x}"));
             json!(hex.collect::<String>())
         }
         Value::Array(values) => values.iter().map(of).collect(),

@@ -56,7 +56,7 @@ fn listen() -> impl Strategy<Value = ListenImage> {
     )
 }
 
-fn octets() -> impl Strategy<Value = Octets> {
+fn bytes() -> impl Strategy<Value = Octets> {
     vec(any::<u8>(), 0..600).prop_map(Octets::from)
 }
 
@@ -258,7 +258,7 @@ fn socket() -> impl Strategy<Value = SocketOptions> {
 fn tcp() -> impl Strategy<Value = TcpImage> {
     let state = proptest::sample::select(&TcpState::ALL[..]);
     let state = (state, of((1..=4095u16, any::<bool>())));
-    let queues = (octets(), octets(), octets());
+    let queues = (bytes(), bytes(), bytes());
     let numbers = (seq(), seq());
     let window = (
         any::<[u32; 2]>(),
@@ -313,6 +313,6 @@ fn tcp() -> impl Strategy<Value = TcpImage> {
 }
 
 fn layer() -> impl Strategy<Value = Layer> {
-    ("\\PC{0,60}", any::<u32>(), octets())
+    ("\\PC{0,60}", any::<u32>(), bytes())
         .prop_map(|(kind, version, payload)| Layer::new(kind, version, payload))
 }

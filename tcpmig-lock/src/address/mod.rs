@@ -325,7 +325,7 @@ impl Taken {
             .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                LinkAttribute::Address(octets) => <[u8; 6]>::try_from(octets.as_slice()).ok(),
+                LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
                 _ => None,
             });
         let Some(station) = station else {

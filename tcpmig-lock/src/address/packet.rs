@@ -73,8 +73,8 @@ fn advertisement(address: Ipv6Addr, station: [u8; 6]) -> Vec<u8> {
 /// The address of a station, `sockaddr_ll`.
 fn link_layer(index: u32, protocol: u16, station: [u8; 6]) -> io::Result<SockAddr> {
     let index = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut octets = [0; 8];
-    octets[..6].copy_from_slice(&station);
+    let mut bytes = [0; 8];
+    bytes[..6].copy_from_slice(&station);
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: protocol.to_be(),
@@ -82,7 +82,7 @@ fn link_layer(index: u32, protocol: u16, station: [u8; 6]) -> io::Result<SockAdd
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
-        sll_addr: octets,
+        sll_addr: bytes,
     };
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: the storage is large enough for any kind of address, a `sockaddr_ll` among them, and aligned for it.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::checks::{assert_locked, flows, locked, refused};
 use super::lab::{Connection, eventually, expect, expect_nothing, send, slowed};
 use super::{Case, Ground, LEASE, Setup, faults, take_over};
-use crate::{EntryKind, LockError, Locker, NextHop, Silence};
+use crate::{EntryKind, LockError, Locker, NextHop, Scope};
 
 macro_rules! cases {
     ($($name:ident: $run:path,)*) => {
@@ -44,7 +44,7 @@ cases! {
 fn silent_until_unlocked(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     for address in Ground::addresses() {
         let mut flow = ground.connection(address);
         flow.ping();
@@ -60,7 +60,7 @@ fn silent_until_unlocked(_test: &str, setup: &dyn Setup) {
 fn others(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut flow = ground.connection(Ground::addresses()[0]);
     let mut beside = Ground::addresses().map(|address| ground.connection(address));
     let mut elsewhere = Ground::other_addresses().map(|address| ground.connection(address));
@@ -70,12 +70,12 @@ fn others(_test: &str, setup: &dyn Setup) {
     }
     for connection in &mut beside {
         match silence {
-            Silence::Flows | Silence::Nothing => connection.ping(),
-            Silence::Device => ground.expect_silence(connection),
+            Scope::Flows | Scope::Nothing => connection.ping(),
+            Scope::Device => ground.expect_silence(connection),
         }
     }
     // New ones too.
-    if silence != Silence::Device {
+    if silence != Scope::Device {
         ground.connection(Ground::addresses()[0]).ping();
     }
     ground.connection(Ground::other_addresses()[0]).ping();
@@ -83,8 +83,8 @@ fn others(_test: &str, setup: &dyn Setup) {
     flow.ping();
     for connection in &mut beside {
         match silence {
-            Silence::Flows | Silence::Nothing => connection.ping(),
-            Silence::Device => Ground::expect_sound(connection),
+            Scope::Flows | Scope::Nothing => connection.ping(),
+            Scope::Device => Ground::expect_sound(connection),
         }
     }
 }
@@ -92,7 +92,7 @@ fn others(_test: &str, setup: &dyn Setup) {
 fn both_families(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut connections = Ground::addresses().map(|address| ground.connection(address));
     let flows = connections.each_ref().map(Connection::flow);
     let guard = locker.lock(&flows, LEASE).expect("lock");
@@ -109,14 +109,14 @@ fn both_families(_test: &str, setup: &dyn Setup) {
 fn second_lock(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let (first, second) = (setup.locker(&ground), setup.locker(&ground));
-    let abilities = first.abilities();
+    let features = first.features();
     let mut held = ground.connection(Ground::addresses()[0]);
     let mut free = ground.connection(Ground::addresses()[1]);
     let guard = first.lock(&[held.flow()], LEASE).expect("lock");
     // The flow that is held last, so that the other would be locked by the time it is found.
     for locker in [&first, &second] {
         let again = locker.lock(&[free.flow(), held.flow()], LEASE);
-        if abilities.remembers {
+        if features.remembers {
             refused(
                 again,
                 "Locker::lock of a flow that is locked",
@@ -128,19 +128,19 @@ fn second_lock(_test: &str, setup: &dyn Setup) {
             drop(again.expect("a second lock of one that does not remember"));
         }
     }
-    if abilities.silence == Silence::Flows {
+    if features.silence == Scope::Flows {
         free.ping();
     }
     // The first lock is as it was.
-    ground.expect_locked(abilities.silence, &mut held);
+    ground.expect_locked(features.silence, &mut held);
     // Two holders at once, of different flows: each ends its own.
     let other = second.lock(&[free.flow()], LEASE).expect("lock");
     guard.unlock().expect("unlock");
     assert_locked(&*first, &[free.flow()]);
-    ground.expect_locked(abilities.silence, &mut free);
+    ground.expect_locked(features.silence, &mut free);
     other.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut held);
-    Ground::expect_unlocked(abilities.silence, &mut free);
+    Ground::expect_unlocked(features.silence, &mut held);
+    Ground::expect_unlocked(features.silence, &mut free);
     // What was unlocked can be locked, also by the other.
     drop(
         second
@@ -181,12 +181,12 @@ fn nonsense(_test: &str, setup: &dyn Setup) {
 fn lease_ends(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let lease = slowed(Duration::from_millis(1500));
     let start = Instant::now();
     let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
-    if !abilities.remembers {
+    if !features.remembers {
         flow.ping();
         guard.renew(LEASE).expect("renew");
         return guard.unlock().expect("unlock");
@@ -223,7 +223,7 @@ fn lease_ends(_test: &str, setup: &dyn Setup) {
 fn renewed(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let lease = slowed(Duration::from_secs(2));
     let start = Instant::now();
@@ -231,9 +231,9 @@ fn renewed(_test: &str, setup: &dyn Setup) {
     // Half of it is left at the end.
     let longer = lease * 4;
     guard.renew(longer).expect("renew");
-    ground.expect_locked(abilities.silence, &mut flow);
+    ground.expect_locked(features.silence, &mut flow);
     // Past the first lease, and past what a lease may take to end.
-    while abilities.remembers && start.elapsed() < lease * 2 {
+    while features.remembers && start.elapsed() < lease * 2 {
         assert_locked(&*locker, &[flow.flow()]);
         expect_nothing(&flow.server);
         std::thread::sleep(Duration::from_millis(50));
@@ -243,14 +243,14 @@ fn renewed(_test: &str, setup: &dyn Setup) {
         assert!(entry.remaining <= longer, "{entry:?}");
     }
     guard.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut flow);
+    Ground::expect_unlocked(features.silence, &mut flow);
     assert_locked(&*locker, &[]);
 }
 
 fn never_shortened(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let short = Duration::from_millis(300);
     let mut guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
@@ -259,8 +259,8 @@ fn never_shortened(_test: &str, setup: &dyn Setup) {
         guard.renew(lease).expect("renew");
     }
     let start = Instant::now();
-    ground.expect_locked(abilities.silence, &mut flow);
-    while abilities.remembers && start.elapsed() < short * 5 {
+    ground.expect_locked(features.silence, &mut flow);
+    while features.remembers && start.elapsed() < short * 5 {
         let entries = locker.list().expect("list");
         let remaining: Vec<Duration> = entries.iter().map(|entry| entry.remaining).collect();
         assert!(
@@ -271,7 +271,7 @@ fn never_shortened(_test: &str, setup: &dyn Setup) {
         std::thread::sleep(Duration::from_millis(50));
     }
     guard.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut flow);
+    Ground::expect_unlocked(features.silence, &mut flow);
     assert_locked(&*locker, &[]);
 }
 
@@ -282,7 +282,7 @@ fn unlock_twice(_test: &str, setup: &dyn Setup) {
     for end in [crate::LockGuard::unlock, crate::LockGuard::release] {
         let guard = locker.lock(&[flow.flow()], Duration::from_millis(300));
         let guard = guard.expect("lock");
-        if locker.abilities().remembers {
+        if locker.features().remembers {
             eventually("the lease ends", || {
                 let _ = locker.sweep().expect("sweep");
                 locked(&*locker).is_empty().then_some(())
@@ -300,7 +300,7 @@ fn unlock_twice(_test: &str, setup: &dyn Setup) {
 fn drop_and_leave(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut flow = ground.connection(Ground::addresses()[0]);
     drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
     assert_locked(&*locker, &[]);
@@ -326,7 +326,7 @@ fn list(_test: &str, setup: &dyn Setup) {
     // As another process would see it.
     let other = setup.locker(&ground);
     assert_locked(&*other, &flows);
-    let expected = if locker.abilities().remembers { 3 } else { 0 };
+    let expected = if locker.features().remembers { 3 } else { 0 };
     let entries = other.list().expect("list");
     assert_eq!(entries.len(), expected);
     for entry in entries {
@@ -346,7 +346,7 @@ fn sweep(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let before = setup.traces(&ground);
     let (locker, other) = (setup.locker(&ground), setup.locker(&ground));
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut flow = ground.connection(Ground::addresses()[0]);
     assert!(locker.sweep().expect("sweep").flows.is_empty());
     let guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
@@ -368,10 +368,10 @@ fn exempt(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let plain = setup.locker(&ground);
     let Some(locker) = setup.exempting(&ground, MARK) else {
-        assert!(!plain.abilities().exempts, "it says that it can exempt");
+        assert!(!plain.features().exempts, "it says that it can exempt");
         return;
     };
-    assert!(locker.abilities().exempts, "it says that it cannot");
+    assert!(locker.features().exempts, "it says that it cannot");
     let mut flow = ground.connection(Ground::addresses()[0]);
     let mut neighbour = ground.connection(Ground::addresses()[0]);
     // The first lock may set things up, the second finds them; both know the mark.
@@ -391,20 +391,20 @@ fn capture(_test: &str, setup: &dyn Setup) {
     let plain = setup.locker(&ground);
     let flow = ground.connection(Ground::addresses()[0]);
     let mut guard = plain.lock(&[flow.flow()], LEASE).expect("lock");
-    if !plain.abilities().captures {
+    if !plain.features().captures {
         refused(
             guard.captured(),
-            "LockGuard::captured of a locker whose abilities do not have it",
+            "LockGuard::captured of a locker whose features do not have it",
             "Unsupported",
             |error| matches!(error, LockError::Unsupported { .. }),
         );
     }
     drop(guard);
     let Some(locker) = setup.capturing(&ground) else {
-        assert!(!plain.abilities().captures, "it says that it captures");
+        assert!(!plain.features().captures, "it says that it captures");
         return;
     };
-    assert!(locker.abilities().captures, "it says that it does not");
+    assert!(locker.features().captures, "it says that it does not");
     for address in Ground::addresses() {
         let mut flow = ground.connection(address);
         let mut neighbour = ground.connection(address);
@@ -420,7 +420,7 @@ fn capture(_test: &str, setup: &dyn Setup) {
         assert!(!captured.overflowed);
         let packet = &captured.packets[0];
         assert_eq!(packet.flow, flow.flow());
-        assert_eq!(packet.octets.last(), Some(&b'c'));
+        assert_eq!(packet.bytes.last(), Some(&b'c'));
         // Nor did it get through.
         expect_nothing(&flow.server);
         guard.unlock().expect("unlock");
@@ -432,7 +432,7 @@ fn capture(_test: &str, setup: &dyn Setup) {
 fn redirect(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let mut guard = locker.lock(&[flow.flow()], LEASE).expect("lock");
     let hop = NextHop {
@@ -441,7 +441,7 @@ fn redirect(_test: &str, setup: &dyn Setup) {
         ingress: "eth0".to_owned(),
     };
     let redirected = guard.try_redirect(&hop, LEASE);
-    if abilities.redirects {
+    if features.redirects {
         refused(
             redirected,
             "a redirect to a device that does not exist",
@@ -451,21 +451,21 @@ fn redirect(_test: &str, setup: &dyn Setup) {
     } else {
         refused(
             redirected,
-            "a redirect by a locker whose abilities do not have it",
+            "a redirect by a locker whose features do not have it",
             "Unsupported",
             |error| matches!(error, LockError::Unsupported { .. }),
         );
     }
     assert_locked(&*locker, &[flow.flow()]);
-    ground.expect_locked(abilities.silence, &mut flow);
+    ground.expect_locked(features.silence, &mut flow);
     guard.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut flow);
+    Ground::expect_unlocked(features.silence, &mut flow);
 }
 
 fn namespace(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut flow = ground.connection(Ground::addresses()[0]);
     let at_client = |call: &(dyn Fn() + Sync)| ground.client.run(call);
     let guard = ground.client.run(|| locker.lock(&[flow.flow()], LEASE));
@@ -482,18 +482,18 @@ fn namespace(_test: &str, setup: &dyn Setup) {
 fn many(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let mut neighbour = ground.connection(Ground::addresses()[0]);
     let mut flows = flows(1000);
     flows.push(flow.flow());
     let guard = locker.lock(&flows, LEASE).expect("lock");
     assert_locked(&*locker, &flows);
-    if abilities.silence == Silence::Flows {
+    if features.silence == Scope::Flows {
         neighbour.ping();
     }
-    ground.expect_locked(abilities.silence, &mut flow);
-    if abilities.remembers {
+    ground.expect_locked(features.silence, &mut flow);
+    if features.remembers {
         // None of those before the one that is held.
         refused(
             locker.lock(&flows[1000..], LEASE),
@@ -504,23 +504,23 @@ fn many(_test: &str, setup: &dyn Setup) {
     }
     guard.unlock().expect("unlock");
     assert_locked(&*locker, &[]);
-    Ground::expect_unlocked(abilities.silence, &mut flow);
+    Ground::expect_unlocked(features.silence, &mut flow);
     neighbour.ping();
 }
 
 fn split(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let addresses = Ground::addresses();
     let mut connections = addresses.map(|address| ground.connection(address));
     let both = connections.each_ref().map(Connection::flow);
     let guard = locker.lock(&both, LEASE).expect("lock");
     let parts = match guard.split() {
-        Ok(_) if !abilities.splits => panic!("a locker that splits has to say so in Abilities"),
+        Ok(_) if !features.splits => panic!("a locker that splits has to say so in Features"),
         Ok(parts) => parts,
         Err(guard) => {
-            assert!(!abilities.splits, "Abilities::splits was promised");
+            assert!(!features.splits, "Features::splits was promised");
             assert_eq!(guard.flows(), both, "the guard is as it was");
             assert_locked(&*locker, &both);
             guard.unlock().expect("unlock");
@@ -529,14 +529,14 @@ fn split(_test: &str, setup: &dyn Setup) {
     };
     assert_eq!(parts.len(), both.len());
     for connection in &mut connections {
-        ground.expect_locked(abilities.silence, connection);
+        ground.expect_locked(features.silence, connection);
     }
     for (at, guard) in parts.into_iter().enumerate() {
         assert_eq!(guard.flows(), &both[at..=at]);
         assert_locked(&*locker, &both[at..]);
         guard.unlock().expect("unlock");
         let (unlocked, still) = connections[at..].split_at_mut(1);
-        Ground::expect_unlocked(abilities.silence, &mut unlocked[0]);
+        Ground::expect_unlocked(features.silence, &mut unlocked[0]);
         for connection in still {
             expect_nothing(&connection.server);
             expect_nothing(&connection.client);

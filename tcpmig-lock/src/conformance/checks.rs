@@ -26,7 +26,7 @@ pub(super) fn locked(locker: &dyn Locker) -> Vec<FourTuple> {
 pub(super) fn assert_locked(locker: &dyn Locker, expected: &[FourTuple]) {
     let mut expected = expected.to_vec();
     expected.sort_by_key(ToString::to_string);
-    if !locker.abilities().remembers {
+    if !locker.features().remembers {
         expected.clear();
     }
     assert_eq!(
@@ -52,7 +52,7 @@ pub(super) fn refused<T>(
 
 /// What a lease needs to end when nobody lives who holds it.
 pub(super) fn end_of_lease(locker: &dyn Locker, flow: FourTuple) {
-    match locker.abilities().lease {
+    match locker.features().lease {
         LeaseEnd::Nothing => assert_eq!(locked(locker), []),
         LeaseEnd::Kernel => eventually("the kernel ends the lease", || {
             (!locked(locker).contains(&flow)).then_some(())

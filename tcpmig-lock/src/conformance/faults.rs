@@ -11,7 +11,7 @@ use super::checks::{assert_locked, end_of_lease};
 use super::lab::{Connection, eventually, slowed};
 use super::wire::{Capture, FIN, RST};
 use super::{GROUND, Ground, LEASE, Setup};
-use crate::{FourTuple, LeaseEnd, LockError, Locker, Silence};
+use crate::{FourTuple, LeaseEnd, LockError, Locker, Scope};
 
 /// What the process is to lock that a case starts and kills.
 const FLOW: &str = "TCPMIG_CONFORMANCE_FLOW";
@@ -123,7 +123,7 @@ impl Holder {
 pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
     let name = flow.flow();
     let copy = Connection {
@@ -135,7 +135,7 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     let start = Instant::now();
     let owner = holder.child.id();
     holder.kill();
-    if !abilities.remembers {
+    if !features.remembers {
         flow.ping();
         return end_of_lease(&*locker, name);
     }
@@ -149,12 +149,12 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     );
     // Sweeping does not end it.
     assert_eq!(locker.sweep().expect("sweep").flows, []);
-    ground.expect_locked(abilities.silence, &mut flow);
+    ground.expect_locked(features.silence, &mut flow);
     assert!(
         start.elapsed() < short(),
         "the machine is too slow for this"
     );
-    if abilities.lease == LeaseEnd::Sweep {
+    if features.lease == LeaseEnd::Sweep {
         // Nobody ends it but who sweeps.
         while start.elapsed() < short() + Duration::from_millis(500) {
             std::thread::sleep(Duration::from_millis(50));
@@ -162,7 +162,7 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
         super::lab::expect_nothing(&flow.server);
     }
     end_of_lease(&*locker, name);
-    Ground::expect_unlocked(abilities.silence, &mut flow);
+    Ground::expect_unlocked(features.silence, &mut flow);
     drop(locker.lock(&[name], LEASE).expect("lock"));
 }
 
@@ -170,7 +170,7 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
 pub(super) fn killed_beside_another(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut dead = ground.connection(Ground::addresses()[0]);
     let mut alive = ground.connection(Ground::addresses()[1]);
     let (dead_flow, alive_flow) = (dead.flow(), alive.flow());
@@ -182,7 +182,7 @@ pub(super) fn killed_beside_another(test: &str, setup: &dyn Setup) {
     let (holder, _client) = Holder::start(test, &ground, copy, true);
     holder.wait_for("locked");
     holder.kill();
-    if abilities.remembers {
+    if features.remembers {
         end_of_lease(&*locker, dead_flow);
     }
     assert_locked(&*locker, &[alive_flow]);
@@ -190,12 +190,12 @@ pub(super) fn killed_beside_another(test: &str, setup: &dyn Setup) {
     let swept = locker.sweep().expect("sweep").flows;
     assert!(swept.is_empty() || swept == [dead_flow], "swept {swept:?}");
     assert_locked(&*locker, &[alive_flow]);
-    if abilities.silence == Silence::Flows {
+    if features.silence == Scope::Flows {
         dead.ping();
     }
-    ground.expect_locked(abilities.silence, &mut alive);
+    ground.expect_locked(features.silence, &mut alive);
     guard.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut alive);
+    Ground::expect_unlocked(features.silence, &mut alive);
     dead.ping();
     assert_locked(&*locker, &[]);
 }
@@ -211,7 +211,7 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let before = setup.traces(&ground);
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let longest = round(&*locker);
     let mut strict = 0;
     for _ in 0..kills {
@@ -231,7 +231,7 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
         }
         let killed = Instant::now();
         let last = holder.kill();
-        let held = last == "locked" && abilities.silence != Silence::Nothing;
+        let held = last == "locked" && features.silence != Scope::Nothing;
         println!("killed after {delay:?}, last it said {last:?}");
         if held {
             strict += 1;

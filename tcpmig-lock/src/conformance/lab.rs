@@ -33,7 +33,7 @@ impl Host {
     pub fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                self.0.enter_for_good().expect("enter the namespace");
+                self.0.enter_permanently().expect("enter the namespace");
                 call()
             });
             match thread.join() {
@@ -188,7 +188,7 @@ impl Connection {
         FourTuple::new(local, self.server.peer_addr().expect("peer address")).expect("a flow")
     }
 
-    /// One octet each way.
+    /// One byte each way.
     pub fn ping(&mut self) {
         send(&mut self.client, b'a');
         expect(&mut self.server, b'a');
@@ -197,16 +197,16 @@ impl Connection {
     }
 }
 
-/// Sends one octet.
-pub fn send(stream: &mut TcpStream, octet: u8) {
-    stream.write_all(&[octet]).expect("send");
+/// Sends one byte.
+pub fn send(stream: &mut TcpStream, byte: u8) {
+    stream.write_all(&[byte]).expect("send");
 }
 
-/// Waits for this octet to arrive.
-pub fn expect(stream: &mut TcpStream, octet: u8) {
+/// Waits for this byte to arrive.
+pub fn expect(stream: &mut TcpStream, byte: u8) {
     let mut buffer = [0];
-    stream.read_exact(&mut buffer).expect("an octet");
-    assert_eq!(buffer[0], octet);
+    stream.read_exact(&mut buffer).expect("a byte");
+    assert_eq!(buffer[0], byte);
 }
 
 /// That nothing has arrived. Preceded by a `ping` on another connection over the same links, it says that nothing

@@ -22,7 +22,7 @@
 //! Each case runs with real connections between private network namespaces, which it makes without privileges too,
 //! and which go with it. It needs `ip` (iproute2) and, as an ordinary user, `unshare` (util-linux).
 //!
-//! No case is skipped. What a locker cannot do it says in its [`Abilities`], and the case then checks
+//! No case is skipped. What a locker cannot do it says in its [`Features`], and the case then checks
 //! that it behaves as it said: a locker that does not capture has to refuse to hand over, one that silences a whole
 //! device has to silence it, and one that silences nothing must leave the traffic alone.
 //!
@@ -43,8 +43,8 @@ pub use cases::CASES;
 use lab::{Connection, Host};
 
 #[cfg(doc)]
-use crate::Abilities;
-use crate::{Locker, Silence};
+use crate::Features;
+use crate::{Locker, Scope};
 
 /// How a locker is made for the suite.
 pub trait Setup: Sync {
@@ -169,7 +169,7 @@ impl Ground {
         Connection::new(&self.server, &self.client, address)
     }
 
-    /// Sends both ways on a connection and waits until the client has sent its octet three times without an answer.
+    /// Sends both ways on a connection and waits until the client has sent its byte three times without an answer.
     /// Fails if anything has arrived.
     fn expect_silence(&self, connection: &mut Connection) {
         let mut wire = wire::Capture::new(&self.client);
@@ -195,18 +195,18 @@ impl Ground {
     }
 
     /// A locked connection is as silent as the locker says.
-    fn expect_locked(&self, silence: Silence, connection: &mut Connection) {
+    fn expect_locked(&self, silence: Scope, connection: &mut Connection) {
         match silence {
-            Silence::Flows | Silence::Device => self.expect_silence(connection),
-            Silence::Nothing => connection.ping(),
+            Scope::Flows | Scope::Device => self.expect_silence(connection),
+            Scope::Nothing => connection.ping(),
         }
     }
 
     /// It goes on.
-    fn expect_unlocked(silence: Silence, connection: &mut Connection) {
+    fn expect_unlocked(silence: Scope, connection: &mut Connection) {
         match silence {
-            Silence::Flows | Silence::Device => Self::expect_sound(connection),
-            Silence::Nothing => connection.ping(),
+            Scope::Flows | Scope::Device => Self::expect_sound(connection),
+            Scope::Nothing => connection.ping(),
         }
     }
 }

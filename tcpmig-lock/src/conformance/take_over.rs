@@ -6,7 +6,7 @@ use super::checks::{assert_locked, locked, refused};
 use super::faults::{Holder, short};
 use super::lab::{Connection, eventually, expect_nothing, slowed};
 use super::{Ground, LEASE, Setup};
-use crate::{EntryKind, LockError, Locker, Silence};
+use crate::{EntryKind, LockError, Locker, Scope};
 
 /// A copy of both ends of a connection, for a holder.
 fn copy(connection: &Connection) -> Connection {
@@ -18,22 +18,22 @@ fn copy(connection: &Connection) -> Connection {
 
 /// Whether the locker takes over; asserts that one that does not refuses to.
 fn takes_over(locker: &dyn Locker, connection: &Connection) -> bool {
-    if !locker.abilities().takes_over {
+    if !locker.features().takes_over {
         refused(
             locker.take_over(&[connection.flow()], LEASE),
-            "Locker::take_over of a locker whose abilities do not have it",
+            "Locker::take_over of a locker whose features do not have it",
             "Unsupported",
             |error| matches!(error, LockError::Unsupported { .. }),
         );
     }
-    locker.abilities().takes_over
+    locker.features().takes_over
 }
 
 /// The lock of a dead process becomes another one's, which lasts for its own lease; given back, it lasts as it would have.
 pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut dead = ground.connection(Ground::addresses()[0]);
     let mut free = ground.connection(Ground::addresses()[1]);
     if !takes_over(&*locker, &dead) {
@@ -49,7 +49,7 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     assert_eq!(guard.flows(), flows);
     assert_locked(&*locker, &flows);
     let taken = guard.taken_over();
-    if !abilities.remembers {
+    if !features.remembers {
         assert_eq!(taken, []);
         dead.ping();
         return guard.give_back().expect("give back");
@@ -64,8 +64,8 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
         assert!(entry.owner_may_live());
         assert!(entry.remaining > LEASE / 2, "{entry:?}");
     }
-    ground.expect_locked(abilities.silence, &mut dead);
-    ground.expect_locked(abilities.silence, &mut free);
+    ground.expect_locked(features.silence, &mut dead);
+    ground.expect_locked(features.silence, &mut free);
     // Past what the dead one's lease was, the new one lasts.
     while start.elapsed() < short() + Duration::from_millis(500) {
         expect_nothing(&dead.server);
@@ -73,8 +73,8 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     }
     assert_locked(&*locker, &flows);
     guard.unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut dead);
-    Ground::expect_unlocked(abilities.silence, &mut free);
+    Ground::expect_unlocked(features.silence, &mut dead);
+    Ground::expect_unlocked(features.silence, &mut free);
     assert_locked(&*locker, &[]);
 
     // The same once more, and given back.
@@ -86,16 +86,16 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     let guard = locker.take_over(&flows, lease).expect("take over");
     guard.give_back().expect("give back");
     assert_locked(&*locker, &flows[..1]);
-    if abilities.silence == Silence::Flows {
+    if features.silence == Scope::Flows {
         free.ping();
     }
-    ground.expect_locked(abilities.silence, &mut dead);
+    ground.expect_locked(features.silence, &mut dead);
     // This process lives, and may be faster than a sweep.
     eventually("the lease ends", || {
         locker.sweep().expect("sweep");
         locked(&*locker).is_empty().then_some(())
     });
-    Ground::expect_unlocked(abilities.silence, &mut dead);
+    Ground::expect_unlocked(features.silence, &mut dead);
     free.ping();
 }
 
@@ -103,7 +103,7 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
 pub(super) fn from_living(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
-    let abilities = locker.abilities();
+    let features = locker.features();
     let mut held = ground.connection(Ground::addresses()[0]);
     let mut free = ground.connection(Ground::addresses()[1]);
     if !takes_over(&*locker, &held) {
@@ -112,7 +112,7 @@ pub(super) fn from_living(test: &str, setup: &dyn Setup) {
     let (held_flow, free_flow) = (held.flow(), free.flow());
     let refuse = || {
         let result = locker.take_over(&[free_flow, held_flow], LEASE);
-        if abilities.remembers {
+        if features.remembers {
             refused(
                 result,
                 "Locker::take_over of a flow that a living process holds",
@@ -127,12 +127,12 @@ pub(super) fn from_living(test: &str, setup: &dyn Setup) {
     // This process.
     let guard = setup.locker(&ground).lock(&[held_flow], LEASE);
     refuse();
-    if abilities.silence == Silence::Flows {
+    if features.silence == Scope::Flows {
         free.ping();
     }
-    ground.expect_locked(abilities.silence, &mut held);
+    ground.expect_locked(features.silence, &mut held);
     guard.expect("lock").unlock().expect("unlock");
-    Ground::expect_unlocked(abilities.silence, &mut held);
+    Ground::expect_unlocked(features.silence, &mut held);
     // Another one.
     let (holder, _client) = Holder::start(test, &ground, copy(&held), true);
     holder.wait_for("locked");
@@ -149,7 +149,7 @@ pub(super) fn from_nobody(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let before = setup.traces(&ground);
     let locker = setup.locker(&ground);
-    let silence = locker.abilities().silence;
+    let silence = locker.features().silence;
     let mut flow = ground.connection(Ground::addresses()[0]);
     if !takes_over(&*locker, &flow) {
         return;

@@ -95,7 +95,7 @@ pub(super) fn with<T>(ask: impl FnOnce(&mut Channel) -> io::Result<T>) -> io::Re
     with_in(None, ask)
 }
 
-/// As [`with`], in the network namespace with this cookie, in which the calling thread is: to find out in which it is costs as much as
+/// Like [`with`], but in the network namespace with this cookie, in which the calling thread is: to find out in which it is costs as much as
 /// asking.
 pub(super) fn with_in<T>(
     namespace: Option<u64>,

@@ -121,11 +121,11 @@ impl Known {
         Self::make_in(socket::namespace_cookie(&socket), arrival, lives)
     }
 
-    /// As [`Known::make`], in the network namespace with this cookie (`SO_NETNS_COOKIE`).
+    /// Like [`Known::make`], but in the network namespace with this cookie (`SO_NETNS_COOKIE`).
     ///
     /// # Errors
     ///
-    /// As [`Known::make`].
+    /// Those of [`Known::make`].
     pub fn make_in(
         namespace: Option<u64>,
         arrival: Arrival,
@@ -147,20 +147,20 @@ impl Known {
     ///
     /// # Errors
     ///
-    /// As [`Known::make`]; what was made before is removed.
+    /// Like [`Known::make`]; what was made before is removed.
     pub fn renew(&mut self) -> Result<(), ConntrackError> {
         self.remove();
         self.since = Instant::now();
         self.make_in_zones()
     }
 
-    /// As [`Known::renew`], if the entry may expire before its connection sends something, or was removed meanwhile
+    /// Like [`Known::renew`], if the entry may expire before its connection sends something, or was removed meanwhile
     /// with all others (`conntrack -F`, as firewalls do when they are loaded again): an older one that this process has found there a few
     /// milliseconds ago shows that this was not so.
     ///
     /// # Errors
     ///
-    /// As [`Known::renew`].
+    /// Those of [`Known::renew`].
     pub fn check(&mut self) -> Result<(), ConntrackError> {
         if self.since.elapsed() > self.lives / 2 || !self.is_there() {
             self.renew()?;
@@ -193,7 +193,7 @@ impl Known {
             }
             Ok(true)
         });
-        // What cannot be asked cannot be made again either.
+        // What cannot be asked cannot be re-created either.
         looked.ok().flatten().unwrap_or(true)
     }
 

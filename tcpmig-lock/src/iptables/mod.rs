@@ -21,8 +21,8 @@ use crate::event::Listener;
 use crate::namespace::Namespace;
 use crate::nftables::{Capture, Receipt};
 use crate::{
-    Abilities, Captured, Entry, Event, Held, LockError, LockGuard, Locker, NextHop, Owner,
-    Redirecting, Swept, runtime,
+    Captured, Entry, Event, Features, LockBackend, LockError, LockGuard, Locker, NextHop, Owner,
+    RedirectBackend, Swept, runtime,
 };
 use clock::{Now, Watch};
 use rules::{Rule, Rules};
@@ -93,7 +93,7 @@ impl Iptables {
         Self::with_flavour(Flavour::Default)
     }
 
-    /// As [`new`](Self::new), with this flavour.
+    /// Like [`new`](Self::new), but with this flavour.
     ///
     /// # Errors
     ///
@@ -140,8 +140,8 @@ impl Iptables {
     /// # Errors
     ///
     /// [`LockError::NoPermission`], or [`LockError::NoNftables`] if the kernel lacks `nfnetlink_log`.
-    pub fn capturing(self, buffer_octets: usize) -> Result<Self, LockError> {
-        self.shared.capture.start(buffer_octets)?;
+    pub fn capturing(self, buffer_bytes: usize) -> Result<Self, LockError> {
+        self.shared.capture.start(buffer_bytes)?;
         Ok(self)
     }
 
@@ -177,7 +177,7 @@ impl Iptables {
     }
 
     /// Ends every lock of these flows, whoever made it: for an operator who knows that the holder is gone. Flows
-    /// without one are no error.
+    /// without one are not an error.
     ///
     /// # Errors
     ///
@@ -624,12 +624,12 @@ impl Locker for Iptables {
         NAME
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn features(&self) -> Features {
+        Features {
             captures: self.shared.capture.group().is_some(),
             exempts: true,
             takes_over: true,
-            ..Abilities::default()
+            ..Features::default()
         }
     }
 
@@ -687,7 +687,7 @@ struct Lock {
     until: Instant,
 }
 
-impl Held for Lock {
+impl LockBackend for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let until = Instant::now() + lease.min(MAX_LEASE);
         let own = |rule: &Rule| rule.id == self.id;
@@ -730,7 +730,7 @@ impl Held for Lock {
         _flows: &[FourTuple],
         _hop: &NextHop,
         _lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         Err(LockError::Unsupported {
             locker: NAME,
             operation: "redirect",

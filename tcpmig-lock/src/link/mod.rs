@@ -19,8 +19,8 @@ use crate::check_request;
 use crate::namespace::Namespace;
 use crate::route::Routes;
 use crate::{
-    Abilities, Entry, Held, LeaseEnd, LockError, LockGuard, Locker, NextHop, Owner, Redirecting,
-    Silence, Swept, runtime,
+    Entry, Features, LeaseEnd, LockBackend, LockError, LockGuard, Locker, NextHop, Owner,
+    RedirectBackend, Scope, Swept, runtime,
 };
 pub(crate) use saved::Rest;
 use saved::Saved;
@@ -136,7 +136,7 @@ impl Link {
         })
     }
 
-    /// As [`new`](Self::new): a port of a bridge is taken off it, any other device down.
+    /// Like [`new`](Self::new): a port of a bridge is taken off it, any other device down.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Link {
     }
 
     /// Ends every lock of these flows, whoever made it: for an operator who knows that the holder is gone. Flows
-    /// without one are no error.
+    /// without one are not an error.
     ///
     /// # Errors
     ///
@@ -220,7 +220,7 @@ impl Link {
         })
     }
 
-    /// As [`release`](Self::release), on all devices of the calling thread's network namespace, without a handle.
+    /// Like [`release`](Self::release), on all devices of the calling thread's network namespace, without a handle.
     ///
     /// # Errors
     ///
@@ -276,7 +276,7 @@ impl Link {
             .try_for_each(|(path, state)| state.write(path))
     }
 
-    /// As [`Locker::sweep`], for all devices of the calling thread's network namespace, without a handle.
+    /// Like [`Locker::sweep`], but for all devices of the calling thread's network namespace, without a handle.
     ///
     /// # Errors
     ///
@@ -309,7 +309,7 @@ impl Link {
         Ok(unplugged)
     }
 
-    /// As [`Locker::list`], for all devices of the calling thread's network namespace, without a handle.
+    /// Like [`Locker::list`], but for all devices of the calling thread's network namespace, without a handle.
     ///
     /// # Errors
     ///
@@ -600,12 +600,12 @@ impl Locker for Link {
         NAME
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
-            silence: Silence::Device,
+    fn features(&self) -> Features {
+        Features {
+            silence: Scope::Device,
             lease: LeaseEnd::Sweep,
             takes_over: true,
-            ..Abilities::default()
+            ..Features::default()
         }
     }
 
@@ -697,7 +697,7 @@ struct Lock {
     timer: Arc<Timer>,
 }
 
-impl Held for Lock {
+impl LockBackend for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let deadline = Instant::now() + lease.min(MAX_LEASE);
         self.shared.renew(flows, &self.id, lease)?;
@@ -726,7 +726,7 @@ impl Held for Lock {
         _flows: &[FourTuple],
         _hop: &NextHop,
         _lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         Err(LockError::Unsupported {
             locker: NAME,
             operation: "redirect",

@@ -232,7 +232,7 @@ impl Saved {
         last.map_or(Ok(()), |error| Err(LockError::call("RTM_NEWROUTE")(error)))
     }
 
-    /// The messages as octets.
+    /// The messages as bytes.
     pub(super) fn encode(&self) -> impl Iterator<Item = Vec<u8>> {
         let encode = |message: &RouteNetlinkMessage| {
             let mut header = NetlinkHeader::default();
@@ -242,7 +242,7 @@ impl Saved {
         self.messages.iter().map(encode)
     }
 
-    /// Adds a message from its octets.
+    /// Adds a message from its bytes.
     pub(super) fn decode(&mut self, bytes: &[u8]) -> io::Result<()> {
         match rtnl::decode(bytes)?.payload {
             netlink_packet_core::NetlinkPayload::InnerMessage(message) => {
@@ -514,7 +514,7 @@ fn all_routes(routes: &Routes, index: u32) -> Result<Vec<RouteMessage>, LockErro
             _ => None,
         }));
     }
-    // Those that the kernel made for one destination (exceptions, for example a path MTU) are made again.
+    // Those that the kernel made for one destination (exceptions, for example a path MTU) are re-created.
     found.retain(|route| !route.header.flags.contains(RouteFlags::Cloned));
     // So are those of the addresses themselves.
     found.retain(|route| {

@@ -171,8 +171,8 @@ impl State {
         }
         for message in saved.encode() {
             text.push_str("message ");
-            for octet in message {
-                let _ = write!(text, "{octet:02x}");
+            for byte in message {
+                let _ = write!(text, "{byte:02x}");
             }
             text.push('\n');
         }
@@ -219,14 +219,14 @@ pub(super) fn remove(path: &Path) -> Result<(), LockError> {
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |octet: u8| char::from(octet).to_digit(16);
+    let digit = |byte: u8| char::from(byte).to_digit(16);
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
         return None;
     };
-    let octets = pairs
+    let bytes = pairs
         .iter()
         .map(|[high, low]| u8::try_from(digit(*high)? * 16 + digit(*low)?).ok());
-    octets.collect()
+    bytes.collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Netlink messages and attributes as octets.
+//! Netlink messages and attributes as bytes.
 
 /// Length of `nlmsghdr`.
 pub(crate) const HEADER: usize = 16;

@@ -255,7 +255,7 @@ impl Batch {
         }
     }
 
-    /// Ends the batch, and gives its octets.
+    /// Ends the batch, and gives its bytes.
     pub(super) fn finish(&mut self) -> &[u8] {
         // Errors are always answered; this makes the kernel say that there were none.
         wire::add_flags(&mut self.bytes, self.last_at, ACK);

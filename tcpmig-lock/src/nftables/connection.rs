@@ -430,7 +430,7 @@ impl Connection {
         })
     }
 
-    /// As [`ask`](Self::ask), until `take` has enough.
+    /// Like [`ask`](Self::ask), until `take` has enough.
     fn ask_until(
         &mut self,
         message: u16,

@@ -23,7 +23,7 @@ const COMMENT_START: &str = "pid ";
 /// know.
 const UDATA_START: u8 = 0x74;
 
-/// A key value is padded to a register: 4 octets.
+/// A key value is padded to a register: 4 bytes.
 const PORT_PADDING: [u8; 2] = [0; 2];
 
 /// One jiffy with HZ=100. The kernel rounds a timeout down to jiffies and takes none at all as "for ever".
@@ -31,7 +31,7 @@ const MIN_LEASE_MS: u64 = 10;
 /// Thirty years; far below the limit of the kernel, 2^64 nanoseconds.
 const MAX_LEASE_MS: u64 = 1_000_000_000_000;
 
-/// An element may take more octets than this on no path: IPv6 key, IPv6 data, lease and comment.
+/// An element may take more bytes than this on no path: IPv6 key, IPv6 data, lease and comment.
 pub(super) const MAX_LENGTH: usize = 144;
 
 /// The lease in milliseconds, as the kernel takes it.
@@ -235,7 +235,7 @@ fn ends(key: &[u8]) -> Option<FourTuple> {
     FourTuple::new(end(local)?, end(remote)?).ok()
 }
 
-/// Reads the elements in an `NFTA_SET_ELEM_LIST_ELEMENTS`. One whose key is no connection, which only another program
+/// Reads the elements in an `NFTA_SET_ELEM_LIST_ELEMENTS`. One whose key is not a connection, which only another program
 /// can have put there, is left out.
 pub(super) fn read(list: &[u8]) -> impl Iterator<Item = Element> {
     wire::attributes(list).filter_map(|(_, element)| {

@@ -44,10 +44,10 @@ impl Shared {
                 element.owner = owners.get(&element.flow).cloned();
             }
             let data = element.data.as_deref().unwrap_or_default();
-            let address = if let Ok(octets) = <[u8; 4]>::try_from(data) {
-                Ipv4Addr::from(octets).into()
-            } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
-                Ipv6Addr::from(octets).into()
+            let address = if let Ok(bytes) = <[u8; 4]>::try_from(data) {
+                Ipv4Addr::from(bytes).into()
+            } else if let Ok(bytes) = <[u8; 16]>::try_from(data) {
+                Ipv6Addr::from(bytes).into()
             } else {
                 continue;
             };

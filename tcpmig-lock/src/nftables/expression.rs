@@ -178,7 +178,7 @@ fn dynset(set: CString, op: u32) -> Expr {
     }
 }
 
-/// Marks the packet with the value in the register.
+/// Numbers the packet with the value in the register.
 pub(super) fn set_mark(register: u32) -> Expr {
     Expr {
         name: c"meta",
@@ -196,7 +196,7 @@ pub(super) fn set_mark(register: u32) -> Expr {
 pub(super) fn log(group: u16) -> Expr {
     Expr {
         name: c"log",
-        // Without NFTNL_EXPR_LOG_SNAPLEN, of which 0 means no octet, the copy is as long as the socket asks for.
+        // Without NFTNL_EXPR_LOG_SNAPLEN, of which 0 means no byte, the copy is as long as the socket asks for.
         attributes: vec![(sys::NFTNL_EXPR_LOG_GROUP, Value::U16(group))],
     }
 }

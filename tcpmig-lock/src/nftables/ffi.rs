@@ -69,10 +69,10 @@ pub(super) fn set_u32<K>(set: &mut Set<'_, K>, attribute: u32, value: u32) {
     unsafe { sys::nftnl_set_set_u32(set.as_ptr().as_ptr(), number(attribute), value) };
 }
 
-/// Sets octets of a set, `NFTNL_SET_*`.
-pub(super) fn set_octets<K>(set: &mut Set<'_, K>, attribute: u32, value: &[u8]) {
+/// Sets bytes of a set, `NFTNL_SET_*`.
+pub(super) fn set_bytes<K>(set: &mut Set<'_, K>, attribute: u32, value: &[u8]) {
     let length = u32::try_from(value.len()).unwrap_or(0);
-    // SAFETY: as for `set_u32`; the function copies the octets, whose number is given.
+    // SAFETY: as for `set_u32`; the function copies the bytes, whose number is given.
     unsafe {
         sys::nftnl_set_set_data(
             set.as_ptr().as_ptr(),
@@ -83,7 +83,7 @@ pub(super) fn set_octets<K>(set: &mut Set<'_, K>, attribute: u32, value: &[u8]) 
     };
 }
 
-/// The octets of a message.
+/// The bytes of a message.
 pub(super) fn encode(message: &impl NlMsg, kind: MsgType) -> Vec<u8> {
     let mut buffer = vec![0u8; nftnl::nft_nlmsg_maxsize() as usize];
     // SAFETY: the buffer has the size that the trait asks for.

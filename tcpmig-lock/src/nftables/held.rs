@@ -10,7 +10,7 @@ use super::capture::Receipt;
 use super::names::Set;
 use super::registry::HopData;
 use super::shared::Shared;
-use crate::{Captured, Entry, Held, LockError, NextHop, Redirecting};
+use crate::{Captured, Entry, LockBackend, LockError, NextHop, RedirectBackend};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
 pub(super) struct Lock {
@@ -40,7 +40,7 @@ impl Lock {
     }
 }
 
-impl Held for Lock {
+impl LockBackend for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.check(flows)?;
         self.until = self.shared.renew_lock(flows, lease, self.until)?;
@@ -81,14 +81,14 @@ impl Held for Lock {
             .map_or(Ok(Captured::new()), Receipt::captured)
     }
 
-    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Held>>> {
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn LockBackend>>> {
         let mut receipts = self
             .receipt
             .take()
             .map(Receipt::split)
             .into_iter()
             .flatten();
-        let part = |_: &FourTuple| -> Box<dyn Held> {
+        let part = |_: &FourTuple| -> Box<dyn LockBackend> {
             Box::new(Self {
                 shared: Arc::clone(&self.shared),
                 until: self.until,
@@ -103,7 +103,7 @@ impl Held for Lock {
         flows: &[FourTuple],
         hop: &NextHop,
         lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         self.check(flows)?;
         let (token, data) = self.shared.redirect(flows, hop, lease, self.until)?;
         Ok(Box::new(Redirected {
@@ -138,7 +138,7 @@ impl Redirected {
     }
 }
 
-impl Redirecting for Redirected {
+impl RedirectBackend for Redirected {
     fn renew(&mut self, _flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.end_closed()?;
         let data = &mut self.data;
@@ -154,7 +154,7 @@ impl Redirecting for Redirected {
         self.renew(flows, Duration::from_millis(1))
     }
 
-    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn Redirecting>>> {
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn RedirectBackend>>> {
         // From here on each forgets its own.
         let (open, over) = (mem::take(&mut self.flows), mem::take(&mut self.over));
         let mut receipts = self
@@ -163,7 +163,7 @@ impl Redirecting for Redirected {
             .map(Receipt::split)
             .into_iter()
             .flatten();
-        let part = |flow: &FourTuple| -> Box<dyn Redirecting> {
+        let part = |flow: &FourTuple| -> Box<dyn RedirectBackend> {
             let of =
                 |all: &[FourTuple]| all.iter().filter(|other| *other == flow).copied().collect();
             Box::new(Self {

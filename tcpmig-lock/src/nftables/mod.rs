@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use tcpmig_format::FourTuple;
 
 use crate::event::Listener;
-use crate::{Abilities, Entry, Event, LockError, LockGuard, Locker, NextHop, Swept};
+use crate::{Entry, Event, Features, LockError, LockGuard, Locker, NextHop, Swept};
 use batch::Op;
 pub(crate) use capture::{Capture, Receipt};
 use names::{Set, Table};
@@ -148,7 +148,7 @@ impl Nftables {
         Self::with_table(DEFAULT_TABLE)
     }
 
-    /// As [`new`](Self::new), with a table of this name.
+    /// Like [`new`](Self::new), but with a table of this name.
     ///
     /// Handles with different tables do not see each other's locks: a flow is silent while it is locked in any of
     /// them.
@@ -160,7 +160,7 @@ impl Nftables {
         Self::open(name, false)
     }
 
-    /// As [`with_table`](Self::with_table), with a table that only this handle can change as long as it or one of its
+    /// Like [`with_table`](Self::with_table), but with a table that only this handle can change as long as it or one of its
     /// guards lives (flags `owner` and `persist`, Linux 6.9 and later): neither `nft flush ruleset`, as firewalls do when
     /// they start again, nor another process can unlock its flows. It stays when its process ends, with what is in it,
     /// and then anybody can sweep it, or own it again.
@@ -259,16 +259,16 @@ impl Nftables {
         self
     }
 
-    /// Makes locks of this handle capture what arrives for them. `buffer_octets` is how much may wait in the kernel
+    /// Makes locks of this handle capture what arrives for them. `buffer_bytes` is how much may wait in the kernel
     /// for all of its locks together, counting what the kernel needs beside each packet, and how much for each lock
     /// after another one's guard has read it; 8 MiB is plenty for thousands of flows. Changes no table yet.
     ///
     /// # Errors
     ///
     /// [`LockError::NoPermission`], or [`LockError::NoNftables`] if the kernel lacks `nfnetlink_log`.
-    pub fn capturing(self, buffer_octets: usize) -> Result<Self, LockError> {
+    pub fn capturing(self, buffer_bytes: usize) -> Result<Self, LockError> {
         let mut state = self.shared.state();
-        self.shared.capture.start(buffer_octets)?;
+        self.shared.capture.start(buffer_bytes)?;
         state.ready = false;
         drop(state);
         Ok(self)
@@ -283,7 +283,7 @@ impl Nftables {
         self.shared.prepare()
     }
 
-    /// As [`NextHop::toward`], in the network namespace of this handle.
+    /// Like [`NextHop::toward`], but in the network namespace of this handle.
     ///
     /// # Errors
     ///
@@ -293,7 +293,7 @@ impl Nftables {
     }
 
     /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without one
-    /// are no error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
+    /// are not an error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
     ///
     /// # Errors
     ///
@@ -304,7 +304,7 @@ impl Nftables {
     }
 
     /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the
-    /// holder is gone. Flows without one are no error.
+    /// holder is gone. Flows without one are not an error.
     ///
     /// # Errors
     ///
@@ -441,8 +441,8 @@ impl Locker for Nftables {
         "nftables"
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn features(&self) -> Features {
+        Features {
             captures: self.shared.capture.group().is_some(),
             redirects: true,
             exempts: true,
@@ -451,7 +451,7 @@ impl Locker for Nftables {
             // One message to the kernel and its answer: tens of microseconds. What it shares with threads of this process is held
             // for no longer. Only a rule set of somebody else that is being replaced in the same moment adds to that.
             waits: false,
-            ..Abilities::default()
+            ..Features::default()
         }
     }
 

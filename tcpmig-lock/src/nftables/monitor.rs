@@ -31,7 +31,7 @@ const GROUP_TABLES: u32 = 7;
 const GROUP_LINKS: u32 = 1;
 /// Room for the news of a large rule set that is loaded; in tests too little for that.
 const BUFFER: usize = if cfg!(test) { 1 << 16 } else { 4 << 20 };
-/// The kernel puts several messages into one datagram of at most so many octets.
+/// The kernel puts several messages into one datagram of at most so many bytes.
 const DATAGRAM: usize = 65536;
 
 /// The sockets.
@@ -144,7 +144,7 @@ impl Monitor {
     pub(super) fn read(&self, table: &str, own: Option<u16>) -> Seen {
         let mut seen = Seen::default();
         let own = own.map(capture::chain_name);
-        // A panic leaves octets in it, which are cleared.
+        // A panic leaves bytes in it, which are cleared.
         let datagram = &mut *self.datagram.lock().unwrap_or_else(PoisonError::into_inner);
         seen.lost = read(&self.tables, datagram, |bytes| {
             for message in wire::messages(bytes) {

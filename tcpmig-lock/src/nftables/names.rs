@@ -7,10 +7,10 @@ use nftnl::ProtoFamily;
 /// Before everything that rules of others usually do: the priority `raw`.
 pub(super) const PRIORITY: i32 = -300;
 
-/// The register behind those that an IPv6 flow fills, ten of four octets.
+/// The register behind those that an IPv6 flow fills, ten of four bytes.
 pub(super) const VALUE: u32 = libc::NFT_REG32_10 as u32;
 /// How many flows of each family can be redirected. Sets that rules change are of a limited size, and 65 535 if none is
-/// given; a kernel may take memory for all at once, 16 octets for each.
+/// given; a kernel may take memory for all at once, 16 bytes for each.
 pub(super) const MAX_REDIRECTS: u32 = 1 << 18;
 /// Flags of a segment.
 pub(super) const FIN: u8 = 1;

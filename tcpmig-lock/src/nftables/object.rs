@@ -126,7 +126,7 @@ pub(super) fn host_order<K>(set: &mut nftnl::set::Set<'_, K>, which: u32) {
     const HOST_ENDIAN: u32 = 1;
     let mut data = vec![which.to_le_bytes()[0], 4];
     data.extend_from_slice(&HOST_ENDIAN.to_ne_bytes());
-    ffi::set_octets(set, sys::NFTNL_SET_USERDATA, &data);
+    ffi::set_bytes(set, sys::NFTNL_SET_USERDATA, &data);
 }
 
 /// Adds a chain and removes the rules that it may have.

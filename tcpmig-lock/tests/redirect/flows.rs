@@ -261,7 +261,7 @@ fn what_the_target_sends_back_is_let_in_and_captured() {
                 let packet = eventually("the packet is captured", || {
                     lock.captured().unwrap().packets.into_iter().next()
                 });
-                assert_eq!(packet.octets.last(), Some(&b'x'));
+                assert_eq!(packet.bytes.last(), Some(&b'x'));
                 // Nobody has to say so when it is over here.
                 back.end().unwrap();
                 lock.release().unwrap();

@@ -215,15 +215,15 @@ impl Host {
         let shown = ip(&self.namespace, "link show dev eth0\n")?;
         let mut words = shown.split_whitespace();
         let address = words.find(|word| *word == "link/ether").and(words.next());
-        let mut octets = [0; 6];
+        let mut bytes = [0; 6];
         let mut parts = address.unwrap_or_default().split(':');
-        for octet in &mut octets {
+        for byte in &mut bytes {
             let read = parts
                 .next()
                 .and_then(|part| u8::from_str_radix(part, 16).ok());
-            *octet = read.ok_or_else(|| LabError::Ip(shown.clone()))?;
+            *byte = read.ok_or_else(|| LabError::Ip(shown.clone()))?;
         }
-        Ok(octets)
+        Ok(bytes)
     }
 
     /// Its network namespace.
@@ -315,25 +315,25 @@ impl Host {
     }
 }
 
-/// `setsockopt` of octets, for what only tests set.
+/// `setsockopt` of bytes, for what only tests set.
 ///
 /// # Errors
 ///
 /// [`Error`] of the call.
-pub fn set_option(fd: BorrowedFd<'_>, level: i32, option: i32, octets: &[u8]) -> crate::Result<()> {
-    raw::set_slice(fd, level, option, "setsockopt", octets)
+pub fn set_option(fd: BorrowedFd<'_>, level: i32, option: i32, bytes: &[u8]) -> crate::Result<()> {
+    raw::set_slice(fd, level, option, "setsockopt", bytes)
 }
 
-/// `getsockopt` of octets, for what only tests read.
+/// `getsockopt` of bytes, for what only tests read.
 ///
 /// # Errors
 ///
 /// [`Error`] of the call.
 pub fn option(fd: BorrowedFd<'_>, level: i32, option: i32) -> crate::Result<Vec<u8>> {
-    let mut octets = vec![0; 256];
-    let len = raw::get_octets(fd, level, option, "getsockopt", &mut octets)?;
-    octets.truncate(len);
-    Ok(octets)
+    let mut bytes = vec![0; 256];
+    let len = raw::get_bytes(fd, level, option, "getsockopt", &mut bytes)?;
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// An eBPF program for `SO_ATTACH_BPF` that accepts every packet.

@@ -32,9 +32,9 @@ pub struct Path {
     pub late: u32,
     /// How much longer a late frame takes.
     pub late_by: Duration,
-    /// Octets a second; none: as many as come.
+    /// Bytes a second; none: as many as come.
     pub rate: Option<u64>,
-    /// How many octets may wait for their turn at that rate; what comes when there are more is lost.
+    /// How many bytes may wait for their turn at that rate; what comes when there are more is lost.
     pub queue: u64,
     /// The same seed loses the same frames, counted from the first.
     pub seed: u64,
@@ -317,7 +317,7 @@ mod tests {
         Direction::new(path.clone(), Arc::default())
     }
 
-    /// When each of the frames arrives, by its first octet.
+    /// When each of the frames arrives, by its first byte.
     fn arrivals(direction: &mut Direction) -> Vec<(u8, Duration)> {
         let mut arrived = Vec::new();
         while let Some(due) = direction.next_due() {

@@ -9,9 +9,9 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::{Host, LabError, Result};
 
-/// So many octets of each frame are kept: all headers.
+/// So many bytes of each frame are kept: all headers.
 const KEPT: u32 = 160;
-/// For so many octets of frames there is room until they are taken.
+/// For so many bytes of frames there is room until they are taken.
 const ROOM: usize = 256 << 20;
 
 /// The frames that a host sends and receives from a moment on.
@@ -28,7 +28,7 @@ pub struct Frame {
     /// When the device saw it.
     pub at: SystemTime,
     /// The beginning of it, from its hardware addresses on.
-    pub octets: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 impl Seen {
@@ -71,8 +71,8 @@ impl Seen {
         // No time at all would be for ever.
         let within = within.max(Duration::from_millis(1));
         self.socket.set_read_timeout(Some(within)).map_err(failed)?;
-        let mut octets = [0; KEPT as usize];
-        let mut slices = [IoSliceMut::new(&mut octets)];
+        let mut bytes = [0; KEPT as usize];
+        let mut slices = [IoSliceMut::new(&mut bytes)];
         let received = recvmsg::<()>(
             self.socket.as_raw_fd(),
             &mut slices,
@@ -97,7 +97,7 @@ impl Seen {
         let length = received.bytes;
         Ok(Some(Frame {
             at,
-            octets: octets[..length].to_vec(),
+            bytes: bytes[..length].to_vec(),
         }))
     }
 }

@@ -133,7 +133,7 @@ impl Injector {
         self.deliver(&tcp, segment.ip, mark)
     }
 
-    /// As [`Injector::inject`], with a segment that exists; its checksum is filled in anew.
+    /// Like [`Injector::inject`], but with a segment that exists; its checksum is filled in anew.
     pub(crate) fn forward(&self, tcp: &[u8], hops: u8, mark: u32) -> Result<()> {
         let mut tcp = tcp.to_vec();
         if tcp.len() < 20 {

@@ -78,7 +78,7 @@ fn packet(from: SocketAddr, to: SocketAddr, tcp: &[u8], ip: Ip) -> Vec<u8> {
             packet.extend_from_slice(&length.to_be_bytes());
             packet.extend_from_slice(&[libc::IPPROTO_TCP as u8, ip.hops]);
             for address in [from, to] {
-                packet.extend_from_slice(&octets(address));
+                packet.extend_from_slice(&bytes(address));
             }
         }
     }
@@ -116,13 +116,13 @@ fn fill_checksum(from: SocketAddr, to: SocketAddr, tcp: &mut [u8]) {
     tcp[16..18].fill(0);
     let length = (tcp.len() as u32).to_be_bytes();
     let protocol = [0, 0, 0, libc::IPPROTO_TCP as u8];
-    let (source, destination) = (octets(from.ip()), octets(to.ip()));
+    let (source, destination) = (bytes(from.ip()), bytes(to.ip()));
     // The fields of the pseudo-header of IPv4 are shorter, which the sum does not show.
     let sum = checksum(&[&source, &destination, &length, &protocol, tcp]);
     tcp[16..18].copy_from_slice(&sum);
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+fn bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -190,14 +190,14 @@ fn inode_of(local: SocketAddr, remote: SocketAddr) -> Result<Option<u64>> {
 /// An end as `/proc/net/tcp` has it: the address as words of 32 bits in host order, and the port.
 fn end(text: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = text.split_once(':')?;
-    let mut octets = Vec::with_capacity(16);
+    let mut bytes = Vec::with_capacity(16);
     for word in address.as_bytes().chunks(8) {
         let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
-        octets.extend_from_slice(&word.to_ne_bytes());
+        bytes.extend_from_slice(&word.to_ne_bytes());
     }
-    let ip = match octets.len() {
-        4 => Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into(),
-        16 => Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical(),
+    let ip = match bytes.len() {
+        4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
+        16 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical(),
         _ => return None,
     };
     Some((ip, u16::from_str_radix(port, 16).ok()?))

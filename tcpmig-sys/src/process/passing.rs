@@ -12,7 +12,7 @@ use rustix::net::{
 
 use crate::error::{Error, Result};
 
-/// Sends a duplicate of a descriptor, with one octet. It is there as long as it was not received: a socket that is on its way
+/// Sends a duplicate of a descriptor, with one byte. It is there as long as it was not received: a socket that is on its way
 /// is not closed by the end of the process that sent it.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub fn send(to: &UnixStream, descriptor: BorrowedFd<'_>) -> Result<()> {
     .map_err(|error| Error::new("sendmsg(SCM_RIGHTS)", error.into()))
 }
 
-/// Receives what [`send`] has sent, close-on-exec. `None` if the other end was closed and nothing is left, or if an octet
+/// Receives what [`send`] has sent, close-on-exec. `None` if the other end was closed and nothing is left, or if a byte
 /// came without a descriptor. Waits for it unless the stream is non-blocking.
 ///
 /// # Errors
@@ -43,10 +43,10 @@ pub fn send(to: &UnixStream, descriptor: BorrowedFd<'_>) -> Result<()> {
 pub fn receive(from: &UnixStream) -> Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut octet = [0];
+    let mut byte = [0];
     recvmsg(
         from,
-        &mut [IoSliceMut::new(&mut octet)],
+        &mut [IoSliceMut::new(&mut byte)],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )
@@ -58,13 +58,13 @@ pub fn receive(from: &UnixStream) -> Result<Option<OwnedFd>> {
     Ok(descriptors.and_then(|mut descriptors| descriptors.next()))
 }
 
-/// Sends one octet, and with it a duplicate of a descriptor if there is one.
+/// Sends one byte, and with it a duplicate of a descriptor if there is one.
 ///
 /// # Errors
 ///
 /// [`Error::Call`]; nothing was sent. `EAGAIN` if the stream is non-blocking and full; [`are_too_many`] while more descriptors are
 /// on their way than this user's processes may have (`RLIMIT_NOFILE`), until some of them are received.
-pub fn send_octet(to: impl AsFd, octet: u8, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+pub fn send_byte(to: impl AsFd, byte: u8, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
     let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -72,10 +72,10 @@ pub fn send_octet(to: impl AsFd, octet: u8, descriptor: Option<BorrowedFd<'_>>) 
         // INVARIANT: there is room for one.
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
     }
-    let octets = [octet];
+    let bytes = [byte];
     sendmsg(
         to,
-        &[IoSlice::new(&octets)],
+        &[IoSlice::new(&bytes)],
         &mut ancillary,
         SendFlags::NOSIGNAL,
     )
@@ -83,26 +83,26 @@ pub fn send_octet(to: impl AsFd, octet: u8, descriptor: Option<BorrowedFd<'_>>) 
     .map_err(|error| Error::new("sendmsg(SCM_RIGHTS)", error.into()))
 }
 
-/// Whether [`send_octet`] failed because too many descriptors are on their way (`ETOOMANYREFS`).
+/// Whether [`send_byte`] failed because too many descriptors are on their way (`ETOOMANYREFS`).
 #[must_use]
 pub fn are_too_many(error: &Error) -> bool {
     error.errno() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
 }
 
-/// Receives what [`send_octet`] has sent; the descriptor is close-on-exec. `None` at the end of the stream.
+/// Receives what [`send_byte`] has sent; the descriptor is close-on-exec. `None` at the end of the stream.
 ///
-/// A descriptor that this process has no room for is lost on its way: the octet comes without it.
+/// A descriptor that this process has no room for is lost on its way: the byte comes without it.
 ///
 /// # Errors
 ///
 /// [`Error::Call`].
-pub fn receive_octet(from: impl AsFd) -> Result<Option<(u8, Option<OwnedFd>)>> {
+pub fn receive_byte(from: impl AsFd) -> Result<Option<(u8, Option<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut octet = [0];
+    let mut byte = [0];
     let received = recvmsg(
         from,
-        &mut [IoSliceMut::new(&mut octet)],
+        &mut [IoSliceMut::new(&mut byte)],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )
@@ -112,7 +112,7 @@ pub fn receive_octet(from: impl AsFd) -> Result<Option<(u8, Option<OwnedFd>)>> {
         _ => None,
     });
     let descriptor = descriptors.and_then(|mut descriptors| descriptors.next());
-    Ok((received.bytes > 0).then_some((octet[0], descriptor)))
+    Ok((received.bytes > 0).then_some((byte[0], descriptor)))
 }
 
 /// The user and the process at the other end of a connected socket, as they were when it was connected (`SO_PEERCRED`).
@@ -148,20 +148,20 @@ mod tests {
         drop((here, passed));
         let got = receive(&there).unwrap().expect("a descriptor");
         UnixStream::from(got).write_all(b"x").unwrap();
-        let mut octet = [0];
-        other.read_exact(&mut octet).unwrap();
-        assert_eq!(octet, *b"x");
+        let mut byte = [0];
+        other.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"x");
         assert!(receive(&there).unwrap().is_none());
     }
 
     #[test]
-    fn octets_come_with_and_without_descriptors() {
+    fn bytes_come_with_and_without_descriptors() {
         let (here, there) = UnixStream::pair().unwrap();
         let (passed, _other) = UnixStream::pair().unwrap();
-        send_octet(&here, 1, None).unwrap();
-        send_octet(&here, 2, Some(passed.as_fd())).unwrap();
+        send_byte(&here, 1, None).unwrap();
+        send_byte(&here, 2, Some(passed.as_fd())).unwrap();
         drop(here);
-        let next = || receive_octet(&there).unwrap();
+        let next = || receive_byte(&there).unwrap();
         assert!(matches!(next(), Some((1, None))));
         assert!(matches!(next(), Some((2, Some(_)))));
         assert!(next().is_none());
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_octet_alone_is_no_descriptor() {
+    fn a_byte_alone_is_no_descriptor() {
         let (mut here, there) = UnixStream::pair().unwrap();
         here.write_all(b"d").unwrap();
         assert!(receive(&there).unwrap().is_none());

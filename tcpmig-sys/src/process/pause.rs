@@ -1,4 +1,4 @@
-//! Processes that stand still while a socket of theirs is under repair.
+//! Processes that stand still while a socket of theirs is in repair mode.
 //!
 //! They are stopped by tracing (`PTRACE_SEIZE`, `PTRACE_INTERRUPT`; Linux 3.4), not by SIGSTOP:
 //!
@@ -70,7 +70,7 @@ impl Holders {
     ///
     /// # Errors
     ///
-    /// As [`Holders::of`].
+    /// Those of [`Holders::of`].
     pub fn look(&mut self) -> Result<()> {
         self.processes.retain(|process| !has_ended(process));
         for owner in owners::with(self.inode)? {

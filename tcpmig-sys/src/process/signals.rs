@@ -45,7 +45,7 @@ const HELD_BACK: [Signal; 13] = [
 /// # Errors
 ///
 /// [`Error::Call`].
-pub fn hold_back() -> Result<HeldBack> {
+pub fn block() -> Result<HeldBack> {
     let signals: SigSet = HELD_BACK.into_iter().collect();
     let before = signals
         .thread_swap_mask(SigmaskHow::SIG_BLOCK)

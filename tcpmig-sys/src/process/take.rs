@@ -50,7 +50,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// As [`descriptor`].
+    /// Those of [`descriptor`].
     pub fn descriptor(&self, fd: i32) -> Result<OwnedFd> {
         rustix::process::pidfd_getfd(&self.handle, fd, PidfdGetfdFlags::empty()).map_err(|e| {
             let source = std::io::Error::from(e);

@@ -1,4 +1,4 @@
-//! Octets that arrive in a rebuilt connection as a segment of the peer.
+//! Bytes that arrive in a rebuilt connection as a segment of the peer.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::numbers;
 use super::rebuild::RestoringSocket;
 use crate::error::{Error, Result};
-use crate::info::info;
+use crate::info::tcp_info;
 use crate::packet::Segment;
 use crate::packet::inject::Injector;
 use crate::sockopt;
@@ -15,36 +15,36 @@ use crate::sockopt;
 const ARRIVAL: Duration = Duration::from_millis(2);
 
 /// The timestamp option with its padding (RFC 7323, appendix A).
-const TIMESTAMP_OCTETS: usize = 12;
+const TIMESTAMP_BYTES: usize = 12;
 
 impl RestoringSocket {
-    /// As [`RestoringSocket::fill_receive_queue`], but the last of the octets arrive as a full segment of the peer,
+    /// Like [`RestoringSocket::fill_receive_queue`], but the last of the bytes arrive as a full segment of the peer,
     /// injected with the firewall mark `mark`; before the send queue is filled and before
     /// [`RestoringSocket::window`].
     ///
-    /// For a receive buffer that the application gave a size: `buffer` octets, as `SO_RCVBUF` is set, which this sets.
+    /// For a receive buffer that the application gave a size: `buffer` bytes, as `SO_RCVBUF` is set, which this sets.
     /// From the first full segment that a socket gets, the kernel derives how
-    /// much of its buffer holds octets, and so how large a window it offers (`tcp_measure_rcv_mss` in
-    /// `net/ipv4/tcp_input.c`, Linux 6.6); what is written under repair does not count. The first segment
+    /// much of its buffer holds bytes, and so how large a window it offers (`tcp_measure_rcv_mss` in
+    /// `net/ipv4/tcp_input.c`, Linux 6.6); what is written in repair mode does not count. The first segment
     /// after a move may be a large aggregate, which promises more than single segments keep: the buffer then
     /// overflows inside the window, segments are dropped, and the peer waits for its retransmission timer.
     ///
     /// What cannot be injected, because the local address is not on this host, `CAP_NET_RAW` is missing or a packet
-    /// filter drops it, is written under repair.
+    /// filter drops it, is written in repair mode.
     ///
     /// # Errors
     ///
-    /// As [`RestoringSocket::fill_receive_queue`].
+    /// Those of [`RestoringSocket::fill_receive_queue`].
     pub fn fill_measured_receive_queue(
         &mut self,
-        octets: &[u8],
+        bytes: &[u8],
         buffer: u32,
         mark: u32,
     ) -> Result<()> {
-        let info = info(self.as_fd())?;
-        let options = if info.timestamps { TIMESTAMP_OCTETS } else { 0 };
+        let info = tcp_info(self.as_fd())?;
+        let options = if info.timestamps { TIMESTAMP_BYTES } else { 0 };
         let segment = (info.advmss as usize).saturating_sub(options).max(1);
-        let (written, last) = octets.split_at(octets.len().saturating_sub(segment));
+        let (written, last) = bytes.split_at(bytes.len().saturating_sub(segment));
         self.fill_receive_queue(written)?;
         // It may have grown. The window is promised out of what it is now.
         sockopt::set_receive_buffer(self.as_fd(), buffer)?;
@@ -55,34 +55,34 @@ impl RestoringSocket {
         sockopt::set_receive_buffer(self.as_fd(), buffer)
     }
 
-    /// Whether the octets arrived.
-    fn receive_segment(&mut self, octets: &[u8], mark: u32) -> Result<bool> {
+    /// Whether the bytes arrived.
+    fn receive_segment(&mut self, bytes: &[u8], mark: u32) -> Result<bool> {
         if self.injector.is_none() {
             self.injector = self.open_injector().ok();
         }
-        // It is no longer as it was connected, whether or not the octets are seen to arrive.
+        // It is no longer as it was connected, whether or not the bytes are seen to arrive.
         self.empty = None;
         match &self.injector {
             Some(injector) => {
-                self.with_injected(mark, || self.inject_segment(injector, octets, mark))
+                self.with_injected(mark, || self.inject_segment(injector, bytes, mark))
             }
             None => Ok(false),
         }
     }
 
-    fn inject_segment(&self, injector: &Injector, octets: &[u8], mark: u32) -> Result<bool> {
+    fn inject_segment(&self, injector: &Injector, bytes: &[u8], mark: u32) -> Result<bool> {
         let fd = self.as_fd();
         self.room()?;
         let marks = numbers::marks(fd)?;
-        let timestamps = info(fd)?.timestamps;
+        let timestamps = tcp_info(fd)?.timestamps;
         let segment = Segment::of_peer(marks.rcv_nxt, marks.snd_una, timestamps);
-        match injector.inject(&segment, octets, mark) {
+        match injector.inject(&segment, bytes, mark) {
             Ok(()) => {}
             Err(Error::NotLocal { .. } | Error::Call { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
         // At most one segment.
-        let expected = marks.rcv_nxt.wrapping_add(octets.len() as u32);
+        let expected = marks.rcv_nxt.wrapping_add(bytes.len() as u32);
         let deadline = Instant::now() + ARRIVAL;
         while numbers::marks(fd)?.rcv_nxt != expected {
             if Instant::now() > deadline {

@@ -6,11 +6,11 @@ use super::mute;
 use super::waiting::{has_error, refuse_urgent};
 use crate::ends::{Ends, peer_name};
 use crate::error::{NotMigratable, Result};
-use crate::info::{Info, State, counters, info};
+use crate::info::{Info, State, counters, tcp_info};
 use crate::sockets::{Lookup, diag};
 use crate::sockopt;
 
-/// Refuses what is no plain TCP connection, or is in a state that cannot be moved, without touching it; else what `TCP_INFO`
+/// Refuses what is not plain TCP connection, or is in a state that cannot be moved, without touching it; else what `TCP_INFO`
 /// says of it.
 ///
 /// States that can be: those of [`State::is_movable`], `SYN_SENT`, and CLOSE if there was a connection. What this does not
@@ -21,7 +21,7 @@ use crate::sockopt;
 /// [`Error::NotMigratable`](crate::Error::NotMigratable) with the reason.
 pub fn check(fd: BorrowedFd<'_>) -> Result<Info> {
     plain_tcp(fd)?;
-    let info = info(fd)?;
+    let info = tcp_info(fd)?;
     match info.state {
         state if state.is_movable() => {}
         State::SynSent => check_opening(fd)?,
@@ -31,7 +31,7 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<Info> {
         state => return Err(NotMigratable::State(state).into()),
     }
     if sockopt::repair(fd)? {
-        return Err(NotMigratable::UnderRepair.into());
+        return Err(NotMigratable::InRepairMode.into());
     }
     if sockopt::upper_layer(fd)?.is_some() {
         return Err(NotMigratable::UpperLayer.into());
@@ -44,13 +44,13 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<Info> {
     Ok(info)
 }
 
-/// Whether a socket of TCP is under repair, whoever did that.
+/// Whether a socket of TCP is in repair mode, whoever did that.
 ///
 /// # Errors
 ///
 /// [`Error::NotMigratable`](crate::Error::NotMigratable) with [`NotMigratable::NotTcp`] for any other descriptor,
 /// [`Error::Call`](crate::Error::Call).
-pub fn is_under_repair(fd: BorrowedFd<'_>) -> Result<bool> {
+pub fn is_in_repair_mode(fd: BorrowedFd<'_>) -> Result<bool> {
     plain_tcp(fd)?;
     sockopt::repair(fd)
 }

@@ -2,7 +2,7 @@
 //!
 //! A rebuilt socket begins in ESTABLISHED, and only what happens to a connection leads the kernel to another
 //! state: this end's FIN, which `shutdown` makes, and the peer's FIN and its acknowledgement of ours, which are
-//! injected as packets. Everything happens under repair, so that the connection can be read back
+//! injected as packets. Everything happens in repair mode, so that the connection can be read back
 //! before anything of it can be seen from outside.
 
 use std::cell::Cell;
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::numbers::Marks;
+use super::numbers::Numbers;
 use super::queue;
 use super::rebuild::{RestoringSocket, all};
 use crate::error::{Error, NotMigratable, Result};
-use crate::info::{State, info};
+use crate::info::{State, tcp_info};
 use crate::packet::Segment;
 use crate::packet::inject::Injector;
 use crate::seam;
@@ -80,9 +80,9 @@ impl RestoringSocket {
     /// Leads the connection from ESTABLISHED to `state`, after both queues are filled and before
     /// [`RestoringSocket::window`].
     ///
-    /// For a state in which this end has closed, `unsent` are the octets that were written before and never
+    /// For a state in which this end has closed, `unsent` are the bytes that were written before and never
     /// sent: they and the FIN behind them are in the socket then, unsent, and [`RestoringSocket::activate`] sends
-    /// them. Without such octets the FIN counts as sent, so that the peer's acknowledgement of it is taken
+    /// them. Without such bytes the FIN counts as sent, so that the peer's acknowledgement of it is taken
     /// whenever it comes, and activation sends it once more. In other states `unsent` has to be empty.
     ///
     /// `mark` is the firewall mark of the segments injected in the peer's name: the lock of the connection must
@@ -93,8 +93,8 @@ impl RestoringSocket {
     ///
     /// [`Error::NotDelivered`] if a segment did not arrive, because the lock or a packet filter of this host drops it;
     /// [`Error::NotLocal`]; [`Error::NotMigratable`] for a state that no connection can be rebuilt in;
-    /// [`Error::Length`] if the unsent octets do not fit; [`Error::Call`], with EPERM for want of `CAP_NET_RAW`.
-    pub fn reach(&mut self, state: State, unsent: &[u8], mark: u32) -> Result<()> {
+    /// [`Error::Length`] if the unsent bytes do not fit; [`Error::Call`], with EPERM for want of `CAP_NET_RAW`.
+    pub fn enter_state(&mut self, state: State, unsent: &[u8], mark: u32) -> Result<()> {
         let steps = steps(state)?;
         if steps.is_empty() {
             // Without it the peer may have to wait for its timers after activation, no more.
@@ -144,7 +144,7 @@ impl RestoringSocket {
         )
     }
 
-    /// A FIN written into the send queue under repair counts as sent, as its octets do.
+    /// A FIN written into the send queue in repair mode counts as sent, as its bytes do.
     fn fin_as_sent(&self) -> Result<()> {
         let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Send)?;
@@ -152,16 +152,16 @@ impl RestoringSocket {
         sockopt::set_repair_queue(fd, Queue::None)
     }
 
-    /// Octets and a FIN that stay unsent: the window is closed. Under repair they would count as sent.
+    /// Bytes and a FIN that stay unsent: the window is closed. In repair mode they would count as sent.
     fn fin_behind(&self, unsent: &[u8]) -> Result<()> {
-        const CALL: &str = "send(unsent octets)";
+        const CALL: &str = "send(unsent bytes)";
         let fd = self.as_fd();
         sockopt::set_repair(fd, Repair::OffQuiet)?;
         let done = queue::append(fd, CALL, unsent).and_then(|done| {
             all(CALL, done, unsent.len())?;
             self.shut_down()
         });
-        // Also after an error: dropping it is silent only under repair.
+        // Also after an error: dropping it is silent only in repair mode.
         sockopt::set_repair(fd, Repair::On).and(done)
     }
 
@@ -204,8 +204,8 @@ impl RestoringSocket {
         })
     }
 
-    fn of_peer(&self, marks: &Marks, ack: u32) -> Result<Segment> {
-        let timestamps = info(self.as_fd())?.timestamps;
+    fn of_peer(&self, marks: &Numbers, ack: u32) -> Result<Segment> {
+        let timestamps = tcp_info(self.as_fd())?.timestamps;
         Ok(Segment::of_peer(marks.rcv_nxt, ack, timestamps))
     }
 
@@ -232,7 +232,7 @@ impl RestoringSocket {
             inject()?;
             let deadline = Instant::now() + ARRIVAL;
             while Instant::now() < deadline {
-                if info(self.as_fd())?.state == next {
+                if tcp_info(self.as_fd())?.state == next {
                     return Ok(());
                 }
                 std::thread::yield_now();
@@ -241,7 +241,7 @@ impl RestoringSocket {
         Err(Error::NotDelivered {
             segment,
             asked: next,
-            got: info(self.as_fd())?.state,
+            got: tcp_info(self.as_fd())?.state,
             mark,
         })
     }

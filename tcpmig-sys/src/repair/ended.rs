@@ -1,14 +1,14 @@
-//! Connections that have ended, in CLOSE: unread octets, and an error that the application has not been told.
+//! Connections that have ended, in CLOSE: unread bytes, and an error that the application has not been told.
 
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use super::numbers::{Marks, Progress};
+use super::numbers::{Numbers, Progress};
 use super::queue;
 use super::snapshot::{self, Ended, Snapshot};
 use super::waiting::has_error;
 use crate::error::{Error, Result};
-use crate::info::info;
+use crate::info::tcp_info;
 use crate::packet::inject::Injector;
 use crate::raw;
 use crate::sockopt::{self, Queue};
@@ -17,7 +17,7 @@ use crate::uapi::RepairWindow;
 /// What there is in CLOSE. What was taken to be read is in `taken`, and is taken once.
 pub(super) fn read(
     fd: BorrowedFd<'_>,
-    marks: Marks,
+    marks: Numbers,
     progress: Progress,
     taken: &OnceLock<Ended>,
 ) -> Result<Snapshot> {
@@ -29,7 +29,7 @@ pub(super) fn read(
             *taken.get_or_init(|| ended)
         }
     };
-    let (negotiated, timestamp) = snapshot::negotiated(fd, &info(fd)?)?;
+    let (negotiated, timestamp) = snapshot::negotiated(fd, &tcp_info(fd)?)?;
     Ok(Snapshot {
         marks,
         send_queue: Vec::new(),
@@ -43,15 +43,15 @@ pub(super) fn read(
     })
 }
 
-/// The octets that the application has not read.
+/// The bytes that the application has not read.
 pub(super) fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     // Also if nothing is unread: what follows looks past it.
     queue::peek_from_start(fd)?;
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let readable = sockopt::receive_queue_len(fd)? as usize;
-    let octets = queue::read(fd, "recv(receive queue)", readable);
+    let bytes = queue::read(fd, "recv(receive queue)", readable);
     sockopt::set_repair_queue(fd, Queue::None)?;
-    octets
+    bytes
 }
 
 /// Takes the pending error, if there is one: no call shows it and leaves it.
@@ -83,7 +83,7 @@ fn take(fd: BorrowedFd<'_>) -> Result<Ended> {
     })
 }
 
-/// What an application would be told once it has read all octets.
+/// What an application would be told once it has read all bytes.
 enum Shown {
     /// The end: the peer had closed.
     End,
@@ -94,7 +94,7 @@ enum Shown {
 }
 
 /// Two counts of the receive queue differ by the FIN: `TCP_INQ` includes it, and is never 0 once there was one; `SIOCINQ`
-/// leaves it out (`tcp_inq_hint` and `tcp_inq` of the kernel). A peek behind the octets would say it as well, but the offset
+/// leaves it out (`tcp_inq_hint` and `tcp_inq` of the kernel). A peek behind the bytes would say it as well, but the offset
 /// for it came with Linux 6.9.
 fn look_past(fd: BorrowedFd<'_>) -> Result<Shown> {
     let asked = sockopt::inq(fd)?;

@@ -1,4 +1,4 @@
-//! Connections made again that have ended, and the error of one put back that was taken to be read.
+//! Connections re-created that have ended, and the error of one put back that was taken to be read.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -12,7 +12,7 @@ use super::rebuild::{BoundSocket, RestoringSocket};
 use super::snapshot::{self, Ended, QueueStart};
 use crate::ends::Ends;
 use crate::error::{Error, Result};
-use crate::info::{State, info};
+use crate::info::{State, tcp_info};
 use crate::raw;
 use crate::sockopt;
 
@@ -32,23 +32,23 @@ fn steps(ended: Ended) -> &'static [Step] {
 impl RestoringSocket {
     /// Ends the connection as one in CLOSE has ended, after the receive queue is filled.
     ///
-    /// What the peer did is done again by segments in its name, as in [`RestoringSocket::reach`], which says what they
+    /// What the peer did is done again by segments in its name, as in [`RestoringSocket::enter_state`], which says what they
     /// need. The kernel makes two errors of them, ECONNRESET and EPIPE: any other becomes ECONNRESET.
     /// Nothing is sent at activation.
     ///
     /// # Errors
     ///
-    /// As [`RestoringSocket::reach`].
-    pub fn end(&mut self, ended: Ended, mark: u32) -> Result<()> {
+    /// Those of [`RestoringSocket::enter_state`].
+    pub fn restore_closed(&mut self, ended: Ended, mark: u32) -> Result<()> {
         self.walk(steps(ended), &[], Tries::locked(mark))?;
         self.ended = true;
         Ok(())
     }
 }
 
-/// Lets a socket under repair end again as it had, after its error was taken.
+/// Lets a socket in repair mode end again as it had, after its error was taken.
 ///
-/// If that fails, its error is ECONNABORTED and its octets are lost: better than octets that seem to be
+/// If that fails, its error is ECONNABORTED and its bytes are lost: better than bytes that seem to be
 /// all there were.
 pub(super) fn put_back(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     if ended.error.is_none() {
@@ -56,7 +56,7 @@ pub(super) fn put_back(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     }
     let done = again(fd, ended);
     if done.is_err() {
-        // Under repair it leaves ECONNABORTED.
+        // In repair mode it leaves ECONNABORTED.
         raw::disconnect(fd)?;
     }
     done
@@ -64,9 +64,9 @@ pub(super) fn put_back(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
 
 fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     let Ends { local, remote } = Ends::of(fd)?;
-    let octets = ended::unread(fd)?;
+    let bytes = ended::unread(fd)?;
     let marks = marks(fd)?;
-    let (mut negotiated, _) = snapshot::negotiated(fd, &info(fd)?)?;
+    let (mut negotiated, _) = snapshot::negotiated(fd, &tcp_info(fd)?)?;
     // The socket remembers the peer's last one, behind which the segments below would be.
     negotiated.timestamps = false;
     let twin = fd
@@ -80,7 +80,7 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     let start = QueueStart {
         // The last of its numbers is the FIN's, if there was one.
         snd_una: marks.write_seq.wrapping_sub(1),
-        copied_seq: end.wrapping_sub(octets.len() as u32),
+        copied_seq: end.wrapping_sub(bytes.len() as u32),
     };
     let mut socket = bound.connect(remote, start, negotiated.mss_clamp)?;
     // The packets may be unlocked already. Until it has ended it is mute: between two steps of a slow machine the timer of
@@ -91,7 +91,7 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     };
     let made = socket
         .negotiated(&negotiated, None)
-        .and_then(|()| socket.fill_receive_queue(&octets))
+        .and_then(|()| socket.fill_receive_queue(&bytes))
         .and_then(|()| socket.walk(steps(ended), &[], tries));
     let unmuted = socket.unmute();
     made.map(drop).and(unmuted)?;
@@ -100,7 +100,7 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
 }
 
 impl BoundSocket {
-    /// A socket under repair that had a connection, with the local address that it had.
+    /// A socket in repair mode that had a connection, with the local address that it had.
     fn again(socket: Socket, local: SocketAddr) -> Result<Self> {
         match socket.bind(&local.into()) {
             Ok(()) => {}

@@ -1,25 +1,25 @@
-//! A live connection put under repair, to be read and then given up or kept.
+//! A live connection put into repair mode, to be read and then given up or kept.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
-use super::check::{check, is_under_repair};
+use super::check::{check, is_in_repair_mode};
 use super::ended;
 use super::ending;
 use super::mute::{self, Mute};
-use super::numbers::{Marks, Progress, marks};
+use super::numbers::{Numbers, Progress, marks};
 use super::opening;
 use super::snapshot::{Ended, Queues, Snapshot, negotiated};
 use super::timers::Timers;
 use super::waiting::refuse_urgent;
 use super::wake::wake_up;
 use crate::error::{Error, NotMigratable, Result};
-use crate::info::{Info, State, info};
+use crate::info::{Info, State, tcp_info};
 use crate::raw;
 use crate::sockopt::{self, Repair};
 
-/// A connection under repair that lives on here when this is dropped.
+/// A connection in repair mode that lives on here when this is dropped.
 ///
 /// While it is frozen its application gets EPERM from `recv` and EINVAL from `send`, on
 /// every duplicate of the descriptor, and it is [mute]: nothing arrives and nothing is
@@ -90,7 +90,7 @@ pub struct FreezeError {
 }
 
 impl FrozenSocket {
-    /// Puts a connection under repair.
+    /// Puts a connection into repair mode.
     ///
     /// Lock its packets first. From here on the connection is mute. Needs `CAP_NET_ADMIN` in the user namespace that
     /// owns the socket's network namespace, and Linux 4.19.
@@ -127,24 +127,24 @@ impl FrozenSocket {
         }
     }
 
-    /// Takes a connection that its holder left under repair, for instance because it was killed, to [thaw](Self::thaw) it.
+    /// Takes a connection that its holder left in repair mode, for instance because it was killed, to [thaw](Self::thaw) it.
     ///
     /// `SO_REUSEADDR`, keepalive and `TCP_USER_TIMEOUT` are put back as they were, the last up to three days (ten minutes with
     /// timestamps in microseconds), if this library froze it. Lost are a number of SYNs (`TCP_SYNCNT`), a pending error
-    /// in CLOSE, and a filter on a kernel without XFRM. A socket that somebody else put under repair
+    /// in CLOSE, and a filter on a kernel without XFRM. A socket that somebody else put into repair mode
     /// leaves it too.
     ///
     /// Make sure that its holder is gone: what it is doing with the socket would fail.
     ///
     /// # Errors
     ///
-    /// [`FreezeError`] with the descriptor: [`NotMigratable::NotTcp`], [`Error::NotUnderRepair`], or a call that failed.
+    /// [`FreezeError`] with the descriptor: [`NotMigratable::NotTcp`], [`Error::NotInRepairMode`], or a call that failed.
     pub fn left_behind(fd: OwnedFd) -> Result<Self, FreezeError> {
         let find = |fd: BorrowedFd<'_>| {
-            if !is_under_repair(fd)? {
-                return Err(Error::NotUnderRepair);
+            if !is_in_repair_mode(fd)? {
+                return Err(Error::NotInRepairMode);
             }
-            let info = info(fd)?;
+            let info = tcp_info(fd)?;
             let mut reuse_addr = 1;
             let mut still = Still::default();
             // One in CLOSE has nothing that could be sent, and no peer whose packets a policy is for.
@@ -174,7 +174,7 @@ impl FrozenSocket {
     /// # Errors
     ///
     /// [`Error::Call`]; the connection stays frozen.
-    pub fn marks(&self) -> Result<Marks> {
+    pub fn marks(&self) -> Result<Numbers> {
         marks(self.as_fd())
     }
 
@@ -185,7 +185,7 @@ impl FrozenSocket {
     /// [`Error::Call`]; the connection stays frozen.
     pub fn progress(&self) -> Result<Progress> {
         let fd = self.as_fd();
-        Progress::of(fd, &info(fd)?)
+        Progress::of(fd, &tcp_info(fd)?)
     }
 
     /// Reads the whole connection.
@@ -196,7 +196,7 @@ impl FrozenSocket {
     /// making it again on the same socket with an RST that is sent from this host to itself. That needs
     /// `CAP_NET_RAW` and the thread in the network namespace of the socket, and makes ECONNRESET of any error but
     /// ECONNRESET and EPIPE. If it fails in spite of that, for instance because the packet filter of this host drops
-    /// the RST, the application gets ECONNABORTED in place of the unread octets.
+    /// the RST, the application gets ECONNABORTED in place of the unread bytes.
     ///
     /// # Errors
     ///
@@ -206,7 +206,7 @@ impl FrozenSocket {
     pub fn read(&self) -> Result<Snapshot> {
         let fd = self.as_fd();
         loop {
-            let info = info(fd)?;
+            let info = tcp_info(fd)?;
             let progress = Progress::of(fd, &info)?;
             match info.state {
                 state if state.is_movable() => {}
@@ -260,7 +260,7 @@ impl FrozenSocket {
     ///
     /// # Errors
     ///
-    /// [`FreezeError`] with the descriptor, which may still be under repair.
+    /// [`FreezeError`] with the descriptor, which may still be in repair mode.
     pub fn thaw(mut self) -> Result<OwnedFd, FreezeError> {
         let thawed = self.end();
         let fd = self.take();
@@ -290,7 +290,7 @@ impl FrozenSocket {
         Ok(())
     }
 
-    /// Takes back all that the freeze did. One failure stops none of the rest, but a connection that is mute stays under repair, where
+    /// Takes back all that the freeze did. One failure stops none of the rest, but a connection that is mute stays in repair mode, where
     /// it can be [found](FrozenSocket::left_behind).
     fn end(&mut self) -> Result<()> {
         let mut still = std::mem::take(&mut self.still);

@@ -1,4 +1,4 @@
-//! A connection under repair: frozen and read on one host, rebuilt and activated on another.
+//! A connection in repair mode: frozen and read on one host, rebuilt and activated on another.
 //!
 //! [`FrozenSocket`] goes on here when it is dropped, [`RestoringSocket`] vanishes without a packet. Both are
 //! [mute] while they stand still. Between the two lies the [`Snapshot`].
@@ -24,11 +24,11 @@ mod wake;
 
 pub(crate) use rebuild::set_clock;
 
-pub use check::{check, is_under_repair};
+pub use check::{check, is_in_repair_mode};
 pub use deliver::Delivery;
 pub use freeze::{FreezeError, FrozenSocket};
 pub use local_address::NotUsable;
-pub use numbers::{Marks, Progress};
+pub use numbers::{Numbers, Progress};
 pub use rebuild::{ActivateError, BoundSocket, ClosedSocket, RestoringSocket, write_unsent};
 pub use snapshot::{Clock, Ended, QueueStart, Snapshot};
 

@@ -21,7 +21,7 @@
 //! A mute connection must not end by its own timers either: keepalive is off, `TCP_USER_TIMEOUT` out of
 //! reach, SYNs are counted to the largest number. The limits that no option moves are left: a connection whose peer
 //! has closed its window ends after `tcp_retries2` probes without an answer (some 13 minutes), or, with
-//! octets in flight, after four (`tcp_rtx_probe0_timed_out`).
+//! bytes in flight, after four (`tcp_rtx_probe0_timed_out`).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;

@@ -3,41 +3,41 @@
 use std::os::fd::BorrowedFd;
 
 use crate::error::Result;
-use crate::info::{Info, State, info};
+use crate::info::{Info, State, tcp_info};
 use crate::sockopt::{self, Queue};
 
 /// The numbers that show whether a frozen connection moved on, as the kernel has them: a FIN counts one
-/// like an octet, ours in `write_seq` and, once acknowledged, in `snd_una`, the peer's in `rcv_nxt`.
+/// like a byte, ours in `write_seq` and, once acknowledged, in `snd_una`, the peer's in `rcv_nxt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks {
+pub struct Numbers {
     /// The state.
     pub state: State,
-    /// Oldest octet that the peer has not acknowledged.
+    /// Oldest byte that the peer has not acknowledged.
     pub snd_una: u32,
     /// End of what the application wrote, and of the FIN behind it.
     pub write_seq: u32,
-    /// Next octet expected from the peer.
+    /// Next byte expected from the peer.
     pub rcv_nxt: u32,
 }
 
 /// Where a connection stood, to tell later where it stands without asking for each number again.
 #[derive(Debug)]
 pub(super) struct Stood {
-    marks: Marks,
+    marks: Numbers,
     pub(super) info: Info,
 }
 
 impl Stood {
-    pub(super) fn at(marks: Marks, info: Info) -> Self {
+    pub(super) fn at(marks: Numbers, info: Info) -> Self {
         Self { marks, info }
     }
 
-    /// Where it stands now, as long as it is under repair: nothing is written then.
-    pub(super) fn now(&self, info: &Info) -> Marks {
+    /// Where it stands now, as long as it is in repair mode: nothing is written then.
+    pub(super) fn now(&self, info: &Info) -> Numbers {
         // Sequence numbers wrap, and so do differences of them.
         let acknowledged = info.bytes_acked.wrapping_sub(self.info.bytes_acked) as u32;
         let received = info.bytes_received.wrapping_sub(self.info.bytes_received) as u32;
-        Marks {
+        Numbers {
             state: info.state,
             snd_una: self.marks.snd_una.wrapping_add(acknowledged),
             write_seq: self.marks.write_seq,
@@ -51,14 +51,14 @@ impl Stood {
     }
 
     /// Whether it stands where it stood then.
-    pub(super) fn is_still_there(&self, now: &Marks) -> bool {
+    pub(super) fn is_still_there(&self, now: &Numbers) -> bool {
         self.marks == *now
     }
 }
 
 /// How far a connection has come: if two of them differ, it moved on in between.
 ///
-/// Two calls tell it, where [`Marks`] take seven, so it is what a connection is compared by that stands still.
+/// Two calls tell it, where [`Numbers`] take seven, so it is what a connection is compared by that stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     state: State,
@@ -85,19 +85,19 @@ impl Progress {
     }
 }
 
-pub(super) fn marks(fd: BorrowedFd<'_>) -> Result<Marks> {
-    marks_in(fd, info(fd)?.state)
+pub(super) fn marks(fd: BorrowedFd<'_>) -> Result<Numbers> {
+    marks_in(fd, tcp_info(fd)?.state)
 }
 
 /// The same in a state that was read just before.
-pub(super) fn marks_in(fd: BorrowedFd<'_>, state: State) -> Result<Marks> {
+pub(super) fn marks_in(fd: BorrowedFd<'_>, state: State) -> Result<Numbers> {
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let rcv_nxt = sockopt::queue_sequence(fd)?;
     sockopt::set_repair_queue(fd, Queue::Send)?;
     let write_seq = sockopt::queue_sequence(fd)?;
     let unacknowledged = sockopt::send_queue_len(fd)?;
     sockopt::set_repair_queue(fd, Queue::None)?;
-    Ok(Marks {
+    Ok(Numbers {
         state,
         snd_una: write_seq.wrapping_sub(unacknowledged),
         write_seq,

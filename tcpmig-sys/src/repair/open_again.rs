@@ -1,4 +1,4 @@
-//! Connections that are being opened, made again.
+//! Connections that are being opened, re-created.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ const PAST: Duration = Duration::from_millis(100);
 
 impl BoundSocket {
     /// `connect` with an old initial sequence number, whose SYN is sent into nothing: the lock has to stop it, as all
-    /// that this host sends for the connection. The socket is then in `SYN_SENT` and under repair. After
+    /// that this host sends for the connection. The socket is then in `SYN_SENT` and in repair mode. After
     /// [`RestoringSocket::activate`] and within a second of this call the kernel sends the SYN again.
     ///
     /// `timestamp` is the clock of the timestamp option as in [`Snapshot::timestamp`](crate::repair::Snapshot::timestamp): what it showed shortly before the old
@@ -53,7 +53,7 @@ impl BoundSocket {
         sockets::clear(&socket, remote);
         sockopt::set_repair(fd, Repair::OffQuiet)?;
         let connected = sockets::connect(&socket, remote);
-        // Also after an error: dropping it is silent only under repair.
+        // Also after an error: dropping it is silent only in repair mode.
         sockopt::set_repair(fd, Repair::On)?;
         match connected {
             Err(error) if error.errno() == Some(libc::EINPROGRESS) => {}

@@ -6,10 +6,10 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::numbers::{Marks, Progress};
+use super::numbers::{Numbers, Progress};
 use super::snapshot::{self, Clock, Snapshot};
 use crate::error::Result;
-use crate::info::{Counters, counters, info};
+use crate::info::{Counters, counters, tcp_info};
 use crate::sockets::diag;
 use crate::sockopt;
 use crate::uapi::RepairWindow;
@@ -34,8 +34,8 @@ fn before_last(counters: &Counters) -> Duration {
 }
 
 /// What there is in `SYN_SENT`: a sequence number and a clock.
-pub(super) fn read(fd: BorrowedFd<'_>, marks: Marks, progress: Progress) -> Result<Snapshot> {
-    let info = info(fd)?;
+pub(super) fn read(fd: BorrowedFd<'_>, marks: Numbers, progress: Progress) -> Result<Snapshot> {
+    let info = tcp_info(fd)?;
     let (negotiated, _) = snapshot::negotiated(fd, &info)?;
     let microseconds = info.timestamps_in_microseconds;
     let rto = Duration::from_micros(info.rto.into());

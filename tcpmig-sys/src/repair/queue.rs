@@ -1,4 +1,4 @@
-//! Reading and writing the queues of a socket under repair.
+//! Reading and writing the queues of a socket in repair mode.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -25,7 +25,7 @@ pub(super) fn peek_from_start(fd: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// Peeks the last `len` octets of the selected queue. `SO_PEEK_OFF` is off after it.
+/// Peeks the last `len` bytes of the selected queue. `SO_PEEK_OFF` is off after it.
 pub(super) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result<Vec<u8>> {
     if len == 0 {
         return Ok(Vec::new());
@@ -33,11 +33,11 @@ pub(super) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result
     peek_from_start(fd)?;
     let mut slack = HEAD_SLACK;
     loop {
-        let mut octets = Vec::with_capacity(len + slack);
-        match raw::peek(fd, &mut octets) {
+        let mut bytes = Vec::with_capacity(len + slack);
+        match raw::peek(fd, &mut bytes) {
             Ok(Ok(got)) if got >= len => {
-                octets.drain(..got - len);
-                return Ok(octets);
+                bytes.drain(..got - len);
+                return Ok(bytes);
             }
             Ok(Ok(got)) => {
                 return Err(Error::Length {
@@ -56,16 +56,16 @@ pub(super) fn read(fd: BorrowedFd<'_>, call: &'static str, len: usize) -> Result
     }
 }
 
-/// Appends `octets` to the selected queue until the socket takes no more;
+/// Appends `bytes` to the selected queue until the socket takes no more;
 /// how many it took.
-pub(super) fn append(fd: BorrowedFd<'_>, call: &'static str, octets: &[u8]) -> Result<usize> {
+pub(super) fn append(fd: BorrowedFd<'_>, call: &'static str, bytes: &[u8]) -> Result<usize> {
     let socket = SockRef::from(&fd);
     let mut done = 0;
-    while done < octets.len() {
-        let end = octets.len().min(done + CHUNK);
+    while done < bytes.len() {
+        let end = bytes.len().min(done + CHUNK);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let sent =
-            seam::announce(call).and_then(|()| socket.send_with_flags(&octets[done..end], flags));
+            seam::announce(call).and_then(|()| socket.send_with_flags(&bytes[done..end], flags));
         match sent {
             Ok(sent) => done += sent,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,9 +1,9 @@
 //! Rebuilding a connection, step by step.
 //!
 //! The order is the kernel's and the types hold to it: [`ClosedSocket`] is a
-//! socket under repair whose options still decide binding and routing,
+//! socket in repair mode whose options still decide binding and routing,
 //! [`BoundSocket`] has its local end, and [`RestoringSocket`] is connected and takes
-//! queues, the FINs of either end ([`RestoringSocket::reach`]) and windows until
+//! queues, the FINs of either end ([`RestoringSocket::enter_state`]) and windows until
 //! [`RestoringSocket::activate`]. Dropping any of them closes it without a packet.
 
 use std::fmt;
@@ -14,14 +14,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::local_address;
 use super::mute::Mute;
-use super::numbers::{self, Marks, Stood, marks_in};
+use super::numbers::{self, Numbers, Stood, marks_in};
 use super::queue;
 use super::snapshot::{Clock, QueueStart};
 use super::timers::Timers;
 use super::wake::{Again, Wake, end_repair};
 use crate::ends::Ends;
 use crate::error::{Error, Result};
-use crate::info::{Info, State, info};
+use crate::info::{Info, State, tcp_info};
 use crate::packet::inject::Injector;
 use crate::sockets::diag::netns_cookie;
 use crate::sockopt::{self, Negotiated, Queue, Repair};
@@ -41,7 +41,7 @@ const OLDEST: usize = 10;
 /// section 2).
 const NEWEST: usize = 3;
 
-/// A socket under repair in CLOSE, without addresses.
+/// A socket in repair mode in CLOSE, without addresses.
 ///
 /// Set what decides binding and routing through [`crate::sockopt`] now: bound
 /// device, mark, `IP_FREEBIND` or `IP_TRANSPARENT`, `IPV6_V6ONLY`.
@@ -52,7 +52,7 @@ pub struct ClosedSocket {
     namespace: Option<u64>,
 }
 
-/// A socket under repair with its local address.
+/// A socket in repair mode with its local address.
 #[derive(Debug)]
 #[must_use = "dropping closes the socket"]
 pub struct BoundSocket {
@@ -61,7 +61,7 @@ pub struct BoundSocket {
     local: SocketAddr,
 }
 
-/// A rebuilt connection under repair.
+/// A rebuilt connection in repair mode.
 ///
 /// Dropped, it is taken back without a packet and at once, also if a child of this process that is being started
 /// has the descriptor for a moment.
@@ -92,7 +92,7 @@ pub struct RestoringSocket {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct ActivateError {
-    /// The connection, under repair.
+    /// The connection, in repair mode.
     pub socket: RestoringSocket,
     /// Why.
     #[source]
@@ -100,7 +100,7 @@ pub struct ActivateError {
 }
 
 impl ClosedSocket {
-    /// `socket`, non-blocking and close-on-exec, put under repair.
+    /// `socket`, non-blocking and close-on-exec, put into repair mode.
     ///
     /// `v6` makes an `AF_INET6` socket, which IPv4-mapped connections have too.
     /// Needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace
@@ -139,7 +139,7 @@ impl ClosedSocket {
         sockopt::set_window_clamp(self.as_fd(), LARGEST_UNSCALED)
     }
 
-    /// `bind`, which under repair ignores conflicts with other sockets.
+    /// `bind`, which in repair mode ignores conflicts with other sockets.
     ///
     /// # Errors
     ///
@@ -170,7 +170,7 @@ impl BoundSocket {
         (self.socket, self.namespace, self.local)
     }
 
-    /// `connect`, which under repair sends nothing and leads straight to ESTABLISHED. The socket is
+    /// `connect`, which in repair mode sends nothing and leads straight to ESTABLISHED. The socket is
     /// [mute](crate::repair::mute) from here until it is activated.
     ///
     /// What is left in `TIME_WAIT` of an earlier connection with the same four-tuple gives way.
@@ -272,7 +272,7 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::Call`].
-    pub fn marks(&self) -> Result<Marks> {
+    pub fn marks(&self) -> Result<Numbers> {
         numbers::marks(self.as_fd())
     }
 
@@ -288,7 +288,7 @@ impl RestoringSocket {
         let info = match &self.verified {
             // Its state was read a moment ago, and it is mute.
             Some(stood) => stood.info,
-            None => info(fd)?,
+            None => tcp_info(fd)?,
         };
         if info.state != State::Close {
             self.timers = Some(Timers::hold(fd, &info, true)?);
@@ -309,7 +309,7 @@ impl RestoringSocket {
     pub fn unmute(&mut self) -> Result<()> {
         match self.mute.take() {
             Some(mute) => {
-                // Without octets and without a FIN no timer has anything to send, and the application's keepalive is off.
+                // Without bytes and without a FIN no timer has anything to send, and the application's keepalive is off.
                 let is_idle = self.empty.is_some() && self.timers.is_some();
                 let is_open = self.verified.as_ref().is_some_and(Stood::is_established);
                 mute.lift_if_sent(self.as_fd(), !(is_idle && is_open))
@@ -340,47 +340,47 @@ impl RestoringSocket {
     ///
     /// [`Error::Length`] if the queue does not fit into the largest buffer that the
     /// process may have, [`Error::Call`].
-    pub fn fill_receive_queue(&mut self, octets: &[u8]) -> Result<()> {
+    pub fn fill_receive_queue(&mut self, bytes: &[u8]) -> Result<()> {
         const CALL: &str = "send(receive queue)";
-        if octets.is_empty() {
+        if bytes.is_empty() {
             return Ok(());
         }
         self.empty = None;
         let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Receive)?;
-        let mut done = queue::append(fd, CALL, octets)?;
-        if done < octets.len() {
+        let mut done = queue::append(fd, CALL, bytes)?;
+        if done < bytes.len() {
             // The buffer may be smaller than what waits in it already.
             let waiting = sockopt::receive_queue_len(fd)? as usize;
             grow(
                 fd,
-                waiting + octets.len() - done,
+                waiting + bytes.len() - done,
                 sockopt::force_receive_buffer,
                 sockopt::set_receive_buffer,
             )?;
-            done += queue::append(fd, CALL, &octets[done..])?;
+            done += queue::append(fd, CALL, &bytes[done..])?;
         }
         sockopt::set_repair_queue(fd, Queue::None)?;
-        all(CALL, done, octets.len())
+        all(CALL, done, bytes.len())
     }
 
-    /// Fills the send queue with octets that were sent and not acknowledged.
+    /// Fills the send queue with bytes that were sent and not acknowledged.
     ///
     /// They count as sent: the kernel retransmits what the peer does not acknowledge. **Its timer runs from here on, in repair mode
     /// too**: the packets of the connection have to be locked before, and [`RestoringSocket::hold`] soon after keeps
     /// the connection from being given up meanwhile.
     ///
-    /// Octets that were never sent are written after activation. `reserve` is how many of
+    /// Bytes that were never sent are written after activation. `reserve` is how many of
     /// those follow: the buffer grows for them as well.
     ///
     /// # Errors
     ///
     /// [`Error::Length`] if the queue does not fit into the largest buffer that the
     /// process may have, [`Error::Call`].
-    pub fn fill_send_queue(&mut self, octets: &[u8], reserve: usize) -> Result<()> {
+    pub fn fill_send_queue(&mut self, bytes: &[u8], reserve: usize) -> Result<()> {
         const CALL: &str = "send(send queue)";
         let fd = self.as_fd();
-        let wanted = octets.len() + reserve;
+        let wanted = bytes.len() + reserve;
         if wanted > 0 && wanted > sockopt::send_buffer(fd)? as usize / 2 {
             grow(
                 fd,
@@ -389,18 +389,18 @@ impl RestoringSocket {
                 sockopt::set_send_buffer,
             )?;
         }
-        if octets.is_empty() {
+        if bytes.is_empty() {
             return Ok(());
         }
         self.empty = None;
         let fd = self.as_fd();
         sockopt::set_repair_queue(fd, Queue::Send)?;
-        let done = queue::append(fd, CALL, octets)?;
+        let done = queue::append(fd, CALL, bytes)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
-        let info = info(fd)?;
+        let info = tcp_info(fd)?;
         let snd_una = marks_in(fd, info.state)?.snd_una;
-        self.again = again(octets, snd_una, &info);
-        all(CALL, done, octets.len())
+        self.again = again(bytes, snd_una, &info);
+        all(CALL, done, bytes.len())
     }
 
     /// The windows, after both queues are filled.
@@ -422,9 +422,9 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::NotAsAsked`] with the first value that differs.
-    pub fn verify(&mut self, asked: &Marks, negotiated: &Negotiated) -> Result<()> {
+    pub fn verify(&mut self, asked: &Numbers, negotiated: &Negotiated) -> Result<()> {
         let fd = self.as_fd();
-        let info = info(fd)?;
+        let info = tcp_info(fd)?;
         let got = self.stands_at(&info)?;
         if got.state != asked.state {
             return Err(differs("the state", asked.state, got.state));
@@ -461,11 +461,11 @@ impl RestoringSocket {
     }
 
     /// Where it stands in the state that was read just before.
-    fn stands_at(&self, info: &Info) -> Result<Marks> {
+    fn stands_at(&self, info: &Info) -> Result<Numbers> {
         let nothing_came = info.bytes_received == 0 && info.bytes_acked == 0;
         match self.empty {
-            // Nothing but octets and FINs moves the numbers that were set in CLOSE.
-            Some(start) if info.state == State::Established && nothing_came => Ok(Marks {
+            // Nothing but bytes and FINs moves the numbers that were set in CLOSE.
+            Some(start) if info.state == State::Established && nothing_came => Ok(Numbers {
                 state: info.state,
                 snd_una: start.snd_una,
                 write_seq: start.snd_una,
@@ -475,7 +475,7 @@ impl RestoringSocket {
         }
     }
 
-    /// Leaves the connection to the other descriptors of its socket, under repair still and not mute.
+    /// Leaves the connection to the other descriptors of its socket, in repair mode still and not mute.
     pub(super) fn release(mut self) {
         self.socket = None;
     }
@@ -483,13 +483,13 @@ impl RestoringSocket {
     /// Ends repair: the connection lives here.
     ///
     /// Unlock its packets first. A probe leaves, which the peer answers with its
-    /// acknowledgement and window; after [`RestoringSocket::reach`] what was unsent is sent, and a
+    /// acknowledgement and window; after [`RestoringSocket::enter_state`] what was unsent is sent, and a
     /// FIN that counted as sent once more. `SO_REUSEADDR` becomes `reuse_addr`, which repair
     /// would otherwise clear.
     ///
     /// # Errors
     ///
-    /// [`ActivateError`] with the connection as it is, under repair; with [`Error::Gone`] if it has ended meanwhile.
+    /// [`ActivateError`] with the connection as it is, in repair mode; with [`Error::Gone`] if it has ended meanwhile.
     pub fn activate(mut self, reuse_addr: bool) -> Result<OwnedFd, Box<ActivateError>> {
         if let Err(error) = self.begin(reuse_addr) {
             let socket = self;
@@ -503,7 +503,7 @@ impl RestoringSocket {
     fn begin(&mut self, reuse_addr: bool) -> Result<()> {
         // Nothing could reach it, so that a timer has run out. Later it is the peer that may end it, which is for the application.
         let is_mute = self.mute.is_some();
-        if is_mute && !self.ended && info(self.as_fd())?.state == State::Close {
+        if is_mute && !self.ended && tcp_info(self.as_fd())?.state == State::Close {
             return Err(Error::Gone);
         }
         self.unmute()?;
@@ -525,46 +525,46 @@ impl RestoringSocket {
     }
 }
 
-/// Octets for the end of the send queue that were never sent: written when repair is off.
+/// Bytes for the end of the send queue that were never sent: written when repair is off.
 /// Returns how many the socket took without waiting.
 ///
 /// # Errors
 ///
 /// [`Error::Call`].
-pub fn write_unsent(fd: BorrowedFd<'_>, octets: &[u8]) -> Result<usize> {
-    queue::append(fd, "send", octets)
+pub fn write_unsent(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+    queue::append(fd, "send", bytes)
 }
 
 /// The segments that make the peer tell what of the send queue it has, or fill what it lacks.
 ///
-/// The kernel alone is slow at it: it takes no round-trip time from what was written under repair (`TCPCB_REPAIRED`), so that its first
+/// The kernel alone is slow at it: it takes no round-trip time from what was written in repair mode (`TCPCB_REPAIRED`), so that its first
 /// retransmission timer takes one to three seconds. It finds out by itself that all between the oldest and the newest
 /// was lost once the newest are acknowledged selectively.
-fn again(octets: &[u8], snd_una: u32, info: &Info) -> Vec<Again> {
+fn again(bytes: &[u8], snd_una: u32, info: &Info) -> Vec<Again> {
     let segment = (info.snd_mss as usize).max(1);
-    let mut chunks = octets.chunks(segment).enumerate();
+    let mut chunks = bytes.chunks(segment).enumerate();
     let mut chosen: Vec<_> = chunks.by_ref().take(OLDEST).collect();
     // In their order: another one would count as reordering.
     let between = chunks.len().saturating_sub(NEWEST);
     chosen.extend(chunks.skip(between));
-    let again = |(index, octets): (usize, &[u8])| Again {
+    let again = |(index, bytes): (usize, &[u8])| Again {
         // A queue has at most 1 GiB.
         seq: snd_una.wrapping_add((index * segment) as u32),
-        octets: octets.to_vec(),
+        bytes: bytes.to_vec(),
     };
     chosen.into_iter().map(again).collect()
 }
 
-/// Raises a buffer for `octets` of payload: past the limit if the process may, else
+/// Raises a buffer for `bytes` of payload: past the limit if the process may, else
 /// as far as the limit.
 fn grow(
     fd: BorrowedFd<'_>,
-    octets: usize,
+    bytes: usize,
     force: fn(BorrowedFd<'_>, u32) -> Result<()>,
     set: fn(BorrowedFd<'_>, u32) -> Result<()>,
 ) -> Result<()> {
     // The kernel doubles it for its own accounting; small segments need more.
-    let wanted = u32::try_from(octets.saturating_mul(2))
+    let wanted = u32::try_from(bytes.saturating_mul(2))
         .unwrap_or(1 << 30)
         .min(1 << 30);
     match force(fd, wanted) {
@@ -592,7 +592,7 @@ pub(crate) fn set_clock(fd: BorrowedFd<'_>, clock: Clock) -> Result<()> {
         microseconds,
     } = clock;
     sockopt::set_timestamp(fd, value & !1 | u32::from(microseconds))?;
-    if microseconds && !info(fd)?.timestamps_in_microseconds {
+    if microseconds && !tcp_info(fd)?.timestamps_in_microseconds {
         return Err(differs(
             "the unit of timestamps (microseconds need Linux 6.7)",
             "microseconds",

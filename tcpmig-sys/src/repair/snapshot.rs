@@ -3,22 +3,22 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use super::numbers::{Marks, Progress};
+use super::numbers::{Numbers, Progress};
 use super::queue;
 use crate::error::Result;
 use crate::info::Info;
 use crate::sockopt::{self, Negotiated, Queue};
 use crate::uapi::RepairWindow;
 
-/// What a frozen connection holds; sequence numbers as on the wire. The queues hold octets only: a FIN is
+/// What a frozen connection holds; sequence numbers as on the wire. The queues hold bytes only: a FIN is
 /// told by the state.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Where the connection stands.
-    pub marks: Marks,
+    pub marks: Numbers,
     /// Everything written and not acknowledged, from `snd_una` on.
     pub send_queue: Vec<u8>,
-    /// How many octets at the end of `send_queue` were never sent.
+    /// How many bytes at the end of `send_queue` were never sent.
     pub unsent: usize,
     /// Everything received and not read, up to `rcv_nxt` or the FIN before it.
     pub receive_queue: Vec<u8>,
@@ -60,7 +60,7 @@ impl Ended {
     pub const CONNECTION_RESET: i32 = libc::ECONNRESET;
 }
 
-/// For the connection made again, on this host or another one.
+/// For the connection re-created, on this host or another one.
 impl Snapshot {
     /// Where its queues begin: for [`BoundSocket::connect`](crate::repair::BoundSocket::connect). Of a connection that neither end
     /// has closed: a FIN counts one in these numbers, and is in no queue.
@@ -86,9 +86,9 @@ impl Snapshot {
     /// What [`verify`](crate::repair::RestoringSocket::verify) has to find once both queues are filled: nothing unsent is in
     /// the socket yet. For a connection that neither end has closed.
     #[must_use]
-    pub fn rebuilt_marks(&self) -> Marks {
+    pub fn rebuilt_marks(&self) -> Numbers {
         let (sent, _) = self.sent_and_unsent();
-        Marks {
+        Numbers {
             // A queue has at most 1 GiB.
             write_seq: self.marks.snd_una.wrapping_add(sent.len() as u32),
             ..self.marks
@@ -115,18 +115,18 @@ impl fmt::Debug for Snapshot {
 /// Where the queues of a rebuilt connection begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueStart {
-    /// Sequence number of the first octet of the send queue.
+    /// Sequence number of the first byte of the send queue.
     pub snd_una: u32,
-    /// Sequence number of the first octet of the receive queue.
+    /// Sequence number of the first byte of the receive queue.
     pub copied_seq: u32,
 }
 
 /// Both queues and where they stand.
 pub(super) struct Queues {
-    pub(super) marks: Marks,
+    pub(super) marks: Numbers,
     pub(super) receive: Vec<u8>,
     pub(super) send: Vec<u8>,
-    /// How many octets at the end of `send` were never sent.
+    /// How many bytes at the end of `send` were never sent.
     pub(super) unsent: usize,
 }
 
@@ -141,8 +141,8 @@ impl Queues {
         let write_seq = sockopt::queue_sequence(fd)?;
         // The one place where lengths lose their FIN: it comes last, so what is unsent includes it.
         let fin = u32::from(info.state.fin_unacknowledged());
-        let octets = waiting.saturating_sub(fin) as usize;
-        let send = queue::read(fd, "recv(send queue)", octets)?;
+        let bytes = waiting.saturating_sub(fin) as usize;
+        let send = queue::read(fd, "recv(send queue)", bytes)?;
         let unsent = if send.is_empty() {
             0
         } else {
@@ -150,7 +150,7 @@ impl Queues {
         };
         sockopt::set_repair_queue(fd, Queue::None)?;
         Ok(Self {
-            marks: Marks {
+            marks: Numbers {
                 state: info.state,
                 snd_una: write_seq.wrapping_sub(waiting),
                 write_seq,

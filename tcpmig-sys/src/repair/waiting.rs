@@ -1,4 +1,4 @@
-//! What waits for the application besides octets.
+//! What waits for the application besides bytes.
 
 use std::os::fd::BorrowedFd;
 

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use super::numbers::{Stood, marks_in};
 use crate::error::{Error, Result};
-use crate::info::{State, info};
+use crate::info::{State, tcp_info};
 use crate::netns::Namespace;
 use crate::packet::inject::Injector;
 use crate::packet::{Ip, Segment};
@@ -17,7 +17,7 @@ pub(crate) struct Again {
     /// Its sequence number. Taken when the queue is filled: at activation the peer's acknowledgement
     /// may have come and moved `snd_una`.
     pub(crate) seq: u32,
-    pub(crate) octets: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// What a connection needs when repair is off.
@@ -31,7 +31,7 @@ pub(crate) struct Wake {
 }
 
 impl Wake {
-    /// What wakes the connection of this socket, which is under repair and has this injector; `again` are segments of its send
+    /// What wakes the connection of this socket, which is in repair mode and has this injector; `again` are segments of its send
     /// queue, and `before` is where it stood when it was rebuilt, with which windows: then nothing is unsent in ESTABLISHED.
     ///
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
@@ -44,7 +44,7 @@ impl Wake {
         again: &[Again],
         before: Option<(&Stood, Option<RepairWindow>)>,
     ) -> Result<Self> {
-        let info = info(fd)?;
+        let info = tcp_info(fd)?;
         let established = info.state == State::Established;
         let marks = match before {
             Some((stood, _)) => stood.now(&info),
@@ -76,10 +76,10 @@ impl Wake {
         } else {
             (sockopt::hop_limit(fd), sockopt::traffic_class(fd))
         };
-        let octet = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
+        let byte = |value: Result<i32>| value.ok().and_then(|value| u8::try_from(value).ok());
         let ip = Ip {
-            hops: octet(hops).unwrap_or(64),
-            class: octet(class).unwrap_or(0),
+            hops: byte(hops).unwrap_or(64),
+            class: byte(class).unwrap_or(0),
         };
         let ask = Segment {
             seq,
@@ -101,12 +101,12 @@ impl Wake {
                 asks.push((ask, Vec::new()));
             }
         } else if again.is_empty() {
-            // An octet that the peer had long ago, and does not look at.
+            // A byte that the peer had long ago, and does not look at.
             asks.push((ask, vec![0]));
         } else {
             asks.extend(again.iter().map(|again| {
                 let seq = again.seq;
-                (Segment { seq, ..ask }, again.octets.clone())
+                (Segment { seq, ..ask }, again.bytes.clone())
             }));
         }
         Ok(Wake {
@@ -143,7 +143,7 @@ impl Wake {
 /// The kernel counts the window in it as advertised, which the peer does not take: were that so, a peer that waits
 /// for a closed window to open would not be told. So it is forgotten again.
 pub(super) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
-    if info(fd)?.state != State::Established {
+    if tcp_info(fd)?.state != State::Established {
         // No probe leaves.
         return sockopt::set_repair(fd, Repair::Off);
     }
@@ -160,7 +160,7 @@ pub(super) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
 /// Ends repair, and makes the connection go on at once: it may have stood still for long, and its retransmission timer has
 /// backed off. What makes the kernel send again what was lost is the peer's next acknowledgement.
 pub(super) fn wake_up(fd: BorrowedFd<'_>) -> Result<()> {
-    let wakes = info(fd)?.state.is_movable()
+    let wakes = tcp_info(fd)?.state.is_movable()
         && Namespace::of_socket(fd).is_ok_and(|own| own.is_current().unwrap_or(false));
     let waker = wakes
         .then(|| {

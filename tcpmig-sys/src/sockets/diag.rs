@@ -30,7 +30,7 @@ const INET_DIAG_MD5SIG: u16 = 18;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const ANSWER: usize = 72;
-/// In `struct inet_diag_sockid`, which the answer has after four octets.
+/// In `struct inet_diag_sockid`, which the answer has after four bytes.
 const COOKIE: usize = HEADER + 4 + 40;
 
 /// In the answer: the socket's state.
@@ -56,13 +56,13 @@ const TCP_AO_INFO: i32 = 40;
 /// Whether the socket signs with keys of TCP-AO (Linux 6.7).
 pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
     // Long enough for `struct tcp_ao_info_opt`, which has to be zero where nothing is asked for.
-    let mut octets = [0; 56];
-    match raw::get_octets(
+    let mut bytes = [0; 56];
+    match raw::get_bytes(
         fd,
         libc::IPPROTO_TCP,
         TCP_AO_INFO,
         "getsockopt(TCP_AO_INFO)",
-        &mut octets,
+        &mut bytes,
     ) {
         Ok(_) => Ok(true),
         // A kernel that does not have it, or a socket that does not use it.
@@ -221,10 +221,10 @@ pub(crate) fn dump_request(family: u8) -> Vec<u8> {
 /// # Errors
 ///
 /// What the kernel says, or `InvalidData`.
-pub(crate) fn each(mut octets: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<bool> {
-    while let Some(len) = word(octets, 0) {
+pub(crate) fn each(mut bytes: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<bool> {
+    while let Some(len) = word(bytes, 0) {
         let len = len as usize;
-        let Some(message) = octets.get(..len).filter(|_| len >= HEADER) else {
+        let Some(message) = bytes.get(..len).filter(|_| len >= HEADER) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         match half(message, 4) {
@@ -235,7 +235,7 @@ pub(crate) fn each(mut octets: &[u8], mut take: impl FnMut(&[u8])) -> io::Result
             }
             _ => take(message),
         }
-        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
 }
@@ -255,8 +255,8 @@ pub(crate) struct About {
 impl About {
     pub(crate) fn read(message: &[u8]) -> Option<Self> {
         let port = |at: usize| {
-            let octets = message.get(ID + at..ID + at + 2)?.try_into().ok()?;
-            Some(u16::from_be_bytes(octets))
+            let bytes = message.get(ID + at..ID + at + 2)?.try_into().ok()?;
+            Some(u16::from_be_bytes(bytes))
         };
         let address = |at: usize| message.get(ID + at..ID + at + 16)?.try_into().ok();
         Some(Self {
@@ -325,14 +325,14 @@ pub(crate) fn end_request(family: u8, id: &[u8; 48]) -> Vec<u8> {
     request
 }
 
-fn half(octets: &[u8], at: usize) -> Option<u16> {
-    let octets = octets.get(at..at + 2)?.try_into().ok()?;
-    Some(u16::from_ne_bytes(octets))
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
+    Some(u16::from_ne_bytes(bytes))
 }
 
-fn word(octets: &[u8], at: usize) -> Option<u32> {
-    let octets = octets.get(at..at + 4)?.try_into().ok()?;
-    Some(u32::from_ne_bytes(octets))
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_ne_bytes(bytes))
 }
 
 /// The answer, if it is one about the socket with this cookie.

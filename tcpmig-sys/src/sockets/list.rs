@@ -69,12 +69,12 @@ fn dump(family: u8, sockets: &mut Vec<Listed>) -> io::Result<()> {
 
 fn listed(message: &[u8]) -> Option<Listed> {
     let about = diag::About::read(message)?;
-    let address = |octets: [u8; 16]| match i32::from(about.family) {
+    let address = |bytes: [u8; 16]| match i32::from(about.family) {
         libc::AF_INET => {
-            let [a, b, c, d, ..] = octets;
+            let [a, b, c, d, ..] = bytes;
             IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         }
-        _ => IpAddr::V6(Ipv6Addr::from(octets)),
+        _ => IpAddr::V6(Ipv6Addr::from(bytes)),
     };
     Some(Listed {
         state: State::from_number(about.state)?,

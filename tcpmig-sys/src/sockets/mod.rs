@@ -86,11 +86,11 @@ impl Lookup {
         Ok(self.occupant(local, remote)?.map(|found| found.state))
     }
 
-    /// As [`Lookup::find`], with what else the kernel tells of it.
+    /// Like [`Lookup::find`], but with what else the kernel tells of it.
     ///
     /// # Errors
     ///
-    /// As [`Lookup::find`].
+    /// Those of [`Lookup::find`].
     pub fn occupant(&self, local: SocketAddr, remote: SocketAddr) -> Result<Option<Occupant>> {
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         channel.list_devices(LISTED_FOR)?;

@@ -28,7 +28,7 @@ pub enum FlowLabel {
     },
 }
 
-// `struct in6_flowlabel_req` of `linux/in6.h`: 16 octets flr_dst, 4 flr_label (network byte order),
+// `struct in6_flowlabel_req` of `linux/in6.h`: 16 bytes flr_dst, 4 flr_label (network byte order),
 // flr_action, flr_share, 2 flr_flags, 2 flr_expires, 2 flr_linger, 4 of padding.
 const REQUEST: usize = 32;
 const LABEL: std::ops::Range<usize> = 16..20;
@@ -45,7 +45,7 @@ fn get(fd: BorrowedFd<'_>, flags: u16) -> Result<Option<[u8; REQUEST]>> {
     const CALL: &str = "getsockopt(IPV6_FLOWLABEL_MGR)";
     let mut request = [0; REQUEST];
     request[FLAGS].copy_from_slice(&flags.to_ne_bytes());
-    match raw::get_octets(fd, IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, CALL, &mut request) {
+    match raw::get_bytes(fd, IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, CALL, &mut request) {
         Ok(_) => Ok(Some(request)),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::raw;
 
-/// `getsockopt(fd, IP_OPTIONS)`: the options in the header of IPv4 packets, at most 40 octets.
+/// `getsockopt(fd, IP_OPTIONS)`: the options in the header of IPv4 packets, at most 40 bytes.
 ///
 /// # Errors
 ///
@@ -17,9 +17,9 @@ use crate::raw;
 #[doc(alias = "IP_OPTIONS")]
 pub fn ip_options(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     const CALL: &str = "getsockopt(IP_OPTIONS)";
-    let mut octets = [0_u8; 40];
-    let len = raw::get_octets(fd, IPPROTO_IP, libc::IP_OPTIONS, CALL, &mut octets)?;
-    Ok(octets[..len.min(octets.len())].to_vec())
+    let mut bytes = [0_u8; 40];
+    let len = raw::get_bytes(fd, IPPROTO_IP, libc::IP_OPTIONS, CALL, &mut bytes)?;
+    Ok(bytes[..len.min(bytes.len())].to_vec())
 }
 
 /// `setsockopt(fd, IP_OPTIONS)`: as [`ip_options`].
@@ -28,7 +28,7 @@ pub fn ip_options(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
 ///
 /// [`Error`] of the call: EINVAL for options that the kernel does not understand.
 #[doc(alias = "IP_OPTIONS")]
-pub fn set_ip_options(fd: BorrowedFd<'_>, octets: &[u8]) -> Result<()> {
+pub fn set_ip_options(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     const CALL: &str = "setsockopt(IP_OPTIONS)";
-    raw::set_slice(fd, IPPROTO_IP, libc::IP_OPTIONS, CALL, octets)
+    raw::set_slice(fd, IPPROTO_IP, libc::IP_OPTIONS, CALL, bytes)
 }

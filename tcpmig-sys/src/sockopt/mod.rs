@@ -107,8 +107,8 @@ impl Value for u64 {
 
 fn text(fd: BorrowedFd<'_>, level: i32, name: i32, call: &'static str) -> Result<String> {
     let mut buffer = [0_u8; 64];
-    let len = raw::get_octets(fd, level, name, call, &mut buffer)?.min(buffer.len());
-    let octets = &buffer[..len];
-    let end = octets.iter().position(|&c| c == 0).unwrap_or(len);
-    Ok(String::from_utf8_lossy(&octets[..end]).into_owned())
+    let len = raw::get_bytes(fd, level, name, call, &mut buffer)?.min(buffer.len());
+    let bytes = &buffer[..len];
+    let end = bytes.iter().position(|&c| c == 0).unwrap_or(len);
+    Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
 }

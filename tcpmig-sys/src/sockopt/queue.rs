@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::raw;
 
-/// `ioctl(fd, SIOCINQ)`: octets that can be read, up to the urgent mark.
+/// `ioctl(fd, SIOCINQ)`: bytes that can be read, up to the urgent mark.
 ///
 /// # Errors
 ///
@@ -17,7 +17,7 @@ pub fn receive_queue_len(fd: BorrowedFd<'_>) -> Result<u32> {
     Ok(raw::ioctl_int(fd, libc::FIONREAD, "ioctl(SIOCINQ)")?.unsigned_abs())
 }
 
-/// `ioctl(fd, SIOCOUTQ)`: octets written and not yet acknowledged, a FIN counted as one.
+/// `ioctl(fd, SIOCOUTQ)`: bytes written and not yet acknowledged, a FIN counted as one.
 ///
 /// # Errors
 ///
@@ -27,7 +27,7 @@ pub fn send_queue_len(fd: BorrowedFd<'_>) -> Result<u32> {
     Ok(raw::ioctl_int(fd, libc::TIOCOUTQ, "ioctl(SIOCOUTQ)")?.unsigned_abs())
 }
 
-/// `ioctl(fd, SIOCOUTQNSD)`: octets written and not yet sent, a FIN counted as one.
+/// `ioctl(fd, SIOCOUTQNSD)`: bytes written and not yet sent, a FIN counted as one.
 ///
 /// # Errors
 ///

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::raw;
 use crate::uapi::{self, RepairOption, RepairWindow};
 
-/// Whether a socket is under repair, and how to leave repair mode.
+/// Whether a socket is in repair mode, and how to leave repair mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repair {
     /// `TCP_REPAIR_ON`.
@@ -33,7 +33,7 @@ pub enum Queue {
     Send,
 }
 
-/// `getsockopt(fd, TCP_REPAIR)`: whether the socket is under repair.
+/// `getsockopt(fd, TCP_REPAIR)`: whether the socket is in repair mode.
 ///
 /// # Errors
 ///
@@ -145,7 +145,7 @@ pub struct Scales {
 /// RFC 2018).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Negotiated {
-    /// Largest segment that the peer takes, in octets.
+    /// Largest segment that the peer takes, in bytes.
     pub mss_clamp: u16,
     /// The window scale option, if both use it.
     pub window_scale: Option<Scales>,

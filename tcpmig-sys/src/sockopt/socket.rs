@@ -139,9 +139,9 @@ pub fn set_send_timeout(fd: BorrowedFd<'_>, microseconds: u64) -> Result<()> {
 ///
 /// [`Error`] of the call; it needs `CAP_NET_ADMIN` in the initial user namespace.
 #[doc(alias = "SO_RCVBUFFORCE")]
-pub fn force_receive_buffer(fd: BorrowedFd<'_>, octets: u32) -> Result<()> {
+pub fn force_receive_buffer(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
     const CALL: &str = "setsockopt(SO_RCVBUFFORCE)";
-    raw::set(fd, SOL_SOCKET, libc::SO_RCVBUFFORCE, CALL, octets)
+    raw::set(fd, SOL_SOCKET, libc::SO_RCVBUFFORCE, CALL, bytes)
 }
 
 /// `setsockopt(fd, SO_SNDBUFFORCE)`: past the limit of `net.core.wmem_max`.
@@ -150,9 +150,9 @@ pub fn force_receive_buffer(fd: BorrowedFd<'_>, octets: u32) -> Result<()> {
 ///
 /// [`Error`] of the call; it needs `CAP_NET_ADMIN` in the initial user namespace.
 #[doc(alias = "SO_SNDBUFFORCE")]
-pub fn force_send_buffer(fd: BorrowedFd<'_>, octets: u32) -> Result<()> {
+pub fn force_send_buffer(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
     const CALL: &str = "setsockopt(SO_SNDBUFFORCE)";
-    raw::set(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, CALL, octets)
+    raw::set(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, CALL, bytes)
 }
 
 /// `getsockopt(fd, SO_BINDTODEVICE)`: the device that the socket is bound to.

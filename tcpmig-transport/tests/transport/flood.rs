@@ -13,9 +13,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::quic::{ClientConnection, Keys, Suite, Version};
 
-/// Octets of a client's first datagram, at least.
+/// Bytes of a client's first datagram, at least.
 const DATAGRAM: usize = 1200;
-/// Octets of the tag at the end of each protected packet, and of a Retry.
+/// Bytes of the tag at the end of each protected packet, and of a Retry.
 const TAG: usize = 16;
 const NUMBER: usize = 4;
 /// What the client calls itself: the same in all packets, which no server compares.
@@ -65,13 +65,13 @@ impl Knocker {
         self.provider
             .secure_random
             .fill(&mut id)
-            .expect("random octets");
+            .expect("random bytes");
         id
     }
 
     /// A datagram that begins a handshake with the server that is called `to`, with the token of a Retry or an empty one.
     pub(crate) fn initial(&self, to: &[u8], token: &[u8]) -> Vec<u8> {
-        // Long header, Initial, four octets of packet number; version 1.
+        // Long header, Initial, four bytes of packet number; version 1.
         let mut packet = vec![0xc3, 0, 0, 0, 1];
         for id in [to, &SOURCE_ID] {
             packet.push(id.len() as u8);
@@ -109,7 +109,7 @@ impl Knocker {
     }
 }
 
-/// A length of two octets.
+/// A length of two bytes.
 fn varint(value: usize) -> [u8; 2] {
     (0x4000 | u16::try_from(value).expect("below 16384")).to_be_bytes()
 }
@@ -125,8 +125,8 @@ pub(crate) fn retry(datagram: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     (own == SOURCE_ID).then(|| (server.to_vec(), token.to_vec()))
 }
 
-fn id(octets: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (len, rest) = octets.split_first()?;
+fn id(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first()?;
     rest.split_at_checked(usize::from(*len))
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tcpmig_transport::{Exchange, TransportError, TransportLimits, memory};
 
-use crate::support::{SOURCE, TARGET, authority, host, host_at, hosts, in_time, loopback, octets};
+use crate::support::{SOURCE, TARGET, authority, bytes, host, host_at, hosts, in_time, loopback};
 
 /// Runs `check` on an exchange in memory and on one over QUIC.
 async fn on_both<F: Future<Output = ()>>(
@@ -39,16 +39,16 @@ async fn frames_of_all_sizes_come_back_over_ipv4_and_ipv6() {
         let (mut here, there) = hosts.exchange().await;
         let answering = tokio::spawn(echo(there));
         for len in [0, 1, 3, 4, 5, 1024, 65_535, 65_536, 65_537, 16 << 20] {
-            let frame = octets(len);
+            let frame = bytes(len);
             in_time(here.send(frame.clone())).await.expect("sent");
             let back = in_time(here.recv()).await.expect("received");
-            assert!(back == Some(frame), "frame of {len} octets");
+            assert!(back == Some(frame), "frame of {len} bytes");
         }
         here.finish().await.expect("finished");
         assert_eq!(in_time(here.recv()).await.expect("received"), None);
         assert_eq!(in_time(here.recv()).await.expect("still finished"), None);
         let there = in_time(answering).await.expect("echoed");
-        assert_eq!(there.stats().octets_sent, here.stats().octets_received);
+        assert_eq!(there.stats().bytes_sent, here.stats().bytes_received);
     }
 }
 
@@ -95,9 +95,9 @@ async fn many_exchanges_share_a_connection() {
             let peer = hosts.to_target.clone();
             tokio::spawn(async move {
                 let mut exchange = peer.open().await.expect("opened");
-                exchange.send(octets(i * 999)).await.expect("sent");
+                exchange.send(bytes(i * 999)).await.expect("sent");
                 exchange.finish().await.expect("finished");
-                assert_eq!(exchange.recv().await.expect("came"), Some(octets(i * 999)));
+                assert_eq!(exchange.recv().await.expect("came"), Some(bytes(i * 999)));
                 assert_eq!(exchange.recv().await.expect("finished"), None);
             })
         })
@@ -116,7 +116,7 @@ async fn a_frame_over_the_limit_is_not_sent() {
         ..Default::default()
     };
     on_both(limits, |mut here, mut there| async move {
-        let refused = here.send(octets(101)).await;
+        let refused = here.send(bytes(101)).await;
         assert!(matches!(
             refused,
             Err(TransportError::FrameTooLong {
@@ -124,8 +124,8 @@ async fn a_frame_over_the_limit_is_not_sent() {
                 limit: 100
             })
         ));
-        here.send(octets(100)).await.expect("within the limit");
-        assert_eq!(there.recv().await.expect("in step"), Some(octets(100)));
+        here.send(bytes(100)).await.expect("within the limit");
+        assert_eq!(there.recv().await.expect("in step"), Some(bytes(100)));
     })
     .await;
 }
@@ -172,9 +172,9 @@ async fn dropped_unfinished_is_abandoned_after_the_frames_sent() {
     on_both(
         TransportLimits::default(),
         |mut here, mut there| async move {
-            here.send(octets(5)).await.expect("sent");
+            here.send(bytes(5)).await.expect("sent");
             drop(here);
-            assert_eq!(there.recv().await.expect("delivered"), Some(octets(5)));
+            assert_eq!(there.recv().await.expect("delivered"), Some(bytes(5)));
             assert!(matches!(there.recv().await, Err(TransportError::Abandoned)));
             assert!(matches!(there.recv().await, Err(TransportError::Ended)));
         },
@@ -212,7 +212,7 @@ async fn an_interrupted_send_is_completed_by_the_next_call() {
     on_both(
         TransportLimits::default(),
         |mut here, mut there| async move {
-            let big = octets(40 << 20);
+            let big = bytes(40 << 20);
             {
                 let mut sending = Box::pin(here.send(big.clone()));
                 tokio::select! {
@@ -223,12 +223,12 @@ async fn an_interrupted_send_is_completed_by_the_next_call() {
             }
             let (finished, received) = tokio::join!(
                 async {
-                    here.send(octets(7)).await?;
+                    here.send(bytes(7)).await?;
                     here.finish().await
                 },
                 async {
                     assert!(there.recv().await? == Some(big));
-                    assert_eq!(there.recv().await?, Some(octets(7)));
+                    assert_eq!(there.recv().await?, Some(bytes(7)));
                     there.recv().await
                 }
             );
@@ -245,7 +245,7 @@ async fn receiving_is_cancel_safe() {
         let (mut sender, _receiver) = here.split();
         let sending = tokio::spawn(async move {
             for i in 0..200 {
-                sender.send(octets(i * 997)).await.expect("sent");
+                sender.send(bytes(i * 997)).await.expect("sent");
                 tokio::task::yield_now().await;
             }
             sender.finish().await.expect("finished");
@@ -263,7 +263,7 @@ async fn receiving_is_cancel_safe() {
                 }
             };
             let Some(frame) = received else { break };
-            assert_eq!(frame, octets(next * 997));
+            assert_eq!(frame, bytes(next * 997));
             next += 1;
         }
         assert_eq!(next, 200);
@@ -279,20 +279,20 @@ async fn nothing_follows_finish_and_finish_may_repeat() {
         TransportLimits::default(),
         |mut here, mut there| async move {
             let before = there.stats();
-            here.send(octets(9)).await.expect("sent");
+            here.send(bytes(9)).await.expect("sent");
             here.finish().await.expect("finished");
             here.finish().await.expect("finished");
-            let late = here.send(octets(1)).await;
+            let late = here.send(bytes(1)).await;
             assert!(matches!(late, Err(TransportError::Ended)));
             // The other direction goes on.
-            there.send(octets(3)).await.expect("sent");
-            assert_eq!(here.recv().await.expect("received"), Some(octets(3)));
-            assert_eq!(there.recv().await.expect("received"), Some(octets(9)));
+            there.send(bytes(3)).await.expect("sent");
+            assert_eq!(here.recv().await.expect("received"), Some(bytes(3)));
+            assert_eq!(there.recv().await.expect("received"), Some(bytes(9)));
             assert_eq!(there.recv().await.expect("finished"), None);
             let after = there.stats();
             assert_eq!(after.frames_received - before.frames_received, 1);
-            assert_eq!(after.octets_received - before.octets_received, 9);
-            assert_eq!(after.octets_sent - before.octets_sent, 3);
+            assert_eq!(after.bytes_received - before.bytes_received, 9);
+            assert_eq!(after.bytes_sent - before.bytes_sent, 3);
         },
     )
     .await;
@@ -320,11 +320,11 @@ proptest! {
         runtime.block_on(in_time(async {
             let (mut here, mut there) = memory::pair(TransportLimits::default());
             for &len in &lens {
-                here.send(octets(len)).await.expect("sent");
+                here.send(bytes(len)).await.expect("sent");
             }
             here.finish().await.expect("finished");
             for &len in &lens {
-                assert_eq!(there.recv().await.expect("received"), Some(octets(len)));
+                assert_eq!(there.recv().await.expect("received"), Some(bytes(len)));
             }
             assert_eq!(there.recv().await.expect("finished"), None);
         }));

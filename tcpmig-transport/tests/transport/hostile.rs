@@ -15,7 +15,7 @@ use tcpmig_transport::{Endpoint, Exchange, Peer, TransportError, TransportLimits
 use tokio::net::UdpSocket;
 
 use crate::support::{
-    Hosts, SOURCE, TARGET, authority, host, host_at, hosts, in_time, loopback, octets,
+    Hosts, SOURCE, TARGET, authority, bytes, host, host_at, hosts, in_time, loopback,
 };
 
 /// A host of quinn alone. It resumes sessions and sends early data if it is let.
@@ -162,7 +162,7 @@ async fn what_another_host_said_is_of_no_use_when_it_is_repeated() {
         accepted.expect("open").expect("let in"),
     );
     let mut exchange = peer.open().await.expect("opened");
-    exchange.send(octets(100)).await.expect("sent");
+    exchange.send(bytes(100)).await.expect("sent");
     let mut there = in_time(accepted.accept())
         .await
         .expect("open")
@@ -224,7 +224,7 @@ async fn stream(limits: TransportLimits) -> (quinn::SendStream, Exchange, Keep) 
     let raw = raw(&authority, Some(&issued), b"tcpmig/1");
     let (connection, peer) = let_in(&raw, &target).await;
     let (mut stream, receive) = connection.open_bi().await.expect("opened");
-    // A whole frame of one octet, so that the target knows of it.
+    // A whole frame of one byte, so that the target knows of it.
     stream.write_all(&[0, 0, 0, 1, 7]).await.expect("written");
     let mut exchange = in_time(peer.accept()).await.expect("open").expect("came");
     let frame = in_time(exchange.recv()).await.expect("a frame");
@@ -318,11 +318,11 @@ async fn unfinished_frames_of_all_exchanges_are_limited_together() {
         matches!(error, TransportError::TooMuch { limit: 3_000_000 }),
         "{error}"
     );
-    let stopped = in_time(here.send(octets(1))).await.expect_err("stopped");
+    let stopped = in_time(here.send(bytes(1))).await.expect_err("stopped");
     assert!(stopped.to_string().contains("unfinished"), "{stopped}");
     // What the ended one had is free again.
     let (mut here, mut there) = hosts.exchange().await;
-    let frame = octets(2_900_000);
+    let frame = bytes(2_900_000);
     let (sent, received) =
         in_time(async { tokio::join!(here.send(frame.clone()), there.recv()) }).await;
     sent.expect("sent");
@@ -344,9 +344,9 @@ async fn a_host_opens_no_more_exchanges_than_it_may() {
     for _ in 0..5 {
         let (here, there) = &mut open[0];
         let round = async {
-            here.send(octets(9)).await.expect("sent");
+            here.send(bytes(9)).await.expect("sent");
             there.recv().await.expect("received");
-            there.send(octets(9)).await.expect("sent");
+            there.send(bytes(9)).await.expect("sent");
             here.recv().await.expect("received");
         };
         tokio::select! {

@@ -8,7 +8,7 @@ use tcpmig_transport::{Endpoint, Peer, TransportError, TransportLimits};
 use tokio::runtime::Runtime;
 
 use crate::support::{
-    SOURCE, TARGET, authority, host, host_at, hosts, identity, in_time, loopback, octets, trust,
+    SOURCE, TARGET, authority, bytes, host, host_at, hosts, identity, in_time, loopback, trust,
 };
 
 /// A host in a runtime of its own, which can end without a word as a crashed process does.
@@ -53,7 +53,7 @@ async fn answer(peer: Peer) {
 
 async fn ask(peer: &Peer) -> Result<Option<Bytes>, TransportError> {
     let mut exchange = peer.open().await?;
-    exchange.send(octets(100)).await?;
+    exchange.send(bytes(100)).await?;
     exchange.recv().await
 }
 
@@ -78,13 +78,13 @@ async fn the_warm_connection_is_shared() {
         .enumerate()
     {
         let mut exchange = peer.open().await.expect("opened");
-        exchange.send(octets(i)).await.expect("sent");
+        exchange.send(bytes(i)).await.expect("sent");
         let mut exchange = in_time(accepted.accept())
             .await
             .expect("open")
             .expect("came");
         let frame = in_time(exchange.recv()).await.expect("received");
-        assert_eq!(frame, Some(octets(i)));
+        assert_eq!(frame, Some(bytes(i)));
     }
 }
 
@@ -238,7 +238,7 @@ async fn a_restarted_peer_is_noticed_at_once_and_connected_anew() {
         .expect("connected");
     assert_eq!(
         in_time(ask(&new)).await.expect("answered"),
-        Some(octets(100))
+        Some(bytes(100))
     );
     tokio::task::spawn_blocking(|| process.crash())
         .await

@@ -76,7 +76,7 @@ pub(crate) async fn hosts(addr: SocketAddr, limits: TransportLimits) -> Hosts {
 }
 
 impl Hosts {
-    /// An exchange between the two, by which the octet 0 has gone each way.
+    /// An exchange between the two, by which the byte 0 has gone each way.
     pub(crate) async fn exchange(&self) -> (Exchange, Exchange) {
         let mut here = self.to_target.open().await.expect("opened");
         here.send(Bytes::from_static(&[0])).await.expect("sent");
@@ -88,8 +88,8 @@ impl Hosts {
     }
 }
 
-/// Octets that differ from place to place.
-pub(crate) fn octets(len: usize) -> Bytes {
+/// Bytes that differ from place to place.
+pub(crate) fn bytes(len: usize) -> Bytes {
     (0..len)
         .map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8)
         .collect::<Vec<_>>()

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{Acceptor, Ending, Mover, Report};
 use tcpmig_format::{FourTuple, Layer};
-use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, NextHop, Nftables, Swept};
+use tcpmig_lock::{Entry, Features, LockError, LockGuard, Locker, NextHop, Nftables, Swept};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc as tasks;
@@ -57,7 +57,7 @@ struct State {
     written: u64,
 }
 
-/// A stream whose octets tell their place, to some extent: a prime number of them, repeated.
+/// A stream whose bytes tell their place, to some extent: a prime number of them, repeated.
 pub(crate) const ROUND: u64 = 65521;
 
 pub(crate) fn pattern() -> Vec<u8> {
@@ -65,7 +65,7 @@ pub(crate) fn pattern() -> Vec<u8> {
     round.repeat(2)
 }
 
-/// What the slow reader's receive buffer is set to, in octets: so small that the peer waits for it all the time.
+/// What the slow reader's receive buffer is set to, in bytes: so small that the peer waits for it all the time.
 const SLOW_BUFFER: u32 = 64 << 10;
 
 /// Asks a host to move the connection that it has; what it cost comes back.
@@ -197,8 +197,8 @@ impl Locker for Announcing {
         self.inner.name()
     }
 
-    fn abilities(&self) -> Abilities {
-        self.inner.abilities()
+    fn features(&self) -> Features {
+        self.inner.features()
     }
 
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
@@ -256,7 +256,7 @@ async fn run(stream: &mut TcpStream, state: &mut State) {
                 Ok(count) => {
                     let at = (state.read % ROUND) as usize;
                     let whole = count.min(ROUND as usize);
-                    assert!(buffer[..whole] == pattern[at..at + whole], "other octets");
+                    assert!(buffer[..whole] == pattern[at..at + whole], "other bytes");
                     state.read += count as u64;
                 }
                 Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),

@@ -103,7 +103,7 @@ struct Observed {
     locked: Vec<Duration>,
     /// How much longer the pause was.
     beyond: Vec<Duration>,
-    /// Octets after each moment in percent of those before it, in equal times.
+    /// Bytes after each moment in percent of those before it, in equal times.
     throughput_percent: Vec<u64>,
     /// Moves during which packets were captured.
     with_captured: usize,
@@ -146,7 +146,7 @@ impl Observed {
             observed.gaps.push(gap);
             observed.locked.push(stood_still);
             observed.beyond.push(gap.saturating_sub(stood_still));
-            let percent = (meter.octets(after) * 100).checked_div(meter.octets(before));
+            let percent = (meter.bytes(after) * 100).checked_div(meter.bytes(before));
             observed.throughput_percent.extend(percent);
         }
         observed.timeouts = [&net.peer, &net.a, &net.b]

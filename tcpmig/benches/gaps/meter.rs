@@ -18,11 +18,11 @@ pub(crate) struct Window {
     pub(crate) end: Instant,
 }
 
-/// One step of the traffic: from when to when, and how many octets.
+/// One step of the traffic: from when to when, and how many bytes.
 struct Step {
     begin: Instant,
     end: Instant,
-    octets: u64,
+    bytes: u64,
 }
 
 pub(crate) struct Meter {
@@ -58,11 +58,11 @@ impl Meter {
                 let mut traffic = Bulk::new(traffic);
                 while !stop.load(Ordering::Relaxed) {
                     let begin = Instant::now();
-                    let octets = traffic.step(&mut stream);
+                    let bytes = traffic.step(&mut stream);
                     let end = Instant::now();
                     let stopped = stop.load(Ordering::Relaxed);
-                    assert!(octets > 0 || stopped, "the server ended the connection");
-                    steps.lock().unwrap().push(Step { begin, end, octets });
+                    assert!(bytes > 0 || stopped, "the server ended the connection");
+                    steps.lock().unwrap().push(Step { begin, end, bytes });
                 }
             }
         });
@@ -87,19 +87,19 @@ impl Meter {
             .unwrap_or_default()
     }
 
-    /// Octets of the steps that ended in the window.
-    pub(crate) fn octets(&self, window: Window) -> u64 {
+    /// Bytes of the steps that ended in the window.
+    pub(crate) fn bytes(&self, window: Window) -> u64 {
         let steps = self.steps.lock().unwrap();
         let within = steps
             .iter()
             .filter(|step| step.end >= window.begin && step.end <= window.end);
-        within.map(|step| step.octets).sum()
+        within.map(|step| step.bytes).sum()
     }
 
     /// Ends the traffic and the connection; what the peer had to send again.
     pub(crate) fn stop(self, servers: Servers) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
-        let retransmissions = tcpmig_sys::info::info(self.peer.as_fd())
+        let retransmissions = tcpmig_sys::info::tcp_info(self.peer.as_fd())
             .unwrap()
             .total_retrans;
         if matches!(self.traffic, Traffic::Requests | Traffic::Idle) {
@@ -123,8 +123,8 @@ fn ask_when_told(asks: &mpsc::Receiver<()>, stream: &mut TcpStream, steps: &Mute
         stream.write_all(b"?").expect("the connection lives");
         stream.read_exact(&mut answer).expect("an answer comes");
         let end = Instant::now();
-        let octets = 1;
-        steps.lock().unwrap().push(Step { begin, end, octets });
+        let bytes = 1;
+        steps.lock().unwrap().push(Step { begin, end, bytes });
     }
 }
 
@@ -151,8 +151,8 @@ fn ask(every: Duration, stream: &mut TcpStream, steps: &Mutex<Vec<Step>>, stop: 
             let end = Instant::now();
             let mut steps = steps.lock().unwrap();
             for begin in asked.drain(..count) {
-                let octets = 1;
-                steps.push(Step { begin, end, octets });
+                let bytes = 1;
+                steps.push(Step { begin, end, bytes });
             }
         }
     }
@@ -175,7 +175,7 @@ impl Bulk {
         }
     }
 
-    /// One step; how many octets it moved, 0 at the end.
+    /// One step; how many bytes it moved, 0 at the end.
     fn step(&mut self, stream: &mut TcpStream) -> u64 {
         let at = (self.position % ROUND) as usize;
         let moved = if self.traffic == Traffic::Download {
@@ -189,7 +189,7 @@ impl Bulk {
             let whole = moved.min(ROUND as usize);
             assert!(
                 self.buffer[..whole] == self.pattern[at..at + whole],
-                "other octets"
+                "other bytes"
             );
         }
         self.position += moved as u64;

@@ -29,7 +29,7 @@ pub(crate) struct Measured {
     pub(crate) peer_retransmissions: u32,
     /// Retransmission timers that ran out, on all three hosts (`TCPTimeouts`).
     pub(crate) timeouts: u64,
-    /// Octets in the second after in percent of those in the second before, in the middle.
+    /// Bytes in the second after in percent of those in the second before, in the middle.
     pub(crate) unmoved_throughput_percent: Option<u64>,
     pub(crate) throughput_percent: Option<u64>,
 }

@@ -119,7 +119,8 @@ fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Strin
 }
 
 fn number(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("{text:?} is no number"))
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a number"))
 }
 
 fn traffic(text: &str) -> Option<Traffic> {

@@ -61,10 +61,10 @@ impl<'a> Filed<'a> {
         assert!(!self.on_b, "a connection moves by file once");
         let (stream, done) = self.halt();
         let begin = Instant::now();
-        let octets = leave(&self.net.a, stream.into());
+        let bytes = leave(&self.net.a, stream.into());
         thread::sleep(UNDERWAY);
         self.net.point_peer_at_b();
-        let stream = arrive(&self.net.b, &octets);
+        let stream = arrive(&self.net.b, &bytes);
         let stood_still = begin.elapsed();
         self.on_b = true;
         self.serve(stream, done);
@@ -81,18 +81,18 @@ impl<'a> Filed<'a> {
 fn leave(host: &Host, socket: OwnedFd) -> Vec<u8> {
     let locker = host.run(tcpmig::locker::nftables).unwrap().unwrap();
     let leave = || {
-        let plan = Plan::of(socket.as_fd()).unwrap();
+        let plan = Plan::read(socket.as_fd()).unwrap();
         let mut frozen = Frozen::freeze(socket, plan, &locker, LEASE).unwrap();
         let image = frozen.capture(None).unwrap();
-        frozen.confirm().unwrap();
+        frozen.check_unchanged().unwrap();
         frozen.discard().unwrap();
         image.encode().unwrap().to_vec()
     };
     host.run(leave).unwrap()
 }
 
-fn arrive(host: &Host, octets: &[u8]) -> TcpStream {
-    let image = Image::decode(octets, &Limits::default()).unwrap();
+fn arrive(host: &Host, bytes: &[u8]) -> TcpStream {
+    let image = Image::decode(bytes, &Limits::default()).unwrap();
     let locker = host.run(tcpmig::locker::nftables).unwrap().unwrap();
     let build = || Prepared::build(image, &locker, LEASE).unwrap();
     let mut restored = host.run(build).unwrap().activate().unwrap();
@@ -124,10 +124,10 @@ fn serve(
                     Traffic::Upload | Traffic::SlowUpload => {
                         let at = (done % ROUND) as usize;
                         let whole = count.min(ROUND as usize);
-                        assert!(buffer[..whole] == pattern[at..at + whole], "other octets");
+                        assert!(buffer[..whole] == pattern[at..at + whole], "other bytes");
                     }
                     Traffic::Download => {}
-                    // Few octets always fit.
+                    // Few bytes always fit.
                     _ => stream.write_all(&buffer[..count]).unwrap(),
                 }
                 done += count as u64;

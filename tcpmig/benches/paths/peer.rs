@@ -12,7 +12,7 @@ use tcpmig_sys::lab::Host;
 
 use crate::app::{ROUND, Traffic, pattern};
 
-/// How often an upload is looked at: the application does not see when its octets are acknowledged.
+/// How often an upload is looked at: the application does not see when its bytes are acknowledged.
 const LOOK: Duration = Duration::from_millis(2);
 /// How often an idle connection is asked something.
 const ASK: Duration = Duration::from_millis(500);
@@ -59,7 +59,7 @@ impl Peer {
             .unwrap_or_default()
     }
 
-    /// How many octets got on in this span; of requests, how many were answered.
+    /// How many bytes got on in this span; of requests, how many were answered.
     pub(crate) fn progress(&self, from: Instant, to: Instant) -> u64 {
         let log = self.log.lock().unwrap();
         let at = |time: Instant| {
@@ -93,7 +93,7 @@ fn download(mut stream: TcpStream, log: &Log, stop: &AtomicBool) {
         }
         let at = (read % ROUND) as usize;
         let whole = count.min(ROUND as usize);
-        assert!(buffer[..whole] == pattern[at..at + whole], "other octets");
+        assert!(buffer[..whole] == pattern[at..at + whole], "other bytes");
         read += count as u64;
         note(log, read);
     }

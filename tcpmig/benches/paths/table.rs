@@ -40,7 +40,7 @@ pub(crate) fn print(m: &Measured) {
     let second = |at: usize| {
         let percent = (m.moved[at] * 100).checked_div(m.stayed[at]);
         let percent = percent.map_or("-".to_owned(), |percent| format!("{percent} %"));
-        format!("{} / {percent}", octets(m.moved[at]))
+        format!("{} / {percent}", bytes(m.moved[at]))
     };
     let both = |[moved, stayed]: [u64; 2]| format!("{moved} / {stayed}");
     println!(
@@ -61,7 +61,7 @@ pub(crate) fn print(m: &Measured) {
     );
 }
 
-fn octets(count: u64) -> String {
+fn bytes(count: u64) -> String {
     match count {
         0..10_000 => count.to_string(),
         10_000..10_000_000 => format!("{} k", count / 1000),

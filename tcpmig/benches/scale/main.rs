@@ -101,7 +101,7 @@ struct Sent {
     /// Means, in microseconds.
     phases_us: Vec<(String, f64)>,
     captured_packets: u64,
-    /// Octets of memory that the process has more than before.
+    /// Bytes of memory that the process has more than before.
     memory: i64,
 }
 
@@ -117,8 +117,8 @@ struct Measured {
     blackout_p99_us: u64,
     blackout_max_us: u64,
     captured_packets: u64,
-    source_octets_each: i64,
-    target_octets_each: i64,
+    source_bytes_each: i64,
+    target_bytes_each: i64,
     phases_us: Vec<(String, f64)>,
     alive: usize,
 }
@@ -160,8 +160,8 @@ fn measure(task: &Task) -> Measured {
         blackout_p99_us: at(99),
         blackout_max_us: at(100),
         captured_packets: sent.captured_packets,
-        source_octets_each: sent.memory / all as i64,
-        target_octets_each: memory / all as i64,
+        source_bytes_each: sent.memory / all as i64,
+        target_bytes_each: memory / all as i64,
         phases_us: sent.phases_us,
         alive,
     }
@@ -200,8 +200,8 @@ impl Measured {
             ms(self.blackout_p99_us),
             ms(self.blackout_max_us),
             self.captured_packets,
-            self.source_octets_each,
-            self.target_octets_each,
+            self.source_bytes_each,
+            self.target_bytes_each,
         );
         let phases: Vec<String> = self
             .phases_us

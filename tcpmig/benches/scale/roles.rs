@@ -53,7 +53,7 @@ fn hear() -> String {
     line.trim_end().to_owned()
 }
 
-/// Octets of memory that this process has now.
+/// Bytes of memory that this process has now.
 fn memory() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -171,26 +171,26 @@ async fn target(task: &Task) {
         flags::set_non_blocking(arrived.socket.as_fd(), true).unwrap();
         echoes.spawn(echo(arrived.socket));
     }
-    // Of this, the application's task and registration are some hundred octets.
+    // Of this, the application's task and registration are some hundred bytes.
     say(&(memory() - before).to_string());
     while echoes.join_next().await.is_some() {}
 }
 
-/// Answers each octet with itself.
+/// Answers each byte with itself.
 async fn echo(socket: OwnedFd) {
     let stream = tokio::net::TcpStream::from_std(TcpStream::from(socket)).unwrap();
-    let mut octets = [0; 64];
+    let mut bytes = [0; 64];
     loop {
         stream.readable().await.unwrap();
-        match stream.try_read(&mut octets) {
+        match stream.try_read(&mut bytes) {
             Ok(0) => return,
-            Ok(count) => assert_eq!(stream.try_write(&octets[..count]).unwrap(), count),
+            Ok(count) => assert_eq!(stream.try_write(&bytes[..count]).unwrap(), count),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
     }
 }
 
-/// The ping with this number, as the octet that it is.
+/// The ping with this number, as the byte that it is.
 fn ping(number: usize) -> u8 {
     (number * 7 + 3) as u8
 }
@@ -225,8 +225,8 @@ fn peer(task: &Task) {
     let answers = |(mut stream, &pings): (&TcpStream, &usize)| {
         stream.write_all(&[ping(pings)]).unwrap();
         (0..=pings).all(|number| {
-            let mut octet = [0];
-            stream.read_exact(&mut octet).is_ok() && octet[0] == ping(number)
+            let mut byte = [0];
+            stream.read_exact(&mut byte).is_ok() && byte[0] == ping(number)
         })
     };
     let alive = streams

@@ -15,7 +15,7 @@ use crate::inject::deliver;
 ///
 /// For what takes time after a connection was captured, such as a disk. The application need not stand still for it, and if it fails the
 /// application has noticed nothing but the silence. What it reads and writes meanwhile makes the image stale, which
-/// [`Frozen::confirm`] finds once the connection is [frozen again](Locked::freeze): then it is captured again. That comes to an end by itself,
+/// [`Frozen::check_unchanged`] finds once the connection is [frozen again](Locked::freeze): then it is captured again. That comes to an end by itself,
 /// because without packets a send queue only fills and a receive queue only empties.
 ///
 /// Dropping it unlocks the packets, and the connection goes on.
@@ -35,7 +35,7 @@ impl Frozen {
     ///
     /// # Errors
     ///
-    /// [`NotFrozen`] with the descriptor, which may still be under repair; the packets are unlocked then.
+    /// [`NotFrozen`] with the descriptor, which may still be in repair mode; the packets are unlocked then.
     pub fn thaw_locked(self) -> Result<Locked, NotFrozen> {
         let Self {
             hold,
@@ -72,7 +72,7 @@ impl Locked {
         self.hold.renew()
     }
 
-    /// Freezes the connection again. If it is not as it was captured, [`Frozen::confirm`] says so.
+    /// Freezes the connection again. If it is not as it was captured, [`Frozen::check_unchanged`] says so.
     ///
     /// The application must have stopped using the descriptor.
     ///

@@ -102,7 +102,7 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
         tcpmig_sys::Error::NotMigratable(NotMigratable::FastOpen) => {
             Some("try again when the handshake is done")
         }
-        tcpmig_sys::Error::NotMigratable(NotMigratable::UnderRepair) => {
+        tcpmig_sys::Error::NotMigratable(NotMigratable::InRepairMode) => {
             Some("another move of it is under way, or one was cut off: `tcpmig thaw` lets it go on")
         }
         tcpmig_sys::Error::Traced { .. } => {

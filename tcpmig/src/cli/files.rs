@@ -67,14 +67,14 @@ impl NewFile {
         unreachable!("the loop ends with a file or an error")
     }
 
-    /// Makes these octets all that is in it, and waits until they are on the disk, under the name that
+    /// Makes these bytes all that is in it, and waits until they are on the disk, under the name that
     /// the file has until it is complete.
-    pub(crate) fn write(&mut self, octets: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         let written = self
             .file
             .rewind()
-            .and_then(|()| self.file.write_all(octets))
-            .and_then(|()| self.file.set_len(octets.len() as u64))
+            .and_then(|()| self.file.write_all(bytes))
+            .and_then(|()| self.file.set_len(bytes.len() as u64))
             .and_then(|()| self.file.sync_all())
             .and_then(|()| self.sync_folder());
         written.with_context(|| format!("write {}", self.path.display()))
@@ -123,11 +123,11 @@ impl Drop for NewFile {
     }
 }
 
-/// Makes these octets all that is in a file, which has either all of them or what it had before, and waits until they are on
+/// Makes these bytes all that is in a file, which has either all of them or what it had before, and waits until they are on
 /// the disk.
-pub(crate) fn replace(path: &Path, octets: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut file = NewFile::unnamed(path)?;
-    file.write(octets)?;
+    file.write(bytes)?;
     let replaced = || format!("replace {}", path.display());
     std::fs::rename(&file.at, path).with_context(replaced)?;
     file.at.clone_from(&file.path);
@@ -168,8 +168,8 @@ const LIMITS: Limits = {
 };
 
 /// Whether [`read`] would take an image.
-pub(crate) fn check(octets: &[u8]) -> anyhow::Result<()> {
-    Image::decode(octets, &LIMITS)?;
+pub(crate) fn check(bytes: &[u8]) -> anyhow::Result<()> {
+    Image::decode(bytes, &LIMITS)?;
     Ok(())
 }
 
@@ -190,28 +190,28 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, Envelope)> {
     if !kind.is_file() {
         bail!("{name} is not a file: an image is read from one");
     }
-    let mut octets = Vec::new();
-    // What is no image is told by its beginning, however long it is.
-    read_up_to(&file, Envelope::LEN, &mut octets).with_context(|| format!("read {name}"))?;
-    if octets.is_empty() {
+    let mut bytes = Vec::new();
+    // What is not an image is told by its beginning, however long it is.
+    read_up_to(&file, Envelope::LEN, &mut bytes).with_context(|| format!("read {name}"))?;
+    if bytes.is_empty() {
         bail!("{name}: the file is empty");
     }
-    let envelope = Envelope::peek(&octets).with_context(|| format!("{name}"))?;
-    // One octet more tells that the file is longer than the image.
+    let envelope = Envelope::peek(&bytes).with_context(|| format!("{name}"))?;
+    // One byte more tells that the file is longer than the image.
     let whole = usize::try_from(envelope.image_length()).unwrap_or(usize::MAX);
     if whole > LIMITS.max_image {
         bail!(
-            "{name}: it says that it has {whole} octets, more than the {} that an image can have",
+            "{name}: it says that it has {whole} bytes, more than the {} that an image can have",
             LIMITS.max_image
         );
     }
     let limit = whole.saturating_add(1);
-    read_up_to(&file, limit, &mut octets).with_context(|| format!("read {name}"))?;
-    let image = Image::decode_shared(octets.into(), &LIMITS).with_context(|| format!("{name}"))?;
+    read_up_to(&file, limit, &mut bytes).with_context(|| format!("read {name}"))?;
+    let image = Image::decode_shared(bytes.into(), &LIMITS).with_context(|| format!("{name}"))?;
     Ok((image, envelope))
 }
 
-fn read_up_to(file: &File, upto: usize, octets: &mut Vec<u8>) -> io::Result<usize> {
-    let rest = upto.saturating_sub(octets.len()) as u64;
-    file.take(rest).read_to_end(octets)
+fn read_up_to(file: &File, upto: usize, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let rest = upto.saturating_sub(bytes.len()) as u64;
+    file.take(rest).read_to_end(bytes)
 }

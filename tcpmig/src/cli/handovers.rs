@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use tcpmig::driver::journal::{self, File, Journal, Note, Open, Role};
+use tcpmig::driver::journal::{self, File, Journal, Note, Role, Unfinished};
 use tcpmig::driver::{Mover, Options, Resolved};
 use tcpmig::handover::{Fate, HandoverId};
 use tcpmig_lock::{Locker, NoLock};
@@ -52,7 +52,7 @@ pub(crate) struct JournalArgs {
 #[derive(Default)]
 pub(crate) struct Handovers {
     resolved: Vec<Resolved>,
-    open: Vec<(PathBuf, bool, Open)>,
+    open: Vec<(PathBuf, bool, Unfinished)>,
     asked: bool,
 }
 
@@ -144,18 +144,18 @@ pub(super) fn existing(path: &Path) -> anyhow::Result<File> {
 }
 
 pub(super) fn identifier(text: &str) -> Option<HandoverId> {
-    let octets = u128::from_str_radix(text, 16).ok()?;
-    (text.len() == 32).then(|| HandoverId::from_octets(octets.to_be_bytes()))
+    let bytes = u128::from_str_radix(text, 16).ok()?;
+    (text.len() == 32).then(|| HandoverId::from_octets(bytes.to_be_bytes()))
 }
 
 /// Since when nobody answers for it; a process that has died did not always say.
-pub(super) fn in_doubt(open: &Open, in_use: bool) -> bool {
+pub(super) fn in_doubt(open: &Unfinished, in_use: bool) -> bool {
     let source = open.about.role == Role::Source;
     source && open.note == Note::Committing && (!in_use || open.in_doubt_since.is_some())
 }
 
 /// What is known of a handover, and whether its source can ask about it.
-fn state(open: &Open, in_use: bool) -> (&'static str, bool) {
+fn state(open: &Unfinished, in_use: bool) -> (&'static str, bool) {
     match (open.about.role, open.note, in_use) {
         (Role::Source, Note::Committing, true) if open.in_doubt_since.is_some() => {
             ("in doubt: the target does not answer its process", false)
@@ -237,7 +237,7 @@ impl Handovers {
     pub(crate) fn print(&self) {
         say!();
         for one in &self.resolved {
-            let Open { id, about, .. } = &one.open;
+            let Unfinished { id, about, .. } = &one.open;
             let (flow, fate, reason) = (&about.flow, fate(one.fate), &one.reason);
             say!("{id}: {flow} is {fate} ({reason})");
         }
@@ -267,7 +267,7 @@ impl Handovers {
                 state(open, *in_use).0
             );
         }
-        let asked = |(_, in_use, open): &(PathBuf, bool, Open)| state(open, *in_use).1;
+        let asked = |(_, in_use, open): &(PathBuf, bool, Unfinished)| state(open, *in_use).1;
         if self.open.iter().any(asked) {
             say!(
                 "\nThe process that this journal belongs to settles them when it is started again, and so does \
@@ -275,7 +275,8 @@ impl Handovers {
                  If a target is gone for good, --forget ID takes its handover off the list."
             );
         }
-        let doubted = |(_, in_use, open): &(PathBuf, bool, Open)| *in_use && in_doubt(open, true);
+        let doubted =
+            |(_, in_use, open): &(PathBuf, bool, Unfinished)| *in_use && in_doubt(open, true);
         if self.open.iter().any(doubted) {
             say!(
                 "\nA process that lives has a connection in doubt: frozen and locked here until its target answers. If you know where it is, \

@@ -24,7 +24,7 @@ pub(crate) struct InspectArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Show the octets of queues and layers, in hexadecimal
+    /// Show the bytes of queues and layers, in hexadecimal
     #[arg(long)]
     payload: bool,
 }
@@ -45,13 +45,13 @@ pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCod
 
 /// Everything of an image, from the bottom up.
 fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
-    let queue = |queue: &Octets| octets_value(queue, payload);
+    let queue = |queue: &Octets| bytes_value(queue, payload);
     let mut all = Map::new();
     all.insert(
         "image".to_owned(),
         present(json!({
             "format_version": envelope.version,
-            "octets": envelope.image_length(),
+            "bytes": envelope.image_length(),
             "taken_us": image.taken,
             "taken": image.taken.and_then(utc),
             "subject": match image.subject {
@@ -91,16 +91,16 @@ fn utc(taken: u64) -> Option<String> {
     shown.then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-fn octets_value(octets: &Octets, payload: bool) -> Value {
+fn bytes_value(bytes: &Octets, payload: bool) -> Value {
     if !payload {
-        return json!({ "octets": octets.len() });
+        return json!({ "bytes": bytes.len() });
     }
-    let mut hex = String::with_capacity(octets.len() * 2);
-    for octet in octets.iter() {
+    let mut hex = String::with_capacity(bytes.len() * 2);
+    for byte in bytes.iter() {
         // Writing to a string cannot fail.
-        let _ = write!(hex, "{octet:02x}");
+        let _ = write!(hex, "{byte:02x}");
     }
-    json!({ "octets": octets.len(), "hex": hex })
+    json!({ "bytes": bytes.len(), "hex": hex })
 }
 
 /// Leaves out what an image does not carry.
@@ -159,7 +159,7 @@ impl Shown for Vec<FilterInstruction> {
 
 impl Shown for Octets {
     fn shown(&self) -> Value {
-        octets_value(self, true)
+        bytes_value(self, true)
     }
 }
 
@@ -257,7 +257,7 @@ fn show(value: &Value, depth: usize, text: &mut String) {
         // Writing to a string cannot fail.
         let _ = match field {
             Value::Object(inner) => match length_only(inner) {
-                Some(octets) => writeln!(text, "{:indent$}{name:<20} {octets} octets", ""),
+                Some(bytes) => writeln!(text, "{:indent$}{name:<20} {bytes} bytes", ""),
                 None => {
                     let written = writeln!(text, "{:indent$}{name}", "");
                     show(field, depth + 1, text);
@@ -279,5 +279,5 @@ fn show(value: &Value, depth: usize, text: &mut String) {
 }
 
 fn length_only(fields: &Map<String, Value>) -> Option<&Value> {
-    (fields.len() == 1).then(|| fields.get("octets")).flatten()
+    (fields.len() == 1).then(|| fields.get("bytes")).flatten()
 }

@@ -136,7 +136,7 @@ pub(crate) fn enter(namespace: Option<&str>) -> anyhow::Result<()> {
     use anyhow::Context;
     if let Some(name) = namespace {
         Namespace::open(name)
-            .and_then(|namespace| namespace.enter_for_good())
+            .and_then(|namespace| namespace.enter_permanently())
             .with_context(|| format!("network namespace {name}"))?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tcpmig::driver::journal::{self, Decision, Journal, Note, Open};
+use tcpmig::driver::journal::{self, Decision, Journal, Note, Unfinished};
 
 use super::handovers::{existing, identifier, in_doubt};
 use crate::cli::print::tell;
@@ -44,7 +44,7 @@ impl SettleArgs {
         let decision = decision(decided)?;
         for path in journals {
             let listing = journal::read(path)?;
-            let mine = |open: &&Open| open.id == id && in_doubt(open, listing.in_use);
+            let mine = |open: &&Unfinished| open.id == id && in_doubt(open, listing.in_use);
             let Some(open) = listing.open.iter().find(mine) else {
                 continue;
             };
@@ -70,7 +70,7 @@ impl SettleArgs {
 }
 
 /// Of a process that has died.
-fn note_by_hand(path: &Path, open: &Open, decision: Decision) -> anyhow::Result<()> {
+fn note_by_hand(path: &Path, open: &Unfinished, decision: Decision) -> anyhow::Result<()> {
     let journal = existing(path)?;
     let note = if decision == Decision::Moved {
         Note::Moved

@@ -1,4 +1,4 @@
-//! `tcpmig thaw`: what a killed dump left under repair.
+//! `tcpmig thaw`: what a killed dump left in repair mode.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -11,15 +11,15 @@ use tcpmig_sys::ends::Ends;
 use tcpmig_sys::netns::Namespace;
 use tcpmig_sys::process::owners;
 use tcpmig_sys::process::take::{Process, descriptor};
-use tcpmig_sys::repair::{FreezeError, FrozenSocket, is_under_repair};
+use tcpmig_sys::repair::{FreezeError, FrozenSocket, is_in_repair_mode};
 
 use super::locks;
 use super::print::{say, tell};
 use super::{NOTHING, Output, enter};
 
-/// Let a connection go on that a killed tool left under repair.
+/// Let a connection go on that a killed tool left in repair mode.
 ///
-/// A socket that somebody has put under repair (`TCP_REPAIR`) and left so is silent for ever, and its process meets errors that no
+/// A socket that somebody has put into repair mode (`TCP_REPAIR`) and left so is silent for ever, and its process meets errors that no
 /// peer made. This ends repair: the peer is made to answer, what was lost is sent again, and keepalive,
 /// `TCP_USER_TIMEOUT` and `SO_REUSEADDR` are as they were before. The connection's lock, if the one who made it is dead, ends too.
 ///
@@ -59,7 +59,7 @@ struct Which {
     all: bool,
 }
 
-/// Where to look for connections that are under repair.
+/// Where to look for connections that are in repair mode.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Selection {
     /// In a process, or in one of its descriptors.
@@ -91,7 +91,7 @@ pub(crate) fn main(args: &ThawArgs, output: Output) -> anyhow::Result<ExitCode> 
     let many = failed.len() > 1 || !thawed.is_empty();
     match failed.into_iter().next() {
         None if thawed.is_empty() => {
-            tell!("nothing to do: no connection is under repair there");
+            tell!("nothing to do: no connection is in repair mode there");
             Ok(ExitCode::from(NOTHING))
         }
         None => Ok(ExitCode::SUCCESS),
@@ -125,7 +125,7 @@ pub(crate) fn thaw(
         let Ok(socket) = descriptor(pid, fd) else {
             continue;
         };
-        if !is_under_repair(socket.as_fd()).unwrap_or(false) {
+        if !is_in_repair_mode(socket.as_fd()).unwrap_or(false) {
             continue;
         }
         let namespace = Namespace::of_socket(socket.as_fd())?;

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::Options;
 use super::exchange::serve_exchange;
-use super::journal::{Journal, Nowhere};
+use super::journal::{Journal, NoJournal};
 use super::policy::Policy;
 use super::target::Host;
 use crate::handover::Refusal;
@@ -32,14 +32,14 @@ pub struct Arrived {
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Octets to write before anything else: those of [`Restored::unwritten`](crate::restore::Restored::unwritten) that the send
+    /// Bytes to write before anything else: those of [`Restored::unwritten`](crate::restore::Restored::unwritten) that the send
     /// buffer did not take.
     pub unwritten: Octets,
     /// What runs on it, from the bottom up: each is the application's to consume.
     pub layers: Vec<Layer>,
     /// What the application made ready for it: the result of [`Acceptor::accept_async`].
     pub ready: Option<Ready>,
-    /// As [`Restored::not_set`](crate::restore::Restored::not_set).
+    /// Those of [`Restored::not_set`](crate::restore::Restored::not_set).
     pub not_set: Vec<NotSet>,
     /// The name of the host that it comes from.
     pub from: String,
@@ -167,7 +167,7 @@ impl Acceptor {
             endpoint,
             locker,
             options: Options::default(),
-            journal: Arc::new(Nowhere),
+            journal: Arc::new(NoJournal),
             policy: Policy::new(),
             accepts: None,
             accepts_async: None,

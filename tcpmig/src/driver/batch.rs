@@ -83,40 +83,40 @@ impl fmt::Debug for Moves {
 pub(super) struct Limits {
     frozen: Semaphore,
     /// In units of 1 KiB.
-    octets: Semaphore,
-    all_octets: u32,
+    bytes: Semaphore,
+    all_bytes: u32,
     stopped: AtomicBool,
 }
 
 /// The right to be frozen.
 pub(super) struct Turn<'a> {
     _frozen: SemaphorePermit<'a>,
-    _octets: SemaphorePermit<'a>,
+    _bytes: SemaphorePermit<'a>,
 }
 
 impl Limits {
     fn new(mover: &Mover) -> Self {
-        let all_octets = u32::try_from(mover.options.octets_in_flight >> 10).unwrap_or(u32::MAX);
-        let all_octets = all_octets.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
+        let all_bytes = u32::try_from(mover.options.bytes_in_flight >> 10).unwrap_or(u32::MAX);
+        let all_bytes = all_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
         Self {
             frozen: Semaphore::new(mover.options.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
-            octets: Semaphore::new(all_octets as usize),
-            all_octets,
+            bytes: Semaphore::new(all_bytes as usize),
+            all_bytes,
             stopped: AtomicBool::new(false),
         }
     }
 
-    /// Waits until a connection with so many octets in its queues may be frozen.
-    pub(super) async fn turn(&self, octets: u32) -> Result<Turn<'_>, Reason> {
+    /// Waits until a connection with so many bytes in its queues may be frozen.
+    pub(super) async fn turn(&self, bytes: u32) -> Result<Turn<'_>, Reason> {
         // One that is larger than all goes alone.
-        let units = (octets >> 10).saturating_add(1).min(self.all_octets);
+        let units = (bytes >> 10).saturating_add(1).min(self.all_bytes);
         // INVARIANT: the semaphores are never closed.
         let frozen = self.frozen.acquire().await.expect("it is open");
-        let octets = self.octets.acquire_many(units).await.expect("it is open");
+        let bytes = self.bytes.acquire_many(units).await.expect("it is open");
         self.check()?;
         Ok(Turn {
             _frozen: frozen,
-            _octets: octets,
+            _bytes: bytes,
         })
     }
 

@@ -12,18 +12,18 @@ use crate::handover::HandoverId;
 /// A connection of which nobody can say where it lives.
 ///
 /// It is frozen and locked here, and stays so: its lock or redirect is renewed for as long as this is there, by a thread for
-/// which nobody has to poll anything, and made again if somebody removed it. [`Doubt::ask`] asks the target again, [`Doubt::settle`] takes the word of a person. Dropping it ends the
+/// which nobody has to poll anything, and re-created if somebody removed it. [`InDoubt::ask`] asks the target again, [`InDoubt::settle`] takes the word of a person. Dropping it ends the
 /// connection on this host without a packet, because thawing could make two owners; the lock or redirect stays
 /// for one more lease, so that nothing answers its packets.
 #[must_use = "dropping ends the connection on this host"]
-pub struct Doubt {
+pub struct InDoubt {
     // `None` once it is settled.
     open: Option<Box<Outgoing>>,
     // Weak: the doubt itself may be in it.
     unclaimed: Weak<Unclaimed>,
 }
 
-impl Doubt {
+impl InDoubt {
     pub(super) fn new(mut open: Box<Outgoing>) -> Self {
         let unclaimed = Arc::downgrade(&open.mover.unclaimed);
         open.mover = open.mover.apart();
@@ -72,17 +72,17 @@ impl Doubt {
     }
 }
 
-impl Drop for Doubt {
+impl Drop for InDoubt {
     fn drop(&mut self) {
         if let Some(mut open) = self.open.take() {
             let worker = open.mover.worker.clone();
-            let waits = open.mover.locker.abilities().waits;
+            let waits = open.mover.locker.features().waits;
             worker.leave(waits, move || open.discard());
         }
     }
 }
 
-impl fmt::Debug for Doubt {
+impl fmt::Debug for InDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Doubt").field("id", &self.id()).finish()
     }

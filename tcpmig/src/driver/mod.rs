@@ -20,7 +20,7 @@
 //! |---|---|
 //! | [`Move`], [`Moves`] | the moves go on, and their outcomes are among [`Mover::unclaimed`]; only [`Move::cancel`] and [`Moves::cancel`] end them |
 //! | [`Moves::next`] | nothing is lost: the next call has it |
-//! | [`Doubt::ask`], [`Doubt::settle`] | the doubt is among [`Mover::unclaimed`] |
+//! | [`InDoubt::ask`], [`InDoubt::settle`] | the doubt is among [`Mover::unclaimed`] |
 //! | [`Mover::resolve`] | what was not settled is still in the journal |
 //! | [`Arrivals::next`] | nothing is lost: the next call has it |
 //! | [`Arrivals`] | what waits for COMMIT is discarded, its source keeps it |
@@ -31,7 +31,7 @@
 //! # Threads
 //!
 //! Nothing here waits on a thread of the runtime, which may have only one. What can wait runs on threads of the [`Mover`] or the
-//! [`Acceptor`]: each call of a locker, a journal or a way of steering that says that it waits ([`Abilities::waits`],
+//! [`Acceptor`]: each call of a locker, a journal or a way of steering that says that it waits ([`Features::waits`],
 //! [`Journal::waits`], [`Steer::waits`]), building a connection that one end has closed or that is being opened, and bringing one
 //! back to life whose peer has to be listened for. A panic of such a call goes on in the task that waits for it.
 //!
@@ -41,7 +41,7 @@
 //! the thread that polls its first move, an acceptor's in that of the thread that calls [`Acceptor::serve`]. A process can have some
 //! of each in several namespaces.
 //!
-//! [`Abilities::waits`]: tcpmig_lock::Abilities::waits
+//! [`Features::waits`]: tcpmig_lock::Features::waits
 //! [`Journal::waits`]: journal::Journal::waits
 //! [`Steer::waits`]: crate::steer::Steer::waits
 
@@ -67,7 +67,7 @@ mod worker;
 
 pub use acceptor::{Acceptor, Arrivals, Arrived, Offer, Offered, Ready};
 pub use batch::Moves;
-pub use doubt::Doubt;
+pub use doubt::InDoubt;
 pub use journal::Decision;
 pub use moving::Move;
 pub use options::Options;

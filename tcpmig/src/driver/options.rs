@@ -23,7 +23,7 @@ pub struct Options {
     /// little waits in its send queue; default 100 ms. What the peer fetches by itself meanwhile
     /// need not be carried while the connection stands still.
     pub settle: Duration,
-    /// Source: how many octets in the send queue are little; default 64 KiB.
+    /// Source: how many bytes in the send queue are little; default 64 KiB.
     pub settled_below: u32,
     /// Source: how long to wait for PREPARED before the connection is kept; default 3 s. It
     /// stands still meanwhile.
@@ -35,24 +35,24 @@ pub struct Options {
     /// Source: how many connections of one [`Mover::move_all`](super::Mover::move_all) stand still at a time;
     /// default 32. Each waits for those before it: more move faster over a long way, and stand still for longer.
     pub in_flight: usize,
-    /// Source: how many octets they may have in their queues together; default 64 MiB. A connection with more than
+    /// Source: how many bytes they may have in their queues together; default 64 MiB. A connection with more than
     /// that goes alone.
-    pub octets_in_flight: usize,
+    pub bytes_in_flight: usize,
     /// Target: how long a built connection waits for COMMIT before it is discarded;
     /// default 10 s.
     pub commit_within: Duration,
     /// Target: how many connections may wait for COMMIT at a time, from all sources; default 4096. Further ones are
     /// refused, and their sources keep them.
     pub prepared_at_once: usize,
-    /// Target: how many octets their images may have together; default 256 MiB. Refused as well.
-    pub octets_prepared: usize,
+    /// Target: how many bytes their images may have together; default 256 MiB. Refused as well.
+    pub bytes_prepared: usize,
     /// Target: how many of those connections may be of one host; default 1024. So one cannot take all
     /// the places, whatever it offers. One that was given up has its place until its source says
     /// ABORT, because its packets stay locked.
     pub prepared_by_each: usize,
-    /// Target: how many octets the images of one host may have together while they wait for COMMIT;
+    /// Target: how many bytes the images of one host may have together while they wait for COMMIT;
     /// default 128 MiB.
-    pub octets_by_each: usize,
+    pub bytes_by_each: usize,
     /// Target: how many exchanges may be open at a time, from all sources; default 16384. Further
     /// ones are ended, and their sources keep the connections.
     pub exchanges_at_once: usize,
@@ -91,9 +91,9 @@ impl Options {
         TargetConfig {
             commit_within: self.commit_within,
             prepared_at_once: self.prepared_at_once,
-            octets_prepared: self.octets_prepared,
+            bytes_prepared: self.bytes_prepared,
             prepared_by_each: self.prepared_by_each,
-            octets_by_each: self.octets_by_each,
+            bytes_by_each: self.bytes_by_each,
             remembered_by_each: self.remembered_by_each,
             remember: self.remember,
         }
@@ -105,9 +105,9 @@ impl Default for Options {
         let TargetConfig {
             commit_within,
             prepared_at_once,
-            octets_prepared,
+            bytes_prepared,
             prepared_by_each,
-            octets_by_each,
+            bytes_by_each,
             remembered_by_each,
             remember,
         } = TargetConfig::default();
@@ -126,12 +126,12 @@ impl Default for Options {
             answer_within,
             ask_for,
             in_flight: 32,
-            octets_in_flight: 64 << 20,
+            bytes_in_flight: 64 << 20,
             commit_within,
             prepared_at_once,
-            octets_prepared,
+            bytes_prepared,
             prepared_by_each,
-            octets_by_each,
+            bytes_by_each,
             exchanges_at_once: 16 << 10,
             reserved_descriptors: 256,
             raise_descriptors: true,

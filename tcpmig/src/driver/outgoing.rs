@@ -17,7 +17,7 @@ use tracing::{Instrument, info, warn};
 
 use super::Report;
 use super::batch::Limits;
-use super::doubt::Doubt;
+use super::doubt::InDoubt;
 use super::journal::{Decision, Note};
 use super::report::micros;
 use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
@@ -410,7 +410,7 @@ impl Outgoing {
         self.cancelled = None;
         let (flow, report) = (self.flow, self.report);
         let ending = match self.session.ended() {
-            Some(Fate::InDoubt) => Ending::InDoubt(Box::new(Doubt::new(self))),
+            Some(Fate::InDoubt) => Ending::InDoubt(Box::new(InDoubt::new(self))),
             Some(Fate::Moved) => Ending::Moved,
             Some(Fate::Lost) => Ending::Lost(self.session.take_why().to_string()),
             Some(Fate::Kept) | None => match std::mem::replace(&mut self.held, Held::Nothing) {

@@ -275,11 +275,11 @@ impl Rules {
         self
     }
 
-    /// Takes `SO_RCVBUF` and `SO_SNDBUF`, and queues, of up to so many octets as the kernel
+    /// Takes `SO_RCVBUF` and `SO_SNDBUF`, and queues, of up to so many bytes as the kernel
     /// accounts them (twice what an application asks for), whatever the limits of this host are.
     #[must_use]
-    pub fn buffers_up_to(mut self, octets: u32) -> Self {
-        self.buffers = octets;
+    pub fn buffers_up_to(mut self, bytes: u32) -> Self {
+        self.buffers = bytes;
         self
     }
 

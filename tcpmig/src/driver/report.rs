@@ -26,12 +26,12 @@ pub struct Report {
     /// How long the connection stood still: from the call that locked its packets until ACTIVE
     /// arrived, which is later than its activation by the way of that message.
     pub blackout_us: u64,
-    /// Octets of the image.
-    pub image_octets: u64,
-    /// Octets of it that wait for the peer to read them.
-    pub send_queue_octets: u64,
-    /// Octets of it that wait for the application to read them.
-    pub receive_queue_octets: u64,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// Bytes of it that wait for the peer to read them.
+    pub send_queue_bytes: u64,
+    /// Bytes of it that wait for the application to read them.
+    pub receive_queue_bytes: u64,
     /// Packets that arrived at the source while the connection stood still.
     pub captured_packets: u64,
     /// Frames sent to the target.

@@ -7,19 +7,19 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
-use super::journal::Open;
+use super::journal::Unfinished;
 use super::outgoing::Outgoing;
 use super::source::{Destination, Mover};
 use super::spans;
 use crate::handover::Fate;
-use crate::steer::Elsewhere;
+use crate::steer::External;
 
 /// What became of a handover that a process before this one had begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Resolved {
     /// The handover as the journal had it.
-    pub open: Open,
+    pub open: Unfinished,
     /// Where its connection is: [`Fate::Moved`], [`Fate::Lost`], or still [`Fate::InDoubt`]. The socket of this host
     /// ended with its process, so none is kept.
     pub fate: Fate,
@@ -59,9 +59,9 @@ impl Mover {
 
     async fn resolve_one(
         &self,
-        Open {
+        Unfinished {
             id, about, note, ..
-        }: &Open,
+        }: &Unfinished,
         silent: &mut HashSet<SocketAddr>,
         until: Instant,
     ) -> (Fate, String) {
@@ -69,7 +69,7 @@ impl Mover {
             // Whoever has none is not asked.
             address: about.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
             name: about.host.clone(),
-            steer: Arc::new(Elsewhere),
+            steer: Arc::new(External),
         };
         let left = until.saturating_duration_since(Instant::now());
         let address = about.address;

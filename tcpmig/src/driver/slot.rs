@@ -55,7 +55,7 @@ impl Slot {
         }
     }
 
-    /// Whether what was built has taken octets, which it must not: then nobody says that it never lived.
+    /// Whether what was built has taken bytes, which it must not: then nobody says that it never lived.
     pub(super) fn has_moved_on(&self) -> bool {
         let built = self.prepared.as_ref();
         built.is_some_and(|built| built.has_moved_on())

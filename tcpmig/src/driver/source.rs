@@ -11,8 +11,8 @@ use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::timeout;
 
 use super::batch::{self, Moves};
-use super::doubt::Doubt;
-use super::journal::{Journal, Nowhere};
+use super::doubt::InDoubt;
+use super::journal::{Journal, NoJournal};
 use super::keeper::Keeper;
 use super::moving::{self, Move};
 use super::unclaimed::Unclaimed;
@@ -93,7 +93,7 @@ pub enum Ending {
     /// It is gone: it lived on the target and ended with the target's process, which says so.
     Lost(String),
     /// COMMIT was sent and nobody answers for it.
-    InDoubt(Box<Doubt>),
+    InDoubt(Box<InDoubt>),
 }
 
 impl Ending {
@@ -154,7 +154,7 @@ pub enum Reason {
     /// The move was cancelled before COMMIT, by [`Move::cancel`] or because its runtime ended.
     #[error("the move was cancelled")]
     Cancelled,
-    /// It was in doubt, and a person decided that it goes on here ([`Doubt::settle`]). The target may have it as well.
+    /// It was in doubt, and a person decided that it goes on here ([`InDoubt::settle`]). The target may have it as well.
     #[error("it was in doubt, and it was settled by hand that it goes on here")]
     Settled,
     /// It was part of a batch that was stopped before its turn, by [`Moves::stop`] or because the target did not
@@ -179,7 +179,7 @@ impl Mover {
             worker: Worker::new(),
             locker,
             options,
-            journal: Arc::new(Nowhere),
+            journal: Arc::new(NoJournal),
             unclaimed: Arc::default(),
         }
     }
@@ -217,7 +217,7 @@ impl Mover {
     /// Moves many connections to another host, each with a fate of its own: one that cannot be moved stops no other.
     ///
     /// They are prepared, frozen, sent and rebuilt side by side on tasks of the current runtime, as many frozen at
-    /// a time as [`Options::in_flight`] and [`Options::octets_in_flight`] say, so that none stands still for longer
+    /// a time as [`Options::in_flight`] and [`Options::bytes_in_flight`] say, so that none stands still for longer
     /// because there are many. A target that does not answer for one of them is not given those whose turn comes
     /// later ([`Reason::Stopped`]).
     ///
@@ -245,7 +245,7 @@ impl Mover {
     /// Whether what is done for each connection, locking it and noting it, can wait. If not it is done on the task that moves
     /// it, and no connection stands still for the sake of a change of threads.
     pub(super) fn waits(&self) -> bool {
-        self.locker.abilities().waits || self.journal.waits()
+        self.locker.features().waits || self.journal.waits()
     }
 
     /// The same with nothing unclaimed.

@@ -17,7 +17,7 @@ use super::Options;
 use super::acceptor::{Accepts, AcceptsAsync, Arrived, Offer, Offered, Ready, Terms};
 use super::descriptors::Reserve;
 use super::exchange::Outbox;
-use super::journal::{About, Journal, Note, Role};
+use super::journal::{HandoverInfo, Journal, Note, Role};
 use super::keeper::Keeper;
 use super::policy::{Policy, ThisHost};
 use super::slot::{Slot, lock, try_lock};
@@ -181,17 +181,17 @@ impl Host {
     pub(super) fn hear(&self, from: &Arc<str>, outbox: &Outbox, message: Message) -> Heard {
         let recalled = message.id().and_then(|id| {
             let is_known = lock(&self.sessions).knows(id);
-            if is_known { None } else { self.recall(id) }
+            if is_known { None } else { self.lookup(id) }
         });
         let (now, link) = (self.now(), outbox.clone());
         self.with(|sessions| sessions.handle_message(now, from, link, message, recalled.as_ref()))
     }
 
     /// What a process before this one has noted.
-    fn recall(&self, id: HandoverId) -> Option<Recalled> {
+    fn lookup(&self, id: HandoverId) -> Option<Recalled> {
         let offered_by = self.journal.offered_by(id);
         self.journal
-            .recall(id)
+            .lookup(id)
             .map(|note| Recalled { note, offered_by })
     }
 
@@ -286,7 +286,7 @@ impl Host {
 
     /// Whether it can wait.
     fn waits_for(&self, id: HandoverId, action: &Action) -> bool {
-        let locker = self.locker.abilities().waits;
+        let locker = self.locker.features().waits;
         let any = locker || self.journal.waits();
         let slot = self.slot(id);
         let mut slot = slot.as_deref().map(try_lock);
@@ -429,7 +429,7 @@ impl Host {
             let about = slot.and_then(|slot| {
                 let slot = lock(&slot);
                 let built = slot.prepared.as_ref()?;
-                Some(About {
+                Some(HandoverInfo {
                     role: Role::Target,
                     flow: built.flow(),
                     host: slot.from.to_string(),

@@ -1,4 +1,4 @@
-//! What any octets, events and orders of messages do to the two ends of a handover.
+//! What any bytes, events and orders of messages do to the two ends of a handover.
 
 mod hosts;
 
@@ -20,7 +20,7 @@ const ALLOCATION: u64 = 8 << 10;
 /// What happens to a handover.
 #[derive(Arbitrary, Debug)]
 pub enum Story<'a> {
-    /// Frames of any octets arrive.
+    /// Frames of any bytes arrive.
     Octets(Vec<&'a [u8]>),
     /// Messages go from one end to the other.
     Messages(Vec<Said<'a>>),
@@ -52,7 +52,7 @@ pub enum Said<'a> {
 /// Runs a story. Nothing panics, a decision that was made stays, and no two hosts own a connection.
 pub fn handover(story: &Story<'_>, peak: Peak) {
     match story {
-        Story::Octets(frames) => octets(frames, peak),
+        Story::Octets(frames) => bytes(frames, peak),
         Story::Messages(said) => {
             for said in said {
                 roundtrip(&said.message());
@@ -64,7 +64,7 @@ pub fn handover(story: &Story<'_>, peak: Peak) {
     }
 }
 
-fn octets(frames: &[&[u8]], peak: Peak) {
+fn bytes(frames: &[&[u8]], peak: Peak) {
     let mut decoder = Decoder::default();
     for frame in frames {
         let len = frame.len() as u64;
@@ -73,7 +73,7 @@ fn octets(frames: &[&[u8]], peak: Peak) {
         let allocated = peak(&mut || decoded = Some(decoder.frame(frame.clone())));
         assert!(
             allocated <= 8 * len + ALLOCATION,
-            "{allocated} octets were allocated for {len}"
+            "{allocated} bytes were allocated for {len}"
         );
         match decoded {
             Some(Ok(Some(message))) => roundtrip(&message),
@@ -94,7 +94,7 @@ fn roundtrip(message: &Message) {
     let mut decoded = decoder.frame(first).expect("just encoded");
     if let Some(image) = second {
         assert_eq!(decoded, None);
-        decoded = decoder.frame(image).expect("any octets can be an image");
+        decoded = decoder.frame(image).expect("any bytes can be an image");
     }
     assert_eq!(decoded.as_ref(), Some(message));
 }

@@ -1,4 +1,4 @@
-//! The messages of a handover and their octets.
+//! The messages of a handover and their bytes.
 
 use std::fmt;
 
@@ -24,22 +24,22 @@ impl HandoverId {
         Ok(Self(id))
     }
 
-    /// Its octets.
+    /// Its bytes.
     #[must_use]
     pub fn octets(&self) -> [u8; 16] {
         self.0
     }
 
-    /// The one with these octets.
+    /// The one with these bytes.
     #[must_use]
-    pub const fn from_octets(octets: [u8; 16]) -> Self {
-        Self(octets)
+    pub const fn from_octets(bytes: [u8; 16]) -> Self {
+        Self(bytes)
     }
 }
 
 impl fmt::Display for HandoverId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -79,7 +79,7 @@ pub enum Message {
         #[serde(skip)]
         image: Bytes,
     },
-    /// Target: it is built, locked and under repair, and waits for COMMIT.
+    /// Target: it is built, locked and in repair mode, and waits for COMMIT.
     Prepared {
         /// The handover.
         id: HandoverId,
@@ -101,7 +101,7 @@ pub enum Message {
         id: HandoverId,
         /// Packets for the connection that arrived at the source while it stood still, from their
         /// IP headers on, in the order of their arrival. A reader leaves out those of less than 20
-        /// octets.
+        /// bytes.
         packets: Vec<Bytes>,
     },
     /// Source: discard it, it stays with me.
@@ -139,20 +139,20 @@ pub enum Message {
     },
 }
 
-/// Why octets are no message.
+/// Why bytes are not a message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
     /// The frame is not a message of this protocol.
-    #[error("a frame of {len} octets is no handover message: {source}")]
+    #[error("a frame of {len} bytes is not a handover message: {source}")]
     Malformed {
         /// Its length.
         len: usize,
         /// What the decoder said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Octets follow the message in its frame.
-    #[error("{0} octets follow a handover message in its frame")]
+    /// Bytes follow the message in its frame.
+    #[error("{0} bytes follow a handover message in its frame")]
     Trailing(usize),
 }
 
@@ -212,13 +212,13 @@ impl Message {
     /// The frames that carry it: two for an OFFER, else one.
     #[must_use]
     pub fn encode(self) -> (Bytes, Option<Bytes>) {
-        let octets = rmp_serde::to_vec_named(&self);
+        let bytes = rmp_serde::to_vec_named(&self);
         let image = match self {
             Self::Offer { image, .. } => Some(image),
             _ => None,
         };
-        // INVARIANT: integers, strings and octets always have an encoding, and a `Vec` takes it.
-        (octets.expect("a message can be encoded").into(), image)
+        // INVARIANT: integers, strings and bytes always have an encoding, and a `Vec` takes it.
+        (bytes.expect("a message can be encoded").into(), image)
     }
 }
 
@@ -231,7 +231,7 @@ impl fmt::Debug for Message {
         }
         match self {
             Self::Hello { oldest, newest } => shown.field("versions", &(oldest..=newest)),
-            Self::Offer { image, .. } => shown.field("octets", &image.len()),
+            Self::Offer { image, .. } => shown.field("bytes", &image.len()),
             Self::Commit { packets, .. } => shown.field("packets", &packets.len()),
             Self::Prepared { rebuild_us, .. } => shown.field("rebuild_us", rebuild_us),
             Self::Active { activate_us, .. } => shown.field("activate_us", activate_us),

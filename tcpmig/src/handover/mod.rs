@@ -39,9 +39,9 @@ pub use target::{
     TargetSessions,
 };
 
-/// Why what has taken octets by itself is lost.
+/// Why what has taken bytes by itself is lost.
 pub(crate) const MOVED_ON: &str =
-    "it took octets of the peer before it lived here, which its source does not have";
+    "it took bytes of the peer before it lived here, which its source does not have";
 
 /// Where a connection is after a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -26,12 +26,12 @@ pub struct TargetConfig {
     pub commit_within: Duration,
     /// How many connections are prepared at a time, from all sources.
     pub prepared_at_once: usize,
-    /// How many octets their images may have together.
-    pub octets_prepared: usize,
+    /// How many bytes their images may have together.
+    pub bytes_prepared: usize,
     /// How many of the connections may be of one host.
     pub prepared_by_each: usize,
-    /// How many octets the images of one host may have together.
-    pub octets_by_each: usize,
+    /// How many bytes the images of one host may have together.
+    pub bytes_by_each: usize,
     /// How many ended handovers of one host are remembered.
     pub remembered_by_each: usize,
     /// How long an ended handover is remembered.
@@ -43,9 +43,9 @@ impl Default for TargetConfig {
         Self {
             commit_within: Duration::from_secs(10),
             prepared_at_once: 4096,
-            octets_prepared: 256 << 20,
+            bytes_prepared: 256 << 20,
             prepared_by_each: 1024,
-            octets_by_each: 128 << 20,
+            bytes_by_each: 128 << 20,
             remembered_by_each: 100_000,
             remember: Duration::from_secs(600),
         }
@@ -148,14 +148,14 @@ pub enum TargetResult {
     Failed(Refusal),
     /// The connection is discarded.
     Discarded {
-        /// It had taken octets by itself, which its source does not have.
+        /// It had taken bytes by itself, which its source does not have.
         moved_on: bool,
     },
     /// The connection does not live and was discarded.
     NotActivated {
         /// Why.
         why: Refusal,
-        /// It had taken octets by itself, which its source does not have.
+        /// It had taken bytes by itself, which its source does not have.
         moved_on: bool,
         /// Whether its packets are still locked.
         is_locked: bool,

@@ -100,7 +100,7 @@ fn the_specification_has_these_messages_and_fields() {
         assert_eq!(fields.keys().collect::<Vec<_>>(), named, "{name}");
         let wire = row[1].trim_matches('`').as_bytes();
         assert!(
-            frame.windows(wire.len()).any(|octets| octets == wire),
+            frame.windows(wire.len()).any(|bytes| bytes == wire),
             "{name}"
         );
     }
@@ -187,8 +187,8 @@ fn the_specification_has_these_limits() {
         ("lease", ms(options.lease)),
         ("prepared_at_once", options.prepared_at_once.to_string()),
         (
-            "octets_prepared",
-            format!("{} MiB", options.octets_prepared >> 20),
+            "bytes_prepared",
+            format!("{} MiB", options.bytes_prepared >> 20),
         ),
     ] {
         let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -250,7 +250,7 @@ proptest! {
     }
 
     #[test]
-    fn octets_after_a_message_are_refused(message in messages(), more in 1..9_usize) {
+    fn bytes_after_a_message_are_refused(message in messages(), more in 1..9_usize) {
         let (first, _) = message.encode();
         let mut frame = first.to_vec();
         frame.extend(vec![0; more]);

@@ -1,7 +1,7 @@
 //! Messages as they are read.
 //!
 //! serde's own code for an enum with a tag keeps everything that comes before the tag, and reserves
-//! room for what lists only announce: a few octets make it allocate gigabytes. Here fields are read
+//! room for what lists only announce: a few bytes make it allocate gigabytes. Here fields are read
 //! into one structure, and then taken for the message that they are.
 
 use std::fmt;
@@ -11,11 +11,11 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 use super::{Code, HandoverId, Message};
 
-/// Octets of the shortest IP header. Nothing shorter is a packet.
+/// Bytes of the shortest IP header. Nothing shorter is a packet.
 const SHORTEST_PACKET: usize = 20;
 
 /// Packets of a COMMIT that are read: more than 64 MiB of full segments. Each one costs more memory than a short
-/// packet has octets.
+/// packet has bytes.
 const MOST_PACKETS: usize = 1 << 16;
 
 #[derive(serde::Deserialize)]
@@ -108,7 +108,7 @@ impl TryFrom<Wire> for Message {
 }
 
 /// Packets, without those that cannot be any, and not more than a source can have: a list of short ones would take
-/// many times its octets in memory.
+/// many times its bytes in memory.
 #[derive(Default)]
 struct Packets(Vec<Bytes>);
 

@@ -180,7 +180,7 @@ impl<C: Carrier> Drained<C> {
 pub struct Upgraded<C = TcpStream> {
     /// What it runs over.
     pub stream: C,
-    /// Octets that were read from it and belong to the new protocol.
+    /// Bytes that were read from it and belong to the new protocol.
     pub unread: Bytes,
     /// The extensions of that response: what the service wants to be known behind it.
     pub extensions: hyper::http::Extensions,

@@ -18,7 +18,7 @@ pub(super) struct Gate<T> {
     unread: Bytes,
     /// Written before what hyper writes next.
     unwritten: BytesMut,
-    /// How many octets of the `\r\n\r\n` at the end of a response head are behind us, while
+    /// How many bytes of the `\r\n\r\n` at the end of a response head are behind us, while
     /// that head is to be swallowed.
     swallowed: Option<usize>,
     shared: Arc<Shared>,
@@ -56,7 +56,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         }
     }
 
-    /// Octets wait for the socket.
+    /// Bytes wait for the socket.
     pub(super) fn has_unwritten(&self) -> bool {
         !self.unwritten.is_empty()
     }
@@ -74,16 +74,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         (self.stream, self.unread, self.unwritten)
     }
 
-    /// How much of `octets` belongs to a head that is to be swallowed.
-    fn swallow(&mut self, octets: &[u8]) -> usize {
+    /// How much of `bytes` belongs to a head that is to be swallowed.
+    fn swallow(&mut self, bytes: &[u8]) -> usize {
         let Some(mut matched) = self.swallowed else {
             return 0;
         };
-        for (index, &octet) in octets.iter().enumerate() {
-            matched = if octet == HEAD_END[matched] {
+        for (index, &byte) in bytes.iter().enumerate() {
+            matched = if byte == HEAD_END[matched] {
                 matched + 1
             } else {
-                usize::from(octet == HEAD_END[0])
+                usize::from(byte == HEAD_END[0])
             };
             if matched == HEAD_END.len() {
                 self.swallowed = None;
@@ -91,7 +91,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
             }
         }
         self.swallowed = Some(matched);
-        octets.len()
+        bytes.len()
     }
 
     pub(super) fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -106,11 +106,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes octets into the buffer, as many as fit below the limit.
+    /// Takes bytes into the buffer, as many as fit below the limit.
     fn poll_absorb(
         &mut self,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
         limit: usize,
     ) -> Poll<io::Result<usize>> {
         if limit < usize::MAX
@@ -118,12 +118,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         {
             return Poll::Ready(Err(error));
         }
-        let count = limit.saturating_sub(self.unwritten.len()).min(octets.len());
-        if count == 0 && !octets.is_empty() {
+        let count = limit.saturating_sub(self.unwritten.len()).min(bytes.len());
+        if count == 0 && !bytes.is_empty() {
             // The socket, which is asked above, wakes the task.
             return Poll::Pending;
         }
-        self.unwritten.extend_from_slice(&octets[..count]);
+        self.unwritten.extend_from_slice(&bytes[..count]);
         Poll::Ready(Ok(count))
     }
 }
@@ -147,18 +147,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let swallowed = self.swallow(octets);
+        let swallowed = self.swallow(bytes);
         if swallowed > 0 {
             return Poll::Ready(Ok(swallowed));
         }
         let limit = self.shared.absorb();
         if limit > 0 {
-            return self.poll_absorb(cx, octets, limit);
+            return self.poll_absorb(cx, bytes, limit);
         }
         ready!(self.poll_unwritten(cx))?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, octets);
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.shared.set_waits(written.is_pending());
         written
     }
@@ -197,7 +197,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Not a flush, which says that all is well while octets are absorbed: what was written before
+        // Not a flush, which says that all is well while bytes are absorbed: what was written before
         // the end has to reach the peer before it.
         ready!(self.poll_unwritten(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_resumed_gate_reads_and_writes_the_old_octets_first() {
+    async fn a_resumed_gate_reads_and_writes_the_old_bytes_first() {
         let (mut peer, server) = pair().await;
         let mut gate = Gate::resume(server, Shared::new(), None, b"unread ", b"unwritten ");
         peer.write_all(b"new").await.unwrap();

@@ -1,4 +1,4 @@
-//! The heads of requests, as octets.
+//! The heads of requests, as bytes.
 
 use std::io::Write;
 
@@ -40,7 +40,7 @@ pub(super) fn write(head: &mut Vec<u8>, parts: &Parts) {
 pub(super) fn parse(head: &[u8]) -> Result<Request<()>, SessionError> {
     let bad = |error: &dyn std::fmt::Display| SessionError::Request(error.to_string());
     // One line is the request's own.
-    let lines = head.iter().filter(|&&octet| octet == b'\n').count();
+    let lines = head.iter().filter(|&&byte| byte == b'\n').count();
     let mut headers = vec![httparse::EMPTY_HEADER; lines];
     let mut parsed = httparse::Request::new(&mut headers);
     let status = parsed.parse(head).map_err(|error| bad(&error))?;

@@ -57,7 +57,7 @@ pub(super) struct Ending<T> {
 /// A connection that is not HTTP any longer.
 pub(super) struct Upgrade<T> {
     home: Arc<Home<T>>,
-    /// Octets that hyper read and that belong to the new protocol.
+    /// Bytes that hyper read and that belong to the new protocol.
     pub(super) unread: Bytes,
     /// The head of its last request.
     pub(super) head: Vec<u8>,

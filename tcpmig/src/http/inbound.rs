@@ -2,12 +2,12 @@
 
 use bytes::{Buf, BytesMut};
 
-/// Follows the octets that hyper reads, request by request.
+/// Follows the bytes that hyper reads, request by request.
 ///
 /// hyper reads ahead: when it asks the service for a request, it may hold part of that request's
 /// body and of the requests behind it, in buffers and a channel that it does not give out. So
 /// they are kept here as they came until the service has been given the request that they belong
-/// to. A request that the service has not seen can then be carried whole, its octets unchanged.
+/// to. A request that the service has not seen can then be carried whole, its bytes unchanged.
 #[derive(Default)]
 pub(super) struct Inbound {
     /// Since the end of the last request that the service was given.
@@ -28,11 +28,11 @@ enum Body {
 }
 
 impl Inbound {
-    /// hyper has read these octets.
-    pub(super) fn delivered(&mut self, octets: &[u8]) {
-        let skipped = self.body.follow(octets);
+    /// hyper has read these bytes.
+    pub(super) fn delivered(&mut self, bytes: &[u8]) {
+        let skipped = self.body.follow(bytes);
         if !self.astray {
-            self.kept.extend_from_slice(&octets[skipped..]);
+            self.kept.extend_from_slice(&bytes[skipped..]);
         }
     }
 
@@ -69,18 +69,18 @@ impl Inbound {
 }
 
 impl Body {
-    /// How many of these octets belong to the body.
-    fn follow(&mut self, octets: &[u8]) -> usize {
+    /// How many of these bytes belong to the body.
+    fn follow(&mut self, bytes: &[u8]) -> usize {
         match self {
             Self::Whole => 0,
             Self::Length(left) => {
-                let len = octets
+                let len = bytes
                     .len()
                     .min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= len as u64;
                 len
             }
-            Self::Chunked(chunks) => chunks.follow(octets),
+            Self::Chunked(chunks) => chunks.follow(bytes),
         }
     }
 }
@@ -103,13 +103,13 @@ enum Chunks {
 }
 
 impl Chunks {
-    fn follow(&mut self, octets: &[u8]) -> usize {
+    fn follow(&mut self, bytes: &[u8]) -> usize {
         let mut followed = 0;
-        while let Some(&octet) = octets.get(followed) {
+        while let Some(&byte) = bytes.get(followed) {
             *self = match *self {
                 Self::Data(left) => {
-                    let some = left.min((octets.len() - followed) as u64);
-                    // No more than there are octets.
+                    let some = left.min((bytes.len() - followed) as u64);
+                    // No more than there are bytes.
                     followed += some as usize;
                     match left - some {
                         0 => Self::Begin,
@@ -119,29 +119,29 @@ impl Chunks {
                 Self::End => return followed,
                 _ => {
                     followed += 1;
-                    self.next(octet)
+                    self.next(byte)
                 }
             };
         }
         followed
     }
 
-    /// Behind one octet more of a line.
-    fn next(&self, octet: u8) -> Self {
-        match (self, octet) {
-            (Self::Begin, _) => Self::Size(0).next(octet),
+    /// Behind one byte more of a line.
+    fn next(&self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Begin, _) => Self::Size(0).next(byte),
             (&Self::Size(size) | &Self::Extension(size), b'\n') => match size {
                 0 => Self::Trailer(false),
                 _ => Self::Data(size.saturating_add(2)),
             },
-            (&Self::Size(size), _) => match char::from(octet).to_digit(16) {
+            (&Self::Size(size), _) => match char::from(byte).to_digit(16) {
                 Some(digit) => Self::Size(size.saturating_mul(16).saturating_add(digit.into())),
                 None => Self::Extension(size),
             },
             (&Self::Extension(size), _) => Self::Extension(size),
             (Self::Trailer(false), b'\n') => Self::End,
             (Self::Trailer(_), b'\n') => Self::Trailer(false),
-            (&Self::Trailer(any), _) => Self::Trailer(any || octet != b'\r'),
+            (&Self::Trailer(any), _) => Self::Trailer(any || byte != b'\r'),
             // Not lines.
             (&Self::Data(left), _) => Self::Data(left),
             (Self::End, _) => Self::End,
@@ -149,12 +149,12 @@ impl Chunks {
     }
 }
 
-/// The length of the head with which these octets begin, as httparse sees it: empty lines before
+/// The length of the head with which these bytes begin, as httparse sees it: empty lines before
 /// it are skipped, lines end with LF and may have CR before it.
-fn head_len(octets: &[u8]) -> Option<usize> {
+fn head_len(bytes: &[u8]) -> Option<usize> {
     let mut any = false;
     let mut begin = 0;
-    for line in octets.split_inclusive(|&octet| octet == b'\n') {
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         if line.last() != Some(&b'\n') {
             return None;
         }
@@ -171,7 +171,7 @@ fn head_len(octets: &[u8]) -> Option<usize> {
 /// Whether a head has a `content-length`.
 fn has_length(head: &[u8]) -> bool {
     const NAME: &[u8] = b"content-length:";
-    head.split(|&octet| octet == b'\n').any(|line| {
+    head.split(|&byte| byte == b'\n').any(|line| {
         line.get(..NAME.len())
             .is_some_and(|name| name.eq_ignore_ascii_case(NAME))
     })
@@ -183,12 +183,12 @@ mod tests {
 
     const GET: &[u8] = b"\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
-    /// Wherever the octets are cut into reads, the same is kept.
-    fn keeps(octets: &[u8], length: Option<u64>, kept: &[u8]) {
-        for cut in 0..=octets.len() {
+    /// Wherever the bytes are cut into reads, the same is kept.
+    fn keeps(bytes: &[u8], length: Option<u64>, kept: &[u8]) {
+        for cut in 0..=bytes.len() {
             for begun_at in [1, 2] {
                 let mut inbound = Inbound::default();
-                let (first, second) = octets.split_at(cut);
+                let (first, second) = bytes.split_at(cut);
                 inbound.delivered(first);
                 let is_early = begun_at == 1 && inbound.has_request();
                 if is_early {

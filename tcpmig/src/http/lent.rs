@@ -141,7 +141,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Lent<T> {
         let is_hyper = self.is_hyper();
         let mut gate = self.gate()?;
         if !is_hyper && gate.has_unwritten() {
-            // A handler that waits for the peer need not know that octets of hyper wait for the socket.
+            // A handler that waits for the peer need not know that bytes of hyper wait for the socket.
             if let Poll::Ready(Err(error)) = gate.poll_unwritten(cx) {
                 return Poll::Ready(Err(error));
             }
@@ -160,9 +160,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.gate()?.poll_write(cx, octets)
+        self.gate()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(

@@ -56,11 +56,11 @@
 //! async fn next(place: Place) -> io::Result<Option<(Bytes, Place)>> {
 //!     let mut file = tokio::fs::File::open(&place.file).await?;
 //!     file.seek(io::SeekFrom::Start(place.position)).await?;
-//!     let mut octets = Vec::new();
-//!     file.take(1 << 16).read_to_end(&mut octets).await?;
-//!     let position = place.position + octets.len() as u64;
+//!     let mut bytes = Vec::new();
+//!     file.take(1 << 16).read_to_end(&mut bytes).await?;
+//!     let position = place.position + bytes.len() as u64;
 //!     let place = Place { position, ..place };
-//!     Ok((!octets.is_empty()).then_some((octets.into(), place)))
+//!     Ok((!bytes.is_empty()).then_some((bytes.into(), place)))
 //! }
 //!
 //! /// A response that goes on elsewhere in its middle.
@@ -130,13 +130,13 @@
 //! | receiving the body of a request that the service has been given | waits for the end of the request and what follows |
 //! | holding a request that the service has not been given, with its body or without | takes it: the request is carried as it came, with all that hyper has read behind it |
 //! | upgraded by a handler (`hyper::upgrade`) | does not take it: [`Obstacle::Upgraded`] |
-//! | at its end, with octets that the peer has not read | waits for the peer: [`Obstacle::Ending`] |
+//! | at its end, with bytes that the peer has not read | waits for the peer: [`Obstacle::Ending`] |
 //! | a WebSocket | tells its handler to return, and takes it between two messages or in the middle of one: [`websocket`] |
 //!
 //! A wait ends after [`Movable::drain_within`]: the connection then goes on where it is, with the [`Obstacle`]. What
 //! hyper has written and the peer has not made room for is carried, so a slow reader holds nothing up.
 //!
-//! A layer that changes the octets of a [`Resumable`] response (compression) makes a response of the other kind of it: a
+//! A layer that changes the bytes of a [`Resumable`] response (compression) makes a response of the other kind of it: a
 //! drain waits for its end, and then says [`Obstacle::Changed`].
 //!
 //! # What the target has to know

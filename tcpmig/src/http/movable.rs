@@ -180,11 +180,11 @@ impl<S, K: Carriers> Movable<S, K> {
         self
     }
 
-    /// How many octets of a response that cannot be resumed may be carried, so that its end need not wait
+    /// How many bytes of a response that cannot be resumed may be carried, so that its end need not wait
     /// for a slow peer; default 1 MiB. What hyper itself holds is carried in any case.
     #[must_use]
-    pub fn absorb(mut self, octets: usize) -> Self {
-        self.times.absorb = octets.max(1);
+    pub fn absorb(mut self, bytes: usize) -> Self {
+        self.times.absorb = bytes.max(1);
         self
     }
 

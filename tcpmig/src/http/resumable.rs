@@ -43,13 +43,13 @@ pin_project! {
     /// A response body made from a cursor: an ordinary value (which file, how far; the number of the last
     /// event) that moves with the connection and says where the body goes on.
     ///
-    /// `step` gets the cursor and answers with the next octets and the cursor behind them, or with
+    /// `step` gets the cursor and answers with the next bytes and the cursor behind them, or with
     /// `None` at the end. If the connection moves meanwhile, the future that `step` returned is
-    /// dropped and the octets are asked for again, from the same cursor, on the target: give an
+    /// dropped and the bytes are asked for again, from the same cursor, on the target: give an
     /// empty frame with a new cursor before what must not be done twice.
     ///
     /// Answer with [`Resumable::response`], which tells the connection that it can move in the middle of this
-    /// response. Layers that change the octets of the body (compression) make it wait
+    /// response. Layers that change the bytes of the body (compression) make it wait
     /// for its end, like a body of any other kind ([`Obstacle::Changed`](super::Obstacle::Changed)).
     pub struct Resumable<C, F, Fut> {
         place: Arc<Place<C>>,
@@ -116,11 +116,11 @@ where
         let stepped = ready!(future.poll(cx));
         this.future.set(None);
         Poll::Ready(match stepped {
-            Ok(Some((octets, cursor))) => {
+            Ok(Some((bytes, cursor))) => {
                 let mut place = this.place.lock();
                 place.0 = cursor;
-                place.1 += octets.len() as u64;
-                Some(Ok(Frame::data(octets)))
+                place.1 += bytes.len() as u64;
+                Some(Ok(Frame::data(bytes)))
             }
             Ok(None) => {
                 *this.ended = true;
@@ -160,7 +160,7 @@ impl Resumed {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Cursor`] if it is no cursor of this type. The response cannot go on then:
+    /// [`SessionError::Cursor`] if it is not a cursor of this type. The response cannot go on then:
     /// whatever the service answers, the connection is closed.
     pub fn cursor<C: DeserializeOwned>(&self) -> Result<C, SessionError> {
         rmp_serde::from_slice(&self.payload).map_err(SessionError::Cursor)

@@ -76,7 +76,7 @@ where
         let shared = &common.shared;
         let version = request.version();
         let method = request.method().clone();
-        // A request that is resumed was begun before. One whose octets are not at hand cannot be carried: then
+        // A request that is resumed was begun before. One whose bytes are not at hand cannot be carried: then
         // it is served here.
         let holds = resumed.is_none() && shared.is_draining() && shared.inbound().has_request();
         let stage = if holds {
@@ -276,22 +276,22 @@ fn goes_on<B>(response: &Response<B>) -> bool {
     response.extensions().get::<HasCursor>().is_some() && has_body(response.status())
 }
 
-/// How much of an answer's body tells its reason, in octets.
+/// How much of an answer's body tells its reason, in bytes.
 const REASON: usize = 200;
 
 /// The beginning of a body, as far as it is there: nobody waits for it.
 fn beginning<B: Body>(body: B, cx: &mut Context<'_>) -> String {
     let mut body = std::pin::pin!(body);
-    let mut octets = Vec::new();
-    while octets.len() < REASON
+    let mut bytes = Vec::new();
+    while bytes.len() < REASON
         && let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx)
     {
         if let Ok(data) = frame.into_data() {
-            let most = REASON - octets.len();
-            octets.put(data.take(most));
+            let most = REASON - bytes.len();
+            bytes.put(data.take(most));
         }
     }
-    String::from_utf8_lossy(&octets).trim().to_owned()
+    String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
 /// An error and what caused it.
@@ -464,7 +464,7 @@ where
                 if let Some(Framing::Length(left)) = *this.resumed
                     && let missing @ 1.. = left.saturating_sub(*this.passed)
                 {
-                    let cause = format!("it ends {missing} octets before the response does");
+                    let cause = format!("it ends {missing} bytes before the response does");
                     shared.current().not_resumed = Some(NotResumed::Failed(cause));
                 }
                 return Poll::Ready(None);

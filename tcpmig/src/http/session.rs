@@ -20,10 +20,10 @@ pub const VERSION: u32 = 1;
 /// It travels as a layer of an image: [`Session::to_layer`], [`Session::from_layers`].
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Session {
-    /// Octets that were read and not used.
+    /// Bytes that were read and not used.
     #[serde(with = "serde_bytes")]
     pub(super) unread: Vec<u8>,
-    /// Octets that wait to be written.
+    /// Bytes that wait to be written.
     #[serde(with = "serde_bytes")]
     pub(super) unwritten: Vec<u8>,
     pub(super) response: Option<Box<Middle>>,
@@ -65,7 +65,7 @@ pub enum SessionError {
     /// Something runs above the session that this module does not know.
     #[error(transparent)]
     Unconsumed(#[from] UnconsumedLayer),
-    /// The session's octets are none.
+    /// The session's bytes are none.
     #[error("the session cannot be decoded: {0}")]
     Malformed(rmp_serde::decode::Error),
     /// The application's state is of another kind or version than it is here.
@@ -195,7 +195,7 @@ impl Session {
         self.websocket.is_some()
     }
 
-    /// How many octets it carries that were read and not used, and that wait to be written.
+    /// How many bytes it carries that were read and not used, and that wait to be written.
     #[must_use]
     pub fn carried(&self) -> (usize, usize) {
         (self.unread.len(), self.unwritten.len())
@@ -203,7 +203,7 @@ impl Session {
 }
 
 impl std::fmt::Debug for Session {
-    // The octets are the users' data: lengths only.
+    // The bytes are the users' data: lengths only.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("unread", &self.unread.len())

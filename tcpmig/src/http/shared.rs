@@ -28,7 +28,7 @@ pub enum Obstacle {
     /// The body of the response cannot be resumed and has not ended.
     #[error("a response is in the middle that cannot be resumed")]
     Response,
-    /// The body is a [`Resumable`](super::Resumable), but what reaches hyper are not its octets.
+    /// The body is a [`Resumable`](super::Resumable), but what reaches hyper are not its bytes.
     #[error("something between the service and hyper changes the body of a resumable response")]
     Changed,
     /// The cursor of a response could not be encoded.
@@ -70,7 +70,7 @@ pub enum Obstacle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Framing {
-    /// `content-length`, of so many octets.
+    /// `content-length`, of so many bytes.
     Length(u64),
     /// `transfer-encoding: chunked`.
     Chunked,
@@ -112,7 +112,7 @@ pub(super) struct Responding {
     pub(super) cursor: Option<Arc<dyn AnyCursor>>,
     pub(super) framing: Framing,
     pub(super) close: bool,
-    /// Octets of the body that hyper took; counted if there is a cursor.
+    /// Bytes of the body that hyper took; counted if there is a cursor.
     pub(super) passed: u64,
     /// They are not those that the cursor counts.
     pub(super) changed: bool,
@@ -254,9 +254,9 @@ impl Current {
 
 pub(super) struct Shared {
     draining: AtomicBool,
-    /// How many octets the gate may keep instead of waiting for the socket.
+    /// How many bytes the gate may keep instead of waiting for the socket.
     absorb: AtomicUsize,
-    /// Octets wait for the socket to take them.
+    /// Bytes wait for the socket to take them.
     waits: AtomicBool,
     inbound: Mutex<Inbound>,
     current: Mutex<Current>,
@@ -307,8 +307,8 @@ impl Shared {
         self.absorb.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_absorb(&self, octets: usize) {
-        self.absorb.store(octets, Ordering::Relaxed);
+    pub(super) fn set_absorb(&self, bytes: usize) {
+        self.absorb.store(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn waits(&self) -> bool {

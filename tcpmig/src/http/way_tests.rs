@@ -97,7 +97,7 @@ async fn ask(client: &mut TcpStream) -> String {
     let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
     client.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // One octet of a body.
+    // One byte of a body.
     while answer.len() < 5 || &answer[answer.len() - 5..answer.len() - 1] != b"\r\n\r\n" {
         answer.push(client.read_u8().await.unwrap());
     }
@@ -226,9 +226,9 @@ mod forward {
         fn poll_write(
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
-            octets: &[u8],
+            bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(cx, octets)
+            Pin::new(&mut self.0).poll_write(cx, bytes)
         }
 
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -165,7 +165,7 @@ ip_fields!(ip_rows);
 
 macro_rules! socket_rows {
     ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
-        /// As [`ip_rows`]: every socket has these options.
+        /// Like [`ip_rows`]: every socket has these options.
         fn socket_rows(set: &mut Setter<'_>, options: &SocketOptions, now: When) -> Result<(), NotSet> {
             let has = |_| true;
             $(set_row!(set has now options.$name, $($plain)? $restored);)*
@@ -396,25 +396,25 @@ const RECEIVE: u8 = 2;
 fn buffers(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     let lock = options.buffer_lock.unwrap_or(0);
     // The kernel doubles what it is given.
-    if let Some(octets) = options.send_buffer {
-        let mut result = sockopt::set_send_buffer(set.fd, octets / 2);
+    if let Some(bytes) = options.send_buffer {
+        let mut result = sockopt::set_send_buffer(set.fd, bytes / 2);
         if lock & SEND != 0 {
             result = result.and_then(|()| {
                 let force = sockopt::force_send_buffer;
-                reaches(set.fd, octets, sockopt::send_buffer, force)
+                reaches(set.fd, bytes, sockopt::send_buffer, force)
             });
         }
-        set.done(result, || octets.to_string())?;
+        set.done(result, || bytes.to_string())?;
     }
-    if let Some(octets) = options.receive_buffer {
-        let mut result = sockopt::set_receive_buffer(set.fd, octets / 2);
+    if let Some(bytes) = options.receive_buffer {
+        let mut result = sockopt::set_receive_buffer(set.fd, bytes / 2);
         if lock & RECEIVE != 0 {
             result = result.and_then(|()| {
                 let force = sockopt::force_receive_buffer;
-                reaches(set.fd, octets, sockopt::receive_buffer, force)
+                reaches(set.fd, bytes, sockopt::receive_buffer, force)
             });
         }
-        set.done(result, || octets.to_string())?;
+        set.done(result, || bytes.to_string())?;
     }
     match sockopt::set_buffer_lock(set.fd, u32::from(lock)) {
         // An older kernel: the buffers stay as they are set.
@@ -426,12 +426,12 @@ fn buffers(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> 
 /// Passes the limit of `net.core.rmem_max` or `wmem_max` for a buffer that an application asked for.
 fn reaches(
     fd: BorrowedFd<'_>,
-    octets: u32,
+    bytes: u32,
     get: fn(BorrowedFd<'_>) -> Result<u32, Error>,
     force: fn(BorrowedFd<'_>, u32) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    if get(fd)? < octets {
-        force(fd, octets / 2)?;
+    if get(fd)? < bytes {
+        force(fd, bytes / 2)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! cannot honour.
 //!
 //! An image carries what an application set, read once before the freeze
-//! ([`Plan::of`](crate::capture::Plan::of)). A restore sets it again: what decides binding and routing
+//! ([`Plan::read`](crate::capture::Plan::read)). A restore sets it again: what decides binding and routing
 //! before `bind`, the rest before the connection lives, and what would get in the way of its queues
 //! in [`Restored::write`](crate::restore::Restored::write). Options that every new socket has at 0 or off are set only if they
 //! are not. What a target takes of them from another host is up to its

@@ -40,7 +40,7 @@ ip_fields!(ip_rows);
 
 macro_rules! socket_rows {
     ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
-        /// As [`ip_rows`]: every socket has these options.
+        /// Like [`ip_rows`]: every socket has these options.
         fn socket_rows(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Error> {
             let has = |_| true;
             $(read_row!(fd has options.$name, $($plain)? $restored);)*

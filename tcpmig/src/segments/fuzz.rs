@@ -19,14 +19,14 @@ const MAX_PACKETS: usize = 16 << 10;
 #[derive(Arbitrary, Debug)]
 pub struct Capture<'a> {
     base: Base,
-    /// The octets that the peer has to send, over and over.
+    /// The bytes that the peer has to send, over and over.
     stream: [u8; 16],
     packets: Vec<Captured<'a>>,
 }
 
 #[derive(Arbitrary, Debug)]
 enum Base {
-    /// An established connection, in few octets of input.
+    /// An established connection, in few bytes of input.
     Plain(Plain),
     Any(FourTuple, Box<TcpImage>),
 }
@@ -48,7 +48,7 @@ struct Plain {
 enum Window {
     Open(u16),
     Large,
-    /// Data has come since it was advertised, of more octets than it has.
+    /// Data has come since it was advertised, of more bytes than it has.
     Closed(u16),
 }
 
@@ -108,9 +108,9 @@ impl Base {
 enum Captured<'a> {
     Octets(&'a [u8]),
     Made(Made),
-    /// The same with bits of an octet changed.
+    /// The same with bits of a byte changed.
     Garbled(Made, u16, u8),
-    /// Many that follow each other, each so many octets after the one before.
+    /// Many that follow each other, each so many bytes after the one before.
     Burst {
         first: Made,
         count: u8,
@@ -127,11 +127,11 @@ struct Made {
     window: u16,
     timestamps: Option<(u32, u32)>,
     length: u16,
-    /// The octets are not those of the stream.
+    /// The bytes are not those of the stream.
     lie: bool,
     sum: Checksum,
     extensions: u8,
-    /// Octets behind the end of the packet, as Ethernet pads.
+    /// Bytes behind the end of the packet, as Ethernet pads.
     padding: u8,
 }
 
@@ -179,7 +179,7 @@ pub fn segments(capture: &Capture<'_>, peak: Peak) {
     }
 
     let mut after = parts.clone();
-    let before = octets(&parts) + segments.iter().map(|s| s.payload.len()).sum::<usize>();
+    let before = bytes(&parts) + segments.iter().map(|s| s.payload.len()).sum::<usize>();
     let mut merged = Merged::default();
     let allocated = peak(&mut || merged = merge(&mut after, &segments));
     let allowed = 4 * before + 128 * segments.len() + 1024;
@@ -205,14 +205,14 @@ pub fn segments(capture: &Capture<'_>, peak: Peak) {
     check(&first, &after, &segments, &merged);
 }
 
-/// Octets in the queues.
-fn octets(parts: &TcpParts) -> usize {
+/// Bytes in the queues.
+fn bytes(parts: &TcpParts) -> usize {
     parts.send.sent.len() + parts.send.unsent.len() + parts.receive.queue.len()
 }
 
-fn parse<'a>(octets: &'a [u8], flow: &FourTuple) -> Result<Segment<'a>, SegmentError> {
-    let parsed = Segment::parse(octets, flow);
-    match (&parsed, whole(octets, flow)) {
+fn parse<'a>(bytes: &'a [u8], flow: &FourTuple) -> Result<Segment<'a>, SegmentError> {
+    let parsed = Segment::parse(bytes, flow);
+    match (&parsed, whole(bytes, flow)) {
         (Ok(segment), Ok((tcp, _))) => assert!(tcp.ends_with(segment.payload)),
         (Err(error), other) => assert_eq!(Some(*error), other.err()),
         (Ok(_), Err(error)) => panic!("parsed, and {error}"),
@@ -229,13 +229,13 @@ fn check(before: &TcpParts, after: &TcpParts, segments: &[Segment<'_>], merged: 
     // What was to be sent.
     assert!(before.send.sent.ends_with(&after.send.sent));
     let acknowledged = before.send.sent.len() - after.send.sent.len();
-    assert_eq!(merged.acknowledged_octets, acknowledged);
+    assert_eq!(merged.acknowledged_bytes, acknowledged);
     assert_eq!(after.send.snd_nxt(), before.send.snd_nxt());
     assert_eq!(after.send.unsent, before.send.unsent);
     // What was received.
     let new = after.receive.queue.strip_prefix(&before.receive.queue[..]);
     let new = new.expect("it only grows");
-    assert_eq!(new.len(), merged.payload_octets);
+    assert_eq!(new.len(), merged.payload_bytes);
     let start = before.receive.rcv_nxt;
     assert_eq!(after.receive.rcv_nxt, start + new.len() as u32);
     assert_eq!(after.window.rcv_wup, before.window.rcv_wup);
@@ -247,7 +247,7 @@ fn check(before: &TcpParts, after: &TcpParts, segments: &[Segment<'_>], merged: 
     check_source(start, new, segments);
 }
 
-/// Each new octet is at its place in a segment. Those of one place can differ, if the peer lies.
+/// Each new byte is at its place in a segment. Those of one place can differ, if the peer lies.
 fn check_source(start: Seq, new: &[u8], segments: &[Segment<'_>]) {
     let mut missing: BTreeMap<usize, u8> = new.iter().copied().enumerate().collect();
     for segment in segments {
@@ -259,14 +259,14 @@ fn check_source(start: Seq, new: &[u8], segments: &[Segment<'_>]) {
         let range = from..from.saturating_add(payload.len());
         let found: Vec<_> = missing
             .range(range)
-            .filter(|(at, octet)| payload[**at - from] == **octet)
+            .filter(|(at, byte)| payload[**at - from] == **byte)
             .map(|(at, _)| *at)
             .collect();
         for at in found {
             missing.remove(&at);
         }
     }
-    assert!(missing.is_empty(), "{} octets of nowhere", missing.len());
+    assert!(missing.is_empty(), "{} bytes of nowhere", missing.len());
 }
 
 impl Captured<'_> {
@@ -282,7 +282,7 @@ impl Captured<'_> {
             return;
         }
         match self {
-            Self::Octets(octets) => packets.push(octets.to_vec()),
+            Self::Octets(bytes) => packets.push(bytes.to_vec()),
             Self::Made(made) => packets.push(made.packet(parts, flow, stream, 0)),
             Self::Garbled(made, at, mask) => {
                 let mut packet = made.packet(parts, flow, stream, 0);
@@ -309,12 +309,12 @@ impl Captured<'_> {
 }
 
 impl Made {
-    /// The packet, its data so many octets later.
+    /// The packet, its data so many bytes later.
     fn packet(&self, parts: &TcpParts, flow: &FourTuple, stream: &[u8; 16], off: u32) -> Vec<u8> {
         let seq = self.seq.of(parts.receive.rcv_nxt) + off;
         let at = seq.distance_from(parts.receive.rcv_nxt);
-        let octet = |n: u32| stream[(at.wrapping_add(n) % 16) as usize] ^ u8::from(self.lie);
-        let payload: Vec<u8> = (0..u32::from(self.length % 8192)).map(octet).collect();
+        let byte = |n: u32| stream[(at.wrapping_add(n) % 16) as usize] ^ u8::from(self.lie);
+        let payload: Vec<u8> = (0..u32::from(self.length % 8192)).map(byte).collect();
         let bit = |number: u8| self.flags & (1 << number) != 0;
         let segment = Segment {
             seq,
@@ -351,10 +351,10 @@ impl Made {
         if let Some(last) = between.len().checked_sub(8) {
             between[last] = 6;
         }
-        let mut octets = packet(flow, &tcp, Some((kind, &between)));
-        octets.resize(octets.len() + usize::from(self.padding % 32), 0);
-        assert_eq!(parse(&octets, flow), Ok(segment));
-        octets
+        let mut bytes = packet(flow, &tcp, Some((kind, &between)));
+        bytes.resize(bytes.len() + usize::from(self.padding % 32), 0);
+        assert_eq!(parse(&bytes, flow), Ok(segment));
+        bytes
     }
 }
 
@@ -364,15 +364,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octets_are_looked_for_at_their_place() {
+    fn bytes_are_looked_for_at_their_place() {
         let segments = [data(0, b"ab"), data(1, b"xc")];
         check_source(RCV, b"abc", &segments);
         check_source(RCV, b"axc", &segments);
     }
 
     #[test]
-    #[should_panic(expected = "1 octets of nowhere")]
-    fn octets_of_elsewhere_are_noticed() {
+    #[should_panic(expected = "1 bytes of nowhere")]
+    fn bytes_of_elsewhere_are_noticed() {
         let segments = [data(0, b"abc")];
         check_source(RCV, b"abb", &segments);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tcpmig_format::{MAX_OCTETS, Seq, TcpParts, TcpState};
+use tcpmig_format::{MAX_BYTES, Seq, TcpParts, TcpState};
 
 use super::{PeerTimestamps, Segment};
 
@@ -10,10 +10,10 @@ use super::{PeerTimestamps, Segment};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Merged {
-    /// Octets appended to the receive queue.
-    pub payload_octets: usize,
-    /// Octets taken from the front of the send queue.
-    pub acknowledged_octets: usize,
+    /// Bytes appended to the receive queue.
+    pub payload_bytes: usize,
+    /// Bytes taken from the front of the send queue.
+    pub acknowledged_bytes: usize,
     /// The peer has closed, and all it sent before is merged. The image is still ESTABLISHED, and its `rcv_nxt` is
     /// the number of the FIN.
     pub fin: bool,
@@ -34,7 +34,7 @@ pub struct Merged {
 /// - Data is appended to the receive queue as far as it is in order and inside the window that was last advertised
 ///   (`rcv_wup + rcv_wnd`); `rcv_nxt` moves on, `rcv_wup` and `rcv_wnd` do not, because nothing was advertised. What
 ///   begins behind a gap waits for the other segments of the call, and is dropped if none fills the gap.
-/// - Acknowledgements take octets from `send.sent`, and `snd_una` moves on. One of something that was never sent makes
+/// - Acknowledgements take bytes from `send.sent`, and `snd_una` moves on. One of something that was never sent makes
 ///   its segment count for nothing.
 /// - `snd_wnd`, `max_window` and `snd_wl1` follow the newest segment. RFC 9293 tells the newest by the acknowledgement
 ///   of the last update too, SND.WL2, which neither kernel nor image keep: as in Linux, a segment also counts as
@@ -90,7 +90,7 @@ impl<'p, 'a> Merging<'p, 'a> {
         } else {
             0
         };
-        let room = MAX_OCTETS.saturating_sub(parts.receive.queue.len());
+        let room = MAX_BYTES.saturating_sub(parts.receive.queue.len());
         Self {
             start,
             limit: u32::try_from(room).map_or(window, |room| window.min(room)),
@@ -103,7 +103,7 @@ impl<'p, 'a> Merging<'p, 'a> {
         }
     }
 
-    /// How many octets were merged, and so the position of `rcv_nxt`.
+    /// How many bytes were merged, and so the position of `rcv_nxt`.
     fn position(&self) -> u32 {
         self.parts.receive.rcv_nxt.distance_from(self.start)
     }
@@ -259,7 +259,7 @@ impl<'p, 'a> Merging<'p, 'a> {
         let fitting = new.get(..room).unwrap_or(new);
         self.parts.receive.queue.extend_from_slice(fitting);
         self.parts.receive.rcv_nxt = self.parts.receive.rcv_nxt + fitting.len() as u32;
-        self.merged.payload_octets += fitting.len();
+        self.merged.payload_bytes += fitting.len();
         self.merged.fin = fin && new.len() < room;
         !fitting.is_empty() || self.merged.fin
     }
@@ -270,7 +270,7 @@ impl<'p, 'a> Merging<'p, 'a> {
         // `split_to` wipes what it takes when that is dropped.
         drop(send.sent.split_to(acknowledged));
         send.snd_una = self.snd_una;
-        self.merged.acknowledged_octets = acknowledged;
+        self.merged.acknowledged_bytes = acknowledged;
         self.merged.dropped_segments += self.waiting.len();
         self.merged
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Segment::parse`] makes a TCP segment of a captured packet, or says why it is none that counts; [`merge()`] does
 //! to an image what the segments would have done to the connection. Both are pure: they do no I/O, know no clock and
-//! take no octet on trust, because anybody who can reach this host may have sent it.
+//! take no byte on trust, because anybody who can reach this host may have sent it.
 //!
 //! ```
 //! use tcpmig::segments::{self, Segment};
@@ -11,7 +11,7 @@
 //! # fn f(mut parts: TcpParts, packets: Vec<Packet>) -> Result<(), InvalidTcp> {
 //! let segments: Vec<Segment<'_>> = packets
 //!     .iter()
-//!     .filter_map(|packet| Segment::parse(&packet.octets, &packet.flow).ok())
+//!     .filter_map(|packet| Segment::parse(&packet.bytes, &packet.flow).ok())
 //!     .collect();
 //! let merged = segments::merge(&mut parts, &segments);
 //! let image = TcpImage::new(parts)?;
@@ -53,7 +53,7 @@ pub fn take_in<'a>(
     flow: &FourTuple,
     packets: impl IntoIterator<Item = &'a [u8]>,
 ) -> Taken {
-    let parse = |octets| Segment::parse(octets, flow).ok();
+    let parse = |bytes| Segment::parse(bytes, flow).ok();
     let segments: Vec<_> = packets.into_iter().filter_map(parse).collect();
     let before = (parts.window, parts.state);
     let merged = merge(parts, &segments);
@@ -63,7 +63,7 @@ pub fn take_in<'a>(
     if merged.fin {
         parts.state = TcpState::CloseWait;
     }
-    let moved = merged.payload_octets > 0 || merged.acknowledged_octets > 0;
+    let moved = merged.payload_bytes > 0 || merged.acknowledged_bytes > 0;
     if moved || before != (parts.window, parts.state) {
         Taken::Changed
     } else {

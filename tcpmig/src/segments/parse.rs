@@ -1,4 +1,4 @@
-//! From the octets of a packet to a segment.
+//! From the bytes of a packet to a segment.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,12 +21,12 @@ const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const TCP_HEADER: usize = 20;
 
-/// Why a packet is no segment of the flow. It counts as lost on the way: the peer sends it again.
+/// Why a packet is not a segment of the flow. It counts as lost on the way: the peer sends it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SegmentError {
     /// The packet ends before what its headers announce. So do copies of the largest packets, of which the kernel
-    /// copies 65 531 octets.
+    /// copies 65 531 bytes.
     #[error("the packet ends inside its {0}")]
     Truncated(&'static str),
     /// A length in a header contradicts the others.
@@ -82,9 +82,9 @@ pub struct PeerTimestamps {
 /// A segment that the peer sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Segment<'a> {
-    /// The number of its first octet, or of the SYN.
+    /// The number of its first byte, or of the SYN.
     pub seq: Seq,
-    /// The next octet that the peer expects. Counts if `flags.ack` is set.
+    /// The next byte that the peer expects. Counts if `flags.ack` is set.
     pub ack: Seq,
     /// The control bits.
     pub flags: Flags,
@@ -97,7 +97,7 @@ pub struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// The segment in a packet that arrived for `flow`, as the host sees the flow. `octets` begin with the IP header;
+    /// The segment in a packet that arrived for `flow`, as the host sees the flow. `bytes` begin with the IP header;
     /// what follows the packet's announced end is ignored.
     ///
     /// The TCP checksum must be right, or one of the values that it has as long as a device is still to fill it in:
@@ -107,8 +107,8 @@ impl<'a> Segment<'a> {
     /// # Errors
     ///
     /// [`SegmentError`].
-    pub fn parse(octets: &'a [u8], flow: &FourTuple) -> Result<Self, SegmentError> {
-        let (source, destination, tcp) = network(octets)?;
+    pub fn parse(bytes: &'a [u8], flow: &FourTuple) -> Result<Self, SegmentError> {
+        let (source, destination, tcp) = network(bytes)?;
         let header = Header::read(tcp)?;
         let found = FourTuple::new(
             (destination, header.destination).into(),
@@ -142,14 +142,11 @@ impl<'a> Segment<'a> {
 /// The whole segment, header and data, of a packet that [`Segment::parse`] takes, and the packet's time to live or hop
 /// limit.
 #[cfg(any(feature = "arbitrary", feature = "connection"))]
-pub(crate) fn whole<'a>(
-    octets: &'a [u8],
-    flow: &FourTuple,
-) -> Result<(&'a [u8], u8), SegmentError> {
-    Segment::parse(octets, flow)?;
-    let (source, _, tcp) = network(octets)?;
+pub(crate) fn whole<'a>(bytes: &'a [u8], flow: &FourTuple) -> Result<(&'a [u8], u8), SegmentError> {
+    Segment::parse(bytes, flow)?;
+    let (source, _, tcp) = network(bytes)?;
     let at = if source.is_ipv4() { 8 } else { 7 };
-    Ok((tcp, octets.get(at).copied().unwrap_or(u8::MAX)))
+    Ok((tcp, bytes.get(at).copied().unwrap_or(u8::MAX)))
 }
 
 impl fmt::Debug for Segment<'_> {
@@ -165,22 +162,21 @@ impl fmt::Debug for Segment<'_> {
     }
 }
 
-fn take<const N: usize>(octets: &[u8], at: usize) -> Option<[u8; N]> {
-    octets.get(at..)?.first_chunk().copied()
+fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
 }
 
 /// Source, destination and what IP carries.
-fn network(octets: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
-    match octets.first().map_or(0, |first| first >> 4) {
-        4 => ipv4(octets),
-        6 => ipv6(octets),
+fn network(bytes: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
+    match bytes.first().map_or(0, |first| first >> 4) {
+        4 => ipv4(bytes),
+        6 => ipv6(bytes),
         version => Err(SegmentError::Version(version)),
     }
 }
 
-fn ipv4(octets: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
-    let header: [u8; IPV4_HEADER] =
-        take(octets, 0).ok_or(SegmentError::Truncated("IPv4 header"))?;
+fn ipv4(bytes: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
+    let header: [u8; IPV4_HEADER] = take(bytes, 0).ok_or(SegmentError::Truncated("IPv4 header"))?;
     let [
         first,
         _,
@@ -206,19 +202,18 @@ fn ipv4(octets: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
     if protocol != TCP {
         return Err(SegmentError::Protocol(protocol));
     }
-    let carried = octets
+    let carried = bytes
         .get(header_length..total)
         .ok_or(SegmentError::Truncated("IPv4 packet"))?;
     let address = |at| take::<4>(&header, at).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from);
     Ok((address(12).into(), address(16).into(), carried))
 }
 
-fn ipv6(octets: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
-    let header: [u8; IPV6_HEADER] =
-        take(octets, 0).ok_or(SegmentError::Truncated("IPv6 header"))?;
+fn ipv6(bytes: &[u8]) -> Result<(IpAddr, IpAddr, &[u8]), SegmentError> {
+    let header: [u8; IPV6_HEADER] = take(bytes, 0).ok_or(SegmentError::Truncated("IPv6 header"))?;
     let [_, _, _, _, length_high, length_low, mut next, ..] = header;
     let length = usize::from(u16::from_be_bytes([length_high, length_low]));
-    let mut rest = octets
+    let mut rest = bytes
         .get(IPV6_HEADER..IPV6_HEADER + length)
         .ok_or(SegmentError::Truncated("IPv6 packet"))?;
     while next != TCP {
@@ -247,7 +242,7 @@ struct Header {
     destination: u16,
     seq: Seq,
     ack: Seq,
-    /// Of the whole header, in octets.
+    /// Of the whole header, in bytes.
     length: usize,
     flags: Flags,
     window: u16,
@@ -325,9 +320,9 @@ fn timestamps(mut options: &[u8]) -> Result<Option<PeerTimestamps>, SegmentError
 }
 
 /// The sum of 16-bit words that a checksum is made of, not yet folded.
-fn sum(octets: &[u8]) -> u64 {
+fn sum(bytes: &[u8]) -> u64 {
     // Words of 32 bits give the same sum once it is folded, because 2^16 is 1 in it.
-    let words = octets.chunks_exact(4);
+    let words = bytes.chunks_exact(4);
     let mut last = [0; 4];
     for (to, from) in last.iter_mut().zip(words.remainder()) {
         *to = *from;

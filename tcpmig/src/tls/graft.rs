@@ -318,13 +318,13 @@ struct Grafted13 {
 
 impl Tls13AeadAlgorithm for Grafted13 {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        let octets = Octets::from(key.as_ref());
-        encrypter(&octets, self.limit, self.inner.encrypter(key, iv))
+        let bytes = Octets::from(key.as_ref());
+        encrypter(&bytes, self.limit, self.inner.encrypter(key, iv))
     }
 
     fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
-        let octets = Octets::from(key.as_ref());
-        decrypter(&octets, self.inner.decrypter(key, iv))
+        let bytes = Octets::from(key.as_ref());
+        decrypter(&bytes, self.inner.decrypter(key, iv))
     }
 
     fn key_len(&self) -> usize {
@@ -351,13 +351,13 @@ struct Grafted12 {
 
 impl Tls12AeadAlgorithm for Grafted12 {
     fn encrypter(&self, key: AeadKey, iv: &[u8], extra: &[u8]) -> Box<dyn MessageEncrypter> {
-        let octets = Octets::from(key.as_ref());
-        encrypter(&octets, self.limit, self.inner.encrypter(key, iv, extra))
+        let bytes = Octets::from(key.as_ref());
+        encrypter(&bytes, self.limit, self.inner.encrypter(key, iv, extra))
     }
 
     fn decrypter(&self, key: AeadKey, iv: &[u8]) -> Box<dyn MessageDecrypter> {
-        let octets = Octets::from(key.as_ref());
-        decrypter(&octets, self.inner.decrypter(key, iv))
+        let bytes = Octets::from(key.as_ref());
+        decrypter(&bytes, self.inner.decrypter(key, iv))
     }
 
     fn key_block_shape(&self) -> KeyBlockShape {

@@ -88,16 +88,16 @@ impl State {
             server_closed: self.server_closed,
         };
         // Memory that grows leaves secrets behind where it was.
-        let mut octets = Vec::with_capacity(self.most_octets());
-        let begin = octets.as_ptr();
+        let mut bytes = Vec::with_capacity(self.most_bytes());
+        let begin = bytes.as_ptr();
         // INVARIANT: a vector takes everything, and no type above fails to be serialized.
-        rmp_serde::encode::write_named(&mut octets, &payload).expect("numbers and octets");
-        debug_assert_eq!(begin, octets.as_ptr(), "it has grown");
-        Layer::new(KIND, VERSION, octets)
+        rmp_serde::encode::write_named(&mut bytes, &payload).expect("numbers and bytes");
+        debug_assert_eq!(begin, bytes.as_ptr(), "it has grown");
+        Layer::new(KIND, VERSION, bytes)
     }
 
     /// More than the payload has.
-    fn most_octets(&self) -> usize {
+    fn most_bytes(&self) -> usize {
         let buffers = [&self.received, &self.unread, &self.unwritten];
         let buffers: usize = buffers.iter().map(|buffer| buffer.len()).sum();
         let certificates = self.certificates.iter().map(|der| der.len() + 8);

@@ -47,8 +47,8 @@ impl ActiveKeyExchange for NoExchange {
 pub(super) struct NoRandom;
 
 impl SecureRandom for NoRandom {
-    fn fill(&self, octets: &mut [u8]) -> Result<(), GetRandomFailed> {
-        octets.fill(0);
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+        bytes.fill(0);
         Ok(())
     }
 }

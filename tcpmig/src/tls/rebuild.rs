@@ -182,23 +182,23 @@ fn handshake(
     };
     let mut server = ServerConnection::new(Arc::new(server))?;
     let mut client = ClientConnection::new(Arc::new(client), name)?;
-    let mut octets = Vec::with_capacity(4096);
+    let mut bytes = Vec::with_capacity(4096);
     let io = |error: std::io::Error| Error::General(error.to_string());
     while client.wants_write() || server.wants_write() {
-        octets.clear();
+        bytes.clear();
         while client.wants_write() {
-            client.write_tls(&mut octets).map_err(io)?;
+            client.write_tls(&mut bytes).map_err(io)?;
         }
-        let mut sent = &octets[..];
+        let mut sent = &bytes[..];
         while !sent.is_empty() {
             server.read_tls(&mut sent).map_err(io)?;
             server.process_new_packets()?;
         }
-        octets.clear();
+        bytes.clear();
         while server.wants_write() {
-            server.write_tls(&mut octets).map_err(io)?;
+            server.write_tls(&mut bytes).map_err(io)?;
         }
-        let mut sent = &octets[..];
+        let mut sent = &bytes[..];
         while !sent.is_empty() {
             client.read_tls(&mut sent).map_err(io)?;
             client.process_new_packets()?;

@@ -6,19 +6,19 @@ const MOST: usize = 5 + (1 << 14) + 2048;
 /// The length of the first record if it is whole.
 ///
 /// What does not begin as a record is as long as it is: rustls has the word for what is wrong with it.
-pub(super) fn first(octets: &[u8]) -> Option<usize> {
+pub(super) fn first(bytes: &[u8]) -> Option<usize> {
     // Change cipher spec, alert, handshake, application data, heartbeat.
-    if !(20..=24).contains(octets.first()?) {
-        return Some(octets.len().min(MOST));
+    if !(20..=24).contains(bytes.first()?) {
+        return Some(bytes.len().min(MOST));
     }
-    let &[_, major, _, high, low, ..] = octets else {
+    let &[_, major, _, high, low, ..] = bytes else {
         return None;
     };
     let len = 5 + usize::from(u16::from_be_bytes([high, low]));
     if major != 3 || len > MOST {
-        return Some(octets.len().min(MOST));
+        return Some(bytes.len().min(MOST));
     }
-    (octets.len() >= len).then_some(len)
+    (bytes.len() >= len).then_some(len)
 }
 
 #[cfg(test)]
@@ -30,7 +30,7 @@ mod tests {
         let record = [23, 3, 3, 0, 3, 1, 2, 3, 22];
         for len in 0..=record.len() {
             let expected = (len >= 8).then_some(8);
-            assert_eq!(first(&record[..len]), expected, "{len} octets");
+            assert_eq!(first(&record[..len]), expected, "{len} bytes");
         }
     }
 

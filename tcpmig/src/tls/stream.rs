@@ -40,8 +40,8 @@ fn blocks<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
 }
 
 impl io::Write for Socket<'_, '_> {
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        blocks(Pin::new(&mut *self.tcp).poll_write(self.cx, octets))
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        blocks(Pin::new(&mut *self.tcp).poll_write(self.cx, bytes))
     }
 
     fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
@@ -146,9 +146,9 @@ impl AsyncWrite for TlsStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(octets)])
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(

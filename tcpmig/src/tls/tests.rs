@@ -150,7 +150,7 @@ impl Dice {
     }
 }
 
-/// The octets of a stream, by their place in it.
+/// The bytes of a stream, by their place in it.
 fn numbered(from: usize, len: usize) -> Vec<u8> {
     (from..from + len).map(|at| (at % 251) as u8).collect()
 }
@@ -198,7 +198,7 @@ impl Pair {
         Self::new(server(suite, &Identity::of(suite)), client(suite))
     }
 
-    /// The client's records, as many octets of them as that, reach the server.
+    /// The client's records, as many bytes of them as that, reach the server.
     fn deliver_to_server(&mut self, most: usize) {
         while self.client.wants_write() {
             self.client.write_tls(&mut self.to_server).unwrap();
@@ -212,10 +212,10 @@ impl Pair {
             self.server.write_records(&mut self.to_client).unwrap();
         }
         let len = most.min(self.to_client.len());
-        let octets: Vec<u8> = self.to_client.drain(..len).collect();
-        let mut octets = &octets[..];
-        while !octets.is_empty() {
-            self.client.read_tls(&mut octets).unwrap();
+        let bytes: Vec<u8> = self.to_client.drain(..len).collect();
+        let mut bytes = &bytes[..];
+        while !bytes.is_empty() {
+            self.client.read_tls(&mut bytes).unwrap();
             self.client
                 .process_new_packets()
                 .expect("the client takes every record");
@@ -229,7 +229,7 @@ impl Pair {
         let _ = self.client.reader().read_to_end(&mut got);
         assert!(
             got == numbered(self.read[CLIENT], got.len()),
-            "the client's octets"
+            "the client's bytes"
         );
         self.read[CLIENT] += got.len();
     }
@@ -243,20 +243,20 @@ impl Pair {
             .unwrap();
         assert!(
             got == numbered(self.read[SERVER], got.len()),
-            "the server's octets"
+            "the server's bytes"
         );
         self.read[SERVER] += got.len();
         most > 0 && read == Some(0)
     }
 
     fn client_writes(&mut self, len: usize) {
-        let octets = numbered(self.written[CLIENT], len);
-        self.written[CLIENT] += self.client.writer().write(&octets).unwrap();
+        let bytes = numbered(self.written[CLIENT], len);
+        self.written[CLIENT] += self.client.writer().write(&bytes).unwrap();
     }
 
     fn server_writes(&mut self, len: usize) {
-        let octets = numbered(self.written[SERVER], len);
-        self.written[SERVER] += self.server.write(&[IoSlice::new(&octets)]).unwrap();
+        let bytes = numbered(self.written[SERVER], len);
+        self.written[SERVER] += self.server.write(&[IoSlice::new(&bytes)]).unwrap();
     }
 
     /// What the session is; it can be rebuilt, once.
@@ -312,7 +312,7 @@ fn play(
     let mut dice = Dice(seed);
     let mut moves = 0;
     for _ in 0..steps {
-        // Few octets are cut in more places, many are more than a record.
+        // Few bytes are cut in more places, many are more than a record.
         let most = [3, 40, 1000, 40_000][dice.below(4)];
         let len = dice.below(most) + 1;
         match dice.below(10) {
@@ -502,9 +502,9 @@ fn a_damaged_layer_is_harmless() {
         let layer = pair.take();
         for at in 0..layer.payload.len() {
             for flip in [1, 0x80, 0xff] {
-                let mut octets = layer.payload.to_vec();
-                octets[at] ^= flip;
-                let layers = [Layer::new(KIND, VERSION, octets)];
+                let mut bytes = layer.payload.to_vec();
+                bytes[at] ^= flip;
+                let layers = [Layer::new(KIND, VERSION, bytes)];
                 let Ok(state) = State::read(&mut LayerReader::new(&layers)) else {
                     continue;
                 };

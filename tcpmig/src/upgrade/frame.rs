@@ -1,7 +1,7 @@
 //! What goes over the Unix socket.
 //!
-//! A frame is an octet that says its kind, with which a descriptor may come; a number (eight octets) and a length (four), both
-//! in network byte order; and as many octets.
+//! A frame is a byte that says its kind, with which a descriptor may come; a number (eight bytes) and a length (four), both
+//! in network byte order; and as many bytes.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,18 +57,18 @@ impl Kind {
         (b'f', Self::Finished),
     ];
 
-    fn octet(self) -> u8 {
+    fn byte(self) -> u8 {
         // INVARIANT: every kind is in the table.
         Self::ALL
             .iter()
             .find(|(_, kind)| *kind == self)
-            .map_or(0, |(octet, _)| *octet)
+            .map_or(0, |(byte, _)| *byte)
     }
 
-    fn of(octet: u8) -> Option<Self> {
+    fn of(byte: u8) -> Option<Self> {
         Self::ALL
             .iter()
-            .find(|(known, _)| *known == octet)
+            .find(|(known, _)| *known == byte)
             .map(|(_, kind)| *kind)
     }
 }
@@ -91,7 +91,7 @@ pub(super) fn send(
     payload: &[u8],
 ) -> Result<(), UpgradeError> {
     loop {
-        match passing::send_octet(to.as_fd(), kind.octet(), descriptor) {
+        match passing::send_byte(to.as_fd(), kind.byte(), descriptor) {
             Ok(()) => break,
             // The other end takes some, and there is room again.
             Err(error) if passing::are_too_many(&error) => {
@@ -111,10 +111,10 @@ pub(super) fn send(
 
 /// The next frame; none if the other end has closed the socket between two of them.
 pub(super) fn receive(mut from: &UnixStream) -> Result<Option<Frame>, UpgradeError> {
-    let Some((octet, descriptor)) = passing::receive_octet(from.as_fd())? else {
+    let Some((byte, descriptor)) = passing::receive_byte(from.as_fd())? else {
         return Ok(None);
     };
-    let kind = Kind::of(octet).ok_or(UpgradeError::Unexpected("a frame of no known kind"))?;
+    let kind = Kind::of(byte).ok_or(UpgradeError::Unexpected("a frame of no known kind"))?;
     let cut = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => UpgradeError::Gone,
         _ => UpgradeError::call("read from the other process")(error),
@@ -122,7 +122,7 @@ pub(super) fn receive(mut from: &UnixStream) -> Result<Option<Frame>, UpgradeErr
     let mut head = [0; 12];
     from.read_exact(&mut head).map_err(cut)?;
     let (number, length) = head.split_at(8);
-    // INVARIANT: they have eight and four octets.
+    // INVARIANT: they have eight and four bytes.
     let number = u64::from_be_bytes(number.try_into().unwrap_or_default());
     let length = u32::from_be_bytes(length.try_into().unwrap_or_default()) as usize;
     if length > Limits::DEFAULT.max_image {
@@ -131,7 +131,7 @@ pub(super) fn receive(mut from: &UnixStream) -> Result<Option<Frame>, UpgradeErr
         ));
     }
     let mut payload = Vec::new();
-    // Memory is taken as octets come.
+    // Memory is taken as bytes come.
     let read = from
         .take(length as u64)
         .read_to_end(&mut payload)
@@ -186,9 +186,9 @@ mod tests {
                 "longer than any image",
             ),
         ];
-        for (octets, why) in cases {
+        for (bytes, why) in cases {
             let (mut here, there) = UnixStream::pair().unwrap();
-            here.write_all(octets).unwrap();
+            here.write_all(bytes).unwrap();
             drop(here);
             let error = receive(&there).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

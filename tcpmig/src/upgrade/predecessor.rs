@@ -45,7 +45,7 @@ impl Predecessor {
     ///
     /// # Errors
     ///
-    /// [`UpgradeError::Call`]: the socket cannot be made, or something that is no socket has that name. Nothing is left behind.
+    /// [`UpgradeError::Call`]: the socket cannot be made, or something that is not a socket has that name. Nothing is left behind.
     pub fn bind(path: impl AsRef<Path>) -> Result<Self, UpgradeError> {
         let (listener, file) = SocketFile::bind(path.as_ref())?;
         let socket = listener
@@ -445,7 +445,7 @@ async fn depart(link: Arc<Link>, parts: Parts) -> Departed<(), NotTaken> {
     let encoded = image.encode();
     let socket = Arc::new(parts.socket);
     let passed = match encoded {
-        Ok(octets) => link.pass(&socket, octets).await,
+        Ok(bytes) => link.pass(&socket, bytes).await,
         Err(error) => Err(NotTaken::Encode(error.to_string())),
     };
     let Err(cause) = passed else {

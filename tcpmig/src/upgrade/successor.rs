@@ -222,12 +222,12 @@ impl Taking {
 
     /// Whether a session can go on here.
     fn look_at(&self, frame: Frame) -> Result<Arrival, Refusal> {
-        let octets = Octets::from(frame.payload);
+        let bytes = Octets::from(frame.payload);
         let refused = |reason: &str| Refusal::from(reason.to_owned());
         let socket = frame.descriptor.ok_or_else(|| {
             refused("the new process has no room for more descriptors (RLIMIT_NOFILE)")
         })?;
-        let image = Image::decode(&octets, &Limits::DEFAULT);
+        let image = Image::decode(&bytes, &Limits::DEFAULT);
         let image = image.map_err(|error| Refusal::from(error.to_string()))?;
         (self.check)(&image.layers)?;
         let stream = TcpStream::from(socket);

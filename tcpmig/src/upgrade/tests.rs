@@ -101,9 +101,9 @@ async fn scripted(place: &Place, within: Duration) -> (Next, UnixStream, Predece
 fn lives(peer: &mut TcpStream, parts: Parts) {
     assert_eq!(parts.layers, layers(b"state"));
     TcpStream::from(parts.socket).write_all(b"here").unwrap();
-    let mut octets = [0; 4];
-    peer.read_exact(&mut octets).unwrap();
-    assert_eq!(octets, *b"here");
+    let mut bytes = [0; 4];
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, *b"here");
 }
 
 #[tokio::test]
@@ -127,9 +127,9 @@ async fn sessions_go_over_with_all_that_was_not_read() {
         assert_eq!(arrival.layers, layers(&[number; 9]));
         assert_eq!(arrival.flow.remote(), peer.local_addr().unwrap());
         let mut server = TcpStream::from(arrival.socket);
-        let mut octets = [0; 3];
-        server.read_exact(&mut octets).unwrap();
-        assert_eq!(octets, [number; 3]);
+        let mut bytes = [0; 3];
+        server.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, [number; 3]);
         server.write_all(b"!").unwrap();
         peer.read_exact(&mut [0]).unwrap();
     }
@@ -285,16 +285,9 @@ async fn without_an_order_the_next_version_touches_nothing() {
         heard(Kind::Ready);
         let mut image = Image::default();
         image.layers = layers(b"state");
-        let octets = image.encode().unwrap();
+        let bytes = image.encode().unwrap();
         for (number, socket) in [(1, &server), (2, &kept)] {
-            frame::send(
-                &stream,
-                Kind::Session,
-                number,
-                Some(socket.as_fd()),
-                &octets,
-            )
-            .unwrap();
+            frame::send(&stream, Kind::Session, number, Some(socket.as_fd()), &bytes).unwrap();
             heard(Kind::Taken);
         }
         frame::send(&stream, Kind::Abort, 1, None, b"").unwrap();
@@ -342,7 +335,7 @@ async fn a_process_that_ends_while_it_starts_changes_nothing() {
     let mut predecessor = Predecessor::bind(&place.path).unwrap();
     let path = place.path.clone();
     let attempts = tokio::spawn(async move {
-        // Not a word; octets of something else; another version; gone before it is ready.
+        // Not a word; bytes of something else; another version; gone before it is ready.
         drop(UnixStream::connect(&path).unwrap());
         UnixStream::connect(&path)
             .unwrap()

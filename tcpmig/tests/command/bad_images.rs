@@ -1,4 +1,4 @@
-//! Whole images whose numbers contradict each other, and images of what is no connection.
+//! Whole images whose numbers contradict each other, and images of what is not a connection.
 
 use std::fs;
 use std::process::Command;
@@ -64,7 +64,7 @@ fn forged(field: &str, number: u32) -> Vec<u8> {
         0xcc => 2,
         0xcd => 3,
         0xce => 5,
-        other => panic!("{field} is no number: {other:#x}"),
+        other => panic!("{field} is not a number: {other:#x}"),
     };
     let number = match u8::try_from(number) {
         Ok(small @ 0..=0x7f) => vec![small],
@@ -80,9 +80,9 @@ fn forged(field: &str, number: u32) -> Vec<u8> {
 }
 
 /// CRC-32 of IEEE 802.3.
-fn crc32(octets: Vec<u8>) -> u32 {
-    !octets.into_iter().fold(u32::MAX, |crc, octet| {
-        (0..8).fold(crc ^ u32::from(octet), |crc, _| {
+fn crc32(bytes: Vec<u8>) -> u32 {
+    !bytes.into_iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
             let carry = 0xedb8_8320 & (crc & 1).wrapping_neg();
             crc >> 1 ^ carry
         })
@@ -222,8 +222,8 @@ fn layers_are_shown_from_the_bottom_up_and_states_as_they_are_written() {
     let shown = show(&[]);
     let words: Vec<_> = shown.split_whitespace().collect();
     for part in [
-        "layers 1 kind org.example.tls payload 6 octets version 1",
-        "layers 2 kind org.example.chat payload 4 octets version 3",
+        "layers 1 kind org.example.tls payload 6 bytes version 1",
+        "layers 2 kind org.example.chat payload 4 bytes version 3",
         "state ESTABLISHED",
         "family ipv4",
         "subject connection",
@@ -233,8 +233,8 @@ fn layers_are_shown_from_the_bottom_up_and_states_as_they_are_written() {
     assert!(!shown.contains("secret"));
     let value: serde_json::Value = serde_json::from_str(&show(&["--json"])).unwrap();
     let layers = serde_json::json!([
-        { "kind": "org.example.tls", "version": 1, "payload": { "octets": 6 } },
-        { "kind": "org.example.chat", "version": 3, "payload": { "octets": 4 } },
+        { "kind": "org.example.tls", "version": 1, "payload": { "bytes": 6 } },
+        { "kind": "org.example.chat", "version": 3, "payload": { "bytes": 4 } },
     ]);
     assert_eq!(value["layers"], layers);
     assert_eq!(value["image"]["subject"], "connection");

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::support::{TCPMIG, until};
 
-/// Marks the processes of one demo: they inherit it.
+/// Numbers the processes of one demo: they inherit it.
 const MARK: &str = "TCPMIG_TEST_DEMO";
 
 /// A demo that is killed if the test ends before it.
@@ -95,7 +95,7 @@ fn marked(mark: &str) -> Vec<(Pid, String)> {
         let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
         let environment = read("environ");
         if environment
-            .split(|&octet| octet == 0)
+            .split(|&byte| byte == 0)
             .any(|pair| pair == wanted.as_bytes())
         {
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
@@ -120,7 +120,7 @@ fn is_whole(arguments: &[&str], hops: usize) {
     assert_eq!(value["sha256_expected"], value["sha256_received"]);
     for hop in value["hops"].as_array().unwrap() {
         assert!(hop["blackout_us"].as_u64().unwrap() > 0);
-        assert!(hop["image_octets"].as_u64().unwrap() > 0);
+        assert!(hop["image_bytes"].as_u64().unwrap() > 0);
     }
 }
 

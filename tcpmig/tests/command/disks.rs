@@ -115,7 +115,7 @@ pub(crate) fn locked(net: &Net, flow: &str) -> Option<f64> {
     held["remaining_seconds"].as_f64()
 }
 
-/// Octets in the send queue of host A's end.
+/// Bytes in the send queue of host A's end.
 fn unacknowledged(net: &Net) -> u32 {
     let table = net
         .a
@@ -179,7 +179,7 @@ fn is_dumped_for_as_long_as_the_disk_wants(lease: u64, more: &[&str]) {
     if ended.elapsed().as_secs_f64() < promised {
         assert!(left.is_some(), "said {promised}, and it is not locked");
     }
-    assert_eq!(value["send_queue_octets"], 10, "{value}");
+    assert_eq!(value["send_queue_bytes"], 10, "{value}");
     assert_eq!(names(&image), ["connection.image"]);
 
     net.point_peer_at_b();

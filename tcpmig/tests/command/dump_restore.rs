@@ -53,7 +53,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
             // A redirect does not end with the lock that it was made of.
             assert_eq!(said["lease_seconds"], 86400);
             assert!(crate::disks::locked(&net, &echo.flow).unwrap() > 3600.0);
-            assert_eq!(said["receive_queue_octets"], 7);
+            assert_eq!(said["receive_queue_bytes"], 7);
 
             let shown = succeeds(&tcpmig(&net.b, &["inspect", image]));
             assert!(shown.contains("198.18.0.80:7000"), "{shown}");
@@ -61,7 +61,7 @@ fn a_connection_is_dumped_by_pid_and_fd_and_goes_on_under_another_command() {
             assert!(!shown.contains("unread\n"), "{shown}");
             let shown = succeeds(&tcpmig(&net.b, &["--json", "inspect", image]));
             let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
-            assert_eq!(value["tcp"]["receive"]["unread"]["octets"], 7);
+            assert_eq!(value["tcp"]["receive"]["unread"]["bytes"], 7);
             assert!(!shown.contains("hex"));
             let taken = value["image"]["taken_us"].as_u64().unwrap();
             let taken = SystemTime::UNIX_EPOCH + Duration::from_micros(taken);

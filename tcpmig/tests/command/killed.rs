@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcpmig_sys::lab::isolated;
 use tcpmig_sys::process::take::descriptor;
-use tcpmig_sys::repair::is_under_repair;
+use tcpmig_sys::repair::is_in_repair_mode;
 
 use crate::disks::{Disk, dump, goes_on, names, place};
 use crate::support::{Echo, Net, Program, TCPMIG, fails, succeeds, tcpmig, text, until};
@@ -41,18 +41,18 @@ pub(crate) fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn under_repair(echo: &Echo) -> bool {
+fn in_repair_mode(echo: &Echo) -> bool {
     let socket = descriptor(echo.owner.pid, echo.owner.fd);
-    is_under_repair(socket.unwrap().as_fd()).unwrap()
+    is_in_repair_mode(socket.unwrap().as_fd()).unwrap()
 }
 
-/// Nothing is left of a dump: no file, no lock, no process that stands still, no socket under repair.
+/// Nothing is left of a dump: no file, no lock, no process that stands still, no socket in repair mode.
 fn is_taken_back(net: &Net, echo: &mut Echo, image: &Path) {
     until("no file is left", || names(image).is_empty());
     until("the server does not stand still", || {
         !matches!(state(echo.owner.pid), Some('t' | 'T'))
     });
-    until("the socket is not under repair", || !under_repair(echo));
+    until("the socket is not in repair mode", || !in_repair_mode(echo));
     until("nothing is locked", || {
         crate::disks::locked(net, &echo.flow).is_none()
     });
@@ -94,7 +94,7 @@ fn cut_off(name: &'static str, more: &'static [&str], how: fn(&mut Child)) {
         echo.client.say("meanwhile");
         how(&mut command);
         until("the connection goes on before the disk does", || {
-            !under_repair(&echo) && state(echo.owner.pid) == Some('S')
+            !in_repair_mode(&echo) && state(echo.owner.pid) == Some('S')
         });
         assert_eq!(echo.client.hear(), "meanwhile");
         disk.is_ready();
@@ -210,7 +210,7 @@ fn what_all_of_them_left_is_thawed() {
             until("the kernel lets the server go on", || {
                 state(echo.owner.pid) == Some('S')
             });
-            assert!(under_repair(&echo));
+            assert!(in_repair_mode(&echo));
             fails(&thaw(&net.b, &["--all"]), 4, &["nothing to do"]);
             let said = succeeds(&thaw(host, selection));
             assert!(
@@ -218,7 +218,7 @@ fn what_all_of_them_left_is_thawed() {
                 "{said}"
             );
             echo.goes_on();
-            assert!(!under_repair(&echo));
+            assert!(!in_repair_mode(&echo));
             fails(&thaw(host, selection), 4, &["nothing to do"]);
             disk.again();
             for name in names(&image) {
@@ -250,7 +250,7 @@ fn a_connection_that_is_being_moved_is_not_thawed() {
                 .unwrap();
             let refused = tcpmig(&net.a, &["thaw", "--flow", &echo.flow]);
             fails(&refused, 1, &["being moved", "--force"]);
-            assert!(under_repair(&echo));
+            assert!(in_repair_mode(&echo));
             net.a.run(|| frozen.thaw().unwrap()).unwrap();
             lock.unlock().unwrap();
             goes_on(&net, &mut echo, &image);

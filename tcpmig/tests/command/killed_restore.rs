@@ -48,7 +48,7 @@ fn ends(restore: &mut Child) -> bool {
     status.unwrap().success()
 }
 
-/// Whether octets wait in the connection's socket on A.
+/// Whether bytes wait in the connection's socket on A.
 fn has_unread(talk: &Talk) -> bool {
     let (local, remote) = talk.flow.split_once(',').unwrap();
     let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use tcpmig::driver::journal::{About, Decision, File, Journal, Note, Role};
+use tcpmig::driver::journal::{Decision, File, HandoverInfo, Journal, Note, Role};
 use tcpmig::handover::HandoverId;
 use tcpmig_sys::lab::{Host, isolated};
 
@@ -186,7 +186,7 @@ fn handovers_without_an_end_are_shown_and_settled() {
             let ids = [1, 2].map(|n| HandoverId::from_octets([n; 16]));
             let journal = File::open(&path).unwrap();
             for id in ids {
-                let about = About {
+                let about = HandoverInfo {
                     role: Role::Source,
                     flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
                     host: "host-b".to_owned(),
@@ -279,7 +279,7 @@ fn a_doubt_is_settled_by_hand_with_a_warning() {
         let ids = [1, 2, 3].map(|n| HandoverId::from_octets([n; 16]));
         let journal = File::open(&path).unwrap();
         for id in ids {
-            let about = About {
+            let about = HandoverInfo {
                 role: Role::Source,
                 flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
                 host: "host-b".to_owned(),

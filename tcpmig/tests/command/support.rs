@@ -203,8 +203,8 @@ pub(crate) fn tcpmig(host: &Host, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-pub(crate) fn text(octets: &[u8]) -> String {
-    String::from_utf8_lossy(octets).into_owned()
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The command failed with this status, and said all this on standard error.

@@ -1,4 +1,4 @@
-//! Output that nobody takes, and input that is no file.
+//! Output that nobody takes, and input that is not a file.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -51,7 +51,7 @@ fn what_only_shows_something_fails_if_it_cannot() {
         assert_eq!(code(&output), Some(1), "{arguments:?}");
         let said = text(&output.stderr);
         assert!(said.contains("standard output: No space left"), "{said}");
-        // A reader that has seen enough is no failure.
+        // A reader that has seen enough is not a failure.
         let seen = command(arguments).stdout(closed()).output().unwrap();
         let normally = command(arguments).stdout(Stdio::null()).output().unwrap();
         assert_eq!(code(&seen), code(&normally), "{arguments:?}");

@@ -165,7 +165,7 @@ while True:
     );
 }
 
-/// Octets that are not like those before or after them.
+/// Bytes that are not like those before or after them.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
@@ -234,9 +234,9 @@ sys.stdin.read()
             let pid = server.child.id().to_string();
             let dump = ["--json", "dump", "--pid", &pid, "--fd", &fd, "-o", image];
             let said: Value = serde_json::from_str(&succeeds(&tcpmig(&net.a, &dump))).unwrap();
-            assert_eq!(said["receive_queue_octets"], QUEUED);
+            assert_eq!(said["receive_queue_bytes"], QUEUED);
             assert!(
-                said["send_queue_octets"].as_u64().unwrap() > 64 << 20,
+                said["send_queue_bytes"].as_u64().unwrap() > 64 << 20,
                 "{said}"
             );
             let mut restore = net.b.command(&TCPMIG).unwrap();

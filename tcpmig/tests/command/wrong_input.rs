@@ -32,9 +32,9 @@ fn wrong_usage_is_exit_status_2() {
 #[test]
 fn images_that_are_none_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, octets: &[u8]| {
+    let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
-        fs::write(&path, octets).unwrap();
+        fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
     };
     let missing = folder.path().join("missing");
@@ -71,18 +71,18 @@ fn damaged_images_are_refused_and_leave_nothing() {
                 fs::metadata(&image).unwrap().permissions().mode() & 0o777,
                 0o600
             );
-            let octets = fs::read(&image).unwrap();
+            let bytes = fs::read(&image).unwrap();
             let damaged = net.file("damaged");
             let damaged_path = damaged.to_str().unwrap();
             let restore = ["restore", damaged_path, "--", "true"];
 
-            fs::write(&damaged, &octets[..octets.len() / 2]).unwrap();
+            fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
             fails(&tcpmig(&net.b, &restore), 1, &["damaged"]);
-            let mut flipped = octets.clone();
-            flipped[octets.len() / 2] ^= 1;
+            let mut flipped = bytes.clone();
+            flipped[bytes.len() / 2] ^= 1;
             fs::write(&damaged, &flipped).unwrap();
             fails(&tcpmig(&net.b, &restore), 1, &["checksum"]);
-            fs::write(&damaged, [&octets[..], b"more"].concat()).unwrap();
+            fs::write(&damaged, [&bytes[..], b"more"].concat()).unwrap();
             fails(&tcpmig(&net.b, &restore), 1, &["damaged"]);
             echo.goes_on();
         },
@@ -115,7 +115,7 @@ fn what_cannot_be_dumped_goes_on() {
         ];
         fails(&tcpmig(&net.a, &nowhere), 1, &["/nonexistent/image"]);
 
-        // Descriptors that are no connection, and processes that are not there.
+        // Descriptors that are not a connection, and processes that are not there.
         let input = ["dump", "--pid", &pid, "--fd", "0", "-o", path];
         fails(&tcpmig(&net.a, &input), 1, &["not a TCP socket"]);
         let none = ["dump", "--pid", &pid, "--fd", "999", "-o", path];

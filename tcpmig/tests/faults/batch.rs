@@ -79,9 +79,6 @@ pub(crate) fn try_fault(ended: usize, time: Duration, fault: Fault) -> String {
     for (peer, mark) in lost {
         assert_eq!(peer.mark(), mark, "somebody answered");
     }
-    assert!(
-        peers.iter().all(Peer::is_unharmed),
-        "other octets came back"
-    );
+    assert!(peers.iter().all(Peer::is_unharmed), "other bytes came back");
     format!("{became:?}")
 }

@@ -1,5 +1,5 @@
 //! Source or target killed, or the link between them cut, at each step of a handover, with a peer that sends and
-//! receives meanwhile: afterwards one host has the connection and no octet is lost or repeated, or what happened to
+//! receives meanwhile: afterwards one host has the connection and no byte is lost or repeated, or what happened to
 //! it is said, if need be by the process that is started after the one that died.
 //!
 //! `TCPMIG_FAULTS=N` tries N faults in random order and at random moments instead of each once, `TCPMIG_FAULTS_SEED=S` those

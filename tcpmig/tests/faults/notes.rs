@@ -41,7 +41,7 @@ pub(crate) fn a_process_that_dies_while_it_notes(mut random: impl FnMut() -> u64
         let left = journal.left_open();
         let told = |id| {
             let source = left.iter().find(|open| open.id == id).map(|open| open.note);
-            (source, journal.recall(id))
+            (source, journal.lookup(id))
         };
         assert!(left.len() <= open + 1, "{left:?}");
         open = left.len();

@@ -1,4 +1,4 @@
-//! The peer: sends numbered octets all the time, and gets each of them back.
+//! The peer: sends numbered bytes all the time, and gets each of them back.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use tcpmig_sys::lab::Host;
 use crate::roles::SERVICE;
 use crate::support::{numbered, until};
 
-/// Octets that it sends at once: few pieces leave the processors to what is tested.
+/// Bytes that it sends at once: few pieces leave the processors to what is tested.
 const PIECE: usize = 1000;
 
 #[derive(Default)]
@@ -47,12 +47,12 @@ impl Peer {
         });
         let reading = seen.clone();
         thread::spawn(move || {
-            let (mut octets, mut at) = ([0; 4096], 0);
+            let (mut bytes, mut at) = ([0; 4096], 0);
             loop {
-                match back.read(&mut octets) {
+                match back.read(&mut bytes) {
                     Ok(0) => break,
                     Ok(count) => {
-                        if octets[..count] != numbered(at, count) {
+                        if bytes[..count] != numbered(at, count) {
                             reading.wrong.store(true, Ordering::Relaxed);
                         }
                         at += count as u64;
@@ -75,7 +75,7 @@ impl Peer {
         });
         assert!(
             !self.seen.wrong.load(Ordering::Relaxed),
-            "other octets came back"
+            "other bytes came back"
         );
     }
 
@@ -94,7 +94,7 @@ impl Peer {
         !self.seen.wrong.load(Ordering::Relaxed)
     }
 
-    /// How many octets have come back.
+    /// How many bytes have come back.
     pub(crate) fn mark(&self) -> u64 {
         self.seen.back.load(Ordering::Relaxed)
     }
@@ -109,7 +109,7 @@ impl Peer {
         }
         assert!(
             !self.seen.wrong.load(Ordering::Relaxed),
-            "other octets came back"
+            "other bytes came back"
         );
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use tcpmig::capture::Frozen;
-use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
+use tcpmig::driver::journal::{File, HandoverInfo, Journal, Note, Role, Unfinished};
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Resolved};
 use tcpmig::handover::{Fate, HandoverId};
 use tcpmig::steer::{Redirected, Steer, SteerError, Steering};
@@ -81,11 +81,11 @@ fn echo(mut stream: &TcpStream, stop: &AtomicBool) {
     stream
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
-    let mut octets = [0; 4096];
+    let mut bytes = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
-        match stream.read(&mut octets) {
+        match stream.read(&mut bytes) {
             Ok(0) => return,
-            Ok(count) if stream.write_all(&octets[..count]).is_err() => return,
+            Ok(count) if stream.write_all(&bytes[..count]).is_err() => return,
             Ok(_) => {}
             // Interrupted: the process stood still for a while (signal(7), with SO_RCVTIMEO).
             Err(error)
@@ -225,7 +225,7 @@ async fn source_again(journal: &Path) {
 /// Notes one handover after the other, and says each note after it was made.
 fn notes(journal: &Path) {
     let journal = File::open_with(journal, 50).unwrap();
-    let mut about = About {
+    let mut about = HandoverInfo {
         role: Role::Target,
         flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
         host: "host-b".to_owned(),
@@ -283,7 +283,7 @@ async fn target(journal: &Path, stops: bool) {
 struct StoppingJournal(File);
 
 impl Journal for StoppingJournal {
-    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
+    fn begin(&self, id: HandoverId, about: &HandoverInfo) -> io::Result<()> {
         self.0.begin(id, about)?;
         if about.role == Role::Target {
             stop_at(Step::Prepare);
@@ -304,15 +304,15 @@ impl Journal for StoppingJournal {
         Ok(())
     }
 
-    fn recall(&self, id: HandoverId) -> Option<Note> {
-        self.0.recall(id)
+    fn lookup(&self, id: HandoverId) -> Option<Note> {
+        self.0.lookup(id)
     }
 
     fn offered_by(&self, id: HandoverId) -> Option<String> {
         self.0.offered_by(id)
     }
 
-    fn left_open(&self) -> Vec<Open> {
+    fn left_open(&self) -> Vec<Unfinished> {
         self.0.left_open()
     }
 }

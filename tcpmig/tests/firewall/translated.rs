@@ -36,7 +36,7 @@ fn connect(host: &Host, from: Option<&str>, to: &str, port: u16) -> TcpStream {
 }
 
 fn planned(host: &Host, socket: &TcpStream) -> Result<Plan, CaptureError> {
-    host.run(|| Plan::of(socket.as_fd())).unwrap()
+    host.run(|| Plan::read(socket.as_fd())).unwrap()
 }
 
 /// The connection is refused for this, and goes on.

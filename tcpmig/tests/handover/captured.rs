@@ -15,27 +15,27 @@ use crate::support::{Family, Net, both_ways, expect, kernel_test, tcp_counter, u
 
 const LEASE: Duration = Duration::from_secs(60);
 
-/// A connection with octets on their way in both directions while it is frozen, rebuilt on the same host.
+/// A connection with bytes on their way in both directions while it is frozen, rebuilt on the same host.
 fn becomes_part_of_it(family: Family) {
     let net = Net::new();
     let (mut peer, mut server) = net.connect(family);
     let locker = net.a.run(locker::nftables).unwrap().unwrap();
     server.write_all(b"answer").unwrap();
-    let plan = Plan::of(server.as_fd()).unwrap();
+    let plan = Plan::read(server.as_fd()).unwrap();
     let flow = plan.flow();
     let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
     let mut image = frozen.capture(None).unwrap();
     peer.write_all(b"inside ").unwrap();
     peer.write_all(b"the lock").unwrap();
     until("both segments are captured", || {
-        frozen.catch_up(&mut image).unwrap();
+        frozen.merge_captured(&mut image).unwrap();
         let tcp = image.tcp().unwrap();
         tcp.receive().queue.len() == 15
     });
     let tcp = image.tcp().unwrap();
     assert_eq!(&*tcp.receive().queue, b"inside the lock");
     assert!(tcp.send().sent.is_empty(), "the peer has acknowledged it");
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     locker.release(&[flow]).unwrap();
 
@@ -49,7 +49,7 @@ fn becomes_part_of_it(family: Family) {
     server.set_nonblocking(false).unwrap();
     expect(&server, b"inside the lock");
     expect(&peer, b"answer");
-    until("the peer's octets are acknowledged", || {
+    until("the peer's bytes are acknowledged", || {
         sockopt::send_queue_len(peer.as_fd()).unwrap() == 0
     });
     both_ways(&peer, &server);
@@ -71,14 +71,14 @@ kernel_test!(a_reset_that_arrives_is_honoured, || {
     let net = Net::new();
     let (peer, server) = net.connect(Family::V4);
     let locker = net.a.run(locker::nftables).unwrap().unwrap();
-    let plan = Plan::of(server.as_fd()).unwrap();
+    let plan = Plan::read(server.as_fd()).unwrap();
     let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
     let mut image = frozen.capture(None).unwrap();
     let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
     linger.unwrap();
     drop(peer);
     until("the reset is captured", || {
-        frozen.catch_up(&mut image).is_err()
+        frozen.merge_captured(&mut image).is_err()
     });
 });
 
@@ -88,7 +88,7 @@ fn reaches_what_is_kept(family: Family) {
     let (mut peer, server) = net.connect(family);
     let locker = net.a.run(locker::nftables).unwrap().unwrap();
     let freeze = |server: TcpStream| {
-        let plan = Plan::of(server.as_fd()).unwrap();
+        let plan = Plan::read(server.as_fd()).unwrap();
         let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
         let image = frozen.capture(None).unwrap();
         (frozen, image)
@@ -102,7 +102,7 @@ fn reaches_what_is_kept(family: Family) {
     peer.write_all(b"inside ").unwrap();
     peer.write_all(b"the lock").unwrap();
     until("both segments are captured", || {
-        frozen.catch_up(&mut image).unwrap();
+        frozen.merge_captured(&mut image).unwrap();
         image.tcp().unwrap().receive().queue.len() == 15
     });
     let server = keep(frozen);
@@ -113,7 +113,7 @@ fn reaches_what_is_kept(family: Family) {
     let (mut frozen, mut image) = freeze(server);
     peer.shutdown(Shutdown::Write).unwrap();
     until("the end is captured", || {
-        frozen.catch_up(&mut image).unwrap();
+        frozen.merge_captured(&mut image).unwrap();
         image.tcp().unwrap().state() == TcpState::CloseWait
     });
     let server = keep(frozen);

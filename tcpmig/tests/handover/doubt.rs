@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tcpmig::driver::{Doubt, Ending, Options, Outcome};
+use tcpmig::driver::{Ending, InDoubt, Options, Outcome};
 use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{EntryKind, LockGuard, Locker};
@@ -38,7 +38,7 @@ pub(crate) async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committe
     Committed { fake, id, lock }
 }
 
-/// As [`commit_and_hang_up`]; when the source asks again it gets this answer.
+/// Like [`commit_and_hang_up`]; when the source asks again it gets this answer.
 async fn answer(
     here: Rc<Here>,
     flow: FourTuple,
@@ -109,7 +109,7 @@ impl Case {
         );
     }
 
-    /// It goes on at host A, where these octets of the peer have waited.
+    /// It goes on at host A, where these bytes of the peer have waited.
     pub(crate) fn goes_on(&self, ending: Ending, lock: LockGuard, sent: &[u8], words: &[&str]) {
         let ends = self.net.peer.count(&end_of(self.flow));
         let (server, reason) = kept_by(ending);
@@ -124,7 +124,7 @@ impl Case {
     }
 }
 
-pub(crate) fn doubt(outcome: Outcome) -> Doubt {
+pub(crate) fn doubt(outcome: Outcome) -> InDoubt {
     match outcome.ending {
         Ending::InDoubt(doubt) => *doubt,
         other => panic!("{other:?}"),
@@ -166,7 +166,7 @@ kernel_test!(a_late_answer_is_asked_for_again, || {
         // Nothing, then nonsense, then what does not fit, then the answer.
         let _silent = fake.committed(id).await;
         let mut talk = fake.committed(id).await;
-        talk.say_octets(b"garbage"[..].into()).await;
+        talk.say_bytes(b"garbage"[..].into()).await;
         let mut talk = fake.committed(id).await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
         let mut talk = fake.committed(id).await;

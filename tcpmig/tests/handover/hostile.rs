@@ -12,7 +12,7 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::{Acceptor, Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
 use tcpmig_format::{FourTuple, Image, IpImage};
-use tcpmig_lock::{Abilities, Entry, LockError, LockGuard, Locker, Nftables, Swept};
+use tcpmig_lock::{Entry, Features, LockError, LockGuard, Locker, Nftables, Swept};
 use tcpmig_sys::process::descriptors;
 use tcpmig_sys::sockopt;
 
@@ -24,7 +24,7 @@ use crate::support::{
 pub(crate) fn image_of(a: &Site, server: TcpStream) -> (Frozen, Image) {
     let socket: OwnedFd = server.into();
     a.call(|here| async move {
-        let plan = Plan::of(socket.as_fd()).unwrap();
+        let plan = Plan::read(socket.as_fd()).unwrap();
         let lease = Duration::from_secs(60);
         let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
         let image = frozen.capture(None).unwrap();
@@ -58,8 +58,8 @@ impl Locker for Counting {
         self.0.name()
     }
 
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    fn features(&self) -> Features {
+        self.0.features()
     }
 
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
@@ -232,7 +232,7 @@ kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
     let net = Net::new();
     let options = Options {
         prepared_by_each: 1,
-        octets_by_each: 10_000,
+        bytes_by_each: 10_000,
         commit_within: Duration::from_millis(100),
         lease: Duration::from_secs(2),
         ..Options::default()
@@ -278,7 +278,7 @@ kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
     assert_eq!(b.entries(flow).len(), 1);
 });
 
-/// Octets of memory that this process has.
+/// Bytes of memory that this process has.
 fn memory() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
@@ -345,10 +345,10 @@ fn refused_offers() {
     }
     let grown = memory().saturating_sub(before);
     println!(
-        "{OFFERS} refused offers in {:?} left {grown} octets",
+        "{OFFERS} refused offers in {:?} left {grown} bytes",
         begin.elapsed()
     );
-    assert!(grown < 4 << 20, "{grown} octets are left");
+    assert!(grown < 4 << 20, "{grown} bytes are left");
     assert_eq!(b.entries(flow), []);
     both_ways(&near, &far);
     both_ways(&peer, &frozen.keep().unwrap().into());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig::capture::{Frozen, Plan};
-use tcpmig::driver::journal::{About, File, Journal, Note, Open, Role};
+use tcpmig::driver::journal::{File, HandoverInfo, Journal, Note, Role, Unfinished};
 use tcpmig::driver::{Acceptor, Mover, Options};
 use tcpmig::handover::{Fate, HandoverId, Message};
 use tcpmig_sys::lab::slowed;
@@ -19,8 +19,8 @@ use crate::support::{B, Family, Net, Site, Talk, both_ways, kept, kernel_test};
 const BUILT: [u8; 16] = [1; 16];
 const ACTIVE: [u8; 16] = [2; 16];
 
-fn as_target() -> About {
-    About {
+fn as_target() -> HandoverInfo {
+    HandoverInfo {
         role: Role::Target,
         flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
         host: "host-a".to_owned(),
@@ -57,7 +57,7 @@ kernel_test!(a_target_that_died_answers_for_what_it_had, || {
     let (peer, server) = net.connect(Family::V4);
     let socket: OwnedFd = server.into();
     let answers = a.call(|here| async move {
-        let plan = Plan::of(socket.as_fd()).unwrap();
+        let plan = Plan::read(socket.as_fd()).unwrap();
         let lease = Duration::from_secs(60);
         let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
         let image = frozen.capture(None).unwrap().encode().unwrap();
@@ -84,7 +84,7 @@ kernel_test!(a_source_that_was_started_again_settles_what_it_can, || {
     // What a process noted that was killed: one handover was not offered, the others may have been committed.
     let before = File::open(&path).unwrap();
     let ids: Vec<HandoverId> = (1..4).map(|n| HandoverId::from_octets([n; 16])).collect();
-    let about = About {
+    let about = HandoverInfo {
         role: Role::Source,
         host: "host-b".to_owned(),
         address: Some(B.parse().unwrap()),
@@ -171,7 +171,7 @@ impl Full {
 }
 
 impl Journal for Full {
-    fn begin(&self, _: HandoverId, _: &About) -> io::Result<()> {
+    fn begin(&self, _: HandoverId, _: &HandoverInfo) -> io::Result<()> {
         self.fails(Note::Offering)
     }
 
@@ -179,11 +179,11 @@ impl Journal for Full {
         self.fails(note)
     }
 
-    fn recall(&self, _: HandoverId) -> Option<Note> {
+    fn lookup(&self, _: HandoverId) -> Option<Note> {
         None
     }
 
-    fn left_open(&self) -> Vec<Open> {
+    fn left_open(&self) -> Vec<Unfinished> {
         Vec::new()
     }
 }

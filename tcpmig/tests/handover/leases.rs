@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tcpmig::driver::journal::{About, Journal, Note, Nowhere, Open};
+use tcpmig::driver::journal::{HandoverInfo, Journal, NoJournal, Note, Unfinished};
 use tcpmig::driver::{Ending, Options};
 use tcpmig::handover::HandoverId;
 use tcpmig_lock::EntryKind;
@@ -16,23 +16,23 @@ use crate::support::{Family, Net, Site, both_ways, end_of, flow, kernel_test};
 struct Slow(Duration);
 
 impl Journal for Slow {
-    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
-        Nowhere.begin(id, about)
+    fn begin(&self, id: HandoverId, about: &HandoverInfo) -> io::Result<()> {
+        NoJournal.begin(id, about)
     }
 
     fn note(&self, id: HandoverId, note: Note) -> io::Result<()> {
         if note == Note::Activating {
             std::thread::sleep(self.0);
         }
-        Nowhere.note(id, note)
+        NoJournal.note(id, note)
     }
 
-    fn recall(&self, id: HandoverId) -> Option<Note> {
-        Nowhere.recall(id)
+    fn lookup(&self, id: HandoverId) -> Option<Note> {
+        NoJournal.lookup(id)
     }
 
-    fn left_open(&self) -> Vec<Open> {
-        Nowhere.left_open()
+    fn left_open(&self) -> Vec<Unfinished> {
+        NoJournal.left_open()
     }
 }
 

@@ -10,8 +10,8 @@ use tcpmig_format::Layer;
 
 use crate::support::{Family, Net, PATIENCE, Site, both_ways, kept, kernel_test};
 
-fn session(octets: usize) -> Option<Layer> {
-    Some(Layer::new("tests", 1, vec![1; octets]))
+fn session(bytes: usize) -> Option<Layer> {
+    Some(Layer::new("tests", 1, vec![1; bytes]))
 }
 
 fn is_refused(outcome: Outcome, word: &str, peer: &TcpStream) -> TcpStream {
@@ -37,10 +37,10 @@ kernel_test!(a_target_prepares_no_more_connections_than_it_may, || {
     is_refused(outcome, "wait for COMMIT here", &peer);
 });
 
-kernel_test!(a_target_holds_no_more_octets_than_it_may, || {
+kernel_test!(a_target_holds_no_more_bytes_than_it_may, || {
     let net = Net::new();
     let options = Options {
-        octets_prepared: 100 << 10,
+        bytes_prepared: 100 << 10,
         prepared_at_once: 1,
         ..Options::default()
     };
@@ -48,7 +48,7 @@ kernel_test!(a_target_holds_no_more_octets_than_it_may, || {
     b.serve();
     let (peer, server) = net.connect(Family::V4);
     let outcome = a.move_out(server, session(200_000)).wait();
-    let mut server = is_refused(outcome, "octets", &peer);
+    let mut server = is_refused(outcome, "bytes", &peer);
     // Those that are moved make room for the next.
     for _ in 0..3 {
         let outcome = a.move_out(server, session(90_000)).wait();

@@ -1,4 +1,4 @@
-//! Octets that were sent before the move and lost on the way: the target sends them again, without waiting for a
+//! Bytes that were sent before the move and lost on the way: the target sends them again, without waiting for a
 //! retransmission timer.
 
 use std::io::Write;
@@ -64,7 +64,7 @@ impl Steering for SlowlyThen {
     }
 }
 
-/// Octets of a segment, in the networks of these tests.
+/// Bytes of a segment, in the networks of these tests.
 const SEGMENT: usize = 1448;
 
 /// Bits of its header, which has timestamps.
@@ -114,8 +114,8 @@ fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bo
         .ip("link set eth0 gso_max_segs 1 gso_max_size 2048")
         .unwrap();
     let port = flow(&server).local().port();
-    let octets = numbered(0, segments * SEGMENT);
-    let first_words: Vec<String> = octets
+    let bytes = numbered(0, segments * SEGMENT);
+    let first_words: Vec<String> = bytes
         .chunks(SEGMENT)
         .step_by(of)
         .map(|segment| format!("{:#x}", u32::from_be_bytes(*segment.first_chunk().unwrap())))
@@ -125,7 +125,7 @@ fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bo
              tcp sport {port} @th,{HEADER_BITS},32 {{ {} }} drop; }}; }}",
         first_words.join(", ")
     ));
-    server.write_all(&octets).unwrap();
+    server.write_all(&bytes).unwrap();
     until("all of it is sent", || {
         sockopt::unsent_len(server.as_fd()).unwrap() == 0
     });
@@ -144,10 +144,10 @@ fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bo
     });
     let outcome = outcome.wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
-    assert!(outcome.report.send_queue_octets > 0, "nothing was lost");
+    assert!(outcome.report.send_queue_bytes > 0, "nothing was lost");
     let server = TcpStream::from(b.arrival().socket);
     server.set_nonblocking(false).unwrap();
-    expect(&peer, &octets);
+    expect(&peer, &bytes);
     let timeouts = tcp_counter(&net.b, "TCPTimeouts");
     both_ways(&peer, &server);
     timeouts == 0

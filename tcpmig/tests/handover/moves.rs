@@ -11,7 +11,7 @@ use std::time::Duration;
 use tcpmig::driver::{Arrived, Ending, Options, Outcome};
 use tcpmig_format::{FourTuple, Layer, Octets};
 use tcpmig_lock::{Entry, EntryKind};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::sockopt;
 
 use crate::support::{
@@ -19,7 +19,7 @@ use crate::support::{
     open_from_a, until,
 };
 
-/// How far a server has come, which is its session: octets read and octets written.
+/// How far a server has come, which is its session: bytes read and bytes written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Session {
     up: u64,
@@ -34,7 +34,7 @@ impl Session {
         [below, Layer::new("tests", 7, numbers)]
     }
 
-    /// Reads some octets of what the peer sends, and writes some.
+    /// Reads some bytes of what the peer sends, and writes some.
     fn work(&mut self, mut stream: &TcpStream) {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         expect(stream, &numbered(self.up, 20_000));
@@ -53,19 +53,18 @@ impl Session {
     }
 }
 
-/// Writes numbered octets until it is told to stop; how many.
+/// Writes numbered bytes until it is told to stop; how many.
 fn upload(mut peer: TcpStream, stop: &AtomicBool) -> u64 {
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
-        let octets = numbered(written, 4096);
-        peer.write_all(&octets)
-            .expect("the peer's connection lives");
-        written += octets.len() as u64;
+        let bytes = numbered(written, 4096);
+        peer.write_all(&bytes).expect("the peer's connection lives");
+        written += bytes.len() as u64;
     }
     written
 }
 
-/// Reads until the end of the stream and looks at every octet; how many.
+/// Reads until the end of the stream and looks at every byte; how many.
 fn download(mut peer: TcpStream) -> u64 {
     let mut read = 0;
     let mut buffer = vec![0; 1 << 16];
@@ -122,7 +121,7 @@ fn moves(family: Family, times: u32) {
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
 
     stop.store(true, Ordering::Relaxed);
-    // The peer's last octets wait for room until they are read here.
+    // The peer's last bytes wait for room until they are read here.
     let mut last = server.try_clone().unwrap();
     let rest = thread::spawn(move || {
         let mut read = session.up;
@@ -236,14 +235,14 @@ kernel_test!(
         b.serve();
         let (mut peer, server) = net.connect(Family::V4);
         peer.write_all(b"last words").unwrap();
-        until("the octets arrive", || {
+        until("the bytes arrive", || {
             sockopt::receive_queue_len(server.as_fd()).unwrap() == 10
         });
         let linger = socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO));
         linger.unwrap();
         drop(peer);
         until("the RST arrives", || {
-            info(server.as_fd()).unwrap().state == State::Close
+            tcp_info(server.as_fd()).unwrap().state == State::Close
         });
         let outcome = a.move_out(server, None).wait();
         assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
@@ -265,7 +264,7 @@ kernel_test!(a_connection_that_is_being_opened_moves, || {
     net.peer.nft("table inet deaf { chain c { type filter hook prerouting priority -310; meta l4proto tcp drop; }; }",
     );
     let opening = open_from_a(&net, to);
-    assert_eq!(info(opening.as_fd()).unwrap().state, State::SynSent);
+    assert_eq!(tcp_info(opening.as_fd()).unwrap().state, State::SynSent);
     let outcome = a.move_out(opening, None).wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
     let arrived = b.arrival();
@@ -273,7 +272,7 @@ kernel_test!(a_connection_that_is_being_opened_moves, || {
     // The peer's answer goes to the source, and from there to the target.
     let server = TcpStream::from(arrived.socket);
     until("the connection is open", || {
-        info(server.as_fd()).unwrap().state == State::Established
+        tcp_info(server.as_fd()).unwrap().state == State::Established
     });
     server.set_nonblocking(false).unwrap();
     let (peer, from) = listener.accept().unwrap();

@@ -233,7 +233,7 @@ kernel_test!(the_mark_of_injected_packets_does_not_leave_a_host, || {
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
     sockopt::set_mark(server.as_fd(), INJECT_MARK).unwrap();
-    let planned = Plan::of(server.as_fd()).unwrap_err();
+    let planned = Plan::read(server.as_fd()).unwrap_err();
     assert!(matches!(planned, CaptureError::InjectMark), "{planned}");
     assert!(planned.is_not_migratable());
     let (server, reason) = kept(a.move_out(server, None).wait());

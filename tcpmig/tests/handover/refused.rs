@@ -76,7 +76,7 @@ impl Case {
 kernel_test!(a_connection_that_lives_on_the_target_already, || {
     let (case, server) = Case::new(Net::new());
     case.b.serve();
-    // Under repair and silent.
+    // In repair mode and silent.
     let twin = case.net.b.run(|| {
         let bound = ClosedSocket::open(false).unwrap().bind(case.flow.local());
         let start = QueueStart {
@@ -200,7 +200,7 @@ kernel_test!(an_image_that_was_damaged_on_the_way, || {
     case.b.serve();
     let socket: OwnedFd = server.into();
     let (socket, answers) = case.a.call(|here| async move {
-        let plan = Plan::of(std::os::fd::AsFd::as_fd(&socket)).unwrap();
+        let plan = Plan::read(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         let lease = here.options.lease;
         let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
         let whole = frozen.capture(None).unwrap().encode().unwrap().to_vec();

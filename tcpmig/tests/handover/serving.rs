@@ -44,7 +44,7 @@ impl Case {
         let flow = flow(&server);
         let socket: OwnedFd = server.into();
         let (frozen, image) = a.call(|here| async move {
-            let plan = Plan::of(socket.as_fd()).unwrap();
+            let plan = Plan::read(socket.as_fd()).unwrap();
             let lease = Duration::from_secs(60);
             let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
             let image = frozen.capture(None).unwrap();
@@ -278,7 +278,7 @@ kernel_test!(an_activation_that_fails_draws_no_reset, || {
         packets.extend(
             captured
                 .iter()
-                .map(|one| Bytes::copy_from_slice(&one.octets)),
+                .map(|one| Bytes::copy_from_slice(&one.bytes)),
         );
         !packets.is_empty()
     });
@@ -316,9 +316,9 @@ kernel_test!(nonsense_ends_the_exchange_and_nothing_else, || {
     let case = Case::new();
     case.offer();
     case.a.call(|here| async move {
-        for octets in [&b""[..], b"garbage", &[0xc1; 100]] {
+        for bytes in [&b""[..], b"garbage", &[0xc1; 100]] {
             let mut talk = Talk::with_other(&here).await;
-            talk.say_octets(Bytes::copy_from_slice(octets)).await;
+            talk.say_bytes(Bytes::copy_from_slice(bytes)).await;
             assert_eq!(talk.hear().await, None);
         }
         let mut talk = Talk::with_other(&here).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig::driver::journal::{self, File, Undecided};
-use tcpmig::driver::{Decision, Doubt, Ending, Options};
+use tcpmig::driver::{Decision, Ending, InDoubt, Options};
 use tcpmig::handover::HandoverId;
 use tcpmig_lock::{EntryKind, LockGuard};
 
@@ -22,7 +22,7 @@ fn case() -> Case {
     Case::with(Net::new(), &options)
 }
 
-fn in_doubt() -> (Case, Doubt, LockGuard) {
+fn in_doubt() -> (Case, InDoubt, LockGuard) {
     let mut case = case();
     let flow = case.flow;
     let target = case
@@ -60,7 +60,7 @@ kernel_test!(a_doubt_that_is_settled_otherwise_ends_here_silently, || {
     }
 });
 
-/// As [`in_doubt`], of a mover with a journal in the folder, that goes on asking.
+/// Like [`in_doubt`], of a mover with a journal in the folder, that goes on asking.
 fn asking(
     folder: &std::path::Path,
 ) -> (Case, HandoverId, LockGuard, crate::support::Running<Ending>) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig::capture::{Frozen, Plan};
-use tcpmig::driver::{Doubt, Ending, Options, Outcome};
+use tcpmig::driver::{Ending, InDoubt, Options, Outcome};
 use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig::restore::INJECT_MARK;
 use tcpmig_format::FourTuple;
@@ -82,15 +82,11 @@ impl<'a> Silence<'a> {
         both_ways(&other, &end);
         assert_eq!(heard.packets(), 0, "a packet of the flow reached the peer");
         let waiting = sockopt::send_queue_len(self.peer.as_fd()).unwrap();
-        assert_eq!(
-            waiting as usize,
-            self.sent.len(),
-            "octets were acknowledged"
-        );
+        assert_eq!(waiting as usize, self.sent.len(), "bytes were acknowledged");
     }
 }
 
-fn doubt(outcome: Outcome) -> Doubt {
+fn doubt(outcome: Outcome) -> InDoubt {
     match outcome.ending {
         Ending::InDoubt(doubt) => *doubt,
         other => panic!("{other:?}"),
@@ -172,7 +168,7 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
     until("the redirect is there again", || a.entries(flow).len() == 1);
     let sent = silence.sent;
 
-    // It is settled, and goes on: every octet once, and this end at once.
+    // It is settled, and goes on: every byte once, and this end at once.
     let target = give_back(&b, committed);
     let begin = Instant::now();
     let mut ending = a.call(|_| doubt.ask());
@@ -267,7 +263,7 @@ impl Prepared {
         let flow = flow(&server);
         let socket: OwnedFd = server.into();
         let frozen = a.call(move |here| async move {
-            let plan = Plan::of(socket.as_fd()).unwrap();
+            let plan = Plan::read(socket.as_fd()).unwrap();
             let lease = Duration::from_secs(60);
             let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
             let image: Bytes = frozen.capture(None).unwrap().encode().unwrap().into();
@@ -381,7 +377,7 @@ fn make_it_hear(flow: FourTuple) {
     }
 }
 
-/// Octets that the target has taken before it owned the connection, against all that it does.
+/// Bytes that the target has taken before it owned the connection, against all that it does.
 fn moves_on(case: &Prepared) {
     // Locks let this mark pass, if it is set before them.
     let port = case.flow.local().port();

@@ -15,7 +15,7 @@ use tcpmig::driver::journal::Decision;
 use tcpmig::driver::{Acceptor, Ending, Mover, Options, Outcome, Reason};
 use tcpmig::handover::{Code, Fate, HandoverId, Message};
 use tcpmig_lock::EntryKind;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::sockopt;
 
 use blocking::{Blocking, Call, Calls, Heart, Noted, Planned};
@@ -320,7 +320,7 @@ kernel_test!(what_is_injected_is_injected_aside, || {
     let flow = flow(&server);
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     until("the end of the peer arrives", || {
-        info(server.as_fd()).unwrap().state == State::CloseWait
+        tcp_info(server.as_fd()).unwrap().state == State::CloseWait
     });
     let (_server, reason) = kept(a.move_out(server, None).wait());
     assert!(reason.contains("refused"), "{reason}");
@@ -344,7 +344,7 @@ kernel_test!(a_thaw_that_listens_for_the_peer_waits_aside, || {
     std::io::Write::write_all(&mut &server, b"on its way").unwrap();
     until("it is sent again", || {
         // The first can be a probe of the tail.
-        info(server.as_fd()).unwrap().total_retrans > 2
+        tcp_info(server.as_fd()).unwrap().total_retrans > 2
     });
     let target = b.begin(|here| async move {
         let mut talk: Talk = Fake::new(&here).exchange().await;

@@ -86,7 +86,7 @@ kernel_test!(a_connection_with_urgent_data, || {
     peer.write_all(b"ab").unwrap();
     let socket = socket2::SockRef::from(&peer);
     socket.send_out_of_band(b"!").unwrap();
-    until("the urgent octet arrives", || {
+    until("the urgent byte arrives", || {
         repair::check(server.as_fd()).is_err()
     });
     let flow = flow(&server);

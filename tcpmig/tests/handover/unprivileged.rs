@@ -90,7 +90,7 @@ macro_rules! helped_test {
 }
 
 helped_test!(locking_names_the_call_and_the_capability, || {
-    let flow = Plan::of(the_connection().as_fd()).unwrap().flow();
+    let flow = Plan::read(the_connection().as_fd()).unwrap().flow();
     let locker = Nftables::new().unwrap();
     let error = locker.lock(&[flow], Duration::from_secs(1)).unwrap_err();
     names(&error.to_string(), "NFNL_MSG_BATCH_BEGIN");
@@ -102,7 +102,7 @@ helped_test!(locking_names_the_call_and_the_capability, || {
 
 helped_test!(freezing_names_the_call_and_the_capability, || {
     let socket = the_connection();
-    let plan = Plan::of(socket.as_fd()).unwrap();
+    let plan = Plan::read(socket.as_fd()).unwrap();
     let refused = Frozen::freeze(socket, plan, &NoLock, Duration::from_secs(1)).unwrap_err();
     names(&refused.to_string(), "setsockopt(TCP_REPAIR)");
     assert!(!sockopt::repair(refused.fd.as_fd()).unwrap());

@@ -19,8 +19,8 @@ where
     kept_on(&Options::default(), 0, words, target);
 }
 
-/// As [`kept_with`], by a target that does not prepare it in time, with this many octets of session state.
-fn kept_in_time<F>(octets: usize, target: impl FnOnce(Rc<Here>) -> F + Send + 'static)
+/// Like [`kept_with`], but by a target that does not prepare it in time, with this many bytes of session state.
+fn kept_in_time<F>(bytes: usize, target: impl FnOnce(Rc<Here>) -> F + Send + 'static)
 where
     F: Future<Output = ()> + 'static,
 {
@@ -28,12 +28,12 @@ where
         prepared_within: Duration::from_millis(300),
         ..Options::default()
     };
-    kept_on(&options, octets, &["did not prepare it within"], target);
+    kept_on(&options, bytes, &["did not prepare it within"], target);
 }
 
 fn kept_on<F>(
     options: &Options,
-    octets: usize,
+    bytes: usize,
     words: &[&str],
     target: impl FnOnce(Rc<Here>) -> F + Send + 'static,
 ) where
@@ -45,7 +45,7 @@ fn kept_on<F>(
     let flow = flow(&server);
     let ends = net.peer.count(END);
     let target = b.begin(target);
-    let layer = (octets > 0).then(|| Layer::new("tests", 1, vec![1; octets]));
+    let layer = (bytes > 0).then(|| Layer::new("tests", 1, vec![1; bytes]));
     let given: Vec<_> = layer.into_iter().collect();
     let outcome = a.move_out(server, given.clone()).wait();
     assert!(
@@ -118,7 +118,7 @@ kernel_test!(the_answer_is_no_message, || {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
         talk.offer().await;
-        talk.say_octets(b"garbage"[..].into()).await;
+        talk.say_bytes(b"garbage"[..].into()).await;
         talk.end().await;
     });
 });

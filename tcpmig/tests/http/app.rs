@@ -28,7 +28,7 @@ pub(crate) type App = TowerToHyperService<Router>;
 pub(crate) struct Visits {
     pub(crate) count: u64,
     /// Of a message that the server sends in fragments: how many it has sent, how many there are, of how
-    /// many octets each.
+    /// many bytes each.
     pub(crate) fragments: Option<[usize; 3]>,
 }
 
@@ -112,8 +112,8 @@ fn numbers(size: u64, resumed: Option<Extension<Resumed>>) -> Response {
     let body = Resumable::new(place, move |place: Place| async move {
         let len = FRAME.min(size - place.position);
         let position = place.position + len;
-        let octets = Bytes::from(numbered(place.position, len as usize));
-        Ok::<_, Infallible>((len > 0).then_some((octets, Place { position })))
+        let bytes = Bytes::from(numbered(place.position, len as usize));
+        Ok::<_, Infallible>((len > 0).then_some((bytes, Place { position })))
     });
     body.response().into_response()
 }

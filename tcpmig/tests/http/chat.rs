@@ -118,9 +118,9 @@ async fn fragments(
         } else {
             Data::Continue
         };
-        let octets = numbered((sent * size) as u64, size);
+        let bytes = numbered((sent * size) as u64, size);
         let is_last = sent + 1 == count;
-        let frame = Frame::message(octets, OpCode::Data(kind), is_last);
+        let frame = Frame::message(bytes, OpCode::Data(kind), is_last);
         state.lock().fragments = (!is_last).then_some([sent + 1, count, size]);
         messages.send(Message::Frame(frame)).await?;
     }

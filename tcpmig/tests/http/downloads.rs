@@ -19,7 +19,7 @@ fn hops(url: &str, more: &[&str]) {
         scene.hop();
     }
     body.extend(curl.end_of_curl(1));
-    assert!(body == numbered(0, SIZE), "{} octets", body.len());
+    assert!(body == numbered(0, SIZE), "{} bytes", body.len());
 }
 
 kernel_test!(a_download_with_a_length_goes_on, || hops(
@@ -70,7 +70,7 @@ kernel_test!(a_slow_reader_does_not_hold_up_a_move, || {
         assert!(took.as_millis() < 4000, "a move took {took:?}");
     }
     body.extend(curl.end_of_curl(1));
-    assert!(body == numbered(0, 4_000_000), "{} octets", body.len());
+    assert!(body == numbered(0, 4_000_000), "{} bytes", body.len());
 });
 
 kernel_test!(a_compressed_response_is_waited_for, || {
@@ -111,5 +111,5 @@ kernel_test!(the_next_request_follows_a_response_that_moved, || {
     }
     body.extend(curl.end_of_curl(3));
     let expected = [&numbered(0, SIZE)[..], &numbered(0, SIZE), b"b 1 \n"].concat();
-    assert!(body == expected, "{} octets", body.len());
+    assert!(body == expected, "{} bytes", body.len());
 });

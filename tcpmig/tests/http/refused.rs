@@ -14,7 +14,7 @@ fn stays(on_b: &OnB, reason: &str) {
     assert!(why.contains(reason), "{why}");
     body.extend(curl.end_of_curl(2));
     let expected = [&numbered(0, 40_000_000)[..], b"a 1 \n"].concat();
-    assert!(body == expected, "{} octets", body.len());
+    assert!(body == expected, "{} bytes", body.len());
 }
 
 kernel_test!(a_newer_server_does_not_know_the_state, || stays(

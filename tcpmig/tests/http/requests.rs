@@ -108,8 +108,8 @@ const LENGTH: &str = "POST /upload HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n
 const CHUNKED: &str = "POST /upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
 
 fn chunks() -> Vec<u8> {
-    let octets = numbered(0, 10);
-    let (first, second) = octets.split_at(4);
+    let bytes = numbered(0, 10);
+    let (first, second) = bytes.split_at(4);
     [b"4\r\n", first, b"\r\n6;x\r\n", second, b"\r\n0\r\n\r\n"].concat()
 }
 
@@ -176,7 +176,7 @@ kernel_test!(an_answer_before_its_upload_is_not_cut_off, || {
     let head = format!("POST /early/{SIZE} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
     (&stream).write_all(head.as_bytes()).unwrap();
     let (_, body) = response(&mut reader);
-    assert!(body == numbered(0, SIZE), "{} octets", body.len());
+    assert!(body == numbered(0, SIZE), "{} bytes", body.len());
     // hyper does not wait for the upload.
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
 });
@@ -245,7 +245,7 @@ kernel_test!(an_answer_that_does_not_come_keeps_the_connection, || {
     let mut body = curl.read(1_000_000);
     scene.hop();
     body.extend(curl.end_of_curl(2));
-    assert!(body == numbered(0, 3_000_000), "{} octets", body.len());
+    assert!(body == numbered(0, 3_000_000), "{} bytes", body.len());
 });
 
 kernel_test!(a_body_that_cannot_be_resumed_ends_first, || {
@@ -257,7 +257,7 @@ kernel_test!(a_body_that_cannot_be_resumed_ends_first, || {
     reader.fill_buf().unwrap();
     let moved = scene.begin_move().wait();
     let body = response(&mut reader).1;
-    assert!(body == numbered(0, 10_000_000), "{} octets", body.len());
+    assert!(body == numbered(0, 10_000_000), "{} bytes", body.len());
     // hyper has all of it in one frame, so that it is over for the service and is carried.
     moved.expect("the connection moves");
 });
@@ -278,7 +278,7 @@ kernel_test!(a_connection_that_is_being_closed_says_so, || {
         );
     }
     let body = response(&mut reader).1;
-    assert!(body == numbered(0, 30_000_000), "{} octets", body.len());
+    assert!(body == numbered(0, 30_000_000), "{} bytes", body.len());
     assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     until("the connection is over", || scene.counts() == [0, 0]);
 });

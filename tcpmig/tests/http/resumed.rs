@@ -27,7 +27,7 @@ fn is_cut(file: MethodRouter, words: &[&str]) {
     assert_eq!(output.status.code(), Some(18));
     body.extend(output.stdout);
     // What the source had written arrives.
-    assert!(body == numbered(0, body.len()), "{} octets", body.len());
+    assert!(body == numbered(0, body.len()), "{} bytes", body.len());
     until("the application of the target is told", || {
         !scene.errors.lock().unwrap().is_empty()
     });
@@ -65,7 +65,7 @@ kernel_test!(a_rest_that_fails, || is_cut(
 ));
 kernel_test!(a_rest_that_is_too_short, || is_cut(
     get(async || rest(Ok(None))),
-    &["failed", "octets before the response does"]
+    &["failed", "bytes before the response does"]
 ));
 
 type Rest = Result<Option<(bytes::Bytes, u64)>, std::io::Error>;

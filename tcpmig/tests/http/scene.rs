@@ -288,12 +288,12 @@ fn start<K: Carriers>(
 pub(crate) struct Client(pub(crate) Child);
 
 impl Client {
-    /// The next octets that it writes.
+    /// The next bytes that it writes.
     pub(crate) fn read(&mut self, len: usize) -> Vec<u8> {
-        let mut octets = vec![0; len];
+        let mut bytes = vec![0; len];
         let stdout = self.0.stdout.as_mut().unwrap();
-        stdout.read_exact(&mut octets).expect("the client writes");
-        octets
+        stdout.read_exact(&mut bytes).expect("the client writes");
+        bytes
     }
 
     pub(crate) fn line(&mut self) -> String {

@@ -15,13 +15,13 @@ const SOL_TLS: i32 = 282;
 const TLS_TX: i32 = 1;
 const TLS_RX: i32 = 2;
 
-/// `struct tls12_crypto_info_aes_gcm_128` of `linux/tls.h` for TLS 1.2, with a key of this octet.
-fn keys(octet: u8) -> Vec<u8> {
+/// `struct tls12_crypto_info_aes_gcm_128` of `linux/tls.h` for TLS 1.2, with a key of this byte.
+fn keys(byte: u8) -> Vec<u8> {
     const VERSION: u16 = 0x0303;
     const CIPHER: u16 = 51;
     let mut info = [VERSION.to_ne_bytes(), CIPHER.to_ne_bytes()].concat();
     // Initial vector, key, salt; the number of the first record.
-    info.extend([octet; 8 + 16 + 4]);
+    info.extend([byte; 8 + 16 + 4]);
     info.extend([0; 8]);
     info
 }
@@ -60,8 +60,8 @@ feature_test!(kernel_tls_is_refused_by_name_and_goes_on, || {
         }
         assert!(attach(&peer));
         for (socket, sends, receives) in [(&server, 1, 2), (&peer, 2, 1)] {
-            for (way, octet) in [(TLS_TX, sends), (TLS_RX, receives)] {
-                set_option(socket.as_fd(), SOL_TLS, way, &keys(octet)).unwrap();
+            for (way, byte) in [(TLS_TX, sends), (TLS_RX, receives)] {
+                set_option(socket.as_fd(), SOL_TLS, way, &keys(byte)).unwrap();
             }
         }
         crate::support::both_ways(&peer, &server);

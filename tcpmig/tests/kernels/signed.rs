@@ -16,26 +16,26 @@ const TCP_AO_ADD_KEY: i32 = 38;
 /// `struct tcp_ao_add` of `linux/tcp.h`: one key for segments from and to an address.
 fn ao_key(with: IpAddr) -> Vec<u8> {
     const KEY: &[u8] = b"a key of both ends";
-    let mut octets = vec![0_u8; 288];
+    let mut bytes = vec![0_u8; 288];
     let (family, prefix) = match with {
         IpAddr::V4(v4) => {
-            octets[4..8].copy_from_slice(&v4.octets());
+            bytes[4..8].copy_from_slice(&v4.octets());
             (2_u16, 32)
         }
         IpAddr::V6(v6) => {
-            octets[8..24].copy_from_slice(&v6.octets());
+            bytes[8..24].copy_from_slice(&v6.octets());
             (10_u16, 128)
         }
     };
-    octets[..2].copy_from_slice(&family.to_ne_bytes());
+    bytes[..2].copy_from_slice(&family.to_ne_bytes());
     let algorithm = b"hmac(sha1)";
-    octets[128..128 + algorithm.len()].copy_from_slice(algorithm);
-    octets[202] = prefix;
+    bytes[128..128 + algorithm.len()].copy_from_slice(algorithm);
+    bytes[202] = prefix;
     // Identifiers of the key for sending and receiving; the length of the key.
-    (octets[203], octets[204]) = (7, 7);
-    octets[207] = KEY.len() as u8;
-    octets[208..208 + KEY.len()].copy_from_slice(KEY);
-    octets
+    (bytes[203], bytes[204]) = (7, 7);
+    bytes[207] = KEY.len() as u8;
+    bytes[208..208 + KEY.len()].copy_from_slice(KEY);
+    bytes
 }
 
 feature_test!(tcp_ao_is_refused_by_name, || {

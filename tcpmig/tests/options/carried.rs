@@ -298,7 +298,10 @@ kernel_test!(the_filter_filters_after_the_move, || {
     std::io::Write::write_all(&mut &peer, &[7; 500]).unwrap();
     let came = net.b.run(|| {
         until("the peer sends it again", || {
-            tcpmig_sys::info::info(peer.as_fd()).unwrap().total_retrans > 0
+            tcpmig_sys::info::tcp_info(peer.as_fd())
+                .unwrap()
+                .total_retrans
+                > 0
         });
         sockopt::receive_queue_len(moved.as_fd()).unwrap()
     });

@@ -282,7 +282,7 @@ fn with_parts(mut image: Image, change: impl FnOnce(&mut TcpParts)) -> Image {
     image
 }
 
-/// Another number for the next octet that an end sends, and for the next one that it receives.
+/// Another number for the next byte that an end sends, and for the next one that it receives.
 fn renumber(image: Image, sent: u32, received: u32) -> Image {
     with_parts(image, |tcp| {
         tcp.send.snd_una = Seq::new(sent);
@@ -314,7 +314,7 @@ kernel_test!(sequence_numbers_wrap_in_the_queues, || {
         let mut peer = arrive(&net.peer, renumber(peer, up, down));
         net.a.mend();
         peer.write_all(&numbered(0, 3000)).unwrap();
-        until("the octets wait to be read", || {
+        until("the bytes wait to be read", || {
             sockopt::receive_queue_len(server.as_fd()).unwrap() == 3000
         });
         // A host that drops its own packets would count none as sent.

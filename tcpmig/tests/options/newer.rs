@@ -7,7 +7,7 @@ use socket2::{Domain, Socket, Type};
 use tcpmig::options::Unsupported;
 use tcpmig::restore::{Prepared, RestoreError};
 use tcpmig_format::{Image, SocketOptions, TcpImage, TimestampUnit};
-use tcpmig_sys::info::info;
+use tcpmig_sys::info::tcp_info;
 use tcpmig_sys::{Error, sockopt};
 
 use crate::scene::{activate, arrive, build, leave, locker, with_options};
@@ -87,7 +87,7 @@ kernel_test!(a_clock_of_microseconds_goes_on_or_is_refused, || {
     match build(&net.b, image) {
         Ok(prepared) => {
             let moved = TcpStream::from(activate(prepared).socket);
-            assert!(info(moved.as_fd()).unwrap().timestamps_in_microseconds);
+            assert!(tcp_info(moved.as_fd()).unwrap().timestamps_in_microseconds);
             both_ways(&peer, &moved);
         }
         Err(error) => {

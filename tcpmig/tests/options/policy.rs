@@ -146,7 +146,7 @@ kernel_test!(
         let (peer, server) = net.connect(Family::V4);
         let socket: OwnedFd = server.into();
         let (socket, answer) = a.call(|here| async move {
-            let plan = Plan::of(socket.as_fd()).unwrap();
+            let plan = Plan::read(socket.as_fd()).unwrap();
             let lease = here.options.lease;
             let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
             let image = with_missing_congestion(frozen.capture(None).unwrap());
@@ -225,7 +225,7 @@ kernel_test!(
 kernel_test!(
     a_buffer_above_the_limit_moves_with_the_privilege_and_is_reported_without,
     || {
-        const OCTETS: u32 = 64 << 20;
+        const BYTES: u32 = 64 << 20;
         let net = Net::new();
         let (peer, server) = net.connect(Family::V4);
         let probe = net
@@ -236,8 +236,8 @@ kernel_test!(
         let may = sockopt::force_receive_buffer(probe.as_fd(), 1 << 20);
         let image = with_options(leave(&net.a, server), |options| {
             options.buffer_lock = Some(3);
-            options.receive_buffer = Some(OCTETS);
-            options.send_buffer = Some(OCTETS);
+            options.receive_buffer = Some(BYTES);
+            options.send_buffer = Some(BYTES);
         });
         net.point_peer_at_b();
         let restored = activate(build(&net.b, image).unwrap());
@@ -249,7 +249,7 @@ kernel_test!(
         match may {
             Ok(()) => {
                 assert_eq!(texts(&restored), [""; 0]);
-                assert_eq!(sizes, [OCTETS; 2]);
+                assert_eq!(sizes, [BYTES; 2]);
             }
             Err(_) => {
                 assert_eq!(
@@ -259,7 +259,7 @@ kernel_test!(
                         "SO_RCVBUF=67108864: above net.core.rmem_max of this host (EPERM)"
                     ]
                 );
-                assert!(sizes.iter().all(|&size| size < OCTETS), "{sizes:?}");
+                assert!(sizes.iter().all(|&size| size < BYTES), "{sizes:?}");
             }
         }
         assert_eq!(sockopt::buffer_lock(fd).unwrap(), 3);

@@ -318,7 +318,7 @@ kernel_test!(
             let (accepted, _) = TcpListener::from(listener).accept().unwrap();
             let moved_fd = moved.as_fd();
             until("it is open", || {
-                tcpmig_sys::info::info(moved_fd).unwrap().state == State::Established
+                tcpmig_sys::info::tcp_info(moved_fd).unwrap().state == State::Established
             });
             moved.set_nonblocking(false).unwrap();
             both_ways(&accepted, &moved);

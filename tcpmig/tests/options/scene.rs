@@ -24,7 +24,7 @@ pub(crate) fn freeze(host: &Host, socket: impl Into<OwnedFd>) -> (Frozen, Image)
     let locker = locker(host);
     let socket = socket.into();
     host.run(|| {
-        let plan = Plan::of(socket.as_fd()).unwrap();
+        let plan = Plan::read(socket.as_fd()).unwrap();
         let mut frozen = Frozen::freeze(socket, plan, &locker, LEASE).unwrap();
         let image = frozen.capture(None).unwrap();
         (frozen, image)
@@ -32,13 +32,13 @@ pub(crate) fn freeze(host: &Host, socket: impl Into<OwnedFd>) -> (Frozen, Image)
     .unwrap()
 }
 
-/// Takes a connection away from a host, as its image, which has been through octets.
+/// Takes a connection away from a host, as its image, which has been through bytes.
 pub(crate) fn leave(host: &Host, socket: impl Into<OwnedFd>) -> Image {
     let (frozen, image) = freeze(host, socket);
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
-    let octets = image.encode().unwrap();
-    assert_eq!(Image::decode(&octets, &Limits::default()).unwrap(), image);
+    let bytes = image.encode().unwrap();
+    assert_eq!(Image::decode(&bytes, &Limits::default()).unwrap(), image);
     image
 }
 

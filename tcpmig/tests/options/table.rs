@@ -61,8 +61,8 @@ fn number(value: i32) -> Vec<u8> {
     value.to_ne_bytes().to_vec()
 }
 
-fn pair<T: Copy>(values: [T; 2], octets: fn(T) -> Vec<u8>) -> Vec<u8> {
-    values.into_iter().flat_map(octets).collect()
+fn pair<T: Copy>(values: [T; 2], bytes: fn(T) -> Vec<u8>) -> Vec<u8> {
+    values.into_iter().flat_map(bytes).collect()
 }
 
 /// `2001:2::ff`.
@@ -81,7 +81,7 @@ enum Change {
 /// Values of which one at least is not what a socket has; the connection works with each.
 fn values(row: &KnownOption, device: u32) -> Vec<Vec<u8>> {
     let long = |value: i64| value.to_ne_bytes().to_vec();
-    // Eight octets of padding: the header's next field, its length, an option that fills it.
+    // Eight bytes of padding: the header's next field, its length, an option that fills it.
     let header = vec![0, 0, 1, 4, 0, 0, 0, 0];
     match row.name {
         "SO_LINGER" => vec![pair([1, 13], number)],
@@ -144,7 +144,7 @@ fn values(row: &KnownOption, device: u32) -> Vec<Vec<u8>> {
     }
 }
 
-/// Carried options that a number or a few octets do not set on a connection, and why.
+/// Carried options that a number or a few bytes do not set on a connection, and why.
 fn is_set_otherwise(row: &KnownOption) -> bool {
     matches!(
         row.name,
@@ -216,7 +216,7 @@ fn moves_on_a(net: &Net, server: TcpStream) -> TcpStream {
 }
 
 fn is_refused(net: &Net, server: &TcpStream, row: &KnownOption) {
-    let error = net.a.run(|| Plan::of(server.as_fd())).unwrap();
+    let error = net.a.run(|| Plan::read(server.as_fd())).unwrap();
     let error = error.expect_err(row.name);
     assert!(error.is_not_migratable(), "{error}");
     let name = match row.name {
@@ -227,7 +227,7 @@ fn is_refused(net: &Net, server: &TcpStream, row: &KnownOption) {
     let CaptureError::Socket(Error::NotMigratable(reason)) = error else {
         panic!("{error}");
     };
-    if reason == NotMigratable::UnderRepair {
+    if reason == NotMigratable::InRepairMode {
         sockopt::set_repair(server.as_fd(), sockopt::Repair::OffQuiet).unwrap();
     }
 }

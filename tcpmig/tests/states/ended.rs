@@ -1,4 +1,4 @@
-//! Connections that have ended, with octets that nobody has read and an error that nobody has been told.
+//! Connections that have ended, with bytes that nobody has read and an error that nobody has been told.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use socket2::SockRef;
 use tcpmig::capture::{CaptureError, Frozen, Plan};
 use tcpmig_format::{Image, Limits, PendingError};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::sockopt;
 
 use crate::net::{Family, Net, pattern, until};
@@ -38,12 +38,12 @@ const ENDS: [End; 5] = [
     End::InOrder,
 ];
 
-/// The server's end of a connection that has ended, with these octets unread.
-fn ended(net: &Net, family: Family, end: End, octets: &[u8]) -> TcpStream {
+/// The server's end of a connection that has ended, with these bytes unread.
+fn ended(net: &Net, family: Family, end: End, bytes: &[u8]) -> TcpStream {
     let (mut peer, server) = net.connect(family);
-    peer.write_all(octets).unwrap();
-    until("the octets arrive", || {
-        sockopt::receive_queue_len(server.as_fd()).unwrap() as usize == octets.len()
+    peer.write_all(bytes).unwrap();
+    until("the bytes arrive", || {
+        sockopt::receive_queue_len(server.as_fd()).unwrap() as usize == bytes.len()
     });
     if matches!(end, End::ResetAfterFin | End::ResetAfterBoth | End::InOrder) {
         peer.shutdown(Shutdown::Write).unwrap();
@@ -78,31 +78,31 @@ fn ended(net: &Net, family: Family, end: End, octets: &[u8]) -> TcpStream {
 
 fn reaches(socket: &impl AsFd, state: State) {
     until(&format!("{state}"), || {
-        info(socket.as_fd()).unwrap().state == state
+        tcp_info(socket.as_fd()).unwrap().state == state
     });
 }
 
 /// What an application learns of its connection.
 #[derive(Debug, PartialEq, Eq)]
 struct Learnt {
-    octets: usize,
+    bytes: usize,
     /// The errors of reading to the end, of writing then, and of reading again.
     reading: Option<i32>,
     writing: Option<i32>,
     reading_again: Option<i32>,
 }
 
-fn learn(mut stream: TcpStream, octets: &[u8]) -> Learnt {
+fn learn(mut stream: TcpStream, bytes: &[u8]) -> Learnt {
     stream.set_nonblocking(false).unwrap();
     let errno = |result: std::io::Result<usize>| result.err().and_then(|e| e.raw_os_error());
     let mut got = Vec::new();
     let reading = errno(stream.read_to_end(&mut got));
-    assert!(got == octets, "other octets than were written");
+    assert!(got == bytes, "other bytes than were written");
     let writing = errno(stream.write(b"more"));
-    assert!(writing.is_some(), "a connection that has ended took octets");
+    assert!(writing.is_some(), "a connection that has ended took bytes");
     let reading_again = errno(stream.read(&mut [0; 8]));
     Learnt {
-        octets: got.len(),
+        bytes: got.len(),
         reading,
         writing,
         reading_again,
@@ -125,22 +125,22 @@ fn heard(net: &Net) -> u64 {
         .sum()
 }
 
-fn moves(family: Family, end: End, octets: &[u8]) {
-    let what = format!("{family:?} {end:?} {}", octets.len());
+fn moves(family: Family, end: End, bytes: &[u8]) {
+    let what = format!("{family:?} {end:?} {}", bytes.len());
     let net = Net::new();
     // What the application would have learnt.
-    let expected = learn(ended(&net, family, end, octets), octets);
-    let server = ended(&net, family, end, octets);
+    let expected = learn(ended(&net, family, end, bytes), bytes);
+    let server = ended(&net, family, end, bytes);
     listen_in(&net);
 
     let locker_a = net.a.run(locker).unwrap();
     let (frozen, image) = net.a.run(|| capture(server.into(), &locker_a)).unwrap();
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     let image = Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap();
     let pending = |errno, after_fin| Some(PendingError { errno, after_fin });
     let tcp = image.tcp().unwrap();
-    assert_eq!(&tcp.receive().queue[..], octets, "{what}");
+    assert_eq!(&tcp.receive().queue[..], bytes, "{what}");
     assert_eq!(
         tcp.pending_error(),
         match end {
@@ -154,12 +154,16 @@ fn moves(family: Family, end: End, octets: &[u8]) {
 
     let locker_b = net.b.run(locker).unwrap();
     let socket = activate(build(&net.b, &locker_b, image.clone()).unwrap());
-    assert_eq!(info(socket.as_fd()).unwrap().state, State::Close, "{what}");
+    assert_eq!(
+        tcp_info(socket.as_fd()).unwrap().state,
+        State::Close,
+        "{what}"
+    );
     // Read again and kept: the error that reading took is back.
     let (frozen, again) = net.b.run(|| capture(socket, &locker_b)).unwrap();
     assert_eq!(without_clock(&again), without_clock(&image), "{what}");
     let socket = net.b.run(|| frozen.keep()).unwrap().unwrap();
-    assert_eq!(learn(socket.into(), octets), expected, "{what}");
+    assert_eq!(learn(socket.into(), bytes), expected, "{what}");
     assert_eq!(heard(&net), 0, "{what}");
 }
 
@@ -176,9 +180,9 @@ kernel_test!(what_has_ended_moves, || {
 kernel_test!(what_has_ended_and_is_kept_tells_its_error, || {
     for end in ENDS {
         let net = Net::new();
-        let octets = pattern(5, 1000);
-        let expected = learn(ended(&net, Family::V4, end, &octets), &octets);
-        let server = ended(&net, Family::V4, end, &octets);
+        let bytes = pattern(5, 1000);
+        let expected = learn(ended(&net, Family::V4, end, &bytes), &bytes);
+        let server = ended(&net, Family::V4, end, &bytes);
         listen_in(&net);
         // An application keeps its own descriptor, as under `tcpmig dump --keep`.
         let twin = server.try_clone().unwrap();
@@ -186,23 +190,23 @@ kernel_test!(what_has_ended_and_is_kept_tells_its_error, || {
         let (frozen, _) = net.a.run(|| capture(server.into(), &locker)).unwrap();
         // Dropped instead of kept.
         net.a.run(|| drop(frozen)).unwrap();
-        assert_eq!(learn(twin, &octets), expected, "{end:?}");
+        assert_eq!(learn(twin, &bytes), expected, "{end:?}");
         assert_eq!(heard(&net), 0);
     }
 });
 
 kernel_test!(an_error_that_could_not_be_put_back_is_not_taken, || {
     let net = Net::new();
-    let octets = pattern(6, 1000);
-    let expected = learn(ended(&net, Family::V4, End::Reset, &octets), &octets);
-    let server = ended(&net, Family::V4, End::Reset, &octets);
+    let bytes = pattern(6, 1000);
+    let expected = learn(ended(&net, Family::V4, End::Reset, &bytes), &bytes);
+    let server = ended(&net, Family::V4, End::Reset, &bytes);
     let twin = server.try_clone().unwrap();
     let locker = net.a.run(locker).unwrap();
     net.a.ip("addr del 198.18.0.80/24 dev eth0\n").unwrap();
     let refused = net
         .a
         .run(|| {
-            let plan = Plan::of(server.as_fd()).unwrap();
+            let plan = Plan::read(server.as_fd()).unwrap();
             let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
             frozen.capture(None).unwrap_err()
         })
@@ -214,14 +218,14 @@ kernel_test!(an_error_that_could_not_be_put_back_is_not_taken, || {
         ),
         "{refused}"
     );
-    assert_eq!(learn(twin, &octets), expected);
+    assert_eq!(learn(twin, &bytes), expected);
 });
 
 kernel_test!(an_error_that_no_segment_makes_becomes_a_reset, || {
     let net = Net::new();
     let (mut peer, mut server) = net.connect(Family::V4);
     peer.write_all(b"unread").unwrap();
-    until("the octets arrive", || {
+    until("the bytes arrive", || {
         sockopt::receive_queue_len(server.as_fd()).unwrap() == 6
     });
     // The peer does not answer any more, and the server loses patience.

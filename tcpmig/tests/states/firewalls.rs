@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use tcpmig::restore::Prepared;
 use tcpmig_format::Image;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::Host;
 
 use crate::net::{Family, Net};
@@ -167,9 +167,9 @@ kernel_test!(there_and_back_between_strict_hosts, || {
             let (image, ends) = scene.leave_a(&net);
             let there = net.b.run(locker).unwrap();
             let server = activate(build(&net.b, &there, image).unwrap());
-            assert_eq!(info(server.as_fd()).unwrap().state, state);
+            assert_eq!(tcp_info(server.as_fd()).unwrap().state, state);
             let (frozen, image) = net.b.run(|| capture(server, &there)).unwrap();
-            frozen.confirm().unwrap();
+            frozen.check_unchanged().unwrap();
             frozen.discard().unwrap();
             let back = net.a.run(locker).unwrap();
             // Host A kept the connection's packets away since it left.

@@ -1,4 +1,4 @@
-//! Listeners made again on another host, and what waits in them.
+//! Listeners re-created on another host, and what waits in them.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -55,7 +55,7 @@ fn plain(address: &str) -> TcpListener {
     TcpListener::bind(address).unwrap()
 }
 
-fn through_octets(image: &Image) -> Image {
+fn through_bytes(image: &Image) -> Image {
     Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap()
 }
 
@@ -85,7 +85,7 @@ kernel_test!(a_listener_is_made_again_as_it_was, || {
         let captured = net
             .a
             .run(|| listener::capture(old.as_fd(), Waiting::Refuse));
-        let image = through_octets(&captured.unwrap().unwrap().image);
+        let image = through_bytes(&captured.unwrap().unwrap().image);
         let listen = image.listener().unwrap();
         assert_eq!(listen.local, address.parse().unwrap());
         assert_eq!(
@@ -163,7 +163,7 @@ kernel_test!(what_waits_is_accepted_and_moves, || {
     let (locker_a, locker_b) = (net.a.run(locker).unwrap(), net.b.run(locker).unwrap());
     let move_it = |socket| {
         let (frozen, image) = net.a.run(|| capture(socket, &locker_a)).unwrap();
-        frozen.confirm().unwrap();
+        frozen.check_unchanged().unwrap();
         frozen.discard().unwrap();
         build(&net.b, &locker_b, image).unwrap()
     };
@@ -194,7 +194,7 @@ kernel_test!(
         let net = Net::new();
         let listener = net.a.run(|| plain("198.18.0.80:0")).unwrap();
         let (peer, server) = net.connect(crate::net::Family::V4);
-        let error = Plan::of(listener.as_fd()).unwrap_err();
+        let error = Plan::read(listener.as_fd()).unwrap_err();
         assert!(error.to_string().contains("is listening"), "{error}");
         let error = listener::capture(server.as_fd(), Waiting::Leave).unwrap_err();
         let ListenerError::Capture(error) = error else {
@@ -206,7 +206,7 @@ kernel_test!(
         let locker = net.a.run(locker).unwrap();
         let refused = Prepared::build(of_listener.image, &locker, LEASE).unwrap_err();
         assert!(matches!(refused, RestoreError::Listener), "{refused}");
-        let plan = Plan::of(server.as_fd()).unwrap();
+        let plan = Plan::read(server.as_fd()).unwrap();
         let mut frozen = Frozen::freeze(server.into(), plan, &locker, LEASE).unwrap();
         let of_connection = frozen.capture(None).unwrap();
         let refused = listener::restore(&of_connection).unwrap_err();

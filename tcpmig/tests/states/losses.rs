@@ -14,7 +14,7 @@ use crate::scene::{activate, build, capture, locker};
 fn moved(net: &Net, server: TcpStream) -> TcpStream {
     let locker_a = net.a.run(locker).unwrap();
     let (frozen, image) = net.a.run(|| capture(server.into(), &locker_a)).unwrap();
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     let locker_b = net.b.run(locker).unwrap();
     let prepared = build(&net.b, &locker_b, image).unwrap();
@@ -27,7 +27,7 @@ fn moved(net: &Net, server: TcpStream) -> TcpStream {
     server
 }
 
-kernel_test!(octets_behind_a_gap_are_sent_again, || {
+kernel_test!(bytes_behind_a_gap_are_sent_again, || {
     for family in [Family::V4, Family::V6] {
         let net = Net::new();
         let (mut peer, server) = net.connect(family);
@@ -52,7 +52,7 @@ kernel_test!(octets_behind_a_gap_are_sent_again, || {
         server.read_exact(&mut got).unwrap();
         println!("{family:?}: whole after {:?}", began.elapsed());
         assert!(got[..1000] == first && got[1000..] == behind);
-        // Each octet once: what the peer writes next comes next.
+        // Each byte once: what the peer writes next comes next.
         peer.write_all(b"next").unwrap();
         server.read_exact(&mut got[..4]).unwrap();
         assert_eq!(&got[..4], b"next");
@@ -67,7 +67,7 @@ fn sacked(stream: &TcpStream) -> u32 {
         .backlog
 }
 
-kernel_test!(urgent_octets_under_way_become_ordinary_ones, || {
+kernel_test!(urgent_bytes_under_way_become_ordinary_ones, || {
     let net = Net::new();
     let (mut peer, mut server) = net.connect(Family::V4);
     net.peer.cut(&["prerouting"]);

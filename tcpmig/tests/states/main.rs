@@ -34,7 +34,7 @@ use std::time::Instant;
 use net::{Family, Net};
 use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
 use tcpmig_sys::flags;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 
 const FILLED: usize = 100_000;
 
@@ -57,10 +57,10 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
 
     let locker = net.b.run(locker).unwrap();
     let socket = activate(build(&net.b, &locker, image.clone()).unwrap());
-    assert_eq!(info(socket.as_fd()).unwrap().state, state, "{what}");
+    assert_eq!(tcp_info(socket.as_fd()).unwrap().state, state, "{what}");
     let (frozen, again) = capture(socket, &locker);
     assert_eq!(without_clock(&again), without_clock(&image), "{what}");
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     // The lock was left for packets that would find no socket; until the next one, nothing passes the cut.
     locker.release(&[again.ip().unwrap().flow]).unwrap();

@@ -61,13 +61,12 @@ kernel_test!(a_receive_buffer_that_is_full, || {
         let net = Net::new();
         let sizes = "4096 16777216 33554432";
         net.a.set("net/ipv4/tcp_rmem", sizes).unwrap();
-        let octets = if state == State::Closing {
+        let bytes = if state == State::Closing {
             100_000
         } else {
             3 << 20
         };
-        let (image, ends) =
-            Scene::new(&net, Family::V4, state, octets, Loss::Answers).leave_a(&net);
+        let (image, ends) = Scene::new(&net, Family::V4, state, bytes, Loss::Answers).leave_a(&net);
         let locker = net.b.run(locker).unwrap();
         let prepared = build(&net.b, &locker, image).unwrap();
         net.b.mend();

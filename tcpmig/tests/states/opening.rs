@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig::capture::Plan;
 use tcpmig_format::{Image, Limits, TcpState};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::Host;
 
 use crate::net::{Family, Net, pattern, until};
@@ -24,7 +24,7 @@ enum Lost {
 }
 
 fn state(socket: &impl AsFd) -> State {
-    info(socket.as_fd()).unwrap().state
+    tcp_info(socket.as_fd()).unwrap().state
 }
 
 /// A listener at the peer, and a socket of host A that is connecting to it.
@@ -86,13 +86,13 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
         until("the peer answers", || answered(&net.peer));
     }
     until("the SYN is sent again", || {
-        info(socket.as_fd()).unwrap().total_retrans >= again
+        tcp_info(socket.as_fd()).unwrap().total_retrans >= again
     });
     assert_eq!(state(&socket), State::SynSent);
 
     let locker_a = net.a.run(locker).unwrap();
     let (frozen, image) = net.a.run(|| capture(socket, &locker_a)).unwrap();
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     let image = Image::decode(&image.encode().unwrap(), &Limits::default()).unwrap();
     assert_eq!(image.tcp().unwrap().state(), TcpState::SynSent);
@@ -105,7 +105,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     assert_eq!(state(&socket), State::SynSent, "{what}");
     let (frozen, again) = net.b.run(|| capture(socket, &locker_b)).unwrap();
     assert_eq!(without_clock(&again), without_clock(&image), "{what}");
-    frozen.confirm().unwrap();
+    frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     locker_b.release(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker_b, again).unwrap();
@@ -127,21 +127,21 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     net
 }
 
-/// Octets from one end to the other, each once.
+/// Bytes from one end to the other, each once.
 fn exchange(from: &TcpStream, to: &TcpStream) {
     use std::io::Read;
-    let octets = pattern(8, 2 << 20);
-    let mut got = vec![0; octets.len()];
+    let bytes = pattern(8, 2 << 20);
+    let mut got = vec![0; bytes.len()];
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut from = from;
-            from.write_all(&octets).unwrap();
+            from.write_all(&bytes).unwrap();
         });
         to.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let mut to = to;
         to.read_exact(&mut got).unwrap();
     });
-    assert!(got == octets, "other octets than were written");
+    assert!(got == bytes, "other bytes than were written");
 }
 
 kernel_test!(a_syn_that_was_lost_is_sent_from_the_target, || {
@@ -225,14 +225,14 @@ kernel_test!(data_in_a_syn_is_refused, || {
         (socket, sent)
     };
     let (socket, sent) = net.a.run(send).unwrap();
-    // The octets count as sent: they are in the SYN.
+    // The bytes count as sent: they are in the SYN.
     assert_eq!(sent.unwrap(), 5);
     assert_eq!(state(&socket), State::SynSent);
-    let refused = Plan::of(socket.as_fd()).unwrap_err();
+    let refused = Plan::read(socket.as_fd()).unwrap_err();
     assert!(refused.is_not_migratable(), "{refused}");
     assert!(refused.to_string().contains("Fast Open"), "{refused}");
     assert!(net.a.counted("sent") > 0);
-    // It goes on: the octets arrive.
+    // It goes on: the bytes arrive.
     net.peer.mend();
     let (mut peer, _) = listener.accept().unwrap();
     let mut got = [0; 5];

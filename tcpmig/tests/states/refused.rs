@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig::capture::{CaptureError, Plan};
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::set_option;
 use tcpmig_sys::{Error, NotMigratable, sockopt};
 
@@ -21,7 +21,7 @@ const MSG_FASTOPEN: i32 = 0x2000_0000;
 
 /// The plan of a connection of host A.
 fn plan(net: &Net, socket: &impl AsFd) -> Result<Plan, CaptureError> {
-    net.a.run(|| Plan::of(socket.as_fd())).unwrap()
+    net.a.run(|| Plan::read(socket.as_fd())).unwrap()
 }
 
 #[track_caller]
@@ -34,7 +34,7 @@ fn refuses(net: &Net, socket: &impl AsFd, because: NotMigratable) {
     assert_eq!(reason, because);
 }
 
-/// Octets pass in both directions.
+/// Bytes pass in both directions.
 fn goes_on<'a>(mut one: &'a TcpStream, mut other: &'a TcpStream) {
     for _ in 0..2 {
         one.write_all(b"still here").unwrap();
@@ -47,20 +47,20 @@ fn goes_on<'a>(mut one: &'a TcpStream, mut other: &'a TcpStream) {
 
 /// `struct tcp_md5sig` with a key for segments from and to an address.
 fn md5_key(with: IpAddr) -> Vec<u8> {
-    let mut octets = vec![0; 216];
+    let mut bytes = vec![0; 216];
     match with {
         IpAddr::V4(v4) => {
-            octets[..2].copy_from_slice(&2_u16.to_ne_bytes());
-            octets[4..8].copy_from_slice(&v4.octets());
+            bytes[..2].copy_from_slice(&2_u16.to_ne_bytes());
+            bytes[4..8].copy_from_slice(&v4.octets());
         }
         IpAddr::V6(v6) => {
-            octets[..2].copy_from_slice(&10_u16.to_ne_bytes());
-            octets[8..24].copy_from_slice(&v6.octets());
+            bytes[..2].copy_from_slice(&10_u16.to_ne_bytes());
+            bytes[8..24].copy_from_slice(&v6.octets());
         }
     }
-    octets[130..132].copy_from_slice(&6_u16.to_ne_bytes());
-    octets[136..142].copy_from_slice(b"secret");
-    octets
+    bytes[130..132].copy_from_slice(&6_u16.to_ne_bytes());
+    bytes[136..142].copy_from_slice(b"secret");
+    bytes
 }
 
 kernel_test!(md5_keys, || {
@@ -101,7 +101,7 @@ kernel_test!(md5_keys, || {
 kernel_test!(tcp_ao_keys, || {
     let net = Net::new();
     let (peer, server) = net.connect(Family::V4);
-    // `struct tcp_ao_add`: the address, the algorithm, and a key of 16 octets with the identifiers 1 and 1.
+    // `struct tcp_ao_add`: the address, the algorithm, and a key of 16 bytes with the identifiers 1 and 1.
     let mut key = vec![0_u8; 304];
     key[..2].copy_from_slice(&2_u16.to_ne_bytes());
     let added = set_option(server.as_fd(), IPPROTO_TCP, TCP_AO_ADD_KEY, &key);
@@ -165,7 +165,7 @@ kernel_test!(a_socket_that_somebody_else_repairs, || {
     let net = Net::new();
     let (peer, server) = net.connect(Family::V6);
     sockopt::set_repair(server.as_fd(), sockopt::Repair::On).unwrap();
-    refuses(&net, &server, NotMigratable::UnderRepair);
+    refuses(&net, &server, NotMigratable::InRepairMode);
     assert!(sockopt::repair(server.as_fd()).unwrap());
     sockopt::set_repair(server.as_fd(), sockopt::Repair::OffQuiet).unwrap();
     plan(&net, &server).unwrap();
@@ -194,14 +194,14 @@ kernel_test!(a_connection_accepted_before_its_handshake_is_done, || {
     };
     let peer = net.peer.run(connect).unwrap();
     let (mut server, _) = listener.accept().unwrap();
-    assert_eq!(info(server.as_fd()).unwrap().state, State::SynReceived);
+    assert_eq!(tcp_info(server.as_fd()).unwrap().state, State::SynReceived);
     refuses(&net, &server, NotMigratable::FastOpen);
     net.peer.mend();
     let mut got = [0; 5];
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"early");
     until("the handshake is done", || {
-        info(server.as_fd()).unwrap().state == State::Established
+        tcp_info(server.as_fd()).unwrap().state == State::Established
     });
     plan(&net, &server).unwrap();
     goes_on(&peer, &server);

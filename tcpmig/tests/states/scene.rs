@@ -9,7 +9,7 @@ use tcpmig::capture::{Frozen, Plan};
 use tcpmig::restore::{INJECT_MARK, Prepared, RestoreError};
 use tcpmig_format::{Image, Limits, TcpImage, TcpState};
 use tcpmig_lock::Nftables;
-use tcpmig_sys::info::{State, info};
+use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::Host;
 use tcpmig_sys::sockopt;
 
@@ -39,15 +39,15 @@ pub(crate) struct Scene {
 }
 
 fn state(socket: &impl AsFd) -> State {
-    info(socket.as_fd()).unwrap().state
+    tcp_info(socket.as_fd()).unwrap().state
 }
 
-fn write_until_full(stream: &TcpStream, octets: &[u8]) -> usize {
+fn write_until_full(stream: &TcpStream, bytes: &[u8]) -> usize {
     stream.set_nonblocking(true).unwrap();
     let mut stream = stream;
     let mut done = 0;
-    while done < octets.len() {
-        match stream.write(&octets[done..]) {
+    while done < bytes.len() {
+        match stream.write(&bytes[done..]) {
             Ok(n) => done += n,
             Err(e) if e.kind() == ErrorKind::WouldBlock => break,
             Err(e) => panic!("{e}"),
@@ -58,7 +58,7 @@ fn write_until_full(stream: &TcpStream, octets: &[u8]) -> usize {
 }
 
 impl Scene {
-    /// `queued` octets wait each way, as far as the state allows.
+    /// `queued` bytes wait each way, as far as the state allows.
     pub(crate) fn new(net: &Net, family: Family, state: State, queued: usize, loss: Loss) -> Self {
         let (peer, server) = net.connect(family);
         let mut scene = Self {
@@ -156,15 +156,15 @@ impl Scene {
         let (ends, server) = self.into_parts();
         let locker = net.a.run(locker).unwrap();
         let (frozen, image) = capture(server, &locker);
-        frozen.confirm().unwrap();
+        frozen.check_unchanged().unwrap();
         frozen.discard().unwrap();
         net.b.cut(&["prerouting", "output"]);
         net.point_peer_at_b();
         end(net, lost);
         let state = image.tcp().unwrap().state();
         assert_eq!(state.number(), ends.state as u8);
-        let octets = image.encode().unwrap();
-        let image = Image::decode(&octets, &Limits::default()).unwrap();
+        let bytes = image.encode().unwrap();
+        let image = Image::decode(&bytes, &Limits::default()).unwrap();
         (image, ends)
     }
 
@@ -202,7 +202,7 @@ pub(crate) fn locker() -> Nftables {
 }
 
 pub(crate) fn capture(socket: OwnedFd, locker: &Nftables) -> (Frozen, Image) {
-    let plan = Plan::of(socket.as_fd()).unwrap();
+    let plan = Plan::read(socket.as_fd()).unwrap();
     let mut frozen = Frozen::freeze(socket, plan, locker, LEASE).unwrap();
     let image = frozen.capture(None).unwrap();
     (frozen, image)
@@ -276,10 +276,10 @@ impl Ends {
         }
         let mut got = Vec::new();
         server.read_to_end(&mut got).unwrap();
-        assert!(got == up, "the server read other octets than were written");
+        assert!(got == up, "the server read other bytes than were written");
         got.clear();
         peer.read_to_end(&mut got).unwrap();
-        assert!(got == down, "the peer read other octets than were written");
+        assert!(got == down, "the peer read other bytes than were written");
         until("the peer's end is closed", || state(&peer) == State::Close);
         assert!(sockopt::take_error(peer.as_fd()).unwrap().is_none());
         assert!(sockopt::take_error(server.as_fd()).unwrap().is_none());

@@ -19,19 +19,19 @@ pub(crate) use talk::{Fake, Talk};
 pub(crate) use tcpmig_sys::kernel_test;
 pub(crate) use tcpmig_sys::lab::{PATIENCE, until};
 
-/// The octets of a stream of numbers, from this position on: each one tells its place.
+/// The bytes of a stream of numbers, from this position on: each one tells its place.
 pub(crate) fn numbered(from: u64, len: usize) -> Vec<u8> {
     (from..from + len as u64)
         .map(|at| (at / 4 + 1).to_be_bytes()[4 + (at % 4) as usize])
         .collect()
 }
 
-/// Reads exactly these octets.
-pub(crate) fn expect(mut stream: &TcpStream, octets: &[u8]) {
-    let mut got = vec![0; octets.len()];
-    stream.read_exact(&mut got).expect("the octets arrive");
-    let differs = got.iter().zip(octets).position(|(got, want)| got != want);
-    assert_eq!(differs, None, "the first octet that is not the one written");
+/// Reads exactly these bytes.
+pub(crate) fn expect(mut stream: &TcpStream, bytes: &[u8]) {
+    let mut got = vec![0; bytes.len()];
+    stream.read_exact(&mut got).expect("the bytes arrive");
+    let differs = got.iter().zip(bytes).position(|(got, want)| got != want);
+    assert_eq!(differs, None, "the first byte that is not the one written");
 }
 
 /// Data goes both ways.
@@ -42,7 +42,7 @@ pub(crate) fn both_ways(a: &TcpStream, b: &TcpStream) {
     for round in 0..4 {
         for (mut from, to) in [(a, b), (b, a)] {
             let sent = numbered(round * 1000, 1000);
-            from.write_all(&sent).expect("the connection takes octets");
+            from.write_all(&sent).expect("the connection takes bytes");
             expect(to, &sent);
         }
     }

@@ -25,10 +25,10 @@ pub(crate) fn open_from_a(net: &Net, to: SocketAddr) -> Socket {
     net.a.run(connect).unwrap()
 }
 
-/// Octets of the fixed header that says that the other end is gone.
+/// Bytes of the fixed header that says that the other end is gone.
 pub(crate) const END: &str = "tcp flags & (fin | rst) != 0";
 
-/// As [`END`], of this connection only.
+/// Like [`END`], of this connection only.
 pub(crate) fn end_of(flow: FourTuple) -> String {
     format!("tcp sport {} {END}", flow.local().port())
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tcpmig::driver::journal::{Journal, Nowhere};
+use tcpmig::driver::journal::{Journal, NoJournal};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{
     Acceptor, Arrivals, Arrived, Destination, Ending, Mover, Offered, Options, Outcome,
@@ -240,7 +240,7 @@ impl Site {
         let (own, other) = (own.parse().unwrap(), other.parse().unwrap());
         let options = patient(options);
         let work = move || {
-            namespace.enter_for_good().unwrap();
+            namespace.enter_permanently().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -304,7 +304,7 @@ impl Site {
     /// Takes connections in from now on: on the closed terms that are the default, and with every
     /// layer.
     pub(crate) fn serve(&self) {
-        self.serve_by(Policy::new(), Arc::new(Nowhere));
+        self.serve_by(Policy::new(), Arc::new(NoJournal));
     }
 
     /// The same with a journal.
@@ -314,7 +314,7 @@ impl Site {
 
     /// The same with these rules for everybody.
     pub(crate) fn serve_on(&self, rules: Rules) {
-        self.serve_by(Policy::new().others(rules), Arc::new(Nowhere));
+        self.serve_by(Policy::new().others(rules), Arc::new(NoJournal));
     }
 
     /// The same as the application decides.

@@ -39,11 +39,11 @@ impl Talk {
     pub(crate) async fn say(&mut self, message: Message) {
         let (first, second) = message.encode();
         for frame in [Some(first), second].into_iter().flatten() {
-            self.say_octets(frame).await;
+            self.say_bytes(frame).await;
         }
     }
 
-    pub(crate) async fn say_octets(&mut self, frame: Bytes) {
+    pub(crate) async fn say_bytes(&mut self, frame: Bytes) {
         self.exchange.send(frame).await.unwrap();
     }
 

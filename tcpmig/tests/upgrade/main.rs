@@ -140,9 +140,9 @@ fn downloads(port: &str) -> [Curl; 3] {
 }
 
 fn are_whole([file, chunked, events]: [Curl; 3]) {
-    let octets = numbered(0, SIZE);
-    assert!(file.got() == octets, "other octets");
-    assert!(chunked.got() == octets, "other octets");
+    let bytes = numbered(0, SIZE);
+    assert!(file.got() == bytes, "other bytes");
+    assert!(chunked.got() == bytes, "other bytes");
     let events = String::from_utf8(events.got()).unwrap();
     let expected: String = (1..=EVENTS)
         .map(|event| format!("id: {event}\ndata: this is event {event}\n\n"))
@@ -205,8 +205,8 @@ impl Drop for Chat {
 }
 
 fn answers(port: &str) {
-    let octets = Curl::start(port, "/plain/100", "1G").got();
-    assert_eq!(octets, numbered(0, 100));
+    let bytes = Curl::start(port, "/plain/100", "1G").got();
+    assert_eq!(bytes, numbered(0, 100));
 }
 
 fn place() -> (tempfile::TempDir, PathBuf) {

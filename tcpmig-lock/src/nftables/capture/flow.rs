@@ -13,7 +13,7 @@ const DESTINATION: u8 = 60;
 const TCP: u8 = 6;
 
 /// The flow of a TCP packet that arrived here, seen from this host. It reads what the rules look up and nothing more;
-/// none for octets that the rules cannot have let through.
+/// none for bytes that the rules cannot have let through.
 pub(super) fn flow_of(packet: &[u8]) -> Option<FourTuple> {
     let (source, destination, segment): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
         4 => {

@@ -32,7 +32,7 @@ pub(super) struct Log {
     reply: Vec<u8>,
     /// The group whose packets are read.
     group: Option<u16>,
-    /// What the kernel grants of a receive buffer for them, in octets.
+    /// What the kernel grants of a receive buffer for them, in bytes.
     buffer: usize,
     /// The number that the next packet has.
     next: Option<u32>,
@@ -56,7 +56,7 @@ impl Log {
         })
     }
 
-    /// Makes room for packets of so many octets, as far as that is permitted, and binds a group that nobody has: the
+    /// Makes room for packets of so many bytes, as far as that is permitted, and binds a group that nobody has: the
     /// one that is read from now on.
     pub(super) fn bind_free(&mut self, buffer: usize) -> Result<u16, LockError> {
         // Processes begin at different places, and so do the handles of each.
@@ -155,7 +155,7 @@ impl Log {
                 Err(error) => return Err(LockError::call("recvmsg(NETLINK_NETFILTER)")(error)),
             }
             for message in wire::messages(&self.reply) {
-                // Of `nfgenmsg`, the two last octets are the group.
+                // Of `nfgenmsg`, the two last bytes are the group.
                 let Some((&[_, _, high, low], attributes)) = message.payload.split_first_chunk()
                 else {
                     continue;

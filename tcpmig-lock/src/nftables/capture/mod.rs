@@ -39,14 +39,14 @@ pub(crate) struct Inbox {
     locks: HashMap<FourTuple, u64>,
     waiting: HashMap<u64, Waiting>,
     last_token: u64,
-    /// How many octets may wait for one lock.
+    /// How many bytes may wait for one lock.
     limit: usize,
 }
 
 #[derive(Default)]
 struct Waiting {
     captured: Captured,
-    octets: usize,
+    bytes: usize,
 }
 
 impl Capture {
@@ -65,11 +65,11 @@ impl Capture {
     }
 
     /// From now on the handle captures.
-    pub(crate) fn start(&self, buffer_octets: usize) -> Result<(), LockError> {
+    pub(crate) fn start(&self, buffer_bytes: usize) -> Result<(), LockError> {
         let inbox = &mut *self.inbox();
         if self.group.get().is_none() {
-            let _ = self.group.set(inbox.log.bind_free(buffer_octets)?);
-            inbox.limit = buffer_octets;
+            let _ = self.group.set(inbox.log.bind_free(buffer_bytes)?);
+            inbox.limit = buffer_bytes;
         }
         Ok(())
     }
@@ -146,8 +146,8 @@ impl Inbox {
             let mut waiting = Waiting::default();
             waiting.captured.overflowed = all.overflowed;
             waiting.captured.packets = packets.remove(flow).unwrap_or_default();
-            let octets = waiting.captured.packets.iter();
-            waiting.octets = octets.map(|packet| packet.octets.len()).sum();
+            let bytes = waiting.captured.packets.iter();
+            waiting.bytes = bytes.map(|packet| packet.bytes.len()).sum();
             self.waiting.insert(part, waiting);
             part
         };
@@ -175,13 +175,13 @@ impl Inbox {
             limit,
             ..
         } = self;
-        let lost = log.read(|octets| {
-            let Some(flow) = flow::flow_of(octets) else {
+        let lost = log.read(|bytes| {
+            let Some(flow) = flow::flow_of(bytes) else {
                 return;
             };
             let token = locks.get(&flow);
             if let Some(waiting) = token.and_then(|token| waiting.get_mut(token)) {
-                waiting.push(flow, octets, *limit);
+                waiting.push(flow, bytes, *limit);
             }
         })?;
         if lost {
@@ -194,13 +194,13 @@ impl Inbox {
 }
 
 impl Waiting {
-    fn push(&mut self, flow: FourTuple, octets: &[u8], limit: usize) {
-        if self.octets + octets.len() > limit {
+    fn push(&mut self, flow: FourTuple, bytes: &[u8], limit: usize) {
+        if self.bytes + bytes.len() > limit {
             self.captured.overflowed = true;
             return;
         }
-        self.octets += octets.len();
-        let packet = Packet::new(flow, Octets::from(octets));
+        self.bytes += bytes.len();
+        let packet = Packet::new(flow, Octets::from(bytes));
         self.captured.packets.push(packet);
     }
 }

@@ -116,13 +116,13 @@ known_options! {
     };
     74 "IPV6_ORIGDSTADDR" = "IPV6_RECVORIGDSTADDR" DoesNotMatter "it reports beside datagrams; TCP does not";
     75 "IPV6_TRANSPARENT" Carried "" {
-        /// As [`transparent`], for an IPv6 socket.
+        /// Like [`transparent`], but for an IPv6 socket.
         transparent_v6, set_transparent_v6: bool = libc::IPV6_TRANSPARENT
     };
     76 "IPV6_UNICAST_IF" DoesNotMatter "it chooses the device of datagrams";
     77 "IPV6_RECVFRAGSIZE" DoesNotMatter "of datagrams";
     78 "IPV6_FREEBIND" Carried "" {
-        /// As [`freebind`], for an IPv6 socket.
+        /// Like [`freebind`], but for an IPv6 socket.
         freebind_v6, set_freebind_v6: bool = libc::IPV6_FREEBIND
     };
     80 "IP6T_SO_ORIGINAL_DST" DoesNotMatter "it only tells what the host's connection tracking translated; such a connection is refused";

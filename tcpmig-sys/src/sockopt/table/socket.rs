@@ -20,11 +20,11 @@ known_options! {
     };
     6 "SO_BROADCAST" DoesNotMatter "it permits datagrams to broadcast addresses";
     7 "SO_SNDBUF" Carried "the size above `net.core.wmem_max` only with `CAP_NET_ADMIN` in the initial user namespace" {
-        /// Send buffer in octets, as the kernel accounts (twice what was asked for).
+        /// Send buffer in bytes, as the kernel accounts (twice what was asked for).
         send_buffer, set_send_buffer: u32 = libc::SO_SNDBUF
     };
     8 "SO_RCVBUF" Carried "the size above `net.core.rmem_max` only with `CAP_NET_ADMIN` in the initial user namespace" {
-        /// Receive buffer in octets, as the kernel accounts (twice what was asked for).
+        /// Receive buffer in bytes, as the kernel accounts (twice what was asked for).
         receive_buffer, set_receive_buffer: u32 = libc::SO_RCVBUF
     };
     9 "SO_KEEPALIVE" Carried "the time that has passed starts anew" {
@@ -49,7 +49,7 @@ known_options! {
     16 "SO_PASSCRED" DoesNotMatter "of UNIX sockets";
     17 "SO_PEERCRED" DoesNotMatter "of UNIX sockets";
     18 "SO_RCVLOWAT" Carried "" {
-        /// Octets that make the socket readable.
+        /// Bytes that make the socket readable.
         receive_low_water, set_receive_low_water: u32 = libc::SO_RCVLOWAT
     };
     19 "SO_SNDLOWAT" DoesNotMatter "it only tells, and always 1";
@@ -72,7 +72,7 @@ known_options! {
     33 "SO_RCVBUFFORCE" Carried "as `SO_RCVBUF`";
     34 "SO_PASSSEC" DoesNotMatter "of UNIX sockets";
     35 "SO_TIMESTAMPNS" = "SO_TIMESTAMPNS_OLD" Carried "" {
-        /// As [`timestamps`], in nanoseconds.
+        /// Like [`timestamps`], but in nanoseconds.
         timestamps_ns, set_timestamps_ns: bool = libc::SO_TIMESTAMPNS
     };
     36 "SO_MARK" Carried "before routing is decided" {
@@ -106,7 +106,7 @@ known_options! {
         busy_poll, set_busy_poll: u32 = libc::SO_BUSY_POLL
     };
     47 "SO_MAX_PACING_RATE" Carried "" {
-        /// Upper bound on what is sent, in octets per second; all bits set for none.
+        /// Upper bound on what is sent, in bytes per second; all bits set for none.
         max_pacing_rate, set_max_pacing_rate: u64 = uapi::SO_MAX_PACING_RATE
     };
     48 "SO_BPF_EXTENSIONS" DoesNotMatter "it only tells what the kernel can do";
@@ -129,15 +129,15 @@ known_options! {
     61 "SO_TXTIME" DoesNotMatter "TCP sets the times at which its segments leave by itself";
     62 "SO_BINDTOIFINDEX" Carried "as `SO_BINDTODEVICE`";
     63 "SO_TIMESTAMP_NEW" Carried "" {
-        /// As [`timestamps`], with seconds of 64 bits everywhere (Linux 5.1).
+        /// Like [`timestamps`], but with seconds of 64 bits everywhere (Linux 5.1).
         timestamps_new, set_timestamps_new: bool = libc::SO_TIMESTAMP_NEW
     };
     64 "SO_TIMESTAMPNS_NEW" Carried "" {
-        /// As [`timestamps_ns`], with seconds of 64 bits everywhere (Linux 5.1).
+        /// Like [`timestamps_ns`], but with seconds of 64 bits everywhere (Linux 5.1).
         timestamps_ns_new, set_timestamps_ns_new: bool = libc::SO_TIMESTAMPNS_NEW
     };
     65 "SO_TIMESTAMPING_NEW" Carried "as `SO_TIMESTAMPING`" {
-        /// As [`timestamping`], with seconds of 64 bits everywhere (Linux 5.1).
+        /// Like [`timestamping`], but with seconds of 64 bits everywhere (Linux 5.1).
         timestamping_new, set_timestamping_new: u32 = libc::SO_TIMESTAMPING_NEW
     };
     66 "SO_RCVTIMEO_NEW" Carried "as `SO_RCVTIMEO`";

@@ -11,7 +11,7 @@ known_options! {
         no_delay, set_no_delay: bool = libc::TCP_NODELAY
     };
     2 "TCP_MAXSEG" Carried "as what both ends negotiated; what it asked for acts on a handshake only" {
-        /// Maximum segment size; under repair it reads `mss_clamp`.
+        /// Maximum segment size; in repair mode it reads `mss_clamp`.
         max_segment, set_max_segment: u32 = libc::TCP_MAXSEG
     };
     3 "TCP_CORK" Carried "" {
@@ -43,7 +43,7 @@ known_options! {
         defer_accept, set_defer_accept: u32 = libc::TCP_DEFER_ACCEPT
     };
     10 "TCP_WINDOW_CLAMP" Carried "" {
-        /// Bound on the advertised window, in octets; 0 for none.
+        /// Bound on the advertised window, in bytes; 0 for none.
         window_clamp, set_window_clamp: u32 = libc::TCP_WINDOW_CLAMP
     };
     11 "TCP_INFO" DoesNotMatter "it only tells; its counters start anew";
@@ -77,7 +77,7 @@ known_options! {
         timestamp, set_timestamp: u32 = libc::TCP_TIMESTAMP
     };
     25 "TCP_NOTSENT_LOWAT" Carried "" {
-        /// Unsent octets below which the socket is writable.
+        /// Unsent bytes below which the socket is writable.
         not_sent_low_water, set_not_sent_low_water: u32 = libc::TCP_NOTSENT_LOWAT
     };
     26 "TCP_CC_INFO" DoesNotMatter "it only tells what the congestion control has measured";
@@ -91,7 +91,7 @@ known_options! {
     34 "TCP_FASTOPEN_NO_COOKIE" DoesNotMatter "it acts on `connect` and on listeners";
     35 "TCP_ZEROCOPY_RECEIVE" DoesNotMatter "an action: it maps what was received into memory";
     36 "TCP_INQ" = "TCP_CM_INQ" Carried "" {
-        /// What is received has the octets that wait beside it (Linux 4.18).
+        /// What is received has the bytes that wait beside it (Linux 4.18).
         inq, set_inq: bool = libc::TCP_INQ
     };
     37 "TCP_TX_DELAY" Carried "" {

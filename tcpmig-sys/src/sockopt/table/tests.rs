@@ -72,7 +72,7 @@ fn options_newer_than_the_headers_are_there() {
     }
 }
 
-/// Names of the headers that are no options: values, flags, and kinds of control messages.
+/// Names of the headers that are not options: values, flags, and kinds of control messages.
 fn is_no_option(name: &str) -> bool {
     const PREFIXES: [&str; 14] = [
         "IPV6_FL_",

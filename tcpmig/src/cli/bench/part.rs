@@ -183,7 +183,7 @@ async fn target(setup: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Answers each octet with itself.
+/// Answers each byte with itself.
 async fn echo(socket: OwnedFd) -> std::io::Result<()> {
     let stream = tokio::net::TcpStream::from_std(TcpStream::from(socket))?;
     let (mut read, mut write) = stream.into_split();
@@ -201,11 +201,11 @@ fn peer(setup: &Setup) -> anyhow::Result<()> {
     say(&Said::Connected)?;
     hear()?;
     let answers = |stream: &mut TcpStream| {
-        let mut octet = [0];
+        let mut byte = [0];
         let answered = stream
             .write_all(b"?")
-            .and_then(|()| stream.read_exact(&mut octet));
-        answered.is_ok() && octet == *b"?"
+            .and_then(|()| stream.read_exact(&mut byte));
+        answered.is_ok() && byte == *b"?"
     };
     let alive = streams
         .iter_mut()

@@ -1,13 +1,13 @@
-//! The file that the demo's web servers serve: the same octets on every host, without a disk.
+//! The file that the demo's web servers serve: the same bytes on every host, without a disk.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-/// Octets of one round of the pattern.
+/// Bytes of one round of the pattern.
 const ROUND: usize = 1 << 20;
-/// Octets of one frame of the body.
+/// Bytes of one frame of the body.
 const FRAME: u64 = 1 << 16;
-/// How far the pattern is turned from one frame to the next: any octet that is lost, repeated
+/// How far the pattern is turned from one frame to the next: any byte that is lost, repeated
 /// or out of place changes the checksum.
 const TURN: u64 = 4099;
 
@@ -40,7 +40,7 @@ impl Content {
         self.size
     }
 
-    /// The octets from `position` to the end of its frame, or of the file.
+    /// The bytes from `position` to the end of its frame, or of the file.
     pub(crate) fn frame(&self, position: u64) -> Bytes {
         let frame = position / FRAME;
         let end = ((frame + 1) * FRAME).min(self.size);

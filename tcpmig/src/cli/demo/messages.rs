@@ -34,7 +34,7 @@ pub(crate) struct Setup {
     pub(crate) authority: String,
     /// How it speaks TLS, if it does.
     pub(crate) web: Option<Web>,
-    /// Octets of the file.
+    /// Bytes of the file.
     pub(crate) size: u64,
     /// How long a connection may go on before it is frozen until little of it has to be carried.
     pub(crate) settle_ms: u64,
@@ -50,7 +50,7 @@ pub(crate) enum Event {
     Ready,
     /// A connection moved to the other server.
     Moved {
-        /// Octets of the body that were written so far.
+        /// Bytes of the body that were written so far.
         position: u64,
         /// What it cost.
         report: Report,

@@ -45,7 +45,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "LOCKER", default_value = "nftables")]
     pub(crate) lock: lock::Lock,
 
-    /// Draw the download as the peer saw it: octets over time, each host in its colour, the first moves from near;
+    /// Draw the download as the peer saw it: bytes over time, each host in its colour, the first moves from near;
     /// the file must not exist
     #[arg(long, value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
     pub(crate) plot: Option<std::path::PathBuf>,
@@ -61,7 +61,7 @@ pub(crate) struct DemoArgs {
 
 /// Where the file is found on the demo's web servers.
 fn path(size: u64) -> String {
-    format!("/{size}-octets.bin")
+    format!("/{size}-bytes.bin")
 }
 
 /// The places in the body at which the connection moves.

@@ -30,7 +30,7 @@ pub(crate) struct Hop {
     pub(crate) hop: usize,
     pub(crate) from: &'static str,
     pub(crate) to: &'static str,
-    /// Octets of the body that the server had written.
+    /// Bytes of the body that the server had written.
     pub(crate) position: u64,
     /// `moved`, `kept` or `in_doubt`.
     pub(crate) fate: &'static str,
@@ -59,7 +59,7 @@ pub(crate) struct Summary {
     pub(crate) ok: bool,
     pub(crate) hops_wanted: u32,
     pub(crate) hops_moved: usize,
-    pub(crate) size_octets: u64,
+    pub(crate) size_bytes: u64,
     pub(crate) hops: Vec<Hop>,
     pub(crate) curl: Curl,
     pub(crate) sha256_expected: String,
@@ -251,7 +251,7 @@ impl Download {
         })
     }
 
-    /// Reads and hashes the next octets; `false` at the end. Cancel-safe.
+    /// Reads and hashes the next bytes; `false` at the end. Cancel-safe.
     async fn advance(&mut self) -> anyhow::Result<bool> {
         let count = self.body.read(&mut self.buffer).await?;
         self.hash.update(&self.buffer[..count]);
@@ -271,8 +271,8 @@ impl Download {
     }
 }
 
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Draws the picture into its file.
@@ -378,7 +378,7 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
         ok,
         hops_wanted: args.hops,
         hops_moved,
-        size_octets: size,
+        size_bytes: size,
         hops,
         throughput_mib_per_second: curl.size_download as f64 / 1_048_576.0 / curl.time_total,
         curl,

@@ -35,7 +35,7 @@ struct Place {
 /// What one connection does now, shared between its bodies and its task.
 #[derive(Default)]
 struct Now {
-    /// Octets of the body that hyper took.
+    /// Bytes of the body that hyper took.
     position: AtomicU64,
     /// Where the body stops for a move; `u64::MAX` for nowhere.
     stop_at: AtomicU64,
@@ -254,7 +254,7 @@ impl FileService {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(total));
         headers.insert(
             CONTENT_TYPE,
-            HeaderValue::from_static("application/octet-stream"),
+            HeaderValue::from_static("application/byte-stream"),
         );
         response
     }

@@ -79,7 +79,7 @@ impl Timeline {
                     ms(r.steer_us),
                     ms(r.commit_us),
                     ms(r.blackout_us),
-                    r.image_octets.div_ceil(1024),
+                    r.image_bytes.div_ceil(1024),
                     r.frames_sent,
                 )
             }
@@ -103,7 +103,7 @@ fn middle(sorted: &[u64]) -> u64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
-/// The end: what curl says, and whether the octets are right.
+/// The end: what curl says, and whether the bytes are right.
 pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if output == Output::Json {
@@ -130,7 +130,7 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
     }
     writeln!(
         out,
-        "curl      HTTP {}, {} octets in {:.2} s ({:.0} MiB/s), connections used: {}",
+        "curl      HTTP {}, {} bytes in {:.2} s ({:.0} MiB/s), connections used: {}",
         curl.http_code,
         curl.size_download,
         curl.time_total,

@@ -34,7 +34,7 @@ impl Attendant {
     pub(super) fn on_standard_input() -> anyhow::Result<Self> {
         // Ctrl-C, or a limit of the file's size, must leave neither a file, nor processes that stand still, nor a frozen
         // connection. They stay held back until the end, which comes by itself.
-        std::mem::forget(signals::hold_back()?);
+        std::mem::forget(signals::block()?);
         signals::own_session()?;
         // It was started by a link, the name of which would be that of this process in the list of locks.
         let _ = std::fs::write("/proc/self/comm", "tcpmig");
@@ -113,7 +113,7 @@ fn take_back(
         let context = format!("the process that dumped was killed (signal {signal})");
         return Err(error.context(context));
     }
-    // A connection that is under repair was not given up, and the image is of one that goes on.
+    // A connection that is in repair mode was not given up, and the image is of one that goes on.
     if published && !thawed.is_empty() {
         std::fs::remove_file(&args.output).context("remove the image")?;
     }
@@ -140,7 +140,7 @@ fn release(args: &DumpArgs) {
         let Some(found) = super::find(&args.which, args.fd)? else {
             return Ok(());
         };
-        Namespace::of_socket(found.socket.as_fd())?.enter_for_good()?;
+        Namespace::of_socket(found.socket.as_fd())?.enter_permanently()?;
         let Ends { local, remote } = Ends::of(found.socket.as_fd())?;
         locks::release(FourTuple::new(local, remote)?)
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow};
 use tcpmig::capture::{CaptureError, Frozen, Locked, Plan};
-use tcpmig::steer::{Elsewhere, Redirected, Steer, Steering};
+use tcpmig::steer::{External, Redirected, Steer, Steering};
 use tcpmig_format::{FourTuple, Image, Octets};
 use tcpmig_lock::{Backend, LockError, NoLock};
 use tcpmig_sys::process::pause::{Holders, Paused};
@@ -26,7 +26,7 @@ const LOOKS_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Dumped {
     pub(super) image: Image,
     pub(super) flow: FourTuple,
-    pub(super) octets: usize,
+    pub(super) bytes: usize,
     /// Until when nothing of the connection leaves this host, unless it goes on here or had ended before.
     pub(super) silent_until: Option<Until>,
 }
@@ -118,7 +118,7 @@ pub(super) fn dump(
     socket: OwnedFd,
     attendant: &Attendant,
 ) -> anyhow::Result<Dumped> {
-    let plan = Plan::of(socket.as_fd())?;
+    let plan = Plan::read(socket.as_fd())?;
     let flow = plan.flow();
     let ended = plan.has_ended();
     let lock = if ended { &Backend::None } else { &args.lock };
@@ -128,7 +128,7 @@ pub(super) fn dump(
         Some(target) if !ended => {
             Redirected::new(target, args.redirect_lease)?.plan(flow, &*locker)?
         }
-        _ => Elsewhere.plan(flow, &NoLock)?,
+        _ => External.plan(flow, &NoLock)?,
     };
     let holders = Holders::of(socket.as_fd())?;
     let mut departure = Departure {
@@ -141,7 +141,7 @@ pub(super) fn dump(
     };
     let paused = departure.holders.pause()?;
     let frozen = Frozen::freeze(socket, plan, &*locker, args.lease).map_err(|not| not.error)?;
-    let (image, octets, silent_until) = if args.keep {
+    let (image, bytes, silent_until) = if args.keep {
         departure.copy(frozen, paused)?
     } else {
         departure.leave(frozen, paused, steering)?
@@ -149,7 +149,7 @@ pub(super) fn dump(
     Ok(Dumped {
         image,
         flow,
-        octets,
+        bytes,
         silent_until: (!ended && !args.keep).then_some(silent_until),
     })
 }
@@ -168,18 +168,18 @@ impl Departure<'_> {
     /// The connection goes on before the disk is touched.
     fn copy(mut self, mut frozen: Frozen, paused: Paused) -> anyhow::Result<(Image, usize, Until)> {
         let image = frozen.capture(None)?;
-        frozen.confirm()?;
+        frozen.check_unchanged()?;
         frozen.keep().map_err(|not| not.error)?;
         drop(paused);
-        let octets = encode(&image)?;
+        let bytes = encode(&image)?;
         let file = &mut self.file;
         beside_the_disk(
             self.lease,
-            || file.write(&octets).and_then(|()| file.publish()),
+            || file.write(&bytes).and_then(|()| file.publish()),
             || {},
         )?;
         self.file.keep()?;
-        Ok((image, octets.len(), self.silent_until))
+        Ok((image, bytes.len(), self.silent_until))
     }
 
     /// The image has to be safe before the connection is given up, and a disk can take seconds for that. Its process does not
@@ -193,9 +193,9 @@ impl Departure<'_> {
         steering: Box<dyn Steering>,
     ) -> anyhow::Result<(Image, usize, Until)> {
         let mut again = 0..READ_AGAIN;
-        let (image, octets, mut held) = loop {
+        let (image, bytes, mut held) = loop {
             let mut image = frozen.capture(None)?;
-            frozen.catch_up(&mut image)?;
+            frozen.merge_captured(&mut image)?;
             let last = again.next().is_none();
             // Without a lock of ours a socket that is not frozen would talk to its peer.
             let mut held = if last || self.args.lock == Backend::None {
@@ -205,17 +205,17 @@ impl Departure<'_> {
                 drop(paused);
                 Held::Used(used)
             };
-            let octets = self.on_disk(&mut held, |file| {
-                let octets = encode(&image)?;
-                file.write(&octets)?;
-                Ok(octets.len())
+            let bytes = self.on_disk(&mut held, |file| {
+                let bytes = encode(&image)?;
+                file.write(&bytes)?;
+                Ok(bytes.len())
             })?;
             (frozen, paused) = held.stand_still(&mut self.holders)?;
-            match frozen.confirm() {
+            match frozen.check_unchanged() {
                 Err(CaptureError::MovedOn) if !last => continue,
                 confirmed => confirmed?,
             }
-            break (image, octets, Held::Still(frozen, paused));
+            break (image, bytes, Held::Still(frozen, paused));
         };
         if let Held::Still(frozen, _) = &mut held {
             // Only now: from here on what the peer sends is the business of the host that gets the image.
@@ -229,7 +229,7 @@ impl Departure<'_> {
         self.on_disk(&mut held, NewFile::publish)?;
         held.renew(self.lease, &mut self.silent_until, self.attendant);
         let (frozen, paused) = held.stand_still(&mut self.holders)?;
-        frozen.confirm()?;
+        frozen.check_unchanged()?;
         frozen.discard()?;
         drop(paused);
         if let Err(error) = self.file.keep() {
@@ -237,7 +237,7 @@ impl Departure<'_> {
                 "the image is complete, but its name may not outlive a power failure: {error}"
             );
         }
-        Ok((image, octets, self.silent_until))
+        Ok((image, bytes, self.silent_until))
     }
 
     /// Does something that may wait for the disk, and renews the lock meanwhile.
@@ -265,9 +265,9 @@ impl Departure<'_> {
     }
 }
 
-/// The octets of an image that `tcpmig restore` takes: the connection is not given up for one that it would refuse.
+/// The bytes of an image that `tcpmig restore` takes: the connection is not given up for one that it would refuse.
 fn encode(image: &Image) -> anyhow::Result<Octets> {
-    let octets = image.encode()?;
-    files::check(&octets).context("nobody could restore this image")?;
-    Ok(octets)
+    let bytes = image.encode()?;
+    files::check(&bytes).context("nobody could restore this image")?;
+    Ok(bytes)
 }

@@ -127,7 +127,7 @@ fn work(args: &DumpArgs, output: Output, attendant: &Attendant) -> anyhow::Resul
     if let Ok(namespace) = Namespace::of_socket(socket.as_fd())
         && !namespace.is_current()?
     {
-        namespace.enter_for_good()?;
+        namespace.enter_permanently()?;
     }
     if check(socket.as_fd()).is_ok() {
         dump_listener(args, &socket, output).with_context(whose)?;
@@ -206,11 +206,11 @@ fn dump_listener(args: &DumpArgs, socket: &OwnedFd, output: Output) -> anyhow::R
     let waiting = accept_queue(socket.as_fd())?.waiting;
     let image = listener::capture(socket.as_fd(), Waiting::Leave)?.image;
     let listen = image.listener().context("the image has no listener")?;
-    let octets = image.encode()?;
+    let bytes = image.encode()?;
     let mut file = NewFile::create(&args.output)?;
     beside_the_disk(
         args.lease,
-        || file.write(&octets).and_then(|()| file.publish()),
+        || file.write(&bytes).and_then(|()| file.publish()),
         || {},
     )?;
     file.keep()?;
@@ -218,7 +218,7 @@ fn dump_listener(args: &DumpArgs, socket: &OwnedFd, output: Output) -> anyhow::R
         let value = json!({
             "listener": listen.local.to_string(),
             "file": args.output,
-            "octets": octets.len(),
+            "bytes": bytes.len(),
             "backlog": listen.backlog,
             "waiting": waiting,
         });
@@ -226,9 +226,9 @@ fn dump_listener(args: &DumpArgs, socket: &OwnedFd, output: Output) -> anyhow::R
         return Ok(());
     }
     say!(
-        "listener {}: {} octets in {}\nIt goes on here; {waiting} connections wait in it to be accepted.",
+        "listener {}: {} bytes in {}\nIt goes on here; {waiting} connections wait in it to be accepted.",
         listen.local,
-        octets.len(),
+        bytes.len(),
         args.output.display()
     );
     Ok(())
@@ -238,7 +238,7 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
     let Dumped {
         image,
         flow,
-        octets,
+        bytes,
         silent_until,
     } = dumped;
     let tcp = image.tcp().context("the image has no TCP layer")?;
@@ -253,9 +253,9 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
         let value = json!({
             "flow": flow.to_string(),
             "file": args.output,
-            "octets": octets,
-            "send_queue_octets": send.sent.len() + send.unsent.len(),
-            "receive_queue_octets": receive.queue.len(),
+            "bytes": bytes,
+            "send_queue_bytes": send.sent.len() + send.unsent.len(),
+            "receive_queue_bytes": receive.queue.len(),
             "kept": args.keep,
             "lease_seconds": until.map(|_| lease.as_secs()),
             "remaining_seconds": until.map(|until| until.remaining().as_secs_f64()),
@@ -265,7 +265,7 @@ fn report(args: &DumpArgs, dumped: &Dumped, output: Output) -> anyhow::Result<()
         return Ok(());
     }
     say!(
-        "{flow}: {octets} octets in {file} ({} to send, {} to read)",
+        "{flow}: {bytes} bytes in {file} ({} to send, {} to read)",
         send.sent.len() + send.unsent.len(),
         receive.queue.len()
     );

@@ -123,7 +123,7 @@ pub(crate) fn main(args: &WitnessArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Nothing but SIGKILL ends it before it has seen what it is for.
-    std::mem::forget(signals::hold_back()?);
+    std::mem::forget(signals::block()?);
     signals::own_session()?;
     // It was started by a link, the name of which would be that of this process in the list of locks.
     let _ = std::fs::write("/proc/self/comm", "tcpmig");
@@ -178,16 +178,16 @@ fn put_back(args: &WitnessArgs, connection: OwnedFd) -> anyhow::Result<()> {
         }
         false => connection,
     };
-    let plan = Plan::of(connection.as_fd())?;
+    let plan = Plan::read(connection.as_fd())?;
     let frozen = Frozen::freeze_locked(connection, plan, lock, LEASE);
     let mut frozen = frozen.map_err(|not| not.error)?;
     let mut image = frozen.capture(old.layers.clone())?;
-    frozen.catch_up(&mut image)?;
+    frozen.merge_captured(&mut image)?;
     add_unwritten(&mut image, &old)?;
-    let octets = image.encode()?;
-    files::check(&octets).context("this connection cannot be restored")?;
-    files::replace(&args.file, &octets)?;
-    frozen.confirm()?;
+    let bytes = image.encode()?;
+    files::check(&bytes).context("this connection cannot be restored")?;
+    files::replace(&args.file, &bytes)?;
+    frozen.check_unchanged()?;
     frozen.discard()?;
     tell!(
         "the command was not started: {flow} is in {} again, as it is now; its packets are locked for {} s",

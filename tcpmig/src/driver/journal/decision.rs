@@ -1,7 +1,7 @@
 //! What a person decides about a handover in doubt, while the process that has its socket lives.
 //!
 //! The journal belongs to that process, and so does the socket. So the decision waits in a file beside the journal, and the process
-//! takes it the next time that it asks the target ([`Doubt::ask`](crate::driver::Doubt::ask)).
+//! takes it the next time that it asks the target ([`InDoubt::ask`](crate::driver::InDoubt::ask)).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -40,7 +40,7 @@ pub enum Undecided {
     /// There is no such handover in doubt, or its process has not noted that it is.
     #[error("{0} is not a handover that a process which lives has in doubt")]
     NotInDoubt(HandoverId),
-    /// The process has not taken it. It does so when it asks the target, with `Doubt::ask`.
+    /// The process has not taken it. It does so when it asks the target, with `InDoubt::ask`.
     #[error(
         "the process that has the connection did not take the decision within {0:?}: it is withdrawn"
     )]

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::decision;
 use super::record::{self, Record};
-use super::{About, Decision, Journal, Note, Open, Role};
+use super::{Decision, HandoverInfo, Journal, Note, Role, Unfinished};
 use crate::handover::HandoverId;
 
 /// Records in a file after which another one is begun.
@@ -25,7 +25,7 @@ const GENERATION: usize = 32 << 10;
 /// Nothing waits for the disk: what was written outlives the process in the kernel's memory. The file names the boot
 /// of the kernel that it belongs to; after another boot all connections are gone, and so is what it says.
 ///
-/// It does not grow for ever. After 32768 records (25 to about 150 octets each) the file becomes `FILE.old`, in place of the one
+/// It does not grow for ever. After 32768 records (25 to about 150 bytes each) the file becomes `FILE.old`, in place of the one
 /// before, and what is open goes on in a new one: so at least the last 10000 ended handovers are remembered. `FILE.new` and `FILE.link` are
 /// there for a moment meanwhile; a process that dies at any time leaves a journal that is whole. `FILE.lock` keeps a second
 /// process out, and stays. All of them are for their owner only.
@@ -42,7 +42,7 @@ pub struct File {
 #[derive(Debug)]
 struct State {
     file: fs::File,
-    /// Octets in it that are whole records.
+    /// Bytes in it that are whole records.
     len: u64,
     /// Whether a part of one may follow.
     torn: bool,
@@ -50,7 +50,7 @@ struct State {
     /// With how many records the next generation is begun.
     rotate_at: usize,
     /// What has no end, and whether a process before this one had it.
-    open: HashMap<(Role, HandoverId), (Open, bool)>,
+    open: HashMap<(Role, HandoverId), (Unfinished, bool)>,
 }
 
 /// Why a journal cannot be used.
@@ -81,7 +81,7 @@ pub enum JournalError {
     },
     /// A record is not as it was written. What the journal says of other handovers may still be read
     /// from its beginning; to go on without it, move the file away.
-    #[error("{} is damaged at octet {at}", path.display())]
+    #[error("{} is damaged at byte {at}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -137,13 +137,13 @@ pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn content(path: &Path, head: &[u8]) -> Result<Content, JournalError> {
-    let octets = match fs::read(path) {
-        Ok(octets) => octets,
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Content::Nothing),
         Err(error) => return Err(failed("read", path)(error)),
     };
-    let Some(rest) = octets.strip_prefix(head) else {
-        if head.starts_with(&octets) || octets.starts_with(record::MAGIC) {
+    let Some(rest) = bytes.strip_prefix(head) else {
+        if head.starts_with(&bytes) || bytes.starts_with(record::MAGIC) {
             return Ok(Content::Nothing);
         }
         let path = path.to_owned();
@@ -172,7 +172,7 @@ struct Before {
 /// What records say, the newest last.
 #[derive(Default)]
 struct Told {
-    open: HashMap<(Role, HandoverId), Open>,
+    open: HashMap<(Role, HandoverId), Unfinished>,
     targets: HashMap<HandoverId, Before>,
 }
 
@@ -245,7 +245,7 @@ pub struct Listing {
     /// Whether a process has it in use now.
     pub in_use: bool,
     /// What has no end, the oldest first.
-    pub open: Vec<Open>,
+    pub open: Vec<Unfinished>,
 }
 
 /// Reads a journal without changing it.
@@ -267,8 +267,8 @@ pub fn read(path: &Path) -> Result<Listing, JournalError> {
     Ok(Listing { in_use, open })
 }
 
-fn sorted(open: impl Iterator<Item = Open>) -> Vec<Open> {
-    let mut open: Vec<Open> = open.collect();
+fn sorted(open: impl Iterator<Item = Unfinished>) -> Vec<Unfinished> {
+    let mut open: Vec<Unfinished> = open.collect();
     open.sort_by_key(|open| (open.since, open.id.octets()));
     open
 }
@@ -285,11 +285,11 @@ impl File {
         Self::open_with(path, GENERATION)
     }
 
-    /// As [`File::open`], with another number of records after which a file is full.
+    /// Like [`File::open`], but with another number of records after which a file is full.
     ///
     /// # Errors
     ///
-    /// As [`File::open`].
+    /// Those of [`File::open`].
     pub fn open_with(path: &Path, generation: usize) -> Result<Self, JournalError> {
         let paths = Paths::of(path);
         let lock = lock(&paths.lock).map_err(|error| match error {
@@ -380,26 +380,26 @@ impl State {
     fn anew(
         paths: &Paths,
         generation: usize,
-        open: HashMap<(Role, HandoverId), (Open, bool)>,
+        open: HashMap<(Role, HandoverId), (Unfinished, bool)>,
     ) -> io::Result<Self> {
         remove(&paths.new)?;
-        let mut octets = record::head()?;
+        let mut bytes = record::head()?;
         for (open, _) in open.values() {
             let mut begun = open.clone();
             // What follows a first note is a note of its own.
             begun.note = first(begun.about.role);
             let later = Record::Noted(open.id, open.note);
-            octets.extend(Record::Begun(begun).encode());
-            octets.extend(later.encode());
+            bytes.extend(Record::Begun(begun).encode());
+            bytes.extend(later.encode());
         }
         let mut options = OpenOptions::new();
         let options = options.create_new(true).append(true).mode(0o600);
         let mut file = options.open(&paths.new)?;
-        file.write_all(&octets)?;
+        file.write_all(&bytes)?;
         let records = open.len() * 2;
         Ok(Self {
             file,
-            len: octets.len() as u64,
+            len: bytes.len() as u64,
             torn: false,
             records,
             rotate_at: generation + records,
@@ -408,14 +408,14 @@ impl State {
     }
 
     fn write(&mut self, record: &Record) -> io::Result<()> {
-        let octets = record.encode();
+        let bytes = record.encode();
         if self.torn {
             self.file.set_len(self.len)?;
         }
         self.torn = true;
-        self.file.write_all(&octets)?;
+        self.file.write_all(&bytes)?;
         self.torn = false;
-        self.len += octets.len() as u64;
+        self.len += bytes.len() as u64;
         self.records += 1;
         Ok(())
     }
@@ -435,8 +435,8 @@ impl Journal for File {
         true
     }
 
-    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()> {
-        let open = Open {
+    fn begin(&self, id: HandoverId, about: &HandoverInfo) -> io::Result<()> {
+        let open = Unfinished {
             id,
             about: about.clone(),
             note: first(about.role),
@@ -487,7 +487,7 @@ impl Journal for File {
         decision::decided(&self.paths.file, id)
     }
 
-    fn recall(&self, id: HandoverId) -> Option<Note> {
+    fn lookup(&self, id: HandoverId) -> Option<Note> {
         self.before.get(&id).map(|before| before.note)
     }
 
@@ -495,7 +495,7 @@ impl Journal for File {
         self.before.get(&id)?.from.as_deref().map(str::to_owned)
     }
 
-    fn left_open(&self) -> Vec<Open> {
+    fn left_open(&self) -> Vec<Unfinished> {
         let state = self.state();
         let left = state
             .open

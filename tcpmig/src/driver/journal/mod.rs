@@ -26,7 +26,7 @@ use crate::handover::HandoverId;
 
 /// What a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct About {
+pub struct HandoverInfo {
     /// What this host is in it.
     pub role: Role,
     /// The connection.
@@ -39,11 +39,11 @@ pub struct About {
 
 /// A handover that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Open {
+pub struct Unfinished {
     /// Its name.
     pub id: HandoverId,
     /// What it is about.
-    pub about: About,
+    pub about: HandoverInfo,
     /// The newest note of it.
     pub note: Note,
     /// When it was begun, by the clock on the wall.
@@ -60,7 +60,7 @@ pub struct Open {
 /// only the connection that it is about waits with it.
 pub trait Journal: Send + Sync {
     /// Whether a call can wait, for a disk or a lock that others hold. Then the calls come from a thread on which nothing else of the
-    /// program runs, else from the task that moves the connection. True unless it is implemented. [`Journal::recall`] and
+    /// program runs, else from the task that moves the connection. True unless it is implemented. [`Journal::lookup`] and
     /// [`Journal::offered_by`] come from that task in any case: they are about what was there in the beginning.
     fn waits(&self) -> bool {
         true
@@ -72,7 +72,7 @@ pub trait Journal: Send + Sync {
     /// # Errors
     ///
     /// What kept it from being noted: the handover is then not begun.
-    fn begin(&self, id: HandoverId, about: &About) -> io::Result<()>;
+    fn begin(&self, id: HandoverId, about: &HandoverInfo) -> io::Result<()>;
 
     /// Notes a later step before it is done, an end after it.
     ///
@@ -100,9 +100,9 @@ pub trait Journal: Send + Sync {
     }
 
     /// The newest note as a target of a process that ended before this one began; `None` if it may be missing.
-    fn recall(&self, id: HandoverId) -> Option<Note>;
+    fn lookup(&self, id: HandoverId) -> Option<Note>;
 
-    /// The host that offered the handover which [`Journal::recall`] knows; `None` if the journal cannot tell, because
+    /// The host that offered the handover which [`Journal::lookup`] knows; `None` if the journal cannot tell, because
     /// its first note is gone.
     fn offered_by(&self, id: HandoverId) -> Option<String> {
         let _ = id;
@@ -111,19 +111,19 @@ pub trait Journal: Send + Sync {
 
     /// What processes before this one had begun as a source and not brought to an end, as far as nobody has noted an
     /// end since; the oldest first.
-    fn left_open(&self) -> Vec<Open>;
+    fn left_open(&self) -> Vec<Unfinished>;
 }
 
 /// Notes nothing: a host that was started again answers for nothing that was before.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nowhere;
+pub struct NoJournal;
 
-impl Journal for Nowhere {
+impl Journal for NoJournal {
     fn waits(&self) -> bool {
         false
     }
 
-    fn begin(&self, _: HandoverId, _: &About) -> io::Result<()> {
+    fn begin(&self, _: HandoverId, _: &HandoverInfo) -> io::Result<()> {
         Ok(())
     }
 
@@ -131,11 +131,11 @@ impl Journal for Nowhere {
         Ok(())
     }
 
-    fn recall(&self, _: HandoverId) -> Option<Note> {
+    fn lookup(&self, _: HandoverId) -> Option<Note> {
         None
     }
 
-    fn left_open(&self) -> Vec<Open> {
+    fn left_open(&self) -> Vec<Unfinished> {
         Vec::new()
     }
 }

@@ -1,4 +1,4 @@
-//! The octets of a journal.
+//! The bytes of a journal.
 //!
 //! A head with the boot of the kernel, then records: the length of the rest and its complement (`u16` each, big endian),
 //! the CRC-32 of the rest, and the rest: a letter for the note, the handover, and of a first note what it is about.
@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tcpmig_format::FourTuple;
 
-use super::{About, Note, Open};
+use super::{HandoverInfo, Note, Unfinished};
 use crate::handover::HandoverId;
 
 pub(super) const MAGIC: &[u8] = b"tcpmig handovers 2, boot ";
 
-/// Octets before those that a record's length counts.
+/// Bytes before those that a record's length counts.
 const HEAD: usize = 8;
 
 /// What a journal of this boot begins with.
@@ -27,7 +27,7 @@ pub(super) fn head() -> io::Result<Vec<u8>> {
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    Begun(Open),
+    Begun(Unfinished),
     Noted(HandoverId, Note),
 }
 
@@ -63,11 +63,11 @@ impl Record {
             Self::Begun(open) => (open.id, open.note),
             Self::Noted(id, note) => (*id, *note),
         };
-        let mut octets = vec![0; HEAD];
+        let mut bytes = vec![0; HEAD];
         let letter = LETTERS.iter().find(|(other, _)| *other == note);
         // INVARIANT: every note has a letter.
-        octets.push(letter.expect("a note has a letter").1);
-        octets.extend(id.octets());
+        bytes.push(letter.expect("a note has a letter").1);
+        bytes.extend(id.octets());
         if let Self::Begun(open) = self {
             let about = &open.about;
             let begin = Begin {
@@ -79,16 +79,16 @@ impl Record {
                 in_doubt_since: open.in_doubt_since.map(seconds),
             };
             // INVARIANT: addresses, strings and integers always have an encoding, and a `Vec` takes it.
-            octets.extend(rmp_serde::to_vec_named(&begin).expect("it can be encoded"));
+            bytes.extend(rmp_serde::to_vec_named(&begin).expect("it can be encoded"));
         }
-        let rest = &octets[HEAD..];
-        // INVARIANT: the name of a host has at most 253 octets, the rest not more than that.
+        let rest = &bytes[HEAD..];
+        // INVARIANT: the name of a host has at most 253 bytes, the rest not more than that.
         let len = u16::try_from(rest.len()).expect("a record is short");
         let crc = crc32fast::hash(rest);
-        octets[..2].copy_from_slice(&len.to_be_bytes());
-        octets[2..4].copy_from_slice(&(!len).to_be_bytes());
-        octets[4..HEAD].copy_from_slice(&crc.to_be_bytes());
-        octets
+        bytes[..2].copy_from_slice(&len.to_be_bytes());
+        bytes[2..4].copy_from_slice(&(!len).to_be_bytes());
+        bytes[4..HEAD].copy_from_slice(&crc.to_be_bytes());
+        bytes
     }
 
     fn decode(rest: &[u8]) -> Option<Self> {
@@ -100,7 +100,7 @@ impl Record {
             return Some(Self::Noted(id, note));
         }
         let begin: Begin = rmp_serde::from_slice(rest).ok()?;
-        let about = About {
+        let about = HandoverInfo {
             role: note.role(),
             flow: FourTuple::new(begin.local, begin.remote).ok()?,
             host: begin.host,
@@ -110,7 +110,7 @@ impl Record {
             Some(since) => Some(time(since)?),
             None => None,
         };
-        Some(Self::Begun(Open {
+        Some(Self::Begun(Unfinished {
             id,
             about,
             note,
@@ -129,14 +129,14 @@ fn time(seconds: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// The records at the front of `octets`, and how many octets they have. What follows was not written whole.
+/// The records at the front of `bytes`, and how many bytes they have. What follows was not written whole.
 ///
 /// # Errors
 ///
 /// Where the first record begins that is not as it was written.
-pub(super) fn decode(octets: &[u8]) -> Result<(Vec<Record>, usize), usize> {
+pub(super) fn decode(bytes: &[u8]) -> Result<(Vec<Record>, usize), usize> {
     let (mut records, mut at) = (Vec::new(), 0);
-    while let Some((head, rest)) = octets[at..].split_first_chunk::<HEAD>() {
+    while let Some((head, rest)) = bytes[at..].split_first_chunk::<HEAD>() {
         let len = u16::from_be_bytes([head[0], head[1]]);
         if len != !u16::from_be_bytes([head[2], head[3]]) {
             return Err(at);

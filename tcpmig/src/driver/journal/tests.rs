@@ -9,13 +9,13 @@ use super::file::suffixed;
 use super::*;
 
 fn id(n: u32) -> HandoverId {
-    let mut octets = [0; 16];
-    octets[..4].copy_from_slice(&n.to_be_bytes());
-    HandoverId::from_octets(octets)
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&n.to_be_bytes());
+    HandoverId::from_octets(bytes)
 }
 
-fn about(role: Role) -> About {
-    About {
+fn about(role: Role) -> HandoverInfo {
+    HandoverInfo {
         role,
         flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
         host: "host-b".to_owned(),
@@ -31,13 +31,13 @@ struct Told {
 }
 
 fn number(id: HandoverId) -> u32 {
-    let octets = id.octets();
-    u32::from_be_bytes([octets[0], octets[1], octets[2], octets[3]])
+    let bytes = id.octets();
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 fn told(journal: &File, known: u32) -> Told {
     let open = journal.left_open().into_iter();
-    let recalled = |n| journal.recall(id(n)).map(|note| (n, note));
+    let recalled = |n| journal.lookup(id(n)).map(|note| (n, note));
     Told {
         open: open.map(|open| (number(open.id), open.note)).collect(),
         targets: (0..known).filter_map(recalled).collect(),
@@ -58,9 +58,9 @@ fn told_by_copy(of: &Path, known: u32) -> Result<Told, JournalError> {
 }
 
 /// A file with this in it. Not one that is truncated: some file systems would wait for the disk.
-fn put(path: &Path, octets: &[u8]) {
+fn put(path: &Path, bytes: &[u8]) {
     let _ = fs::remove_file(path);
-    fs::write(path, octets).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 fn journal() -> (tempfile::TempDir, PathBuf) {
@@ -135,7 +135,7 @@ fn the_next_process_is_told_all_of_it_and_this_one_nothing() {
 fn a_journal_that_ends_anywhere_tells_what_was_written_whole() {
     let (_directory, path) = journal();
     let journal = File::open(&path).unwrap();
-    // The state after each record, by the octets that the file has then.
+    // The state after each record, by the bytes that the file has then.
     let mut states = vec![(fs::metadata(&path).unwrap().len(), Told::default())];
     for (n, note) in notes() {
         write(&journal, n, note);
@@ -143,34 +143,34 @@ fn a_journal_that_ends_anywhere_tells_what_was_written_whole() {
         told.take(n, note);
         states.push((fs::metadata(&path).unwrap().len(), told));
     }
-    let octets = fs::read(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
     drop(journal);
-    for len in 0..=octets.len() {
-        put(&path, &octets[..len]);
+    for len in 0..=bytes.len() {
+        put(&path, &bytes[..len]);
         let whole = states.iter().rev().find(|(end, _)| *end <= len as u64);
         let expected = whole.map(|(_, told)| told.clone()).unwrap_or_default();
         let journal = File::open(&path).unwrap();
-        assert_eq!(told(&journal, 8), expected, "of {len} octets");
+        assert_eq!(told(&journal, 8), expected, "of {len} bytes");
         // And what is noted then is told as well.
         write(&journal, 77, Note::Offering);
         drop(journal);
         let told = told(&File::open(&path).unwrap(), 8);
-        assert_eq!(told.open.get(&77), Some(&Note::Offering), "of {len} octets");
+        assert_eq!(told.open.get(&77), Some(&Note::Offering), "of {len} bytes");
     }
 }
 
 #[test]
-fn a_changed_octet_is_an_error_and_never_another_story() {
+fn a_changed_byte_is_an_error_and_never_another_story() {
     let (_directory, path) = journal();
     let journal = File::open(&path).unwrap();
     for (n, note) in notes() {
         write(&journal, n, note);
     }
     drop(journal);
-    let octets = fs::read(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
     let head = super::record::head().unwrap().len();
-    for at in head..octets.len() {
-        let mut damaged = octets.clone();
+    for at in head..bytes.len() {
+        let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
         put(&path, &damaged);
         let error = File::open(&path).expect_err("it is noticed");
@@ -196,12 +196,12 @@ fn another_boot_another_file_and_a_second_process() {
         assert_eq!(mode.mode() & 0o777, 0o600, "{suffix}");
     }
     // After another boot nothing of it is true.
-    let mut octets = fs::read(&path).unwrap();
-    octets[30] ^= 1;
-    fs::write(&path, &octets).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&path, &bytes).unwrap();
     assert_eq!(told_by_copy(&path, 8).unwrap(), Told::default());
     fs::write(&path, "something else").unwrap();
-    let error = File::open(&path).expect_err("it is no journal");
+    let error = File::open(&path).expect_err("it is not a journal");
     assert!(matches!(error, JournalError::NotAJournal { .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"something else");
 }
@@ -226,7 +226,7 @@ fn it_does_not_grow_for_ever_and_forgets_nothing_that_is_open() {
         }
         largest = largest.max(fs::metadata(&path).unwrap().len());
     }
-    assert!(largest < 110 * 160, "{largest} octets");
+    assert!(largest < 110 * 160, "{largest} bytes");
     drop(journal);
     let told = told_by_copy(&path, 2000).unwrap();
     assert_eq!(
@@ -304,8 +304,8 @@ fn a_change_of_generation_that_is_cut_off_changes_nothing() {
     // The older ones may be forgotten, with or without the change.
     let recent = |told: Told| (told.open, told.targets.into_iter().next_back());
     let expected = recent(expected);
-    let place = |name: &'static str, octets: Option<&[u8]>| match octets {
-        Some(octets) => put(&with(name), octets),
+    let place = |name: &'static str, bytes: Option<&[u8]>| match bytes {
+        Some(bytes) => put(&with(name), bytes),
         None => drop(fs::remove_file(with(name))),
     };
     let check = |what: &str| {
@@ -326,7 +326,7 @@ fn a_change_of_generation_that_is_cut_off_changes_nothing() {
         place(".old", Some(&old));
         place(".new", Some(&new[..len]));
         place(".link", None);
-        check(&format!("{len} octets of the next one are written"));
+        check(&format!("{len} bytes of the next one are written"));
     }
     for (what, name) in [("linked", ".link"), ("the old one is replaced", ".old")] {
         place("", Some(&before));
@@ -360,21 +360,21 @@ fn a_disk_that_is_full_says_so_and_spoils_nothing() {
 
 proptest! {
     #[test]
-    fn any_octets_are_records_or_refused(octets in prop::collection::vec(any::<u8>(), 0..300)) {
-        if let Ok((records, len)) = super::record::decode(&octets) {
-            prop_assert!(len <= octets.len());
+    fn any_bytes_are_records_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok((records, len)) = super::record::decode(&bytes) {
+            prop_assert!(len <= bytes.len());
             let again: Vec<u8> = records.iter().flat_map(super::record::Record::encode).collect();
-            prop_assert_eq!(&again[..], &octets[..len]);
+            prop_assert_eq!(&again[..], &bytes[..len]);
         }
     }
 
     #[test]
     fn any_rest_of_a_record_is_one_or_refused(rest in prop::collection::vec(any::<u8>(), 0..100)) {
         let len = rest.len() as u16;
-        let mut octets = len.to_be_bytes().to_vec();
-        octets.extend((!len).to_be_bytes());
-        octets.extend(crc32fast::hash(&rest).to_be_bytes());
-        octets.extend(rest);
-        let _ = super::record::decode(&octets);
+        let mut bytes = len.to_be_bytes().to_vec();
+        bytes.extend((!len).to_be_bytes());
+        bytes.extend(crc32fast::hash(&rest).to_be_bytes());
+        bytes.extend(rest);
+        let _ = super::record::decode(&bytes);
     }
 }

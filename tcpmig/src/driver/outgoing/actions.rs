@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{Held, Outgoing, Result, done};
 use crate::capture::{CaptureError, Frozen, NotFrozen};
-use crate::driver::journal::{About, Decision, Note, Role};
+use crate::driver::journal::{Decision, HandoverInfo, Note, Role};
 use crate::driver::report::micros;
 use crate::driver::source::{Destination, Reason};
 use crate::handover::SourceAction;
@@ -44,7 +44,7 @@ impl Outgoing {
     fn note(&self, note: Note) -> Result {
         let id = self.session.id();
         let noted = if note.is_first() {
-            let about = About {
+            let about = HandoverInfo {
                 role: Role::Source,
                 flow: self.flow(),
                 host: self.to.name.clone(),
@@ -89,15 +89,15 @@ impl Outgoing {
         let image = frozen.capture(self.layers.clone());
         self.held = Held::Frozen(frozen);
         let encoded = image.map_err(Reason::from).and_then(|image| {
-            let octets = image.encode()?;
-            self.describe(&image, octets.len());
-            Ok(octets)
+            let bytes = image.encode()?;
+            self.describe(&image, bytes.len());
+            Ok(bytes)
         });
         match (encoded, &self.held) {
-            (Ok(octets), Held::Frozen(frozen)) => {
+            (Ok(bytes), Held::Frozen(frozen)) => {
                 self.report.read_us = micros(reading);
                 self.mover.keep_silent(frozen);
-                let image = octets.into();
+                let image = bytes.into();
                 Ok(Result::Frozen { image })
             }
             (encoded, _) => {
@@ -107,12 +107,12 @@ impl Outgoing {
         }
     }
 
-    fn describe(&mut self, image: &Image, octets: usize) {
-        self.report.image_octets = octets as u64;
+    fn describe(&mut self, image: &Image, bytes: usize) {
+        self.report.image_bytes = bytes as u64;
         if let Some(tcp) = image.tcp() {
             let (send, receive) = (tcp.send(), tcp.receive());
-            self.report.send_queue_octets = (send.sent.len() + send.unsent.len()) as u64;
-            self.report.receive_queue_octets = receive.queue.len() as u64;
+            self.report.send_queue_bytes = (send.sent.len() + send.unsent.len()) as u64;
+            self.report.receive_queue_bytes = receive.queue.len() as u64;
         }
     }
 
@@ -123,11 +123,11 @@ impl Outgoing {
         };
         steering.steer(frozen)?;
         // A packet can have passed the lock's beginning until now.
-        frozen.confirm()?;
+        frozen.check_unchanged()?;
         let packets = frozen.captured().map_err(CaptureError::from)?;
         self.report.captured_packets = packets.len() as u64;
-        let octets = |packet: &Packet| Bytes::copy_from_slice(&packet.octets);
-        let packets = packets.iter().map(octets).collect();
+        let bytes = |packet: &Packet| Bytes::copy_from_slice(&packet.bytes);
+        let packets = packets.iter().map(bytes).collect();
         Ok(Result::Confirmed { packets })
     }
 

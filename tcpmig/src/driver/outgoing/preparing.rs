@@ -13,7 +13,7 @@ use crate::capture::Plan;
 use crate::driver::batch::{Limits, Turn};
 use crate::driver::report::micros;
 use crate::driver::source::Reason;
-use crate::steer::{Elsewhere, Steer};
+use crate::steer::{External, Steer};
 
 impl Outgoing {
     /// Everything that takes time, while the connection still lives.
@@ -28,7 +28,7 @@ impl Outgoing {
         let Held::Live(socket, known) = &mut self.held else {
             return Err(Reason::Cancelled);
         };
-        let plan = Plan::of(socket.as_fd())?;
+        let plan = Plan::read(socket.as_fd())?;
         let (flow, has_ended) = (plan.flow(), plan.has_ended());
         *known = Some(plan);
         self.flow = Some(flow);
@@ -36,12 +36,12 @@ impl Outgoing {
         Span::current().record("flow", tracing::field::display(flow));
         // What has ended has no packets, and another connection may live with its addresses and ports.
         let steer: Arc<dyn Steer> = if has_ended {
-            Arc::new(Elsewhere)
+            Arc::new(External)
         } else {
             self.to.steer.clone()
         };
         let locker = self.mover.locker.clone();
-        let waits = self.to.steer.waits() || locker.abilities().waits;
+        let waits = self.to.steer.waits() || locker.features().waits;
         let planning = move || steer.plan(flow, &*locker);
         self.steering = Some(self.mover.worker.call(waits, planning).await?);
         self.exchange = Some(self.mover.open(&self.to).await?);
@@ -70,7 +70,7 @@ impl Outgoing {
         self.report.settle_us = micros(begin);
     }
 
-    /// Octets in the queues; a socket that cannot say will fail where the error can be told.
+    /// Bytes in the queues; a socket that cannot say will fail where the error can be told.
     fn queued(&self) -> u32 {
         let Held::Live(socket, _) = &self.held else {
             return 0;

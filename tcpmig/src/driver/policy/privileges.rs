@@ -13,7 +13,7 @@ const FREE_PRIORITY: u32 = 6;
 const SEND: u8 = 1;
 const RECEIVE: u8 = 2;
 
-/// A queue can have more octets than its buffer's limit says: the kernel looks at the limit before it
+/// A queue can have more bytes than its buffer's limit says: the kernel looks at the limit before it
 /// takes the next packet, which may be a large one.
 const SLACK: u64 = 1 << 20;
 
@@ -146,11 +146,11 @@ fn of_packets(rules: &Rules, ip: &mut IpImage, strict: &mut Strict) -> Result<()
     strict.option(
         &mut ip.ip_options,
         |_| Ok(rules.ip_options),
-        |octets| {
+        |bytes| {
             denied(
                 "Rules::ip_options",
                 "IP_OPTIONS",
-                format!("{:02x?}", &octets[..]),
+                format!("{:02x?}", &bytes[..]),
             )
         },
     )?;
@@ -164,7 +164,7 @@ fn of_packets(rules: &Rules, ip: &mut IpImage, strict: &mut Strict) -> Result<()
     strict.flag(&mut ip.freebind, freebind, "Rules::freebind", "IP_FREEBIND")
 }
 
-/// Their octets are no option: nothing of a connection can be left out.
+/// Their bytes are not an option: nothing of a connection can be left out.
 fn queues(rules: &Rules, tcp: &TcpParts, host: &dyn Facts) -> Result<(), Denied> {
     let receive = tcp.receive.queue.len() as u64;
     let send = tcp.send.sent.len() as u64 + tcp.send.unsent.len() as u64;
@@ -173,16 +173,16 @@ fn queues(rules: &Rules, tcp: &TcpParts, host: &dyn Facts) -> Result<(), Denied>
         return Ok(());
     }
     let (tuned, asked) = (host.tuned()?, host.buffers()?);
-    for (queue, octets, limit) in [
+    for (queue, bytes, limit) in [
         ("receive", receive, tuned.receive.max(asked.receive)),
         ("send", send, tuned.send.max(asked.send)),
     ] {
         let limit = u64::from(limit.max(rules.buffers)).saturating_add(SLACK);
-        if octets > limit {
+        if bytes > limit {
             return Err(Denied::Image {
                 rule: "Rules::buffers_up_to",
                 value: format!(
-                    "a {queue} queue of {octets} octets, more than the {limit} that a connection of this host can have"
+                    "a {queue} queue of {bytes} bytes, more than the {limit} that a connection of this host can have"
                 ),
             });
         }
@@ -255,11 +255,11 @@ fn buffers(
         }
         strict.option(
             size,
-            |octets| Ok(*octets <= limit.max(rules.buffers)),
-            |octets| Denied::Option {
+            |bytes| Ok(*bytes <= limit.max(rules.buffers)),
+            |bytes| Denied::Option {
                 rule: "Rules::buffers_up_to",
                 option,
-                value: format!("{octets} (this host allows {limit})"),
+                value: format!("{bytes} (this host allows {limit})"),
             },
         )?;
         if size.is_none() {

@@ -354,10 +354,10 @@ fn buffers_that_were_asked_for_have_the_limits_of_this_host() {
 
 #[test]
 fn queues_have_the_limits_of_this_host() {
-    let queue = |octets: usize| Octets::from(vec![0; octets]);
+    let queue = |bytes: usize| Octets::from(vec![0; bytes]);
     opens(
         &with_tcp(|tcp| tcp.receive.queue = queue((7 << 20) + 1)),
-        "policy: a receive queue of 7340033 octets, more than the 7340032 that a connection of this host can have (Rules::buffers_up_to)",
+        "policy: a receive queue of 7340033 bytes, more than the 7340032 that a connection of this host can have (Rules::buffers_up_to)",
         &Rules::new().buffers_up_to(7 << 20),
     );
     let sent_and_unsent = with_tcp(|tcp| {

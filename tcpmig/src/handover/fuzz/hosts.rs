@@ -1,7 +1,7 @@
 //! Hosts that give one connection to each other, and a network that loses, repeats and reorders.
 //!
 //! The test `handover::tests::model` visits every state of two handovers between three hosts; here
-//! are more of them, one target takes several, and what is said travels as octets.
+//! are more of them, one target takes several, and what is said travels as bytes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ enum Step {
     LinkLost { handover: u8 },
     /// The process on a host ends and is started again.
     Crash { host: u8 },
-    /// What the target has built takes octets, which it must not.
+    /// What the target has built takes bytes, which it must not.
     MoveOn { handover: u8 },
 }
 
@@ -63,7 +63,7 @@ enum Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Socket {
     None,
-    /// Under repair and locked, in this handover.
+    /// In repair mode and locked, in this handover.
     Still(HandoverId),
     Lives,
 }
@@ -96,7 +96,7 @@ struct Handover {
     lived: bool,
     /// Whether the process of its target has ended, or that of its source.
     crashed: bool,
-    /// Whether what the target built has taken octets.
+    /// Whether what the target built has taken bytes.
     moved_on: bool,
 }
 

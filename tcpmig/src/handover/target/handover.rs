@@ -27,7 +27,7 @@ pub(super) struct Handover<L> {
     /// Of COMMIT.
     packets: Vec<Bytes>,
     /// Of the image.
-    octets: usize,
+    bytes: usize,
     /// Something is locked here although nothing waits for COMMIT any more.
     is_locked: bool,
     /// When the message came that is worked on.
@@ -95,7 +95,7 @@ impl<L: Clone> Handover<L> {
             from: from.clone(),
             state: State::Preparing,
             step: None,
-            octets: image.len(),
+            bytes: image.len(),
             todo: [TargetAction::Examine { from, image }].into(),
             inbox: VecDeque::new(),
             asked_by: Some(link),
@@ -110,16 +110,16 @@ impl<L: Clone> Handover<L> {
     /// What it takes of the target's room. What was given up has its place for as long as something is locked for it: a source
     /// that never says ABORT must not have more and more of this host silenced.
     pub(super) fn usage(&self) -> Usage {
-        let octets = match self.state {
+        let bytes = match self.state {
             State::Preparing | State::Prepared | State::GivingUp(_) | State::Activating => {
-                self.octets
+                self.bytes
             }
             State::Active | State::Refused | State::Aborted | State::Lost => 0,
         };
         let is_open = self.fate().is_none() && self.state != State::Refused;
         Usage {
             handovers: usize::from(is_open || self.is_locked),
-            octets,
+            bytes,
         }
     }
 
@@ -234,7 +234,7 @@ impl<L: Clone> Handover<L> {
                 self.is_locked = is_locked;
                 self.never_lives(moved_on);
             }
-            // Nobody can say whether it lived, or took octets.
+            // Nobody can say whether it lived, or took bytes.
             (Step::Activate | Step::Discard, R::Failed(why)) => {
                 self.why = why;
                 self.never_lives(true);
@@ -296,7 +296,7 @@ impl<L: Clone> Handover<L> {
         }
     }
 
-    /// It does not live here, whoever asks. What has taken octets by itself may not go on at the source either.
+    /// It does not live here, whoever asks. What has taken bytes by itself may not go on at the source either.
     fn never_lives(&mut self, moved_on: bool) {
         let note = if moved_on {
             self.state = State::Lost;

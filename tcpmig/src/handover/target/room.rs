@@ -21,21 +21,21 @@ pub(super) struct Room {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct Usage {
     pub(super) handovers: usize,
-    pub(super) octets: usize,
+    pub(super) bytes: usize,
 }
 
 impl Usage {
     fn with(self, more: Self) -> Self {
         Self {
             handovers: self.handovers + more.handovers,
-            octets: self.octets.saturating_add(more.octets),
+            bytes: self.bytes.saturating_add(more.bytes),
         }
     }
 
     fn without(self, less: Self) -> Self {
         Self {
             handovers: self.handovers - less.handovers,
-            octets: self.octets - less.octets,
+            bytes: self.bytes - less.bytes,
         }
     }
 
@@ -48,10 +48,10 @@ impl Usage {
                 self.handovers - 1
             ));
         }
-        if self.octets > limit.octets {
+        if self.bytes > limit.bytes {
             return full(format!(
-                "full: the images that wait for COMMIT here would have {} octets with it, more than the {} that this host allows {by}",
-                self.octets, limit.octets
+                "full: the images that wait for COMMIT here would have {} bytes with it, more than the {} that this host allows {by}",
+                self.bytes, limit.bytes
             ));
         }
         Ok(())
@@ -63,22 +63,22 @@ impl Room {
         Self {
             each: Usage {
                 handovers: config.prepared_by_each,
-                octets: config.octets_by_each,
+                bytes: config.bytes_by_each,
             },
             all: Usage {
                 handovers: config.prepared_at_once,
-                octets: config.octets_prepared,
+                bytes: config.bytes_prepared,
             },
             together: Usage::default(),
             by_host: BTreeMap::new(),
         }
     }
 
-    /// Takes room for an image of so many octets from this host; or why it is refused.
-    pub(super) fn admit(&mut self, from: &Arc<str>, octets: usize) -> Result<(), Refusal> {
+    /// Takes room for an image of so many bytes from this host; or why it is refused.
+    pub(super) fn admit(&mut self, from: &Arc<str>, bytes: usize) -> Result<(), Refusal> {
         let one = Usage {
             handovers: 1,
-            octets,
+            bytes,
         };
         let by_host = self.by_host.get(from).copied().unwrap_or_default();
         by_host.with(one).check(self.each, "one other")?;
@@ -109,17 +109,17 @@ mod tests {
     fn room() -> Room {
         Room::new(&TargetConfig {
             prepared_by_each: 2,
-            octets_by_each: 100,
+            bytes_by_each: 100,
             prepared_at_once: 3,
-            octets_prepared: 150,
+            bytes_prepared: 150,
             ..TargetConfig::default()
         })
     }
 
-    fn used(octets: usize) -> Usage {
+    fn used(bytes: usize) -> Usage {
         Usage {
             handovers: 1,
-            octets,
+            bytes,
         }
     }
 
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn nor_their_octets() {
+    fn nor_their_bytes() {
         let (mut room, a, b, c) = (room(), "a".into(), "b".into(), "c".into());
         assert!(room.admit(&a, 101).is_err());
         room.admit(&a, 100).unwrap();

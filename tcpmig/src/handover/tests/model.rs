@@ -49,7 +49,7 @@ const ALL: [Said; 9] = [
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Socket {
     None,
-    /// Under repair and locked: silent.
+    /// In repair mode and locked: silent.
     Still(usize),
     Lives,
     /// It lived, and its process died.
@@ -76,7 +76,7 @@ enum Without {
     Asking,
     /// A connection in one handover can be offered in another.
     Lock,
-    /// A target that gives up does not look whether what it built has taken octets.
+    /// A target that gives up does not look whether what it built has taken bytes.
     Comparing,
 }
 
@@ -93,7 +93,7 @@ struct World {
     crashes: [u8; HOSTS],
     /// Whether a handover's connection has ever lived at the target.
     lived: [bool; HANDOVERS],
-    /// Whether what the target built has taken octets by itself.
+    /// Whether what the target built has taken bytes by itself.
     moved_on: [bool; HANDOVERS],
 }
 
@@ -118,7 +118,7 @@ struct Model {
     without: Without,
     journal: bool,
     crashes: Crashes,
-    /// What is built can take octets before it lives: a socket that is not mute, without its lock.
+    /// What is built can take bytes before it lives: a socket that is not mute, without its lock.
     leaks: bool,
 }
 
@@ -272,7 +272,7 @@ impl Model {
                 _ => {}
             }
             if world.moved_on[h] && world.wire[h] & (1 << Said::Aborted as u8) != 0 {
-                return Err("given back, and it has taken octets");
+                return Err("given back, and it has taken bytes");
             }
         }
         let held = |socket: &Socket| match socket {
@@ -378,7 +378,7 @@ fn nor_does_a_crash_at_any_time() {
 }
 
 #[test]
-fn what_has_taken_octets_is_not_given_back() {
+fn what_has_taken_bytes_is_not_given_back() {
     for ways in WAYS {
         let states = explore_leaks(ways, Without::Nothing);
         assert!(states.unwrap_or_else(|e| panic!("{ways:?}: {e}")) > 100);

@@ -67,7 +67,7 @@ where
             let (body, _) = read(request.into_body(), number).await?;
             text(format!("{} {}", body.len(), body.escape_ascii()))
         }
-        // No more of the request's body than so many octets.
+        // No more of the request's body than so many bytes.
         "/exactly" => {
             let (mut body, mut seen) = (request.into_body(), 0);
             while seen < number {
@@ -139,8 +139,8 @@ where
             let step = move |at: u64| async move {
                 sleep(Duration::from_millis(at / PIECE % 3)).await;
                 let len = PIECE.min(size - at);
-                let octets = Bytes::from(numbered(at, len));
-                Ok::<_, BoxError>((len > 0).then_some((octets, at + len)))
+                let bytes = Bytes::from(numbered(at, len));
+                Ok::<_, BoxError>((len > 0).then_some((bytes, at + len)))
             };
             let mut response = Resumable::new(from, step).response();
             let headers = response.headers_mut();
@@ -157,10 +157,10 @@ where
             tokio::spawn(async move {
                 let Ok(upgraded) = upgrade.await else { return };
                 let mut stream = TokioIo::new(upgraded);
-                let mut octets = [0; 7];
-                while let Ok(len @ 1..) = stream.read(&mut octets).await {
+                let mut bytes = [0; 7];
+                while let Ok(len @ 1..) = stream.read(&mut bytes).await {
                     sleep(Duration::from_millis(number)).await;
-                    stream.write_all(&octets[..len]).await.unwrap();
+                    stream.write_all(&bytes[..len]).await.unwrap();
                     stream.flush().await.unwrap();
                 }
                 stream.shutdown().await.unwrap();
@@ -187,7 +187,7 @@ where
     }
 }
 
-/// Octets that tell their place.
+/// Bytes that tell their place.
 pub(super) fn numbered(from: u64, len: u64) -> Vec<u8> {
     (from..from + len)
         .map(|at| b"0123456789abcdef-"[(at / 16 % 17) as usize])
@@ -200,15 +200,15 @@ where
     B::Error: Into<BoxError> + Send,
 {
     let mut body = body;
-    let (mut octets, mut trailers) = (Vec::new(), HeaderMap::new());
+    let (mut bytes, mut trailers) = (Vec::new(), HeaderMap::new());
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         sleep(Duration::from_millis(pause)).await;
         match frame.map_err(Into::into)?.into_data() {
-            Ok(data) => octets.extend(data),
+            Ok(data) => bytes.extend(data),
             Err(frame) => trailers.extend(frame.into_trailers().unwrap_or_default()),
         }
     }
-    Ok((octets, trailers))
+    Ok((bytes, trailers))
 }
 
 pub(super) const PIECE: u64 = 5000;
@@ -256,8 +256,8 @@ impl Body for Pieces {
             return Poll::Ready(self.fails.then(|| Err("the body fails".into())));
         }
         self.left -= 1;
-        let octets = numbered(self.left * PIECE, PIECE);
-        Poll::Ready(Some(Ok(Frame::data(octets.into()))))
+        let bytes = numbered(self.left * PIECE, PIECE);
+        Poll::Ready(Some(Ok(Frame::data(bytes.into()))))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A client sees the same octets from a movable connection as from plain hyper, whenever it is drained.
+//! A client sees the same bytes from a movable connection as from plain hyper, whenever it is drained.
 //!
 //! No network, no clock and no other thread: a client that follows a script reads and writes when the server
 //! has nothing to do, and a drain comes at the nth poll, for every n there is.
@@ -163,7 +163,7 @@ async fn compare(shape: Shape) -> Drains {
     for steps in shape.cuts() {
         let expected = plain(&shape, &steps).await;
         assert!(
-            !expected.octets.is_empty() || shape.silent,
+            !expected.bytes.is_empty() || shape.silent,
             "{name}: plain hyper says nothing"
         );
         let (seen, _) = movable(&shape, &steps, When::Never).await;

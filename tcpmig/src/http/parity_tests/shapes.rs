@@ -9,7 +9,7 @@ use super::wire::Step;
 pub(super) struct Shape {
     pub(super) name: &'static str,
     steps: Vec<Step>,
-    /// How many octets the client reads at a time.
+    /// How many bytes the client reads at a time.
     pub(super) reads: usize,
     pub(super) half_close: bool,
     pub(super) settle: u64,
@@ -83,7 +83,7 @@ impl Shape {
             return all;
         }
         let longest = self.steps.iter().map(|step| match step {
-            Step::Send(octets) => octets.len(),
+            Step::Send(bytes) => bytes.len(),
             _ => 0,
         });
         let longest = longest.max().unwrap_or(0);
@@ -95,7 +95,7 @@ impl Shape {
             longest / 60,
         ] {
             let cut = self.steps.iter().flat_map(|step| match step {
-                Step::Send(octets) => octets
+                Step::Send(bytes) => bytes
                     .chunks(size.max(1))
                     .map(|piece| Step::Send(piece.to_vec()))
                     .collect(),
@@ -236,7 +236,7 @@ fn request_bodies() {
     let hello = get("/hello/1");
     let expect = "expect: 100-continue\r\ncontent-length: 10\r\n";
     compare_all(vec![
-        // The case that lost octets.
+        // The case that lost bytes.
         send(
             "an upload behind a slow answer",
             &(slow.clone() + &upload("/upload", "0123456789")),
@@ -370,7 +370,7 @@ fn request_bodies_that_nobody_reads() {
         )
         .uncut(),
         send(
-            "no more than the first octets",
+            "no more than the first bytes",
             &post("/exactly/3", never, &text(10_000)),
         ),
         send(
@@ -494,18 +494,18 @@ fn upgrades() {
     let hello = get("/hello/1");
     compare_all(vec![
         send("upgraded", &upgrade("/switch/0"))
-            .then("some octets for the echo")
+            .then("some bytes for the echo")
             .wait()
             .wait()
             .end(),
         send(
-            "upgraded, octets at once",
-            &(upgrade("/switch/1") + "some octets for the echo"),
+            "upgraded, bytes at once",
+            &(upgrade("/switch/1") + "some bytes for the echo"),
         )
         .end(),
         send(
             "upgraded behind an answer",
-            &(get("/slow/3") + &upgrade("/switch/1") + "octets"),
+            &(get("/slow/3") + &upgrade("/switch/1") + "bytes"),
         )
         .wait()
         .end(),
@@ -530,7 +530,7 @@ fn upgrades() {
         .stays(),
         send(
             "switched by nobody",
-            &(upgrade("/nobody-switches") + "octets"),
+            &(upgrade("/nobody-switches") + "bytes"),
         )
         .stays(),
         send(

@@ -23,7 +23,7 @@ struct State {
     /// What the client has sent and the server has not read.
     sent: Vec<u8>,
     ended: bool,
-    /// How many octets the server can write before the client reads more.
+    /// How many bytes the server can write before the client reads more.
     room: usize,
     written: Vec<u8>,
     /// The server has ended its side.
@@ -44,19 +44,19 @@ pub(super) struct Client {
 /// What a client has seen.
 #[derive(PartialEq, Eq)]
 pub(super) struct Seen {
-    pub(super) octets: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     pub(super) closed: bool,
 }
 
 impl std::fmt::Debug for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let begin = &self.octets[..self.octets.len().min(600)];
-        let end = &self.octets[self.octets.len().saturating_sub(100)..];
-        let text = [begin, end].map(|octets| octets.escape_ascii().to_string());
+        let begin = &self.bytes[..self.bytes.len().min(600)];
+        let end = &self.bytes[self.bytes.len().saturating_sub(100)..];
+        let text = [begin, end].map(|bytes| bytes.escape_ascii().to_string());
         write!(
             f,
-            "{} octets, closed: {}\n{}\n...{}",
-            self.octets.len(),
+            "{} bytes, closed: {}\n{}\n...{}",
+            self.bytes.len(),
             self.closed,
             text[0],
             text[1]
@@ -68,7 +68,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap()
 }
 
-/// A client that makes room for so many octets at a time.
+/// A client that makes room for so many bytes at a time.
 pub(super) fn wire(steps: &[Step], reads: usize) -> (Wire, Client) {
     let state = Arc::new(Mutex::new(State {
         room: reads,
@@ -91,7 +91,7 @@ impl Client {
             true
         } else {
             match self.steps.pop_front() {
-                Some(Step::Send(octets)) => state.sent.extend(octets),
+                Some(Step::Send(bytes)) => state.sent.extend(bytes),
                 Some(Step::End) => state.ended = true,
                 Some(Step::Wait) => {}
                 None => return false,
@@ -107,7 +107,7 @@ impl Client {
     pub(super) fn seen(&self) -> Seen {
         let state = lock(&self.state);
         Seen {
-            octets: state.written.clone(),
+            bytes: state.written.clone(),
             closed: state.closed,
         }
     }
@@ -141,11 +141,11 @@ impl AsyncWrite for Wire {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut state = lock(&self.0);
-        let len = octets.len().min(state.room);
-        if len == 0 && !octets.is_empty() {
+        let len = bytes.len().min(state.room);
+        if len == 0 && !bytes.is_empty() {
             state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -153,7 +153,7 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         state.room -= len;
-        state.written.extend_from_slice(&octets[..len]);
+        state.written.extend_from_slice(&bytes[..len]);
         Poll::Ready(Ok(len))
     }
 

@@ -14,7 +14,7 @@ use tcpmig_transport::{
 
 use crate::driver::policy::{Policy, Rules};
 use crate::driver::{Acceptor, Destination, Mover, Options};
-use crate::steer::{Elsewhere, Redirected, Steer, SteerError};
+use crate::steer::{External, Redirected, Steer, SteerError};
 
 /// The variable that names the file of [`Site::from_env`].
 const VARIABLE: &str = "TCPMIG_SITE";
@@ -163,7 +163,7 @@ impl Site {
             let via = host.via.unwrap_or(host.address.ip());
             let steer: Arc<dyn Steer> = match host.steer {
                 How::Redirect => Arc::new(Redirected::new(via, site.options.redirect_lease)?),
-                How::External => Arc::new(Elsewhere),
+                How::External => Arc::new(External),
             };
             site = site.host(Destination {
                 address: host.address,

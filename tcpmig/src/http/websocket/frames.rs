@@ -4,23 +4,23 @@
 const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xa;
-/// The longest header: two octets, a length of eight, a mask.
+/// The longest header: two bytes, a length of eight, a mask.
 const MAX_HEADER: usize = 14;
 
-/// Follows the frames of one direction, whose octets may be cut anywhere.
+/// Follows the frames of one direction, whose bytes may be cut anywhere.
 ///
-/// What is no frame of the protocol is followed by its length like any other: the library above
+/// What is not a frame of the protocol is followed by its length like any other: the library above
 /// says what is wrong with it.
 #[derive(Debug, Default)]
 struct Frames {
     header: [u8; MAX_HEADER],
-    /// Octets of the header that have come; 0 between frames.
+    /// Bytes of the header that have come; 0 between frames.
     come: usize,
-    /// Octets of the payload that have not; known when the header is whole.
+    /// Bytes of the payload that have not; known when the header is whole.
     left: u64,
 }
 
-/// The last frame of which all octets have come.
+/// The last frame of which all bytes have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Whole {
     opcode: u8,
@@ -53,7 +53,7 @@ impl Frames {
     }
 
     fn payload_len(&self) -> u64 {
-        let big_endian = |octets: &[u8]| octets.iter().fold(0, |all, &o| all << 8 | u64::from(o));
+        let big_endian = |bytes: &[u8]| bytes.iter().fold(0, |all, &o| all << 8 | u64::from(o));
         match self.header[1] & 0x7f {
             126 => big_endian(&self.header[2..4]),
             127 => big_endian(&self.header[2..10]),
@@ -61,25 +61,25 @@ impl Frames {
         }
     }
 
-    /// Goes on behind the next octets, but not beyond the end of a frame: how many that
+    /// Goes on behind the next bytes, but not beyond the end of a frame: how many that
     /// are, and the frame if it ends there.
-    fn follow(&mut self, octets: &[u8]) -> (usize, Option<Whole>) {
+    fn follow(&mut self, bytes: &[u8]) -> (usize, Option<Whole>) {
         let mut followed = 0;
         while self.come < self.header_len() {
-            let Some(&octet) = octets.get(followed) else {
+            let Some(&byte) = bytes.get(followed) else {
                 return (followed, None);
             };
-            self.header[self.come] = octet;
+            self.header[self.come] = byte;
             self.come += 1;
             followed += 1;
             if self.come == self.header_len() {
                 self.left = self.payload_len();
             }
         }
-        let payload = (octets.len() - followed) as u64;
+        let payload = (bytes.len() - followed) as u64;
         let payload = payload.min(self.left);
         self.left -= payload;
-        // No more than there are octets.
+        // No more than there are bytes.
         followed += payload as usize;
         if self.left > 0 {
             return (followed, None);
@@ -107,16 +107,16 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// The library reads some of these octets: not beyond the end of a frame. How many.
-    pub(super) fn read(&mut self, octets: &[u8]) -> usize {
-        let (count, whole) = self.frames.follow(octets);
-        self.since_message.extend_from_slice(&octets[..count]);
+    /// The library reads some of these bytes: not beyond the end of a frame. How many.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> usize {
+        let (count, whole) = self.frames.follow(bytes);
+        self.since_message.extend_from_slice(&bytes[..count]);
         match whole {
             Some(control) if control.is_control() => {
-                let octets = self.since_message.split_off(self.frame_begins);
+                let bytes = self.since_message.split_off(self.frame_begins);
                 match control.opcode {
                     CLOSE => self.closed = true,
-                    PING => self.ping = octets,
+                    PING => self.ping = bytes,
                     _ => {}
                 }
             }
@@ -155,12 +155,12 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// The library has written these octets. Whether there was a PONG among them.
-    pub(super) fn written(&mut self, mut octets: &[u8]) -> bool {
+    /// The library has written these bytes. Whether there was a PONG among them.
+    pub(super) fn written(&mut self, mut bytes: &[u8]) -> bool {
         let mut answered = false;
-        while !octets.is_empty() {
-            let (count, whole) = self.frames.follow(octets);
-            octets = &octets[count..];
+        while !bytes.is_empty() {
+            let (count, whole) = self.frames.follow(bytes);
+            bytes = &bytes[count..];
             match whole.map(|whole| whole.opcode) {
                 Some(CLOSE) => self.closed = true,
                 Some(PONG) => answered = true,

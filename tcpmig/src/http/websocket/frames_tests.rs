@@ -11,40 +11,40 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{Incoming, Outgoing};
 
-/// What a peer sends: octets, as far as they may be read now, and what comes back.
+/// What a peer sends: bytes, as far as they may be read now, and what comes back.
 struct Peer<'a> {
-    octets: &'a [u8],
+    bytes: &'a [u8],
     /// How many at a time.
     at_a_time: usize,
     incoming: &'a mut Incoming,
     outgoing: Outgoing,
-    /// It takes no octets.
+    /// It takes no bytes.
     is_full: bool,
 }
 
 impl Read for Peer<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = self.octets.len().min(buffer.len()).min(self.at_a_time);
+        let most = self.bytes.len().min(buffer.len()).min(self.at_a_time);
         if most == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let count = self.incoming.read(&self.octets[..most]);
+        let count = self.incoming.read(&self.bytes[..most]);
         assert!(count > 0);
-        buffer[..count].copy_from_slice(&self.octets[..count]);
-        self.octets = &self.octets[count..];
+        buffer[..count].copy_from_slice(&self.bytes[..count]);
+        self.bytes = &self.bytes[count..];
         Ok(count)
     }
 }
 
 impl Write for Peer<'_> {
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_full {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if self.outgoing.written(octets) {
+        if self.outgoing.written(bytes) {
             self.incoming.answered();
         }
-        Ok(octets.len())
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -52,11 +52,11 @@ impl Write for Peer<'_> {
     }
 }
 
-/// Reads all messages that can be read; octets that the library has not read are an error.
-fn messages(octets: &[u8], at_a_time: usize, is_full: bool) -> (Vec<Message>, Vec<u8>) {
+/// Reads all messages that can be read; bytes that the library has not read are an error.
+fn messages(bytes: &[u8], at_a_time: usize, is_full: bool) -> (Vec<Message>, Vec<u8>) {
     let mut incoming = Incoming::default();
     let peer = Peer {
-        octets,
+        bytes,
         at_a_time,
         incoming: &mut incoming,
         outgoing: Outgoing::default(),
@@ -72,7 +72,7 @@ fn messages(octets: &[u8], at_a_time: usize, is_full: bool) -> (Vec<Message>, Ve
         }
     }
     let peer = library.get_ref();
-    assert!(peer.octets.is_empty());
+    assert!(peer.bytes.is_empty());
     assert!(peer.outgoing.is_between_frames());
     drop(library);
     (messages, incoming.read_again())
@@ -103,7 +103,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
         Just(Some(Control::Pong))
     ];
     vec((payload, control, vec(any::<u8>(), 0..8)), 1..4).prop_map(|fragments| {
-        let mut octets = Vec::new();
+        let mut bytes = Vec::new();
         let count = fragments.len();
         for (number, (payload, control, more)) in fragments.into_iter().enumerate() {
             let kind = if number == 0 {
@@ -111,17 +111,17 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
             } else {
                 Data::Continue
             };
-            octets.extend(encoded(
+            bytes.extend(encoded(
                 &payload,
                 OpCode::Data(kind),
                 number + 1 == count,
                 true,
             ));
             if let Some(control) = control {
-                octets.extend(encoded(&more, OpCode::Control(control), true, true));
+                bytes.extend(encoded(&more, OpCode::Control(control), true, true));
             }
         }
-        octets
+        bytes
     })
 }
 
@@ -129,7 +129,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn another_library_goes_on_at_any_octet(
+    fn another_library_goes_on_at_any_byte(
         whole in vec(message(), 1..4).prop_map(|messages| messages.concat()),
         at_a_time in prop_oneof![1_usize..5, Just(usize::MAX)],
     ) {
@@ -175,29 +175,29 @@ proptest! {
         }
         let mut outgoing = Outgoing::default();
         let mut written = 0;
-        for octets in whole.chunks(at_a_time) {
-            prop_assert!(!outgoing.written(octets));
-            written += octets.len();
+        for bytes in whole.chunks(at_a_time) {
+            prop_assert!(!outgoing.written(bytes));
+            written += bytes.len();
             prop_assert_eq!(outgoing.is_between_frames(), ends.contains(&written));
         }
     }
 }
 
 #[test]
-fn lengths_of_two_and_eight_octets_are_followed() {
+fn lengths_of_two_and_eight_bytes_are_followed() {
     for len in [126, 127, 65535, 65536, 200_000] {
         for masked in [true, false] {
-            let octets = encoded(&vec![7; len], OpCode::Data(Data::Text), true, masked);
+            let bytes = encoded(&vec![7; len], OpCode::Data(Data::Text), true, masked);
             let mut incoming = Incoming::default();
-            // Behind the first octet of the next frame it does not read.
-            let more = [&octets[..], &octets[..1]].concat();
+            // Behind the first byte of the next frame it does not read.
+            let more = [&bytes[..], &bytes[..1]].concat();
             let mut read = 0;
-            for cut in [0, 1, 2, 3, 4, 9, 10, 13, 14, 15, len, octets.len()] {
+            for cut in [0, 1, 2, 3, 4, 9, 10, 13, 14, 15, len, bytes.len()] {
                 let cut = cut.max(read);
                 while read < cut {
                     read += incoming.read(&more[read..cut]);
                 }
-                let again = if read < octets.len() {
+                let again = if read < bytes.len() {
                     &more[..read]
                 } else {
                     &[]
@@ -205,7 +205,7 @@ fn lengths_of_two_and_eight_octets_are_followed() {
                 assert_eq!(incoming.read_again(), again);
             }
             assert_eq!(incoming.read(&more[read..]), 1);
-            assert_eq!(incoming.read_again(), &octets[..1]);
+            assert_eq!(incoming.read_again(), &bytes[..1]);
         }
     }
 }
@@ -221,16 +221,16 @@ fn a_close_of_either_side_is_seen() {
         )
     };
     let mut incoming = Incoming::default();
-    for octet in close(true) {
+    for byte in close(true) {
         assert!(!incoming.is_closed());
-        assert_eq!(incoming.read(&[octet]), 1);
+        assert_eq!(incoming.read(&[byte]), 1);
     }
     assert!(incoming.is_closed());
     assert!(incoming.read_again().is_empty());
     let mut outgoing = Outgoing::default();
-    for octet in close(false) {
+    for byte in close(false) {
         assert!(!outgoing.is_closed());
-        outgoing.written(&[octet]);
+        outgoing.written(&[byte]);
     }
     assert!(outgoing.is_closed());
 }

@@ -131,7 +131,7 @@ impl WebSocket {
         std::future::poll_fn(move |cx| link.poll_asked(cx))
     }
 
-    /// The connection's octets, for a library.
+    /// The connection's bytes, for a library.
     #[must_use]
     pub fn into_stream(self) -> Stream {
         self.stream

@@ -14,13 +14,13 @@ use super::super::shared::{Obstacle, Shared};
 use super::frames::{Incoming, Outgoing};
 use crate::session::Carrier;
 
-/// How much is read from the socket at a time, in octets.
+/// How much is read from the socket at a time, in bytes.
 const READ: usize = 16 << 10;
 
-/// The octets of a WebSocket, for a library that makes messages of them (a `WebSocketStream` of
+/// The bytes of a WebSocket, for a library that makes messages of them (a `WebSocketStream` of
 /// `tokio-tungstenite`, for instance, by `from_raw_socket` with `Role::Server`).
 ///
-/// A read gives octets of one frame at most, so that the library holds nothing of the next one when it gives out
+/// A read gives bytes of one frame at most, so that the library holds nothing of the next one when it gives out
 /// a message. When the connection is to move, a read fails instead of waiting, with [`Moves`]: return then from the
 /// handler.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) trait AnyLink: fmt::Debug + Send + Sync {
     /// Ready when the handler has to return.
     fn poll_asked(&self, cx: &Context<'_>) -> Poll<()>;
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
-    fn poll_write(&self, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>>;
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
@@ -71,7 +71,7 @@ struct Io<C> {
     /// Who waits until it has to.
     reader: Option<Waker>,
     asking: Vec<Waker>,
-    /// Who waits for the socket to take octets.
+    /// Who waits for the socket to take bytes.
     writer: Option<Waker>,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Rest<C> {
 }
 
 impl<C> fmt::Debug for Link<C> {
-    // The octets are the users' data.
+    // The bytes are the users' data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").finish_non_exhaustive()
     }
@@ -147,7 +147,7 @@ impl<C: Carrier> Link<C> {
     }
 
     /// From now on the handler is told to return, as soon as nothing is lost by that, and its
-    /// writes wait for no peer as long as it holds no more than so many octets for it.
+    /// writes wait for no peer as long as it holds no more than so many bytes for it.
     pub(super) fn drain(&self, absorb: usize) {
         self.shared.set_absorb(absorb);
         let mut io = self.io();
@@ -247,17 +247,17 @@ impl<C: Carrier> AnyLink for Link<C> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write(&self, cx: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let io = &mut *self.io();
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
-        let written = Pin::new(gate).poll_write(cx, octets);
+        let written = Pin::new(gate).poll_write(cx, bytes);
         if written.is_pending() {
             io.writer = Some(cx.waker().clone());
         }
         let written = ready!(written)?;
-        if io.outgoing.written(&octets[..written]) {
+        if io.outgoing.written(&bytes[..written]) {
             io.incoming.answered();
         }
         io.wake_if_it_can_stop();
@@ -300,9 +300,9 @@ impl AsyncWrite for Stream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        octets: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, octets)
+        self.0.poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -16,13 +16,13 @@ pub(super) const ACK: Flags = Flags {
     urg: false,
 };
 
-/// The first octet expected, and the oldest not acknowledged. Both near the end of the numbers.
+/// The first byte expected, and the oldest not acknowledged. Both near the end of the numbers.
 pub(in crate::segments) const RCV: Seq = Seq::new(u32::MAX - 50);
 pub(super) const SND: Seq = Seq::new(u32::MAX - 5);
 pub(super) const RCV_WND: u32 = 1000;
 pub(super) const SENT: &[u8] = b"0123456789";
 
-/// An image with ten octets sent, five unsent and three to be read.
+/// An image with ten bytes sent, five unsent and three to be read.
 pub(super) fn parts() -> TcpParts {
     TcpParts {
         state: TcpState::Established,
@@ -60,7 +60,7 @@ pub(super) fn stamped() -> TcpParts {
     parts
 }
 
-/// A segment with data so many octets after [`RCV`], which acknowledges nothing new and leaves the window as it is.
+/// A segment with data so many bytes after [`RCV`], which acknowledges nothing new and leaves the window as it is.
 pub(in crate::segments) fn data(after: u32, payload: &[u8]) -> Segment<'_> {
     Segment {
         seq: RCV + after,
@@ -72,10 +72,10 @@ pub(in crate::segments) fn data(after: u32, payload: &[u8]) -> Segment<'_> {
     }
 }
 
-/// A segment without data at [`RCV`] that acknowledges so many octets.
-pub(super) fn ack(octets: u32) -> Segment<'static> {
+/// A segment without data at [`RCV`] that acknowledges so many bytes.
+pub(super) fn ack(bytes: u32) -> Segment<'static> {
     Segment {
-        ack: SND + octets,
+        ack: SND + bytes,
         ..data(0, b"")
     }
 }

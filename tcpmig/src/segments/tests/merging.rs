@@ -10,7 +10,7 @@ fn merged(parts: &mut TcpParts, segments: &[Segment<'_>]) -> Merged {
     let before = parts.receive.queue.len();
     let merged = merge(parts, segments);
     TcpImage::new(parts.clone()).unwrap();
-    assert_eq!(parts.receive.queue.len(), before + merged.payload_octets);
+    assert_eq!(parts.receive.queue.len(), before + merged.payload_bytes);
     merged
 }
 
@@ -27,7 +27,7 @@ fn data_in_order_is_appended_and_only_rcv_nxt_moves() {
     assert_eq!(parts.receive.rcv_nxt, RCV + 5);
     assert_eq!(parts.window.rcv_wup, window.rcv_wup);
     assert_eq!(parts.window.rcv_wnd, window.rcv_wnd);
-    assert_eq!(merged.payload_octets, 5);
+    assert_eq!(merged.payload_bytes, 5);
     assert_eq!(merged.dropped_segments, 0);
 }
 
@@ -51,7 +51,7 @@ fn duplicates_change_nothing() {
     let again = merged(&mut twice, &segments);
     assert_eq!(twice, once);
     assert_eq!(again.dropped_segments, 2);
-    assert_eq!((again.payload_octets, again.acknowledged_octets), (0, 0));
+    assert_eq!((again.payload_bytes, again.acknowledged_bytes), (0, 0));
 }
 
 #[test]
@@ -82,18 +82,18 @@ fn data_behind_a_gap_is_left_to_the_peer() {
 
 #[test]
 fn nothing_goes_beyond_the_advertised_edge() {
-    let octets = vec![b'x'; 2000];
+    let bytes = vec![b'x'; 2000];
     let mut parts = parts();
-    // Advertised ten octets before the last that came.
+    // Advertised ten bytes before the last that came.
     parts.window.rcv_wup = RCV - 10;
     let edge = RCV_WND - 10;
     let beyond = data(edge, b"beyond");
-    let first = merged(&mut parts, &[beyond, data(0, &octets), beyond]);
-    assert_eq!(first.payload_octets, edge as usize);
+    let first = merged(&mut parts, &[beyond, data(0, &bytes), beyond]);
+    assert_eq!(first.payload_bytes, edge as usize);
     assert_eq!(first.dropped_segments, 1);
     assert_eq!(parts.receive.rcv_nxt, RCV + edge);
-    let again = merged(&mut parts, &[beyond, data(0, &octets)]);
-    assert_eq!(again.payload_octets, 0);
+    let again = merged(&mut parts, &[beyond, data(0, &bytes)]);
+    assert_eq!(again.payload_bytes, 0);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_closed_window_takes_acknowledgements_and_no_data() {
     };
     let fin = with(data(0, b""), |flags| flags.fin = true);
     let merged = merged(&mut parts, &[probe, fin]);
-    assert_eq!((merged.payload_octets, merged.acknowledged_octets), (0, 4));
+    assert_eq!((merged.payload_bytes, merged.acknowledged_bytes), (0, 4));
     assert!(!merged.fin);
 }
 
@@ -117,7 +117,7 @@ fn acknowledgements_trim_what_was_sent() {
     assert_eq!(parts.send.snd_una, SND + 9);
     assert_eq!(&*parts.send.sent, &SENT[9..]);
     assert_eq!(&*parts.send.unsent, b"later");
-    assert_eq!(merged.acknowledged_octets, 9);
+    assert_eq!(merged.acknowledged_bytes, 9);
 }
 
 #[test]
@@ -136,15 +136,15 @@ fn an_acknowledgement_of_the_unsent_voids_its_segment() {
 #[test]
 fn an_acknowledgement_older_than_any_window_voids_its_segment() {
     let mut parts = parts();
-    let old = |octets| Segment {
-        ack: SND - octets,
+    let old = |bytes| Segment {
+        ack: SND - bytes,
         ..data(0, b"new")
     };
     let limit = parts.window.max_window;
-    assert_eq!(merged(&mut parts, &[old(limit + 1)]).payload_octets, 0);
+    assert_eq!(merged(&mut parts, &[old(limit + 1)]).payload_bytes, 0);
     // An old one is no reason to refuse the data.
     let window = parts.window;
-    assert_eq!(merged(&mut parts, &[old(limit)]).payload_octets, 3);
+    assert_eq!(merged(&mut parts, &[old(limit)]).payload_bytes, 3);
     assert_eq!(parts.window, window);
 }
 
@@ -196,16 +196,16 @@ fn a_fin_in_order_is_reported_and_ends_the_data() {
 
 #[test]
 fn a_fin_behind_a_gap_or_the_window_is_not_seen() {
-    let octets = vec![b'x'; RCV_WND as usize];
+    let bytes = vec![b'x'; RCV_WND as usize];
     let fin = |segment| with(segment, |flags| flags.fin = true);
     for segment in [
         fin(data(1, b"end")),
-        fin(data(0, &octets)),
+        fin(data(0, &bytes)),
         fin(data(RCV_WND, b"")),
     ] {
         assert!(!merged(&mut parts(), &[segment]).fin);
     }
-    assert!(merged(&mut parts(), &[fin(data(0, &octets[1..]))]).fin);
+    assert!(merged(&mut parts(), &[fin(data(0, &bytes[1..]))]).fin);
     // Of a number that data had before.
     let old = Segment {
         seq: RCV - 3,
@@ -215,7 +215,7 @@ fn a_fin_behind_a_gap_or_the_window_is_not_seen() {
     // Once the gap is filled it is.
     let merged = merged(&mut parts(), &[fin(data(1, b"end")), data(0, b"x")]);
     assert!(merged.fin);
-    assert_eq!(merged.payload_octets, 4);
+    assert_eq!(merged.payload_bytes, 4);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_reset_counts_at_rcv_nxt_only() {
         let mut parts = parts();
         let merged = merged(&mut parts, &[reset(after), data(0, b"new")]);
         assert!(!merged.reset, "{after}");
-        assert_eq!((merged.payload_octets, merged.dropped_segments), (3, 1));
+        assert_eq!((merged.payload_bytes, merged.dropped_segments), (3, 1));
     }
     let mut parts = parts();
     let merged = merged(&mut parts, &[data(0, b"new"), reset(3), data(3, b"er")]);
@@ -282,7 +282,7 @@ fn what_was_sent_before_others_that_came_first_is_no_old_duplicate() {
 #[test]
 fn segments_without_the_agreed_timestamps_are_dropped() {
     let mut parts = stamped();
-    assert_eq!(merged(&mut parts, &[data(0, b"new")]).payload_octets, 0);
+    assert_eq!(merged(&mut parts, &[data(0, b"new")]).payload_bytes, 0);
     // But a reset needs none.
     let reset = with(data(0, b""), |flags| flags.rst = true);
     assert!(merged(&mut parts, &[reset]).reset);
@@ -306,7 +306,7 @@ fn other_states_are_left_alone() {
 fn a_retracted_or_absurd_window_takes_nothing() {
     let mut parts = parts();
     parts.window.rcv_wup = RCV - 3000;
-    assert_eq!(merged(&mut parts, &[data(0, b"new")]).payload_octets, 0);
+    assert_eq!(merged(&mut parts, &[data(0, b"new")]).payload_bytes, 0);
     parts.window.rcv_wnd = u32::MAX;
     parts.window.rcv_wup = Seq::new(0);
     parts.send.sent = Octets::new();

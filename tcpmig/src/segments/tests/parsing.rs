@@ -28,11 +28,11 @@ fn a_segment_reads_as_written() {
                         timestamps,
                         ..data(3, payload)
                     };
-                    let mut octets = packet(&flow, &tcp(&flow, &segment, options, sum), None);
-                    assert_eq!(Segment::parse(&octets, &flow), Ok(segment), "{sum:?}");
+                    let mut bytes = packet(&flow, &tcp(&flow, &segment, options, sum), None);
+                    assert_eq!(Segment::parse(&bytes, &flow), Ok(segment), "{sum:?}");
                     // What pads the packet on the link is not part of it.
-                    octets.extend_from_slice(&[0; 9]);
-                    assert_eq!(Segment::parse(&octets, &flow), Ok(segment));
+                    bytes.extend_from_slice(&[0; 9]);
+                    assert_eq!(Segment::parse(&bytes, &flow), Ok(segment));
                 }
             }
         }
@@ -61,9 +61,9 @@ fn copies_of_the_kernel_read() {
         ),
     ] {
         let hex: String = hex.split_whitespace().collect();
-        let octet = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-        let octets: Vec<u8> = (0..hex.len()).step_by(2).map(octet).collect();
-        let segment = Segment::parse(&octets, &flow.parse().unwrap()).unwrap();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let segment = Segment::parse(&bytes, &flow.parse().unwrap()).unwrap();
         assert_eq!((segment.seq.get(), segment.ack.get()), (seq, ack));
         assert_eq!(segment.timestamps.unwrap().value, value);
         assert_eq!(segment.payload, b"hello");
@@ -82,8 +82,8 @@ fn every_flag_reads_as_written() {
             3 => flags.urg = true,
             _ => flags.ack = false,
         });
-        let octets = packet(&flow, &tcp(&flow, &segment, &[], Sum::Right), None);
-        assert_eq!(Segment::parse(&octets, &flow), Ok(segment));
+        let bytes = packet(&flow, &tcp(&flow, &segment, &[], Sum::Right), None);
+        assert_eq!(Segment::parse(&bytes, &flow), Ok(segment));
     }
 }
 
@@ -93,8 +93,8 @@ fn ipv6_extensions_are_skipped() {
     let segment = data(0, b"data");
     let tcp = tcp(&flow, &segment, &[], Sum::Right);
     let parse = |kind, extensions: &[u8]| {
-        let octets = packet(&flow, &tcp, Some((kind, extensions)));
-        Segment::parse(&octets, &flow).map(|segment| segment.payload.len())
+        let bytes = packet(&flow, &tcp, Some((kind, extensions)));
+        Segment::parse(&bytes, &flow).map(|segment| segment.payload.len())
     };
     let mut all = vec![60, 0, 0, 0, 0, 0, 0, 0];
     all.extend_from_slice(&[43, 1]);
@@ -147,18 +147,18 @@ fn only_what_the_peer_sent_is_of_the_flow() {
     for flow in flows() {
         let segment = data(0, b"data");
         let own = flow.reversed();
-        let octets = packet(&own, &tcp(&own, &segment, &[], Sum::Right), None);
+        let bytes = packet(&own, &tcp(&own, &segment, &[], Sum::Right), None);
         assert_eq!(
-            Segment::parse(&octets, &flow),
+            Segment::parse(&bytes, &flow),
             Err(SegmentError::OtherFlow(own))
         );
-        let error = Segment::parse(&octets, &flow).unwrap_err().to_string();
+        let error = Segment::parse(&bytes, &flow).unwrap_err().to_string();
         assert_eq!(
             error,
             format!("it is from {} to {}", flow.local(), flow.remote())
         );
         let other = flows().into_iter().find(|other| *other != flow).unwrap();
-        assert!(Segment::parse(&octets, &other).is_err());
+        assert!(Segment::parse(&bytes, &other).is_err());
     }
 }
 
@@ -167,12 +167,9 @@ fn lengths_that_cannot_be_are_refused() {
     for flow in flows() {
         let segment = data(0, b"data");
         let tcp = tcp(&flow, &segment, NOPS_AND_TIMESTAMPS, Sum::Zero);
-        let octets = packet(&flow, &tcp, None);
-        for length in 0..octets.len() {
-            assert!(
-                Segment::parse(&octets[..length], &flow).is_err(),
-                "{length}"
-            );
+        let bytes = packet(&flow, &tcp, None);
+        for length in 0..bytes.len() {
+            assert!(Segment::parse(&bytes[..length], &flow).is_err(), "{length}");
         }
         for words in [0, 4, 10, 15] {
             let mut tcp = tcp.clone();
@@ -200,7 +197,7 @@ fn content_does_not_print() {
 
 proptest! {
     #[test]
-    fn a_changed_octet_of_the_segment_is_found(
+    fn a_changed_byte_of_the_segment_is_found(
         v4: bool,
         payload in prop::collection::vec(any::<u8>(), 0..100),
         at: prop::sample::Index,
@@ -215,19 +212,19 @@ proptest! {
         prop_assume!(!(16..18).contains(&at));
         // The two values of no number at all are one in such sums.
         prop_assume!(tcp[16..18] != [0, 0]);
-        // The right sum of these octets happens to be the one that a device would still fill in.
+        // The right sum of these bytes happens to be the one that a device would still fill in.
         prop_assume!(tcp[16..18] != unfilled[16..18]);
         tcp[at] ^= flip;
         prop_assert!(Segment::parse(&packet(&flow, &tcp, None), &flow).is_err());
     }
 
     #[test]
-    fn arbitrary_octets_never_panic(mut octets: Vec<u8>, version in 0..3u8) {
-        if let Some(first) = octets.first_mut() {
+    fn arbitrary_bytes_never_panic(mut bytes: Vec<u8>, version in 0..3u8) {
+        if let Some(first) = bytes.first_mut() {
             *first = [*first, 0x40 | *first & 15, 0x60][usize::from(version)];
         }
         for flow in flows() {
-            let _ = Segment::parse(&octets, &flow);
+            let _ = Segment::parse(&bytes, &flow);
         }
     }
 
@@ -241,14 +238,14 @@ proptest! {
     ) {
         let flow = flows()[usize::from(v4)];
         let tcp = tcp(&flow, &data(0, b"data"), SACK_AND_TIMESTAMPS, Sum::Zero);
-        let mut octets = packet(&flow, &tcp, Some((extension, &[6, 0, 0, 0, 0, 0, 0, 0])));
+        let mut bytes = packet(&flow, &tcp, Some((extension, &[6, 0, 0, 0, 0, 0, 0, 0])));
         for (at, value) in changes {
-            let at = at.index(octets.len());
-            octets[at] = value;
+            let at = at.index(bytes.len());
+            bytes[at] = value;
         }
-        octets.truncate(cut.index(octets.len() * 2));
-        if let Ok(segment) = Segment::parse(&octets, &flow) {
-            prop_assert!(segment.payload.len() <= octets.len());
+        bytes.truncate(cut.index(bytes.len() * 2));
+        if let Ok(segment) = Segment::parse(&bytes, &flow) {
+            prop_assert!(segment.payload.len() <= bytes.len());
         }
     }
 }

@@ -60,7 +60,7 @@ proptest! {
         let first = merge(&mut image, &segments);
         let merged = &image.receive.queue[3..];
         prop_assert_eq!(merged, &stream[..merged.len()]);
-        prop_assert_eq!(merged.len(), first.payload_octets);
+        prop_assert_eq!(merged.len(), first.payload_bytes);
         prop_assert!(TcpImage::new(image.clone()).is_ok());
 
         let ordered: Vec<_> = (0..stream.len())
@@ -93,7 +93,7 @@ proptest! {
 
     #[test]
     fn whatever_arrives_leaves_a_valid_image(
-        octets in vec(any::<u8>(), 60),
+        bytes in vec(any::<u8>(), 60),
         segments in vec((near(), near(), flags(), any::<u16>(), any::<Option<u32>>(), 0..60usize), 0..60),
         scale in 0..=14u8,
         stamped: bool,
@@ -111,16 +111,16 @@ proptest! {
                 flags: *flags,
                 window: *window,
                 timestamps: value.map(|value| PeerTimestamps { value, echo: 0 }),
-                payload: &octets[..*length],
+                payload: &bytes[..*length],
             })
             .collect();
         let before = image.clone();
         let merged = merge(&mut image, &segments);
         prop_assert!(TcpImage::new(image.clone()).is_ok());
         prop_assert!(merged.dropped_segments <= segments.len());
-        prop_assert!(merged.payload_octets <= RCV_WND as usize);
-        prop_assert_eq!(image.receive.queue.len(), 3 + merged.payload_octets);
-        prop_assert_eq!(&*image.send.sent, &SENT[merged.acknowledged_octets..]);
+        prop_assert!(merged.payload_bytes <= RCV_WND as usize);
+        prop_assert_eq!(image.receive.queue.len(), 3 + merged.payload_bytes);
+        prop_assert_eq!(&*image.send.sent, &SENT[merged.acknowledged_bytes..]);
         prop_assert_eq!(image.send.snd_nxt(), before.send.snd_nxt());
         prop_assert_eq!(image.send.unsent, before.send.unsent);
     }

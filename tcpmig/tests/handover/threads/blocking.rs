@@ -8,13 +8,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tcpmig::capture::Frozen;
-use tcpmig::driver::journal::{About, Decision, Journal, Note, Open, Role};
+use tcpmig::driver::journal::{Decision, HandoverInfo, Journal, Note, Role, Unfinished};
 use tcpmig::handover::HandoverId;
 use tcpmig::steer::{Steer, SteerError, Steering};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{
-    Abilities, Captured, Entry, Held, LockError, LockGuard, Locker, NextHop, Nftables, Redirect,
-    Redirecting, Swept,
+    Captured, Entry, Features, LockBackend, LockError, LockGuard, Locker, NextHop, Nftables,
+    Redirect, RedirectBackend, Swept,
 };
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -89,7 +89,7 @@ struct State {
     panics: Option<Call>,
     held: Option<Call>,
     is_held: bool,
-    open: Vec<Open>,
+    open: Vec<Unfinished>,
     active: Option<HandoverId>,
 }
 
@@ -194,9 +194,9 @@ impl Calls {
 
     /// The journal has this one from a process that ended.
     pub(super) fn leave_open(&self, id: HandoverId) {
-        self.state().open.push(Open {
+        self.state().open.push(Unfinished {
             id,
-            about: About {
+            about: HandoverInfo {
                 role: Role::Source,
                 flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
                 host: "host-b".to_owned(),
@@ -253,10 +253,10 @@ impl Locker for Blocking {
         "blocking"
     }
 
-    fn abilities(&self) -> Abilities {
-        let mut abilities = self.inner.abilities();
-        abilities.waits = self.calls.0.waits;
-        abilities
+    fn features(&self) -> Features {
+        let mut features = self.inner.features();
+        features.waits = self.calls.0.waits;
+        features
     }
 
     fn lock(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
@@ -290,7 +290,7 @@ impl HeldUp {
     }
 }
 
-impl Held for HeldUp {
+impl LockBackend for HeldUp {
     fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.guard(Call::Renew).renew(lease)
     }
@@ -314,7 +314,7 @@ impl Held for HeldUp {
         _: &[FourTuple],
         hop: &NextHop,
         lease: Duration,
-    ) -> Result<Box<dyn Redirecting>, LockError> {
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
         let redirect = self.guard(Call::Redirect).try_redirect(hop, lease)?;
         let calls = self.calls.clone();
         Ok(Box::new(Redirected(Some(redirect), calls)))
@@ -332,7 +332,7 @@ impl Drop for HeldUp {
 
 struct Redirected(Option<Redirect>, Calls);
 
-impl Redirecting for Redirected {
+impl RedirectBackend for Redirected {
     fn renew(&mut self, _: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         self.1.wait(Call::Renew);
         self.0.as_mut().map_or(Ok(()), |inner| inner.renew(lease))
@@ -372,7 +372,7 @@ impl Journal for Noted {
         self.0.0.waits
     }
 
-    fn begin(&self, _: HandoverId, _: &About) -> io::Result<()> {
+    fn begin(&self, _: HandoverId, _: &HandoverInfo) -> io::Result<()> {
         self.0.wait(Call::Begin);
         Ok(())
     }
@@ -392,12 +392,12 @@ impl Journal for Noted {
         None
     }
 
-    fn recall(&self, id: HandoverId) -> Option<Note> {
+    fn lookup(&self, id: HandoverId) -> Option<Note> {
         let is_active = self.0.state().active == Some(id);
         is_active.then_some(Note::Active)
     }
 
-    fn left_open(&self) -> Vec<Open> {
+    fn left_open(&self) -> Vec<Unfinished> {
         self.0.wait(Call::LeftOpen);
         self.0.state().open.clone()
     }

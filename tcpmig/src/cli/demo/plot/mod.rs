@@ -34,9 +34,9 @@ pub(crate) struct Point {
     /// Seconds since the first packet.
     pub(crate) at: f64,
     pub(crate) sender: Sender,
-    /// The octet of the stream that this segment of a server begins with, or that the peer expects next.
+    /// The byte of the stream that this segment of a server begins with, or that the peer expects next.
     pub(crate) from: u64,
-    /// The octet after its last.
+    /// The byte after its last.
     pub(crate) to: u64,
 }
 
@@ -122,13 +122,13 @@ fn record(
     loop {
         // Asked before, so that what came until it was stopped is seen.
         let stopped = stop.load(Ordering::Relaxed);
-        let Some(Frame { at, octets, .. }) = seen.next(LOOK)? else {
+        let Some(Frame { at, bytes, .. }) = seen.next(LOOK)? else {
             if stopped {
                 return Ok(recording);
             }
             continue;
         };
-        let Some(segment) = Segment::read(&octets) else {
+        let Some(segment) = Segment::read(&bytes) else {
             continue;
         };
         let place = order.place(&segment, service);

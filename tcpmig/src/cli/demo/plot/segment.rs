@@ -19,7 +19,7 @@ pub(super) struct Segment {
     sequence: u32,
     acknowledged: u32,
     flags: u8,
-    /// Octets of data.
+    /// Bytes of data.
     length: u32,
 }
 
@@ -29,7 +29,7 @@ impl Segment {
         let source = *frame.get(6..)?.first_chunk()?;
         let packet = frame.get(14..)?;
         let u16_at =
-            |octets: &[u8], at: usize| Some(u16::from_be_bytes(*octets.get(at..)?.first_chunk()?));
+            |bytes: &[u8], at: usize| Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
         let (from, to, header, total): (IpAddr, IpAddr, usize, u32) = match packet.first()? >> 4 {
             4 if *packet.get(9)? == TCP => {
                 let address =
@@ -61,7 +61,7 @@ impl Segment {
     }
 }
 
-/// Counts the octets of the server's stream, whose sequence numbers begin anywhere and wrap.
+/// Counts the bytes of the server's stream, whose sequence numbers begin anywhere and wrap.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     /// The last place, and the sequence number there.
@@ -69,7 +69,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// From which octet to which a segment of the server goes, or up to which one the peer has acknowledged; none for a segment
+    /// From which byte to which a segment of the server goes, or up to which one the peer has acknowledged; none for a segment
     /// of something else.
     pub(super) fn place(&mut self, segment: &Segment, service: SocketAddr) -> Option<[u64; 2]> {
         if segment.flags & RST != 0 {
@@ -77,7 +77,7 @@ impl Order {
         }
         if segment.from == service {
             if segment.flags & SYN != 0 {
-                // The first octet has the number after that of the SYN.
+                // The first byte has the number after that of the SYN.
                 self.last = Some((0, segment.sequence.wrapping_add(1)));
                 return Some([0, 0]);
             }
@@ -88,7 +88,7 @@ impl Order {
             return None;
         }
         let acknowledged = self.count(segment.acknowledged)?;
-        // A FIN counts as one octet, which is none of the stream.
+        // A FIN counts as one byte, which is none of the stream.
         let at = acknowledged.saturating_sub(u64::from(segment.flags & FIN));
         Some([at, at])
     }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn octets_are_counted_over_the_end_of_the_numbers() {
+    fn bytes_are_counted_over_the_end_of_the_numbers() {
         let service: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let mut order = Order::default();
         let first = u32::MAX - 1000;

@@ -123,8 +123,8 @@ impl Panel {
         let least = shown.iter().map(|point| point.from).min().unwrap_or(0);
         let most = shown.iter().map(|point| point.to).max().unwrap_or(1);
         let range = (most.saturating_sub(least)).max(1) as f64;
-        let y = |octet: u64| {
-            self.top + self.height - (octet.saturating_sub(least)) as f64 / range * self.height
+        let y = |byte: u64| {
+            self.top + self.height - (byte.saturating_sub(least)) as f64 / range * self.height
         };
         for still in stills {
             if self.shows(still.begin, still.end) {
@@ -173,7 +173,7 @@ impl Panel {
         );
     }
 
-    /// Lines and numbers: milliseconds to the right, octets up.
+    /// Lines and numbers: milliseconds to the right, bytes up.
     fn axes(&self, svg: &mut String, least: u64, range: f64) {
         let [begin, end] = self.times;
         let bottom = self.top + self.height;

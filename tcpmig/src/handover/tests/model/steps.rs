@@ -41,7 +41,7 @@ impl Model {
         let socket = world.sockets[self.ways[h].0];
         let free = match socket {
             Socket::Lives => true,
-            // It is locked, and its socket is under repair.
+            // It is locked, and its socket is in repair mode.
             Socket::Still(_) => self.without == Without::Lock,
             Socket::None | Socket::Died => false,
         };
@@ -121,7 +121,7 @@ impl Model {
         world.crashes[host] += 1;
         world.sockets[host] = match world.sockets[host] {
             Socket::Lives | Socket::Died => Socket::Died,
-            // Under repair it closes silently.
+            // In repair mode it closes silently.
             Socket::Still(_) | Socket::None => Socket::None,
         };
         for (h, (from, to)) in self.ways.into_iter().enumerate() {

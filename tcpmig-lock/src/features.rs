@@ -6,9 +6,9 @@
 /// but neither captures nor redirects nor exempts nor takes over nor splits, and whose calls can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Abilities {
+pub struct Features {
     /// What falls silent with a lock.
-    pub silence: Silence,
+    pub silence: Scope,
     /// What ends a lease whose holder is dead.
     pub lease: LeaseEnd,
     /// Whether a flow that is locked is refused to others, listed, and no longer held once its lease has ended.
@@ -29,10 +29,10 @@ pub struct Abilities {
     pub waits: bool,
 }
 
-impl Default for Abilities {
+impl Default for Features {
     fn default() -> Self {
         Self {
-            silence: Silence::Flows,
+            silence: Scope::Flows,
             lease: LeaseEnd::Kernel,
             remembers: true,
             captures: false,
@@ -48,7 +48,7 @@ impl Default for Abilities {
 /// What falls silent with a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Silence {
+pub enum Scope {
     /// The locked flows and nothing else.
     Flows,
     /// Everything on the network device that the flows use, as long as one of them is locked.
