@@ -43,7 +43,9 @@ use std::fmt;
 use tcpmig_sys::Error;
 
 pub(crate) use apply::{Setter, alive, before_bind, connected, kept, listener};
-pub(crate) use fresh::{FRESHEN_AFTER, Fresh, fresh, freshen};
+#[cfg(feature = "driver")]
+pub(crate) use fresh::{FRESHEN_AFTER, freshen};
+pub(crate) use fresh::{Fresh, fresh};
 pub(crate) use read::{ip, socket};
 
 /// What to do with an option that this host cannot honour.
