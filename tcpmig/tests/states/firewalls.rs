@@ -172,10 +172,13 @@ kernel_test!(there_and_back_between_strict_hosts, || {
             frozen.check_unchanged().unwrap();
             frozen.discard().unwrap();
             let back = net.a.run(locker).unwrap();
-            // Host A kept the connection's packets away since it left.
+            // Host A kept the connection's packets away since it left. What the peer has still to acknowledge would draw an
+            // RST between that lock and the next.
+            net.peer.cut(&["output"]);
             tcpmig_lock::Nftables::release(&back, &[image.ip().unwrap().flow]).unwrap();
             net.point_peer_at(&net.a);
             let prepared = build(&net.a, &back, image).unwrap();
+            net.peer.mend();
             ends.finish(&net, activate(prepared));
             assert_eq!(net.a.counted("fw"), 0, "{state} {family:?}");
         }
