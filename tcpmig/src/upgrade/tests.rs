@@ -260,8 +260,9 @@ async fn an_answer_that_comes_too_late_is_answered_with_abort() {
     let (next, stream, _predecessor) = scripted(&place, PATIENCE).await;
     // Nobody has offered it, or nobody does any longer.
     frame::send(&stream, Kind::Taken, 7, None, b"").unwrap();
-    let frame = tokio::task::spawn_blocking(move || frame::receive(&stream)).await;
-    let frame = frame.unwrap().unwrap().unwrap();
+    let hearing = tokio::task::spawn_blocking(move || (frame::receive(&stream), stream));
+    let (heard, _stream) = hearing.await.unwrap();
+    let frame = heard.unwrap().unwrap();
     assert_eq!((frame.kind, frame.number), (Kind::Abort, 7));
     assert!(!next.is_gone());
 }
