@@ -48,14 +48,15 @@ fn ends(restore: &mut Child) -> bool {
     status.unwrap().success()
 }
 
-/// Whether bytes wait in the connection's socket on A.
-fn has_unread(talk: &Talk) -> bool {
+/// Whether more bytes than those of the image wait in the connection's socket on A.
+fn has_more_unread(talk: &Talk, than: usize) -> bool {
     let (local, remote) = talk.flow.split_once(',').unwrap();
     let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
     let owners = talk.net.a.run(|| owners::find(local, remote));
     owners.unwrap().unwrap().iter().any(|owner| {
         let socket = descriptor(owner.pid, owner.fd);
-        socket.is_ok_and(|socket| sockopt::receive_queue_len(socket.as_fd()).unwrap() > 0)
+        socket
+            .is_ok_and(|socket| sockopt::receive_queue_len(socket.as_fd()).unwrap() as usize > than)
     })
 }
 
@@ -121,6 +122,7 @@ fn one_that_is_killed_when_the_connection_lives_puts_it_back() {
             let mut image = decode().unwrap();
             let mut tcp = image.tcp().unwrap().parts().clone();
             let before = tcp.receive.rcv_nxt;
+            let unread = tcp.receive.queue.len();
             tcp.socket.congestion = Some("elsewhere".to_owned());
             image.connection_mut().unwrap().tcp = Some(TcpImage::new(tcp).unwrap());
             std::fs::write(&file, image.encode().unwrap()).unwrap();
@@ -135,7 +137,9 @@ fn one_that_is_killed_when_the_connection_lives_puts_it_back() {
             until("the connection lives", || {
                 talk.locks()["held"] == Value::Array(Vec::new())
             });
-            until("it has something to read", || has_unread(&talk));
+            until("something has come since", || {
+                has_more_unread(&talk, unread)
+            });
             assert!(kill_before_the_command(&restore));
             drop(reader);
             assert!(!ends(&mut restore));
