@@ -19,19 +19,7 @@ use crate::error::{Error, Result};
 ///
 /// [`Error::Call`]; nothing was sent.
 pub fn send(to: &UnixStream, descriptor: BorrowedFd<'_>) -> Result<()> {
-    let descriptors = [descriptor];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    // INVARIANT: there is room for one.
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(
-        to,
-        &[IoSlice::new(b"d")],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .map(drop)
-    .map_err(|error| Error::new("sendmsg(SCM_RIGHTS)", error.into()))
+    send_byte(to, b'd', Some(descriptor))
 }
 
 /// Receives what [`send`] has sent, close-on-exec. `None` if the other end was closed and nothing is left, or if a byte
@@ -41,21 +29,7 @@ pub fn send(to: &UnixStream, descriptor: BorrowedFd<'_>) -> Result<()> {
 ///
 /// [`Error::Call`].
 pub fn receive(from: &UnixStream) -> Result<Option<OwnedFd>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(
-        from,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(|error| Error::new("recvmsg(SCM_RIGHTS)", error.into()))?;
-    let descriptors = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    Ok(descriptors.and_then(|mut descriptors| descriptors.next()))
+    Ok(receive_byte(from)?.and_then(|(_, descriptor)| descriptor))
 }
 
 /// Sends one byte, and with it a duplicate of a descriptor if there is one.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tcpmig_format::Limits;
+use tcpmig_format::{Limits, Octets};
 use tcpmig_sys::process::passing;
 
 use super::UpgradeError;
@@ -79,7 +79,7 @@ pub(super) struct Frame {
     pub(super) kind: Kind,
     pub(super) number: u64,
     pub(super) descriptor: Option<OwnedFd>,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Octets,
 }
 
 /// Sends a frame; waits while the other end does not read.
@@ -130,20 +130,14 @@ pub(super) fn receive(mut from: &UnixStream) -> Result<Option<Frame>, UpgradeErr
             "a frame that is longer than any image",
         ));
     }
-    let mut payload = Vec::new();
-    // Memory is taken as bytes come.
-    let read = from
-        .take(length as u64)
-        .read_to_end(&mut payload)
-        .map_err(cut)?;
-    if read < length {
-        return Err(UpgradeError::Gone);
-    }
+    // In one piece: memory that grows leaves secrets behind where it was. The other end is of this user.
+    let mut payload = vec![0; length];
+    from.read_exact(&mut payload).map_err(cut)?;
     Ok(Some(Frame {
         kind,
         number,
         descriptor,
-        payload,
+        payload: payload.into(),
     }))
 }
 
@@ -170,7 +164,7 @@ mod tests {
                 assert_eq!(frame.descriptor.is_some(), number % 2 == 0);
                 assert_eq!(frame.payload.len(), number);
             }
-            assert_eq!(receive(&there).unwrap().unwrap().payload, big);
+            assert_eq!(receive(&there).unwrap().unwrap().payload[..], big);
             assert!(receive(&there).unwrap().is_none());
         });
     }

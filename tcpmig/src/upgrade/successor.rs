@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tcpmig_format::{FourTuple, Image, Layer, Limits, Octets};
+use tcpmig_format::{FourTuple, Image, Layer, Limits};
 use tokio::sync::mpsc;
 
 use super::UpgradeError;
@@ -222,12 +222,11 @@ impl Taking {
 
     /// Whether a session can go on here.
     fn look_at(&self, frame: Frame) -> Result<Arrival, Refusal> {
-        let bytes = Octets::from(frame.payload);
         let refused = |reason: &str| Refusal::from(reason.to_owned());
         let socket = frame.descriptor.ok_or_else(|| {
             refused("the new process has no room for more descriptors (RLIMIT_NOFILE)")
         })?;
-        let image = Image::decode(&bytes, &Limits::DEFAULT);
+        let image = Image::decode(&frame.payload, &Limits::DEFAULT);
         let image = image.map_err(|error| Refusal::from(error.to_string()))?;
         (self.check)(&image.layers)?;
         let stream = TcpStream::from(socket);
