@@ -105,6 +105,20 @@ pub trait Locker: Send + Sync {
         self.lock(flows, Duration::from_secs(1))?.release()
     }
 
+    /// Whether packets of this flow that arrive here are redirected, whoever made the redirect: then the connection lives where
+    /// they go, and a lock would silence it there.
+    ///
+    /// Unless it is implemented, this looks it up in [`list`](Self::list).
+    ///
+    /// # Errors
+    ///
+    /// As for [`list`](Self::list).
+    fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+        let redirects =
+            |entry: &Entry| entry.flow == *flow && matches!(entry.kind, EntryKind::Redirect { .. });
+        Ok(self.list()?.iter().any(redirects))
+    }
+
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
     /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
     ///
@@ -413,6 +427,10 @@ macro_rules! by_pointer {
 
             fn end_redirects(&self, flows: &[FourTuple]) -> Result<(), LockError> {
                 (**self).end_redirects(flows)
+            }
+
+            fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+                (**self).redirects(flow)
             }
 
             fn sweep(&self) -> Result<Swept, LockError> {

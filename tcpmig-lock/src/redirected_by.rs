@@ -124,6 +124,10 @@ impl Locker for RedirectedBy {
         Ok(swept)
     }
 
+    fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+        Ok(self.redirects.redirects(flow)? || self.locks.redirects(flow)?)
+    }
+
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         let mut entries = self.locks.list()?;
         entries.extend(self.redirects.list()?);

@@ -333,7 +333,10 @@ fn main() -> Result<ExitCode> {
         sites
             .iter()
             .for_each(|site| print!("{:>8}", site.server.count()));
-        let still: Vec<u64> = reports.iter().map(|report| report.blackout_us).collect();
+        let still: Vec<u64> = reports
+            .iter()
+            .map(|report| report.blackout.as_micros() as u64)
+            .collect();
         let [p50, _, max] = percentiles(still);
         println!(
             "{:>8}{:>20}",

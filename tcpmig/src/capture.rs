@@ -17,6 +17,8 @@ use tcpmig_lock::{LockError, LockGuard, Locker, NextHop, Packet};
 use tcpmig_sys::info::State;
 use tcpmig_sys::repair::{self, FrozenSocket, Progress};
 
+#[cfg(feature = "driver")]
+use crate::draft;
 use crate::hold::{Hold, Keep};
 use crate::inject::{INJECT_MARK, deliver};
 use crate::segments::{self, Taken};
@@ -121,6 +123,12 @@ impl Plan {
     pub fn flow(&self) -> FourTuple {
         self.ip.flow
     }
+
+    /// What of its image is known, with the layers that run on it from the bottom up.
+    #[cfg(feature = "driver")]
+    pub(crate) fn draft(&self, layers: impl IntoIterator<Item = Layer>) -> Image {
+        draft::new(self.ip.clone(), self.socket.clone(), layers)
+    }
 }
 
 /// A connection that stands still: its packets are locked and its socket is in repair mode, and [mute](tcpmig_sys::repair::mute) also
@@ -217,13 +225,23 @@ impl Frozen {
         &mut self,
         layers: impl IntoIterator<Item = Layer>,
     ) -> Result<Image, CaptureError> {
-        let snapshot = self.socket.read()?;
-        self.read = Some(snapshot.progress);
-        let tcp = convert::to_image(snapshot, self.plan.socket.clone())?;
+        let tcp = self.read(self.plan.socket.clone())?;
         let mut image = Image::new(ConnectionImage::new(self.plan.ip.clone(), tcp));
         image.taken = now();
         image.layers.extend(layers);
         Ok(image)
+    }
+
+    /// Reads what the [draft](Plan::draft) of the connection lacks.
+    #[cfg(feature = "driver")]
+    pub(crate) fn capture_rest(&mut self) -> Result<Image, CaptureError> {
+        Ok(Image::new(self.read(SocketOptions::default())?))
+    }
+
+    fn read(&mut self, options: SocketOptions) -> Result<TcpImage, CaptureError> {
+        let snapshot = self.socket.read()?;
+        self.read = Some(snapshot.progress);
+        Ok(convert::to_image(snapshot, options)?)
     }
 
     /// Adds to the image what arrived since the packets were locked, see [`Frozen::captured`]; also what was handed over
@@ -361,6 +379,21 @@ impl Frozen {
     /// For whoever renews the lock or redirect until the connection is settled.
     pub(crate) fn to_keep(&self) -> (Weak<dyn Keep>, Duration) {
         self.hold.to_keep()
+    }
+
+    /// Keeps the packets here which are redirected, until they are redirected again by [`Frozen::resume`].
+    #[cfg(feature = "driver")]
+    pub(crate) fn suspend(
+        &mut self,
+        locker: &dyn Locker,
+        lease: Duration,
+    ) -> Result<(), LockError> {
+        self.hold.suspend(locker, lease)
+    }
+
+    #[cfg(feature = "driver")]
+    pub(crate) fn resume(&mut self) -> Result<(), LockError> {
+        self.hold.resume()
     }
 
     /// Makes sure that the silence lasts for its lease, before nobody is left to renew it.

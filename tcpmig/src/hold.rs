@@ -67,7 +67,9 @@ pub(crate) struct Hold(Arc<Mutex<State>>);
 struct State {
     /// `None` once it has ended.
     held: Option<Held>,
-    /// What was captured by a lock that had to be taken again.
+    /// The redirect that a lock stands for meanwhile.
+    suspended: Option<(NextHop, Duration)>,
+    /// What was captured by what is held no more.
     earlier: Vec<Packet>,
     renewed: Instant,
     every: Duration,
@@ -85,6 +87,7 @@ impl Hold {
     pub(crate) fn locked(lock: LockGuard, lease: Duration) -> Self {
         Self(Arc::new(Mutex::new(State {
             held: Some(Held::Locked(lock, lease)),
+            suspended: None,
             earlier: Vec::new(),
             renewed: Instant::now(),
             every: every(lease),
@@ -120,6 +123,38 @@ impl Hold {
             state.held = Some(Held::Redirected(redirect, lease, hop.clone()));
         }
         Ok(())
+    }
+
+    /// Locks what is redirected, with this lease, until it is [resumed](Self::resume). On an error it is redirected still.
+    #[cfg(feature = "driver")]
+    pub(crate) fn suspend(
+        &mut self,
+        locker: &dyn Locker,
+        lease: Duration,
+    ) -> Result<(), LockError> {
+        let state = &mut *self.state();
+        let Some(Held::Redirected(redirect, ..)) = &state.held else {
+            return Ok(());
+        };
+        // Before the redirect ends, so that no packet passes in between.
+        let lock = locker.lock(redirect.flows(), lease)?;
+        let locked = Some(Held::Locked(lock, lease));
+        match std::mem::replace(&mut state.held, locked) {
+            Some(Held::Redirected(mut redirect, lease, hop)) => {
+                let captured = redirect.captured().unwrap_or_default();
+                state.earlier.extend(captured.packets);
+                state.suspended = Some((hop, lease));
+                redirect.end()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Redirects again what was [suspended](Self::suspend).
+    #[cfg(feature = "driver")]
+    pub(crate) fn resume(&mut self) -> Result<(), LockError> {
+        let suspended = self.state().suspended.take();
+        suspended.map_or(Ok(()), |(hop, lease)| self.redirect(&hop, lease))
     }
 
     /// Prolongs it by its own lease.

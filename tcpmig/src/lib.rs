@@ -108,6 +108,8 @@ pub mod capture;
 #[cfg(feature = "connection")]
 mod convert;
 #[cfg(feature = "driver")]
+mod draft;
+#[cfg(feature = "driver")]
 pub mod driver;
 #[cfg(feature = "arbitrary")]
 #[doc(hidden)]

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
-    FourTuple, Image, IpImage, Layer, Octets, SocketFamily, SocketOptions, Subject, TcpParts,
-    TcpState,
+    DecodeError, FourTuple, Image, IpImage, Layer, Octets, SocketFamily, SocketOptions, Subject,
+    TcpParts, TcpState,
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
@@ -43,6 +43,9 @@ pub enum RestoreError {
         "SO_MARK={INJECT_MARK:#x} is kept for what a restore injects: a socket with it would pass every lock"
     )]
     InjectMark,
+    /// The image cannot be read.
+    #[error("image: {0}")]
+    Image(#[from] DecodeError),
     /// A state that cannot be restored.
     #[error("the image's state is {0}: there is no connection in it that can be restored")]
     State(TcpState),

@@ -525,6 +525,10 @@ impl Locker for Nftables {
         self.shared.get_ready(hop, lease)
     }
 
+    fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+        self.shared.redirects(flow)
+    }
+
     fn list(&self) -> Result<Vec<Entry>, LockError> {
         self.shared.entries(|set| self.elements(set))
     }

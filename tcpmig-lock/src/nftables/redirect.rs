@@ -210,6 +210,13 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether this flow is redirected, by whatever process.
+    pub(super) fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+        let state = &mut *self.state();
+        let found = self.elements_of(state, Set::Device, std::slice::from_ref(flow))?;
+        Ok(!found.is_empty())
+    }
+
     /// Whether redirects are certainly there, without asking the kernel, which tells what others do to them. If not, only the
     /// kernel knows.
     pub(super) fn are_there(&self, flows: &[FourTuple], token: u64) -> Result<bool, LockError> {

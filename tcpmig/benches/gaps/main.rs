@@ -132,7 +132,7 @@ impl Observed {
             let stood_still = if moving {
                 let report = servers.hop();
                 observed.with_captured += usize::from(report.captured_packets > 0);
-                Duration::from_micros(report.blackout_us)
+                report.blackout
             } else {
                 let _ = locked.send(());
                 Duration::ZERO

@@ -131,7 +131,8 @@ impl Servers {
             let mut still = Vec::new();
             for handle in server.connections() {
                 let report = handle.move_to(&way, &to).await;
-                still.push(report.expect("the connection moves").blackout_us);
+                let report = report.expect("the connection moves");
+                still.push(report.blackout.as_micros() as u64);
             }
             still
         })

@@ -210,7 +210,7 @@ impl Moving<'_> {
     /// Moves it; how long it stood still.
     fn hop(&mut self) -> Duration {
         match self {
-            Self::Driver(servers, _) => Duration::from_micros(servers.hop().blackout_us),
+            Self::Driver(servers, _) => servers.hop().blackout,
             Self::File(filed) => filed.hop(),
         }
     }

@@ -111,7 +111,10 @@ async fn source(task: &Task) {
         seconds: taken.as_secs_f64(),
         moved: count_moved(&outcomes),
         not_moved: not_moved(&outcomes),
-        blackout_us: outcomes.iter().map(|o| o.report.blackout_us).collect(),
+        blackout_us: outcomes
+            .iter()
+            .map(|o| o.report.blackout.as_micros() as u64)
+            .collect(),
         phases_us: phases(&outcomes),
         captured_packets: outcomes.iter().map(|o| o.report.captured_packets).sum(),
         memory: memory() - before,
@@ -134,21 +137,21 @@ fn not_moved(outcomes: &[Outcome]) -> Vec<String> {
     outcomes.iter().filter_map(why).take(3).collect()
 }
 
-type Phase = fn(&Report) -> u64;
+type Phase = fn(&Report) -> Duration;
 
 fn phases(outcomes: &[Outcome]) -> Vec<(String, f64)> {
     let phases: [(&str, Phase); 7] = [
-        ("lock", |r| r.lock_us),
-        ("read", |r| r.read_us),
-        ("transfer", |r| r.transfer_us),
-        ("rebuild", |r| r.rebuild_us),
-        ("steer", |r| r.steer_us),
-        ("commit", |r| r.commit_us),
-        ("activate", |r| r.activate_us),
+        ("lock", |r| r.lock),
+        ("read", |r| r.read),
+        ("transfer", |r| r.transfer),
+        ("rebuild", |r| r.rebuild),
+        ("steer", |r| r.steer),
+        ("commit", |r| r.commit),
+        ("activate", |r| r.activate),
     ];
     let mean = |of: Phase| {
-        let sum: u64 = outcomes.iter().map(|outcome| of(&outcome.report)).sum();
-        sum as f64 / outcomes.len() as f64
+        let sum: Duration = outcomes.iter().map(|outcome| of(&outcome.report)).sum();
+        sum.as_secs_f64() * 1e6 / outcomes.len() as f64
     };
     phases
         .iter()

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use super::journal::Decision;
+use super::moving::{self, Move};
 use super::outgoing::Outgoing;
-use super::source::Ending;
 use super::unclaimed::Unclaimed;
 use crate::handover::HandoverId;
 
@@ -40,9 +40,14 @@ impl InDoubt {
     }
 
     /// Asks the target again, for as long as [`Options::ask_for`](super::Options::ask_for), and takes what a person
-    /// has [decided](super::journal::decide) meanwhile. Dropping the future puts the doubt among [`Mover::unclaimed`](super::Mover::unclaimed).
-    pub async fn ask(self) -> Ending {
-        self.go_on(None).await
+    /// has [decided](super::journal::decide) meanwhile. That goes on by itself, as [`Mover::move_out`](super::Mover::move_out) does;
+    /// [`Move::cancel`] ends it early, in doubt.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn ask(self) -> Move {
+        self.go_on(None)
     }
 
     /// Ends it by the word of a person who knows where the connection is, without the target's.
@@ -53,12 +58,16 @@ impl InDoubt {
     /// ends here without a packet; what redirects it stays for [`Decision::Moved`] only. If the target does not have it,
     /// nobody has.
     ///
-    /// Dropping the future puts the doubt among [`Mover::unclaimed`](super::Mover::unclaimed).
-    pub async fn settle(self, decision: Decision) -> Ending {
-        self.go_on(Some(decision)).await
+    /// It goes on by itself, as [`InDoubt::ask`] does.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn settle(self, decision: Decision) -> Move {
+        self.go_on(Some(decision))
     }
 
-    async fn go_on(mut self, decision: Option<Decision>) -> Ending {
+    fn go_on(mut self, decision: Option<Decision>) -> Move {
         // INVARIANT: it is taken only here and on drop, and here `self` is consumed.
         let mut open = self.open.take().expect("a doubt is open until it is asked");
         if let Some(unclaimed) = self.unclaimed.upgrade() {
@@ -68,7 +77,7 @@ impl InDoubt {
             Some(decision) => open.settle(decision),
             None => open.ask(),
         }
-        open.go_on().await.ending
+        moving::go_on(open)
     }
 }
 

@@ -93,7 +93,10 @@ impl Serving {
                 Span::current().record("id", about.map(tracing::field::display));
             }
             let name = message.name();
-            let wants_answer = matches!(message, Message::Offer { .. } | Message::Commit { .. });
+            let wants_answer = matches!(
+                message,
+                Message::Offer { .. } | Message::Commit { .. } | Message::Image { waits: true, .. }
+            );
             let answered = match self.host.hear(&self.from, &self.outbox, message) {
                 Heard::Poll(id) => self.work(id, wants_answer).await,
                 Heard::Answer(answer) => self.send(answer).await,

@@ -16,7 +16,7 @@ use super::outgoing::Outgoing;
 use super::source::{Destination, Mover, Outcome};
 use super::unclaimed::{Receiver, Unclaimed};
 
-/// A move under way: a future of its [`Outcome`].
+/// A move under way, or a question about one that is in doubt: a future of its [`Outcome`].
 ///
 /// It goes on whether or not anybody polls this. Dropped, it goes on as well, and its outcome is among
 /// [`Mover::unclaimed`]. Only [`Move::cancel`] ends it early.
@@ -38,18 +38,34 @@ impl Move {
 }
 
 pub(super) fn begin(mover: &Mover, connection: Connection, to: Arc<Destination>) -> Move {
-    let (sender, outcome) = oneshot::channel();
     let (cancel, cancelled) = watch::channel(false);
     let outgoing = Outgoing::new(mover.clone(), to, connection, cancelled);
-    let delivery = mover.unclaimed.delivery(Receiver::One(sender));
-    let moving = async move { delivery.deliver(outgoing.run(None).await) };
+    on_its_own(&mover.unclaimed, cancel, outgoing.run(None))
+}
+
+/// Goes on with one that was in doubt.
+pub(super) fn go_on(mut outgoing: Box<Outgoing>) -> Move {
+    let (cancel, cancelled) = watch::channel(false);
+    outgoing.cancelled_by(cancelled);
+    let unclaimed = outgoing.mover.unclaimed.clone();
+    on_its_own(&unclaimed, cancel, outgoing.go_on())
+}
+
+fn on_its_own(
+    unclaimed: &Arc<Unclaimed>,
+    cancel: watch::Sender<bool>,
+    running: impl Future<Output = Outcome> + Send + 'static,
+) -> Move {
+    let (sender, outcome) = oneshot::channel();
+    let delivery = unclaimed.delivery(Receiver::One(sender));
+    let moving = async move { delivery.deliver(running.await) };
     // What it logs is logged where its caller's is.
     let task = tokio::spawn(moving.in_current_span().with_current_subscriber());
     Move {
         outcome,
         task,
         cancel,
-        unclaimed: mover.unclaimed.clone(),
+        unclaimed: unclaimed.clone(),
     }
 }
 

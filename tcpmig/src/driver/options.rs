@@ -25,9 +25,13 @@ pub struct Options {
     pub settle: Duration,
     /// Source: how many bytes in the send queue are little; default 64 KiB.
     pub settled_below: u32,
-    /// Source: how long to wait for PREPARED before the connection is kept; default 3 s. It
-    /// stands still meanwhile.
+    /// Source: how long to wait for the target's word that it takes the connection, which lives meanwhile, and then for PREPARED,
+    /// while it stands still; default 3 s each. Then it is kept.
     pub prepared_within: Duration,
+    /// Source: for how large an image, in bytes, COMMIT does not wait for PREPARED; default 64 KiB. It is there in a moment, and the
+    /// connection stands still for one way to the target less. A larger one takes its time first, in which the connection is
+    /// the source's still.
+    pub commit_at_once: usize,
     /// Source: how long to wait for an answer to COMMIT before asking again; default 500 ms.
     pub answer_within: Duration,
     /// Source: how long to ask before the handover is reported as in doubt; default 20 s.
@@ -80,6 +84,7 @@ impl Options {
     pub(super) fn source(&self) -> SourceConfig {
         SourceConfig {
             prepared_within: self.prepared_within,
+            commit_at_once: self.commit_at_once,
             answer_within: self.answer_within,
             ask_for: self.ask_for,
             ..SourceConfig::default()
@@ -113,6 +118,7 @@ impl Default for Options {
         } = TargetConfig::default();
         let SourceConfig {
             prepared_within,
+            commit_at_once,
             answer_within,
             ask_for,
             ..
@@ -123,6 +129,7 @@ impl Default for Options {
             settle: Duration::from_millis(100),
             settled_below: 64 << 10,
             prepared_within,
+            commit_at_once,
             answer_within,
             ask_for,
             in_flight: 32,

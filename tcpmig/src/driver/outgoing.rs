@@ -19,7 +19,7 @@ use super::Report;
 use super::batch::Limits;
 use super::doubt::InDoubt;
 use super::journal::{Decision, Note};
-use super::report::micros;
+use super::report::since;
 use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
 use super::spans;
 use crate::capture::{Frozen, Plan};
@@ -71,6 +71,7 @@ enum Held {
 struct Times {
     locking: Option<Instant>,
     offering: Option<Instant>,
+    sending: Option<Instant>,
     steering: Option<Instant>,
     committing: Option<Instant>,
 }
@@ -206,6 +207,11 @@ impl Outgoing {
                 None => self.listen().await,
             }
         }
+    }
+
+    /// It ends early when this becomes true.
+    pub(super) fn cancelled_by(&mut self, cancelled: watch::Receiver<bool>) {
+        self.cancelled = Some(cancelled);
     }
 
     /// The target is asked again where the connection is.
@@ -344,9 +350,14 @@ impl Outgoing {
         let Some(exchange) = &mut self.exchange else {
             return Err(Reason::Closed);
         };
+        let is_image = matches!(message, Message::Image { .. });
         let (first, second) = message.encode();
         for frame in [Some(first), second].into_iter().flatten() {
             exchange.send(frame).await?;
+        }
+        if is_image {
+            // It leaves with the link's own task, and is on its way while the rest is done.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
@@ -394,8 +405,9 @@ impl Outgoing {
     fn note_time(&mut self, message: &Message) {
         match message {
             Message::Offer { .. } => self.times.offering = Some(Instant::now()),
+            Message::Image { .. } => self.times.sending = Some(Instant::now()),
             Message::Commit { .. } if self.times.committing.is_none() => {
-                self.report.steer_us = self.times.steering.map_or(0, micros);
+                self.report.steer = since(self.times.steering);
                 self.times.committing = Some(Instant::now());
             }
             _ => {}
@@ -472,7 +484,7 @@ impl Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        // Only when its task panicked or its runtime ended, or the future of a question was dropped half-way.
+        // Only when its task panicked or its runtime ended.
         if self.is_owed {
             let run = self.take();
             self.mover.worker.leave(true, move || run.give_up());

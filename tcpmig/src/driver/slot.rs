@@ -4,25 +4,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tcpmig_format::Image;
+use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::{LockGuard, Locker};
 
 use super::acceptor::Ready;
 use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
-use crate::restore::{Prepared, Restored};
+use crate::restore::{Prepared, RestoreError, Restored};
 
 /// What this host has of one handover.
 pub(super) struct Slot {
     pub(super) from: Arc<str>,
-    /// Examined, and not built yet.
-    pub(super) image: Option<(Image, Vec<NotSet>)>,
+    pub(super) flow: FourTuple,
+    /// Examined, and waiting for the rest.
+    pub(super) draft: Option<Image>,
+    /// What was left out of it.
+    pub(super) left_out: Vec<NotSet>,
+    /// The whole, not built yet.
+    pub(super) image: Option<Result<Image, RestoreError>>,
     /// What the application made ready for it.
     pub(super) ready: Option<Ready>,
     pub(super) prepared: Option<Box<Prepared>>,
     /// Lives, and the application does not have it yet.
     pub(super) restored: Option<Box<Restored>>,
-    /// Of what was discarded.
+    /// Of what is not built yet, or was discarded.
     pub(super) lock: Option<LockGuard>,
     /// Of each lock.
     lease: Duration,
@@ -31,13 +36,17 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(
         from: Arc<str>,
-        image: Image,
+        flow: FourTuple,
+        draft: Image,
         left_out: Vec<NotSet>,
         lease: Duration,
     ) -> Self {
         Self {
             from,
-            image: Some((image, left_out)),
+            flow,
+            draft: Some(draft),
+            left_out,
+            image: None,
             ready: None,
             prepared: None,
             restored: None,

@@ -137,8 +137,8 @@ pub enum Reason {
     /// The target refused the connection.
     #[error("the target refused it: {0}")]
     Refused(Refusal),
-    /// The target had given it up when COMMIT came.
-    #[error("the target had given it up: {0}")]
+    /// The target could not build it, or had given it up when COMMIT came.
+    #[error("the target gave it up: {0}")]
     Aborted(Refusal),
     /// PREPARED did not come in time.
     #[error("the target did not prepare it within {0:?}")]

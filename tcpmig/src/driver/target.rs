@@ -1,34 +1,34 @@
 //! The target's side: performs what [`TargetSessions`] decides about the connections that are offered.
 
+mod actions;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tcpmig_format::{FourTuple, Image, Limits};
-use tcpmig_lock::{Locker, conntrack};
-use tcpmig_sys::info::State;
+use tcpmig_format::{FourTuple, Image};
+use tcpmig_lock::Locker;
 use tcpmig_sys::sockets::Lookup;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::sleep;
-use tracing::{Instrument, info, warn};
+use tracing::Instrument;
 
 use super::Options;
-use super::acceptor::{Accepts, AcceptsAsync, Arrived, Offer, Offered, Ready, Terms};
+use super::acceptor::{Accepts, AcceptsAsync, Arrived, Offer, Ready, Terms};
 use super::descriptors::Reserve;
 use super::exchange::Outbox;
-use super::journal::{HandoverInfo, Journal, Note, Role};
+use super::journal::Journal;
 use super::keeper::Keeper;
 use super::policy::{Policy, ThisHost};
 use super::slot::{Slot, lock, try_lock};
 use super::spans;
 use super::worker::Worker;
 use crate::handover::{
-    Code, HandoverId, Heard, Message, Recalled, Refusal, TargetAction, TargetResult, TargetSessions,
+    HandoverId, Heard, Message, Recalled, Refusal, TargetAction, TargetResult, TargetSessions,
 };
-use crate::hold::{Keep, every};
-use crate::options::{self, NotSet, Unsupported};
-use crate::restore::{self, NotActivated, Prepared, RestoreError};
+use crate::options::NotSet;
+use crate::restore;
 
 pub(super) type Action = TargetAction<Outbox>;
 
@@ -209,11 +209,12 @@ impl Host {
             // What was sent leaves with the link's own task, which would have to wait for an
             // application that begins to write at once.
             Action::Deliver => tokio::task::yield_now().await,
-            Action::Examine { from, image } if self.accepts_async.is_some() => {
+            Action::Examine { from, draft } if self.accepts_async.is_some() => {
                 let doing = self.doing(id);
-                let result = self.ask(id, &from, image).await;
+                let result = self.ask(id, &from, draft).await;
                 return doing.ended(result);
             }
+            Action::Build { ref image } => self.complete(id, image.clone()),
             _ => {}
         }
         // Nothing is slow between freeze and activation: what waits for nothing is not handed to another thread.
@@ -250,22 +251,23 @@ impl Host {
     }
 
     /// Examines an offer, and asks an application that takes its time.
-    async fn ask(&self, id: HandoverId, from: &Arc<str>, image: Bytes) -> TargetResult {
+    async fn ask(&self, id: HandoverId, from: &Arc<str>, draft: Bytes) -> TargetResult {
         let examined = async {
-            let (image, left_out) = self.examine(from, image)?;
+            let examined = self.examine(from, draft)?;
+            let (flow, draft, _) = &examined;
             let mut ready = None;
-            if let (Some(accepts), Some(ip)) = (&self.accepts_async, image.ip()) {
+            if let Some(accepts) = &self.accepts_async {
                 let offer = Offer {
-                    flow: ip.flow,
+                    flow: *flow,
                     from: from.clone(),
-                    layers: image.layers.clone(),
+                    layers: draft.layers.clone(),
                 };
                 ready = Some(accepts(offer).await?);
             }
-            Ok((image, left_out, ready))
+            Ok((examined, ready))
         };
         match examined.await {
-            Ok((image, left_out, ready)) => self.examined(id, from, image, left_out, ready),
+            Ok((examined, ready)) => self.examined(id, from, examined, ready),
             Err(refusal) => TargetResult::Failed(refusal),
         }
     }
@@ -274,11 +276,10 @@ impl Host {
         &self,
         id: HandoverId,
         from: &Arc<str>,
-        image: Image,
-        left_out: Vec<NotSet>,
+        (flow, draft, left_out): Examined,
         ready: Option<Ready>,
     ) -> TargetResult {
-        let mut slot = Slot::new(from.clone(), image, left_out, self.options.lease);
+        let mut slot = Slot::new(from.clone(), flow, draft, left_out, self.options.lease);
         slot.ready = ready;
         lock(&self.slots).insert(id, Arc::new(Mutex::new(slot)));
         TargetResult::Done
@@ -297,9 +298,11 @@ impl Host {
             // The application is asked on this task.
             Action::Examine { .. } | Action::Send { .. } | Action::Deliver => false,
             Action::Note(_) => self.journal.waits(),
-            Action::Build => {
+            Action::Lock => locker,
+            Action::Build { .. } => {
                 let image = slot.and_then(|slot| slot.image.as_ref());
-                any || image.is_some_and(|(image, _)| restore::waits(image))
+                let waits = |image: &Result<Image, _>| image.as_ref().is_ok_and(restore::waits);
+                any || is_taken || image.is_some_and(waits)
             }
             Action::Activate { packets } => {
                 locker || is_taken || slot.is_some_and(|slot| !slot.is_ready(packets))
@@ -311,246 +314,10 @@ impl Host {
     fn slot(&self, id: HandoverId) -> Option<Arc<Mutex<Slot>>> {
         lock(&self.slots).get(&id).cloned()
     }
-
-    fn work(&self, id: HandoverId, action: Action) -> TargetResult {
-        match action {
-            Action::Examine { from, image } => match self.examine(&from, image) {
-                Ok((image, left_out)) => self.examined(id, &from, image, left_out, None),
-                Err(refusal) => TargetResult::Failed(refusal),
-            },
-            Action::Build => match self.build(id) {
-                Ok(()) => TargetResult::Done,
-                Err(error) => TargetResult::Failed(refusal(&error)),
-            },
-            Action::Note(note) => self.note(id, note),
-            Action::Activate { packets } => self.activate(id, &packets),
-            Action::Discard { reason } => self.discard(id, &reason),
-            Action::Unlock => {
-                self.forget_slot(id, |slot| slot.lock = None);
-                TargetResult::Done
-            }
-            Action::Deliver => {
-                self.deliver(id);
-                TargetResult::Done
-            }
-            Action::Send { .. } => TargetResult::Done,
-        }
-    }
-
-    /// Everything that can be said about an offer before the host is touched for it: what is
-    /// refused here has silenced nothing, not for a moment.
-    fn examine(&self, from: &Arc<str>, image: Bytes) -> Result<(Image, Vec<NotSet>), Refusal> {
-        let mut image = Image::decode_shared(image.into(), &Limits::default())
-            .map_err(|error| Refusal::new(Code::Image, format!("image: {error}")))?;
-        if image.listener().is_some() {
-            return Err(refusal(&RestoreError::Listener));
-        }
-        let Some(ip) = image.ip() else {
-            return Err(refusal(&RestoreError::Layer("IP")));
-        };
-        let flow = ip.flow;
-        let leave_out = self.options.unsupported == Unsupported::Warn;
-        let is_asked = self.accepts.is_some() || self.accepts_async.is_some();
-        let left_out = self
-            .policy
-            .rules(from)
-            .check(&mut image, &self.facts, is_asked, leave_out)
-            .map_err(|denied| Refusal::new(denied.code(), denied.to_string()))?;
-        if let Some(accepts) = &self.accepts {
-            let layers = &image.layers;
-            accepts(&Offered { flow, from, layers })?;
-        }
-        self.descriptors.check()?;
-        self.check_free(flow)?;
-        Ok((image, left_out))
-    }
-
-    /// Refuses a connection that lives here: locking its packets would silence it.
-    fn check_free(&self, flow: FourTuple) -> Result<(), Refusal> {
-        let failed = |error| Refusal::other(format!("connections of this host: {error}"));
-        let sockets = self.sockets().map_err(failed)?;
-        let found = sockets.occupant(flow.local(), flow.remote());
-        match found.map_err(failed)? {
-            None => Ok(()),
-            // It gives way.
-            Some(found) if found.state == State::TimeWait => Ok(()),
-            Some(found) => Err(Refusal::other(format!("{flow}: {found}"))),
-        }
-    }
-
-    fn sockets(&self) -> tcpmig_sys::Result<&Lookup> {
-        match self.sockets.get() {
-            Some(sockets) => Ok(sockets),
-            None => {
-                let sockets = Lookup::new()?;
-                Ok(self.sockets.get_or_init(|| sockets))
-            }
-        }
-    }
-
-    /// Finds out now what an offer will be judged by, as far as that does not depend on it.
-    pub(super) fn freshen(&self) {
-        self.facts.freshen();
-        let mut freshened = lock(&self.freshened);
-        if freshened.is_none_or(|when| when.elapsed() > options::FRESHEN_AFTER) {
-            *freshened = Some(Instant::now());
-            options::freshen();
-            conntrack::freshen();
-        }
-        // Whoever needs it is told of the error.
-        let _ = self.sockets().map(Lookup::freshen);
-    }
-
-    fn build(&self, id: HandoverId) -> Result<(), RestoreError> {
-        let Some(slot) = self.slot(id) else {
-            return Ok(());
-        };
-        let mut building = lock(&slot);
-        let Some((mut image, left_out)) = building.image.take() else {
-            return Ok(());
-        };
-        let Options {
-            lease, unsupported, ..
-        } = self.options;
-        // It came at once, and the clocks of two hosts need not agree: its own goes on from here.
-        image.taken = None;
-        let mut prepared = Prepared::build_with(image, &*self.locker, lease, unsupported)?;
-        prepared.leave_out(left_out);
-        building.prepared = Some(Box::new(prepared));
-        drop(building);
-        let slot: Arc<dyn Keep> = slot;
-        self.keeper.keep((Arc::downgrade(&slot), every(lease)));
-        Ok(())
-    }
-
-    fn note(&self, id: HandoverId, note: Note) -> TargetResult {
-        let noted = if note.is_first() {
-            let slot = self.slot(id);
-            let about = slot.and_then(|slot| {
-                let slot = lock(&slot);
-                let built = slot.prepared.as_ref()?;
-                Some(HandoverInfo {
-                    role: Role::Target,
-                    flow: built.flow(),
-                    host: slot.from.to_string(),
-                    address: None,
-                })
-            });
-            about.map_or(Ok(()), |about| self.journal.begin(id, &about))
-        } else {
-            self.journal.note(id, note)
-        };
-        match noted {
-            Ok(()) => TargetResult::Done,
-            Err(error) => {
-                warn!(%id, ?note, "the journal does not have a step of a handover: {error}");
-                TargetResult::Failed(Refusal::other(format!("journal: {error}")))
-            }
-        }
-    }
-
-    fn activate(&self, id: HandoverId, packets: &[Bytes]) -> TargetResult {
-        let Some(slot) = self.slot(id) else {
-            return TargetResult::Failed(Refusal::other("nothing was built"));
-        };
-        let mut slot = lock(&slot);
-        if self.arrived.is_closed() {
-            let moved_on = slot.has_moved_on();
-            slot.discard();
-            return TargetResult::NotActivated {
-                why: Refusal::other("the application takes no more connections"),
-                moved_on,
-                is_locked: slot.lock.is_some(),
-            };
-        }
-        let Some(prepared) = slot.prepared.take() else {
-            return TargetResult::Failed(Refusal::other("nothing was built"));
-        };
-        let arrived = packets.iter().map(|packet| &packet[..]);
-        let flow = prepared.flow();
-        match prepared.activate_with(arrived) {
-            Ok(live) => {
-                slot.restored = Some(Box::new(live));
-                TargetResult::Done
-            }
-            Err(failed) => {
-                let NotActivated {
-                    error,
-                    lock,
-                    moved_on,
-                } = *failed;
-                // Until ABORT comes, as after any other end.
-                slot.lock = lock.or_else(|| {
-                    let again = self.locker.lock(&[flow], self.options.lease);
-                    again
-                        .inspect_err(|error| warn!(%id, "not locked again: {error}"))
-                        .ok()
-                });
-                TargetResult::NotActivated {
-                    why: refusal(&error),
-                    moved_on,
-                    is_locked: slot.lock.is_some(),
-                }
-            }
-        }
-    }
-
-    fn discard(&self, id: HandoverId, reason: &str) -> TargetResult {
-        let mut moved_on = false;
-        if let Some(slot) = self.slot(id) {
-            let mut slot = lock(&slot);
-            moved_on = slot.has_moved_on();
-            slot.discard();
-            let ready = slot.ready.take();
-            drop(slot);
-            // It is the application's, and may take its time to be dropped.
-            drop(ready);
-        }
-        if moved_on {
-            warn!(%id, "{}", RestoreError::MovedOn);
-        }
-        info!(%id, reason, "a built connection was discarded");
-        TargetResult::Discarded { moved_on }
-    }
-
-    /// Takes what is left of a handover.
-    fn forget_slot(&self, id: HandoverId, last: impl FnOnce(&mut Slot)) {
-        let gone = lock(&self.slots).remove(&id);
-        if let Some(slot) = gone {
-            last(&mut lock(&slot));
-        }
-    }
-
-    /// Hands a connection to the application.
-    fn deliver(&self, id: HandoverId) {
-        let mut delivered = None;
-        self.forget_slot(id, |slot| {
-            let ready = slot.ready.take();
-            let live = slot.restored.take();
-            delivered = live.map(|live| (live, slot.from.clone(), ready));
-        });
-        let Some((mut restored, from, ready)) = delivered else {
-            return;
-        };
-        restored.write();
-        info!(flow = %restored.flow, "a connection arrived");
-        for option in &restored.not_set {
-            warn!(flow = %restored.flow, %option, "a connection arrived without an option");
-        }
-        let arrived = Arrived {
-            socket: restored.socket,
-            flow: restored.flow,
-            unwritten: restored.unwritten,
-            layers: restored.layers,
-            ready,
-            not_set: restored.not_set,
-            from: from.to_string(),
-        };
-        if self.arrived.send(arrived).is_err() {
-            warn!("a connection arrived after the application stopped: it is closed");
-        }
-    }
 }
+
+/// A draft of a connection that may come, and what was left out of it.
+type Examined = (FourTuple, Image, Vec<NotSet>);
 
 /// An action that is done, whose end has to be reported whatever comes of it: nothing else of the handover goes on before.
 struct Doing<'a> {
@@ -584,15 +351,4 @@ impl Drop for Doing<'_> {
             self.host.clock.earlier.notify_one();
         }
     }
-}
-
-/// What a source is told of it.
-fn refusal(error: &RestoreError) -> Refusal {
-    let code = match error {
-        RestoreError::Layer(_) | RestoreError::Listener | RestoreError::State(_) => Code::Image,
-        RestoreError::InjectMark => Code::Policy,
-        RestoreError::Option(_) => Code::Option,
-        _ => Code::Other,
-    };
-    Refusal::new(code, error.to_string())
 }

@@ -38,12 +38,14 @@ pub enum Story<'a> {
 #[allow(missing_docs, reason = "as of Message")]
 pub enum Said<'a> {
     Hello(u16, u16),
-    Offer([u8; 16], &'a [u8]),
+    Offer([u8; 16], u32, &'a [u8]),
+    Accepted([u8; 16], u32),
+    Image([u8; 16], bool, &'a [u8]),
     Prepared([u8; 16], u32),
     Refused([u8; 16], Code, &'a str),
     Commit([u8; 16], Vec<&'a [u8]>),
     Abort([u8; 16]),
-    Active([u8; 16], u32),
+    Active([u8; 16], u32, u32),
     Aborted([u8; 16], Code, &'a str),
     Lost([u8; 16], &'a str),
     Unknown([u8; 16]),
@@ -107,8 +109,18 @@ impl Said<'_> {
                 oldest: *oldest,
                 newest: *newest,
             },
-            Self::Offer(of, image) => Message::Offer {
+            Self::Offer(of, queued, draft) => Message::Offer {
                 id: id(*of),
+                queued: *queued,
+                draft: Bytes::copy_from_slice(draft),
+            },
+            Self::Accepted(of, locked_ms) => Message::Accepted {
+                id: id(*of),
+                locked_ms: *locked_ms,
+            },
+            Self::Image(of, waits, image) => Message::Image {
+                id: id(*of),
+                waits: *waits,
                 image: Bytes::copy_from_slice(image),
             },
             Self::Prepared(of, rebuild_us) => Message::Prepared {
@@ -129,8 +141,9 @@ impl Said<'_> {
                     .collect(),
             },
             Self::Abort(of) => Message::Abort { id: id(*of) },
-            Self::Active(of, activate_us) => Message::Active {
+            Self::Active(of, rebuild_us, activate_us) => Message::Active {
                 id: id(*of),
+                rebuild_us: *rebuild_us,
                 activate_us: *activate_us,
             },
             Self::Aborted(of, code, reason) => Message::Aborted {
@@ -199,16 +212,30 @@ const ID: HandoverId = HandoverId::from_octets([7; 16]);
 /// A message of each kind but HELLO.
 fn of_kind(kind: u8) -> Message {
     let (id, code, reason) = (ID, Code::Other, String::new());
-    match kind % 9 {
+    match kind % 13 {
         0 => Message::Offer {
             id,
+            queued: 7,
+            draft: Bytes::from_static(b"draft"),
+        },
+        9 | 10 => Message::Accepted {
+            id,
+            locked_ms: if kind % 13 == 9 { u32::MAX } else { 0 },
+        },
+        11 | 12 => Message::Image {
+            id,
+            waits: kind % 13 == 11,
             image: Bytes::from_static(b"image"),
         },
         1 => Message::Prepared { id, rebuild_us: 1 },
         2 => Message::Refused { id, code, reason },
         3 => Message::commit(id),
         4 => Message::Abort { id },
-        5 => Message::Active { id, activate_us: 1 },
+        5 => Message::Active {
+            id,
+            rebuild_us: 1,
+            activate_us: 1,
+        },
         6 => Message::Aborted { id, code, reason },
         7 => Message::Lost { id, reason },
         _ => Message::Unknown { id },
@@ -219,7 +246,11 @@ fn of_kind(kind: u8) -> Message {
 #[derive(Default)]
 struct SourceDid {
     noted: Vec<Note>,
+    accepted: bool,
     frozen: bool,
+    /// The target was told that PREPARED is not waited for.
+    at_once: bool,
+    prepared: bool,
     sent_commit: bool,
     heard_aborted: bool,
     thawed: bool,
@@ -237,7 +268,17 @@ impl SourceDid {
                 }
                 self.noted.push(*note);
             }
+            A::Describe => {
+                assert_eq!(self.noted, []);
+                let draft = Bytes::new();
+                return if works {
+                    SourceResult::Described { queued: 0, draft }
+                } else {
+                    failed
+                };
+            }
             A::Freeze => {
+                assert!(self.accepted && !self.frozen);
                 assert_eq!(self.noted, [Note::Offering]);
                 if !works {
                     return failed;
@@ -248,6 +289,7 @@ impl SourceDid {
             }
             A::Confirm => {
                 assert!(self.frozen && !self.sent_commit);
+                assert!(self.at_once || self.prepared);
                 let packets = Vec::new();
                 return if works {
                     SourceResult::Confirmed { packets }
@@ -257,12 +299,16 @@ impl SourceDid {
             }
             A::Send(message) => {
                 match message {
-                    Message::Offer { .. } => assert!(self.frozen && !self.sent_commit),
+                    Message::Offer { .. } => assert_eq!(self.noted, [Note::Offering]),
+                    Message::Image { waits, .. } => {
+                        assert!(self.frozen && !self.sent_commit);
+                        self.at_once = !waits;
+                    }
                     Message::Commit { .. } => {
                         assert_eq!(self.noted, [Note::Offering, Note::Committing]);
                         self.sent_commit = true;
                     }
-                    Message::Abort { .. } => assert!(self.thawed),
+                    Message::Abort { .. } => assert_eq!(self.frozen, self.thawed),
                     other => panic!("a source does not say {other:?}"),
                 }
                 if !works {
@@ -270,14 +316,15 @@ impl SourceDid {
                 }
             }
             A::Keep => {
-                assert!(self.frozen && !self.thawed && !self.discarded);
+                assert!(!self.thawed && !self.discarded);
                 assert!(!self.sent_commit || self.heard_aborted);
-                self.thawed = true;
+                self.thawed = self.frozen;
             }
             A::Discard => {
                 assert!(self.sent_commit && !self.thawed && !self.discarded);
                 self.discarded = true;
             }
+            A::Silence => assert!(self.sent_commit && self.at_once && !self.prepared),
             A::Connect | A::Doubt | A::EndRedirect | A::LookUpDecision => assert!(self.sent_commit),
             A::Finish => panic!("its process has not ended"),
         }
@@ -310,6 +357,8 @@ fn source(events: &[AtSource]) {
                 if source.listens() {
                     let message = of_kind(*kind);
                     did.heard_aborted |= matches!(message, Message::Aborted { .. });
+                    did.accepted |= matches!(message, Message::Accepted { .. });
+                    did.prepared |= matches!(message, Message::Prepared { .. });
                     source.handle_message(now, message);
                 }
             }
@@ -346,6 +395,7 @@ fn may_follow(before: Option<Fate>, after: Option<Fate>) -> bool {
 #[derive(Default)]
 struct TargetDid {
     noted: Vec<Note>,
+    locked: bool,
     built: bool,
     lives: bool,
     moved_on: bool,
@@ -356,12 +406,25 @@ impl TargetDid {
         use TargetAction as A;
         let why = Refusal::other("for a test");
         match action {
-            A::Examine { .. } | A::Build => {
-                assert!(!self.built);
+            A::Examine { .. } | A::Lock => {
+                assert!(!self.locked && !self.built && !self.lives);
                 if !works {
                     return TargetResult::Failed(why);
                 }
-                self.built = matches!(action, A::Build);
+                if matches!(action, A::Lock) {
+                    // Or it is redirected, which `moved_on` stands for here.
+                    self.locked = !moved_on;
+                    return TargetResult::Locked(Duration::from_secs(self.locked.into()));
+                }
+            }
+            A::Build { .. } => {
+                assert!(!self.built && !self.lives);
+                assert_eq!(self.noted, [Note::Prepared]);
+                self.locked = true;
+                if !works {
+                    return TargetResult::Failed(why);
+                }
+                self.built = true;
             }
             A::Note(note) => {
                 if !works {
@@ -384,13 +447,18 @@ impl TargetDid {
                 self.lives = true;
             }
             A::Discard { .. } => {
-                assert!(self.built && !self.lives);
+                assert!(!self.lives);
+                self.moved_on = moved_on && self.built;
                 self.built = false;
-                self.moved_on = moved_on;
-                return TargetResult::Discarded { moved_on };
+                return TargetResult::Discarded {
+                    moved_on: self.moved_on,
+                };
             }
             A::Deliver => assert!(self.lives),
-            A::Unlock => assert!(!self.built && !self.lives),
+            A::Unlock => {
+                assert!(!self.built && !self.lives);
+                self.locked = false;
+            }
             A::Send { .. } => {}
         }
         TargetResult::Done
@@ -398,6 +466,10 @@ impl TargetDid {
 
     fn says(&self, message: &Message) {
         match message {
+            Message::Accepted { locked_ms, .. } => {
+                assert_eq!(self.noted, [Note::Prepared]);
+                assert!(!self.built && (*locked_ms != 0) == self.locked);
+            }
             Message::Prepared { .. } => {
                 assert_eq!(self.noted, [Note::Prepared]);
                 assert!(self.built);
@@ -440,8 +512,12 @@ fn target(events: &[AtTarget]) {
                 let from = if *is_foreign { &other } else { &source };
                 let message = of_kind(*kind);
                 let link = (number % asked.len()) as u8;
-                let wants_answer =
-                    matches!(message, Message::Offer { .. } | Message::Commit { .. });
+                let wants_answer = matches!(
+                    message,
+                    Message::Offer { .. }
+                        | Message::Commit { .. }
+                        | Message::Image { waits: true, .. }
+                );
                 asked[usize::from(link)] += usize::from(wants_answer);
                 match target.handle_message(now, from, link, message, None) {
                     Heard::Answer(message) | Heard::Foreign(Some(message)) => {

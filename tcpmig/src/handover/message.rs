@@ -50,10 +50,10 @@ impl fmt::Debug for HandoverId {
 }
 
 /// The newest version of the protocol that this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The oldest.
-pub const OLDEST_VERSION: u16 = 1;
+pub const OLDEST_VERSION: u16 = 2;
 
 /// Maps and lists inside each other, in fields that this version skips.
 const MAX_DEPTH: usize = 16;
@@ -71,11 +71,32 @@ pub enum Message {
         /// The newest version.
         newest: u16,
     },
-    /// Source: take this connection. The image is one of `tcpmig-format`.
+    /// Source: would you take this connection? It still lives here.
     Offer {
         /// The handover.
         id: HandoverId,
-        /// The encoded image. It travels in a frame of its own, so that it is not copied.
+        /// Bytes in its queues.
+        queued: u32,
+        /// The encoded image of `tcpmig-format`, whose numbers and queues mean nothing yet. It travels in a frame of its own, so
+        /// that it is not copied.
+        #[serde(skip)]
+        draft: Bytes,
+    },
+    /// Target: I will, and wait for its image.
+    Accepted {
+        /// The handover.
+        id: HandoverId,
+        /// For so long, in milliseconds, its packets are locked here whatever becomes of the target's process: they may come
+        /// meanwhile. 0 if they are not.
+        locked_ms: u32,
+    },
+    /// Source: it stands still, and this is what the draft lacks.
+    Image {
+        /// The handover.
+        id: HandoverId,
+        /// Whether the source waits for PREPARED before it commits.
+        waits: bool,
+        /// The encoded image. What the draft has of it counts there. It travels in a frame of its own.
         #[serde(skip)]
         image: Bytes,
     },
@@ -86,7 +107,7 @@ pub enum Message {
         /// How long building took, in microseconds.
         rebuild_us: u32,
     },
-    /// Target: it was not built, or it has been discarded.
+    /// Target: I will not, and nothing of it is left here.
     Refused {
         /// The handover.
         id: HandoverId,
@@ -113,6 +134,8 @@ pub enum Message {
     Active {
         /// The handover.
         id: HandoverId,
+        /// How long building took, in microseconds.
+        rebuild_us: u32,
         /// How long activation took, in microseconds.
         activate_us: u32,
     },
@@ -181,6 +204,8 @@ impl Message {
         match self {
             Self::Hello { .. } => None,
             Self::Offer { id, .. }
+            | Self::Accepted { id, .. }
+            | Self::Image { id, .. }
             | Self::Prepared { id, .. }
             | Self::Refused { id, .. }
             | Self::Commit { id, .. }
@@ -198,6 +223,8 @@ impl Message {
         match self {
             Self::Hello { .. } => "HELLO",
             Self::Offer { .. } => "OFFER",
+            Self::Accepted { .. } => "ACCEPTED",
+            Self::Image { .. } => "IMAGE",
             Self::Prepared { .. } => "PREPARED",
             Self::Refused { .. } => "REFUSED",
             Self::Commit { .. } => "COMMIT",
@@ -209,12 +236,12 @@ impl Message {
         }
     }
 
-    /// The frames that carry it: two for an OFFER, else one.
+    /// The frames that carry it: two for OFFER and IMAGE, else one.
     #[must_use]
     pub fn encode(self) -> (Bytes, Option<Bytes>) {
         let bytes = rmp_serde::to_vec_named(&self);
         let image = match self {
-            Self::Offer { image, .. } => Some(image),
+            Self::Offer { draft: image, .. } | Self::Image { image, .. } => Some(image),
             _ => None,
         };
         // INVARIANT: integers, strings and bytes always have an encoding, and a `Vec` takes it.
@@ -231,10 +258,22 @@ impl fmt::Debug for Message {
         }
         match self {
             Self::Hello { oldest, newest } => shown.field("versions", &(oldest..=newest)),
-            Self::Offer { image, .. } => shown.field("bytes", &image.len()),
+            Self::Offer { queued, draft, .. } => {
+                shown.field("queued", queued).field("bytes", &draft.len())
+            }
+            Self::Accepted { locked_ms, .. } => shown.field("locked_ms", locked_ms),
+            Self::Image { waits, image, .. } => {
+                shown.field("waits", waits).field("bytes", &image.len())
+            }
             Self::Commit { packets, .. } => shown.field("packets", &packets.len()),
             Self::Prepared { rebuild_us, .. } => shown.field("rebuild_us", rebuild_us),
-            Self::Active { activate_us, .. } => shown.field("activate_us", activate_us),
+            Self::Active {
+                rebuild_us,
+                activate_us,
+                ..
+            } => shown
+                .field("rebuild_us", rebuild_us)
+                .field("activate_us", activate_us),
             Self::Refused { code, reason, .. } | Self::Aborted { code, reason, .. } => {
                 shown.field("code", code).field("reason", reason)
             }
@@ -248,7 +287,8 @@ impl fmt::Debug for Message {
 /// Puts frames together to messages.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    offered: Option<HandoverId>,
+    /// A message whose image comes in the next frame.
+    begun: Option<Message>,
 }
 
 impl Decoder {
@@ -258,8 +298,12 @@ impl Decoder {
     ///
     /// [`MessageError`]; the link cannot be used any longer.
     pub fn frame(&mut self, frame: Bytes) -> Result<Option<Message>, MessageError> {
-        if let Some(id) = self.offered.take() {
-            return Ok(Some(Message::Offer { id, image: frame }));
+        if let Some(mut message) = self.begun.take() {
+            if let Message::Offer { draft: image, .. } | Message::Image { image, .. } = &mut message
+            {
+                *image = frame;
+            }
+            return Ok(Some(message));
         }
         let mut rest = &frame[..];
         let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
@@ -272,8 +316,8 @@ impl Decoder {
         if !rest.is_empty() {
             return Err(MessageError::Trailing(rest.len()));
         }
-        if let Message::Offer { id, .. } = message {
-            self.offered = Some(id);
+        if matches!(message, Message::Offer { .. } | Message::Image { .. }) {
+            self.begun = Some(message);
             return Ok(None);
         }
         Ok(Some(message))

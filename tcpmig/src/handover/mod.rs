@@ -7,8 +7,9 @@
 //!
 //! | source | message | target |
 //! |---|---|---|
-//! | locks, freezes, reads | OFFER (image) → | locks, rebuilds in repair |
-//! | reads again, steers | ← PREPARED or REFUSED | waits |
+//! | describes it while it lives | OFFER (draft) → | agrees, locks |
+//! | locks, freezes, reads | ← ACCEPTED or REFUSED | waits |
+//! | steers, reads again | IMAGE → | rebuilds in repair |
 //! | | COMMIT (packets) → | merges what arrived, activates |
 //! | discards | ← ACTIVE or ABORTED | |
 //!
@@ -16,7 +17,7 @@
 //! fails before, the source thaws and the connection goes on where it was. An
 //! unanswered COMMIT is sent again over a new link, as often as it takes: the target answers it
 //! with what it did. Nothing thaws on a time-out then, because two owners are worse
-//! than none. A target that never saw COMMIT discards what it built at its
+//! than none. For a large image PREPARED is waited for before COMMIT. A target that never saw COMMIT discards what it built at its
 //! deadline, and answers a late COMMIT with ABORTED.
 #![doc = ""]
 #![doc = include_str!("../../PROTOCOL.md")]

@@ -23,7 +23,7 @@ pub enum Note {
     Moved,
     /// Source: it is gone.
     Lost,
-    /// Target: it is built, and nothing of it can be seen from outside.
+    /// Target: it is accepted, and built when its image comes; nothing of it can be seen from outside.
     Prepared,
     /// Target: from here on it may live.
     Activating,

@@ -1,6 +1,7 @@
 //! The source's side: one handover of a connection that leaves.
 
 mod action;
+mod asking;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 
 pub use action::{SourceAction, SourceConfig, SourceResult, Why};
 
-use super::{Decision, Fate, HandoverId, Message, Note, Refusal};
+use super::{Fate, HandoverId, Message, Note, Refusal};
 
 /// One handover at its source, without what it is done with.
 ///
@@ -36,6 +37,10 @@ pub struct SourceSession<E> {
     /// What comes next, in this order.
     todo: VecDeque<SourceAction>,
     deadline: Option<Duration>,
+    /// For so long the target has the packets locked, so that they may be steered there before it has built the connection.
+    locked: Duration,
+    /// They are, and nobody knows whether it has built it.
+    is_ahead: bool,
     /// The process that had the connection has ended, and the socket with it.
     is_orphan: bool,
     is_cancelled: bool,
@@ -51,9 +56,14 @@ pub struct SourceSession<E> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
-    /// The connection lives, or is being frozen.
+    /// The connection lives, and nobody was told of it.
     Beginning,
+    /// It lives, and the target is asked.
     Offered,
+    /// The target takes it, and it is being frozen.
+    Freezing,
+    /// The target builds it, and is waited for.
+    Preparing,
     Confirming,
     /// COMMIT may have been sent.
     Committed,
@@ -75,6 +85,7 @@ struct Asking {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Step {
+    Describe,
     Note(Note),
     Freeze,
     Confirm,
@@ -86,6 +97,9 @@ enum Step {
     Other,
 }
 
+/// So many times as long as its answer to COMMIT is waited for a target's lock has to last.
+const LOCK_OUTLASTS: u32 = 4;
+
 impl<E> SourceSession<E> {
     /// A connection that lives here and is to leave, when an exchange with the target is open.
     #[must_use]
@@ -96,8 +110,10 @@ impl<E> SourceSession<E> {
             now: Duration::ZERO,
             state: State::Beginning,
             step: None,
-            todo: [SourceAction::Note(Note::Offering)].into(),
+            todo: [SourceAction::Describe].into(),
             deadline: None,
+            locked: Duration::ZERO,
+            is_ahead: false,
             is_orphan: false,
             is_cancelled: false,
             packets: Vec::new(),
@@ -160,7 +176,12 @@ impl<E> SourceSession<E> {
             State::Committed => true,
             State::Ending(fate) | State::Ended(fate) => fate != Fate::Kept,
             State::Releasing => self.is_orphan,
-            State::Beginning | State::Offered | State::Confirming | State::Keeping => false,
+            State::Beginning
+            | State::Offered
+            | State::Freezing
+            | State::Preparing
+            | State::Confirming
+            | State::Keeping => false,
         }
     }
 
@@ -168,8 +189,10 @@ impl<E> SourceSession<E> {
     #[must_use]
     pub fn listens(&self) -> bool {
         let pauses = self.asking.is_some_and(|asking| asking.pauses);
-        matches!(self.state, State::Offered | State::Committed)
-            && self.step.is_none()
+        matches!(
+            self.state,
+            State::Offered | State::Preparing | State::Committed
+        ) && self.step.is_none()
             && self.todo.is_empty()
             && !pauses
     }
@@ -185,10 +208,11 @@ impl<E> SourceSession<E> {
         std::mem::take(&mut self.why)
     }
 
-    /// How long the target took to build the connection, and to activate it, in microseconds.
+    /// How long the target took to build the connection, and to activate it.
     #[must_use]
-    pub fn target_took(&self) -> (u32, u32) {
-        (self.rebuild_us, self.activate_us)
+    pub fn target_took(&self) -> (Duration, Duration) {
+        let time = |us: u32| Duration::from_micros(us.into());
+        (time(self.rebuild_us), time(self.activate_us))
     }
 
     /// What [`poll`](Self::poll) would give.
@@ -229,22 +253,20 @@ impl<E> SourceSession<E> {
     fn went_on(&mut self, step: Step, result: SourceResult<E>) {
         use SourceResult as R;
         match (step, result) {
-            (Step::Note(Note::Offering), R::Failed(why)) => {
-                self.why = Why::Failed(why);
-                self.state = State::Ending(Fate::Kept);
+            (Step::Describe, R::Described { queued, draft }) => {
+                self.todo.push_back(SourceAction::Note(Note::Offering));
+                let id = self.id;
+                self.send(Message::Offer { id, queued, draft });
             }
-            (Step::Note(Note::Offering), _) => self.todo.push_back(SourceAction::Freeze),
-            (Step::Freeze, R::Frozen { image }) => {
+            (Step::Describe | Step::Note(Note::Offering), R::Failed(why)) => {
+                self.end(Fate::Kept, Why::Failed(why));
+            }
+            (Step::Note(Note::Offering), _) => {
                 self.state = State::Offered;
                 self.within(self.config.prepared_within);
-                let id = self.id;
-                self.send(Message::Offer { id, image });
             }
-            (Step::Freeze, R::Failed(why)) => {
-                self.why = Why::Failed(why);
-                self.state = State::Ending(Fate::Kept);
-                self.todo.push_back(SourceAction::Note(Note::Kept));
-            }
+            (Step::Freeze, R::Frozen { image }) => self.frozen(image),
+            (Step::Freeze, R::Failed(why)) => self.keep(Why::Failed(why)),
             // Last: what is noted as committing is committed, or a process after this one could do it.
             (Step::Confirm, R::Confirmed { packets }) => {
                 self.packets = packets;
@@ -284,23 +306,42 @@ impl<E> SourceSession<E> {
         self.has_heard = self.is_orphan;
         let name = message.name();
         match (self.state, message) {
-            (_, Message::Offer { .. } | Message::Commit { .. } | Message::Abort { .. }) => {
+            (
+                _,
+                Message::Offer { .. }
+                | Message::Image { .. }
+                | Message::Commit { .. }
+                | Message::Abort { .. },
+            ) => {
                 self.disobeys(Why::Unexpected(name));
             }
-            (State::Offered, Message::Prepared { rebuild_us, .. }) => {
+            (State::Offered, Message::Accepted { locked_ms, .. }) => {
+                self.locked = Duration::from_millis(locked_ms.into());
+                self.state = State::Freezing;
+                self.wait_for(SourceAction::Freeze);
+            }
+            (State::Preparing, Message::Prepared { rebuild_us, .. }) => {
                 self.rebuild_us = rebuild_us;
                 self.state = State::Confirming;
                 self.wait_for(SourceAction::Confirm);
             }
-            (State::Offered, Message::Refused { code, reason, .. }) => {
+            (State::Offered | State::Preparing, Message::Refused { code, reason, .. }) => {
                 self.keep(Why::Refused(Refusal { code, reason }));
             }
-            (State::Offered, Message::Aborted { code, reason, .. }) => {
+            (State::Offered | State::Preparing, Message::Aborted { code, reason, .. }) => {
                 self.keep(Why::Aborted(Refusal { code, reason }));
             }
-            // They answer COMMIT.
-            (State::Offered, _) => self.keep(Why::Unexpected(name)),
-            (State::Committed, Message::Active { activate_us, .. }) => {
+            // They answer other messages.
+            (State::Offered | State::Preparing, _) => self.keep(Why::Unexpected(name)),
+            (
+                State::Committed,
+                Message::Active {
+                    rebuild_us,
+                    activate_us,
+                    ..
+                },
+            ) => {
+                self.rebuild_us = rebuild_us;
                 self.activate_us = activate_us;
                 self.moved(Why::Agreed);
             }
@@ -348,17 +389,10 @@ impl<E> SourceSession<E> {
                     self.ask_no_more();
                 }
             }
-            (State::Offered, _) => self.link_lost(Why::TooLate(self.config.prepared_within)),
+            (State::Offered | State::Freezing | State::Preparing | State::Confirming, _) => {
+                self.link_lost(Why::TooLate(self.config.prepared_within));
+            }
             _ => self.link_lost(Why::TooLate(self.answer_within())),
-        }
-        self.end_if_done();
-    }
-
-    /// Nobody asks the target any more: after COMMIT, the handover is in doubt.
-    pub fn give_up(&mut self, now: Duration, why: E) {
-        self.now = now;
-        if matches!(self.state, State::Committed | State::Releasing) {
-            self.ask_no_more_for(why);
         }
         self.end_if_done();
     }
@@ -373,13 +407,11 @@ impl<E> SourceSession<E> {
         self.is_cancelled = false;
         match self.state {
             State::Beginning => {
-                let is_noted = self.todo.front() != Some(&SourceAction::Note(Note::Offering));
                 self.end(Fate::Kept, Why::Cancelled);
-                if is_noted {
-                    self.todo.push_back(SourceAction::Note(Note::Kept));
-                }
             }
-            State::Offered | State::Confirming => self.keep(Why::Cancelled),
+            State::Offered | State::Freezing | State::Preparing | State::Confirming => {
+                self.keep(Why::Cancelled);
+            }
             // COMMIT was not sent yet.
             State::Committed if self.is_committing() => self.keep(Why::Cancelled),
             State::Committed => self.doubt(Why::Cancelled),
@@ -389,20 +421,20 @@ impl<E> SourceSession<E> {
         self.end_if_done();
     }
 
-    /// Asks the target again where a connection in doubt is.
-    pub fn ask(&mut self, now: Duration) {
-        if self.state == State::Ended(Fate::InDoubt) {
-            self.now = now;
-            self.state = State::Committed;
-            self.begin_asking();
-        }
-    }
-
-    /// A person says where a connection in doubt is, without the target's word.
-    pub fn settle(&mut self, now: Duration, decision: Decision) {
-        if self.state == State::Ended(Fate::InDoubt) {
-            self.now = now;
-            self.decided(decision);
+    /// It stands still. COMMIT follows the image at once if nothing is gained by waiting: the target answers both by what it did. A
+    /// large image has its time to get there, and packets do not come where a lock could end before they are silenced here again.
+    fn frozen(&mut self, image: Bytes) {
+        let least = self.config.answer_within.saturating_mul(LOCK_OUTLASTS);
+        let lasts = !self.locked.is_zero() && self.locked >= least;
+        let waits = !lasts || image.len() > self.config.commit_at_once;
+        self.is_ahead = !waits;
+        let id = self.id;
+        self.within(self.config.prepared_within);
+        self.send(Message::Image { id, waits, image });
+        self.state = State::Preparing;
+        if !waits {
+            self.state = State::Confirming;
+            self.todo.push_back(SourceAction::Confirm);
         }
     }
 
@@ -413,34 +445,6 @@ impl<E> SourceSession<E> {
             Some(SourceAction::Send(Message::Commit { .. }))
         );
         is_next && self.step.is_none() && self.asking.is_none()
-    }
-
-    fn decided(&mut self, decision: Decision) {
-        match decision {
-            Decision::Kept => {
-                // For the ABORT afterwards, by which a target that has not activated it gives it up.
-                self.state = State::Keeping;
-                self.connect();
-                self.within(self.config.answer_within);
-            }
-            Decision::Moved => self.moved(Why::Settled),
-            Decision::Lost => self.lost(Why::Settled),
-        }
-    }
-
-    /// Another exchange is open.
-    fn connected(&mut self) {
-        match self.state {
-            State::Committed => self.say_commit(),
-            State::Releasing => {
-                self.within(self.answer_within());
-                let id = self.id;
-                self.send(Message::Abort { id });
-                self.todo.push_back(SourceAction::Finish);
-            }
-            State::Keeping => self.keep(Why::Settled),
-            _ => {}
-        }
     }
 
     fn disobeys(&mut self, why: Why<E>) {
@@ -460,7 +464,9 @@ impl<E> SourceSession<E> {
         }
         match self.state {
             // Until COMMIT is sent the connection is the source's, whatever happens.
-            State::Offered | State::Confirming => self.keep(why),
+            State::Offered | State::Freezing | State::Preparing | State::Confirming => {
+                self.keep(why);
+            }
             State::Committed | State::Releasing => {
                 if self.state == State::Committed {
                     self.why = why;
@@ -480,64 +486,6 @@ impl<E> SourceSession<E> {
                 self.deadline = None;
             }
             State::Beginning | State::Ended(_) => {}
-        }
-    }
-
-    fn begin_asking(&mut self) {
-        self.asking = Some(Asking {
-            until: self.now.saturating_add(self.config.ask_for),
-            pause: self.config.first_pause,
-            pauses: false,
-        });
-        if self.config.ask_for.is_zero() {
-            self.ask_no_more();
-        } else {
-            self.ask_again();
-        }
-    }
-
-    fn ask_again(&mut self) {
-        if let Some(asking) = &mut self.asking {
-            asking.pauses = false;
-        }
-        if self.is_orphan {
-            self.connect();
-        } else {
-            self.wait_for(SourceAction::LookUpDecision);
-        }
-    }
-
-    fn pause(&mut self) {
-        if let Some(asking) = &mut self.asking {
-            asking.pauses = true;
-            let until = asking.until.max(self.now);
-            self.deadline = Some(self.now.saturating_add(asking.pause).min(until));
-            asking.pause = (asking.pause * 2).min(self.config.longest_pause);
-        }
-    }
-
-    fn ask_no_more_for(&mut self, why: E) {
-        if self.state == State::Committed {
-            self.why = Why::Failed(why);
-        }
-        self.ask_no_more();
-    }
-
-    fn ask_no_more(&mut self) {
-        match self.state {
-            State::Releasing => self.released(),
-            _ => {
-                let why = std::mem::take(&mut self.why);
-                self.doubt(why);
-            }
-        }
-    }
-
-    fn connect(&mut self) {
-        self.wait_for(SourceAction::Connect);
-        // Opening has limits of its own; only a connection that stands still does not wait for them.
-        if let Some(asking) = self.asking.filter(|_| !self.is_orphan) {
-            self.deadline = Some(asking.until.max(self.now));
         }
     }
 
@@ -561,12 +509,6 @@ impl<E> SourceSession<E> {
         self.todo.push_back(SourceAction::Note(Note::Lost));
     }
 
-    /// The target has unlocked, or does so at its deadline.
-    fn released(&mut self) {
-        let why = std::mem::take(&mut self.why);
-        self.lost(why);
-    }
-
     fn keep(&mut self, why: Why<E>) {
         self.keep_unsaid(why);
         // Only then: the target unlocks, and answers packets that are still steered to it with RST.
@@ -579,12 +521,6 @@ impl<E> SourceSession<E> {
         self.end(Fate::Kept, why);
         self.todo.push_back(SourceAction::Keep);
         self.todo.push_back(SourceAction::Note(Note::Kept));
-    }
-
-    /// Nothing thaws on a time-out: two owners are worse than none.
-    fn doubt(&mut self, why: Why<E>) {
-        self.end(Fate::InDoubt, why);
-        self.todo.push_back(SourceAction::Doubt);
     }
 
     fn discard(&mut self) {
@@ -647,6 +583,7 @@ impl<E> SourceSession<E> {
 impl Step {
     fn of(action: &SourceAction) -> Self {
         match action {
+            SourceAction::Describe => Self::Describe,
             SourceAction::Note(note) => Self::Note(*note),
             SourceAction::Freeze => Self::Freeze,
             SourceAction::Confirm => Self::Confirm,
@@ -657,6 +594,7 @@ impl Step {
             SourceAction::Keep
             | SourceAction::Discard
             | SourceAction::EndRedirect
+            | SourceAction::Silence
             | SourceAction::Doubt => Self::Other,
         }
     }

@@ -22,9 +22,9 @@ use super::{Code, Fate, HandoverId, Message, Note, Refusal};
 /// What a target insists on, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TargetConfig {
-    /// How long what is prepared waits for COMMIT.
+    /// How long what is accepted waits for its image, and what is prepared for COMMIT.
     pub commit_within: Duration,
-    /// How many connections are prepared at a time, from all sources.
+    /// How many connections are accepted and prepared at a time, from all sources.
     pub prepared_at_once: usize,
     /// How many bytes their images may have together.
     pub bytes_prepared: usize,
@@ -102,16 +102,22 @@ impl<L: Hash> Hash for Ended<L> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TargetAction<L> {
-    /// Say what there is to say about the image without touching the host for it: what is refused here has silenced
+    /// Say what there is to say about the connection without touching the host for it: what is refused here has silenced
     /// nothing. Done, or failed.
     Examine {
         /// The name of the host that offers it.
         from: Arc<str>,
-        /// The encoded image.
+        /// The encoded draft of its image.
+        draft: Bytes,
+    },
+    /// Lock the connection's packets, unless this host still redirects them: then the connection lives where they go. Locked, or
+    /// failed.
+    Lock,
+    /// Lock the connection, if it is not locked, and build it, mute. Done, or failed; then nothing but its lock is left of it.
+    Build {
+        /// The encoded image, without what the draft has.
         image: Bytes,
     },
-    /// Lock the connection and build it, mute. Done, or failed; then nothing is left of it.
-    Build,
     /// Note this in the journal, where a process after this one finds it. Done, or failed.
     Note(Note),
     /// Merge what arrived at the source, unlock, and let it live. Done, or not activated; failed if nobody can say.
@@ -144,6 +150,8 @@ pub enum TargetAction<L> {
 pub enum TargetResult {
     /// It is done.
     Done,
+    /// For so long the packets are locked whatever becomes of this process: not at all if it is zero.
+    Locked(Duration),
     /// It is not, for this reason.
     Failed(Refusal),
     /// The connection is discarded.
@@ -236,13 +244,18 @@ impl<L: Clone> TargetSessions<L> {
     ) -> Heard {
         self.now = self.now.max(now);
         let (id, event) = match message {
-            Message::Offer { id, image } => {
-                return match self.offered(id, from, link, image, recalled) {
+            Message::Offer { id, queued, draft } => {
+                return match self.offered(id, from, link, (queued, draft), recalled) {
                     Ok(()) => Heard::Poll(id),
                     Err(Refusal { code, reason }) => {
                         Heard::Answer(Message::Refused { id, code, reason })
                     }
                 };
+            }
+            Message::Image { id, waits, image } => {
+                let room = self.make_room(id, from, image.len());
+                let link = waits.then_some(link);
+                (id, Event::Image { link, image, room })
             }
             Message::Commit { id, packets } => (id, Event::Commit { link, packets }),
             Message::Abort { id } => (id, Event::Abort),
@@ -271,7 +284,10 @@ impl<L: Clone> TargetSessions<L> {
         self.now = self.now.max(now);
         while let Some((_, id)) = self.deadlines.front().copied().filter(|(at, _)| *at <= now) {
             self.deadlines.pop_front();
-            if let Some(handover) = self.get_mut(id) {
+            if let Some(handover) = self.get_mut(id)
+                && handover.deadline.is_some_and(|at| at <= now)
+            {
+                handover.deadline = None;
                 handover.happened(Event::Deadline);
                 self.ready.push_back(id);
             }
@@ -283,7 +299,12 @@ impl<L: Clone> TargetSessions<L> {
     /// When [`TargetSessions::handle_timeout`] has something to do next.
     pub fn poll_timeout(&mut self) -> Option<Duration> {
         while let Some((at, id)) = self.deadlines.front() {
-            if self.handovers.get(id).is_some_and(|it| it.is_prepared()) {
+            // One that has come further since has another.
+            if self
+                .handovers
+                .get(id)
+                .is_some_and(|it| it.deadline == Some(*at))
+            {
                 return Some(self.memory.sweep_at().map_or(*at, |sweep| sweep.min(*at)));
             }
             self.deadlines.pop_front();
@@ -344,15 +365,29 @@ impl<L: Clone> TargetSessions<L> {
         id: HandoverId,
         from: &Arc<str>,
         link: L,
-        image: Bytes,
+        (queued, draft): (u32, Bytes),
         recalled: Option<&Recalled>,
     ) -> Result<(), Refusal> {
         if self.knows(id) || recalled.is_some() {
             return Err(Refusal::other("this handover was offered before"));
         }
-        self.room.admit(from, image.len())?;
-        let handover = Handover::offered(self.now, id, from.clone(), link, image);
+        let bytes = draft.len().saturating_add(queued as usize);
+        self.room.admit(from, bytes)?;
+        let handover = Handover::offered(id, from.clone(), link, draft, bytes);
         self.handovers.insert(id, Box::new(handover));
+        Ok(())
+    }
+
+    /// Takes room for an image that is larger than its offer said; or why there is none.
+    fn make_room(&mut self, id: HandoverId, from: &Arc<str>, bytes: usize) -> Result<(), Refusal> {
+        match self.handovers.get(&id) {
+            Some(handover) if handover.from == *from => {
+                let more = bytes.saturating_sub(handover.bytes());
+                self.room.admit_bytes(from, more)?;
+            }
+            _ => return Ok(()),
+        }
+        self.change(id, |handover| handover.needs(bytes));
         Ok(())
     }
 
@@ -366,12 +401,15 @@ impl<L: Clone> TargetSessions<L> {
             handovers, ended, ..
         } = self;
         let handover = handovers.get_mut(&id).or_else(|| ended.0.get_mut(&id))?;
-        let before = (handover.usage(), handover.fate(), handover.is_prepared());
+        let before = (handover.usage(), handover.fate(), handover.waits());
         let result = change(handover);
         self.room.change(&handover.from, before.0, handover.usage());
-        if handover.is_prepared() && !before.2 {
+        if handover.waits() != before.2 {
             let deadline = self.now.saturating_add(self.config.commit_within);
-            self.deadlines.push_back((deadline, id));
+            handover.deadline = handover.waits().is_some().then_some(deadline);
+            if handover.deadline.is_some() {
+                self.deadlines.push_back((deadline, id));
+            }
         }
         if handover.fate().is_some() && before.1.is_none() {
             let oldest = self.memory.ended(self.now, id, &handover.from);
@@ -414,6 +452,9 @@ fn by_journal(id: HandoverId, from: &Arc<str>, recalled: Option<&Recalled>) -> H
 
 impl<L> Event<L> {
     fn wants_answer(&self) -> bool {
-        matches!(self, Self::Commit { .. })
+        matches!(
+            self,
+            Self::Commit { .. } | Self::Image { link: Some(_), .. }
+        )
     }
 }

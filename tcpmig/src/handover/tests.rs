@@ -10,10 +10,17 @@ use super::*;
 fn messages() -> impl Strategy<Value = Message> {
     let id = any::<[u8; 16]>().prop_map(HandoverId::from_octets);
     let code = prop::sample::select(&Code::ALL[..]);
-    (id, 0..10, any::<u32>(), (code, ".{0,40}"), any::<Vec<u8>>()).prop_map(
+    (id, 0..12, any::<u32>(), (code, ".{0,40}"), any::<Vec<u8>>()).prop_map(
         |(id, kind, us, (code, reason), image)| match kind {
             0 => Message::Offer {
                 id,
+                queued: us,
+                draft: Bytes::from(image),
+            },
+            9 => Message::Accepted { id, locked_ms: us },
+            10 => Message::Image {
+                id,
+                waits: us % 2 == 0,
                 image: Bytes::from(image),
             },
             1 => Message::Prepared { id, rebuild_us: us },
@@ -25,6 +32,7 @@ fn messages() -> impl Strategy<Value = Message> {
             4 => Message::Abort { id },
             5 => Message::Active {
                 id,
+                rebuild_us: us / 2,
                 activate_us: us,
             },
             6 => Message::Aborted { id, code, reason },
@@ -39,13 +47,20 @@ fn messages() -> impl Strategy<Value = Message> {
 }
 
 /// One of each kind.
-fn one_of_each() -> [Message; 10] {
+fn one_of_each() -> [Message; 12] {
     let id = HandoverId::from_octets([0; 16]);
     let reason = String::new;
     [
         Message::hello(),
         Message::Offer {
             id,
+            queued: 0,
+            draft: Bytes::new(),
+        },
+        Message::Accepted { id, locked_ms: 0 },
+        Message::Image {
+            id,
+            waits: true,
             image: Bytes::new(),
         },
         Message::Prepared { id, rebuild_us: 0 },
@@ -56,7 +71,11 @@ fn one_of_each() -> [Message; 10] {
         },
         Message::commit(id),
         Message::Abort { id },
-        Message::Active { id, activate_us: 0 },
+        Message::Active {
+            id,
+            rebuild_us: 0,
+            activate_us: 0,
+        },
         Message::Aborted {
             id,
             code: Code::Other,

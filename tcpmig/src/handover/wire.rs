@@ -23,6 +23,8 @@ const MOST_PACKETS: usize = 1 << 16;
 enum Kind {
     Hello,
     Offer,
+    Accepted,
+    Image,
     Prepared,
     Refused,
     Commit,
@@ -40,6 +42,9 @@ pub(super) struct Wire {
     id: Option<HandoverId>,
     oldest: Option<u16>,
     newest: Option<u16>,
+    queued: Option<u32>,
+    locked_ms: Option<u32>,
+    waits: Option<bool>,
     rebuild_us: Option<u32>,
     activate_us: Option<u32>,
     reason: Option<String>,
@@ -73,6 +78,16 @@ impl TryFrom<Wire> for Message {
             },
             Kind::Offer => Self::Offer {
                 id: id()?,
+                queued: wire.queued.ok_or(Missing("queued"))?,
+                draft: Bytes::new(),
+            },
+            Kind::Accepted => Self::Accepted {
+                id: id()?,
+                locked_ms: wire.locked_ms.ok_or(Missing("locked_ms"))?,
+            },
+            Kind::Image => Self::Image {
+                id: id()?,
+                waits: wire.waits.ok_or(Missing("waits"))?,
                 image: Bytes::new(),
             },
             Kind::Prepared => Self::Prepared {
@@ -91,6 +106,7 @@ impl TryFrom<Wire> for Message {
             Kind::Abort => Self::Abort { id: id()? },
             Kind::Active => Self::Active {
                 id: id()?,
+                rebuild_us: wire.rebuild_us.ok_or(Missing("rebuild_us"))?,
                 activate_us: wire.activate_us.ok_or(Missing("activate_us"))?,
             },
             Kind::Aborted => Self::Aborted {

@@ -31,7 +31,7 @@ fn departed(ending: Ending, report: Report) -> Departed<Report, Reason> {
         },
         Ending::Lost(reason) => Departed::Lost(reason),
         Ending::InDoubt(doubt) => {
-            let asking = async move { departed(doubt.ask().await, report) };
+            let asking = async move { departed(doubt.ask().await.ending, report) };
             Departed::InDoubt(Box::pin(asking))
         }
     }

@@ -291,7 +291,7 @@ fn after_the_lease_it_is_an_ordinary_restore() {
             let mut echo = net.echo();
             let image = net.file("connection.image");
             let image = image.to_str().unwrap();
-            let dump = ["dump", "--flow", &echo.flow, "-o", image, "--lease", "1"];
+            let dump = ["dump", "--flow", &echo.flow, "-o", image, "--lease", "3"];
             succeeds(&tcpmig(&net.a, &dump));
             until("the lease ends", || {
                 let value = succeeds(&tcpmig(&net.a, &["--json", "locks"]));

@@ -31,10 +31,10 @@ use support::until;
 /// Where a process stands when it is stopped for a moment, in the order in which a handover comes there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
+    /// Target: it takes the connection, before ACCEPTED.
+    Accept,
     /// Source: the packets are locked.
     Locked,
-    /// Target: it is built, before PREPARED.
-    Prepare,
     /// Source: before steering.
     Steering,
     /// Source: steered, before COMMIT is decided.
@@ -50,8 +50,8 @@ enum Step {
 }
 
 const STEPS: [Step; 8] = [
+    Step::Accept,
     Step::Locked,
-    Step::Prepare,
     Step::Steering,
     Step::Steered,
     Step::Decided,
@@ -120,18 +120,20 @@ impl Fault {
 
     /// What a process that is killed has locked ends with its lease: not before the one after it is there. In all other
     /// cases somebody has to renew it.
-    fn lease(self) -> Duration {
+    ///
+    /// At once a source commits only to a target whose lock lasts for longer than it waits for an answer, several times.
+    fn lease(self, at_once: bool) -> Duration {
         if self.kills_source() || self.kills_target() {
             Duration::from_secs(90)
         } else {
-            Duration::from_secs(1)
+            Duration::from_secs(if at_once { 3 } else { 1 })
         }
     }
 
     /// Longer than the source waits for PREPARED, and than a lease.
-    fn lasts(self) -> Duration {
+    fn lasts(self, at_once: bool) -> Duration {
         match self {
-            Self::StopSource | Self::StopTarget => self.lease() * 5 / 2,
+            Self::StopSource | Self::StopTarget => self.lease(at_once) * 5 / 2,
             Self::KillSource | Self::KillTarget | Self::KillBoth => Duration::ZERO,
             Self::FlushSource | Self::FlushTarget => Duration::ZERO,
             _ => roles::PREPARED_WITHIN + Duration::from_millis(400),
@@ -154,6 +156,8 @@ enum Expected {
     KeptOrMoved,
     /// It moved, and may have ended since.
     MovedOrEnded,
+    /// Whether its image had left when the source died is chance.
+    MovedOrLost,
 }
 
 impl Expected {
@@ -161,6 +165,7 @@ impl Expected {
         match self {
             Self::KeptOrMoved => matches!(became, Self::Kept | Self::Moved),
             Self::MovedOrEnded => matches!(became, Self::Moved | Self::Ended),
+            Self::MovedOrLost => matches!(became, Self::Moved | Self::Lost),
             // Whether the source had heard of the move before it died is chance.
             Self::Ended => matches!(became, Self::Ended | Self::Lost),
             _ => self == became,
@@ -169,10 +174,13 @@ impl Expected {
 }
 
 /// With a fault at a step; the source may have died and been started again.
-fn expected(step: Step, fault: Fault) -> Expected {
+fn expected(step: Step, fault: Fault, at_once: bool) -> Expected {
+    // The image and COMMIT come when they can, or COMMIT comes again before the image.
+    let is_under_way = at_once && (Step::Locked..=Step::Decided).contains(&step);
     match fault {
         // The source owned it, and its process is dead.
         Fault::KillSource if step <= Step::Steered => Expected::Lost,
+        Fault::KillSource if step == Step::Decided && at_once => Expected::MovedOrLost,
         Fault::KillSource => Expected::Moved,
         Fault::KillBoth if step == Step::Active => Expected::Ended,
         Fault::KillBoth => Expected::Lost,
@@ -188,9 +196,20 @@ fn expected(step: Step, fault: Fault) -> Expected {
         Fault::FlushSource if step == Step::Active => Expected::MovedOrEnded,
         // It is set up again, and the handover goes on. It may begin before that, and is kept then.
         Fault::FlushSource | Fault::FlushTarget => Expected::KeptOrMoved,
-        _ if step <= Step::Prepare => Expected::Kept,
+        _ if is_under_way => Expected::KeptOrMoved,
+        _ if step <= Step::Locked => Expected::Kept,
         _ => Expected::Moved,
     }
+}
+
+/// Whether COMMIT follows the image at once. Each fault is tried at each second step in this way, and at the others in the
+/// other way.
+fn at_once(when: When, fault: Fault) -> bool {
+    let moment = match when {
+        When::At(step) => step as u128,
+        When::After(time) | When::Many(_, time) => time.as_micros(),
+    };
+    (moment + fault as u128) % 2 == 0
 }
 
 /// When a fault comes.
@@ -306,6 +325,8 @@ struct Scene {
     pem: [[String; 3]; 2],
     directory: tempfile::TempDir,
     limits: Limits,
+    /// The fault.
+    lasts: Duration,
 }
 
 impl Scene {
@@ -314,14 +335,18 @@ impl Scene {
         // Where a fault comes before PREPARED its end is not waited for; where it comes later it has to be reached, however
         // busy the machine is.
         let prepared_within = match when {
-            When::At(step) if step > Step::Prepare => PATIENCE,
+            When::At(step) if step > Step::Locked => PATIENCE,
             _ => roles::PREPARED_WITHIN,
         };
+        let at_once = at_once(when, fault);
+        let commit_at_once = if at_once { usize::MAX } else { 0 };
         Self {
             limits: Limits {
-                lease: fault.lease(),
+                lease: fault.lease(at_once),
                 prepared_within,
+                commit_at_once,
             },
+            lasts: fault.lasts(at_once),
             net: Net::new(),
             // A host that starts again has the same key.
             pem: ["host-a", "host-b"].map(|name| keys.pem(name)),
@@ -379,8 +404,8 @@ impl Scene {
         // Steps that come after the fault pass.
         source.let_on();
         target.let_on();
-        if fault.lasts() > Duration::ZERO {
-            thread::sleep(fault.lasts());
+        if self.lasts > Duration::ZERO {
+            thread::sleep(self.lasts);
         }
         drop(stopped);
         match fault {
@@ -469,7 +494,7 @@ fn try_fault(when: When, fault: Fault) -> Expected {
         }
     };
     if let When::At(step) = when {
-        let expected = expected(step, fault);
+        let expected = expected(step, fault, at_once(when, fault));
         assert!(expected.allows(became), "{became:?}, not {expected:?}");
     }
     match became {
@@ -485,7 +510,11 @@ fn try_fault(when: When, fault: Fault) -> Expected {
                 !Scene::has(&scene.net.a, false)
             });
         }
-        Expected::Ended | Expected::KeptOrMoved | Expected::MovedOrEnded => {}
+        // No other is what became of one.
+        Expected::Ended
+        | Expected::KeptOrMoved
+        | Expected::MovedOrEnded
+        | Expected::MovedOrLost => {}
     }
     if matches!(became, Expected::Kept | Expected::Moved) {
         assert_eq!(ends.packets(), 0, "FIN or RST at the peer");

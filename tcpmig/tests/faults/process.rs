@@ -19,6 +19,7 @@ use crate::support::PATIENCE;
 pub(crate) struct Limits {
     pub(crate) lease: Duration,
     pub(crate) prepared_within: Duration,
+    pub(crate) commit_at_once: usize,
 }
 
 /// A host's process.
@@ -48,6 +49,7 @@ impl Process {
         command.env("LEASE_MS", limits.lease.as_millis().to_string());
         let prepared = limits.prepared_within.as_millis().to_string();
         command.env("PREPARED_MS", prepared);
+        command.env("AT_ONCE", limits.commit_at_once.to_string());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -70,6 +70,7 @@ fn options() -> Options {
         lease: limit("LEASE_MS"),
         settle: Duration::ZERO,
         prepared_within: limit("PREPARED_MS"),
+        commit_at_once: std::env::var("AT_ONCE").unwrap().parse().unwrap(),
         answer_within: Duration::from_millis(300),
         ..Options::default()
     }
@@ -191,7 +192,7 @@ async fn sources(journal: &Path) {
 /// Asks until somebody answers: on a busy machine a target may take longer than the source asks by itself.
 async fn settled(mut ending: Ending) -> Ending {
     while let Ending::InDoubt(doubt) = ending {
-        ending = doubt.ask().await;
+        ending = doubt.ask().await.ending;
     }
     ending
 }
@@ -286,7 +287,7 @@ impl Journal for StoppingJournal {
     fn begin(&self, id: HandoverId, about: &HandoverInfo) -> io::Result<()> {
         self.0.begin(id, about)?;
         if about.role == Role::Target {
-            stop_at(Step::Prepare);
+            stop_at(Step::Accept);
         }
         Ok(())
     }

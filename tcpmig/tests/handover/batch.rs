@@ -114,7 +114,7 @@ kernel_test!(a_batch_that_is_dropped_loses_none, || {
             for outcome in mover.unclaimed().await {
                 settled += 1;
                 let ending = match outcome.ending {
-                    Ending::InDoubt(doubt) => doubt.ask().await,
+                    Ending::InDoubt(doubt) => doubt.ask().await.ending,
                     other => other,
                 };
                 match ending {
@@ -205,7 +205,7 @@ kernel_test!(a_move_that_is_cancelled_before_commit_is_kept, || {
     // The target gets the offer and says nothing.
     let offered = b.begin(|here| async move {
         let mut talk = Fake::new(&here).exchange().await;
-        let (id, _) = talk.offer().await;
+        let id = talk.take().await;
         got_offer.send(()).unwrap();
         let abort = talk.answer().await;
         assert_eq!(abort, Message::Abort { id });
@@ -253,7 +253,7 @@ kernel_test!(a_move_that_is_cancelled_after_commit_is_in_doubt, || {
     let committed = b.begin(|here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
-        let (id, _) = talk.offer().await;
+        let id = talk.take().await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
         talk.commit(id).await;
         got_commit.send(()).unwrap();
@@ -281,7 +281,7 @@ kernel_test!(a_move_that_is_cancelled_after_commit_is_in_doubt, || {
         drop(moving);
         let outcome = mover.unclaimed().await.remove(0);
         match outcome.ending {
-            Ending::InDoubt(doubt) => doubt.ask().await,
+            Ending::InDoubt(doubt) => doubt.ask().await.ending,
             other => panic!("{other:?}"),
         }
     });

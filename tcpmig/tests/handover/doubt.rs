@@ -27,7 +27,7 @@ pub(crate) struct Committed {
 pub(crate) async fn commit_and_hang_up(here: &Here, flow: FourTuple) -> Committed {
     let mut fake = Fake::new(here);
     let mut talk = fake.exchange().await;
-    let (id, _) = talk.offer().await;
+    let id = talk.take().await;
     let lock = here
         .locker
         .lock(&[flow], Duration::from_secs(3600))
@@ -134,9 +134,13 @@ pub(crate) fn doubt(outcome: Outcome) -> InDoubt {
 kernel_test!(a_target_that_says_active_when_asked_has_it, || {
     let mut case = Case::new();
     let flow = case.flow;
-    let target = case
-        .b
-        .begin(move |here| answer(here, flow, |id| Message::Active { id, activate_us: 1 }));
+    let target = case.b.begin(move |here| {
+        answer(here, flow, |id| Message::Active {
+            id,
+            rebuild_us: 1,
+            activate_us: 1,
+        })
+    });
     let outcome = case.move_out().wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
     let _lock = target.wait();
@@ -154,7 +158,7 @@ kernel_test!(a_target_that_says_aborted_when_asked_gives_it_back, || {
         })
     });
     let outcome = case.move_out().wait();
-    let words = ["the target had given it up", "for a test"];
+    let words = ["the target gave it up", "for a test"];
     case.goes_on(outcome.ending, target.wait(), b"", &words);
 });
 
@@ -170,7 +174,12 @@ kernel_test!(a_late_answer_is_asked_for_again, || {
         let mut talk = fake.committed(id).await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
         let mut talk = fake.committed(id).await;
-        talk.say(Message::Active { id, activate_us: 1 }).await;
+        talk.say(Message::Active {
+            id,
+            rebuild_us: 1,
+            activate_us: 1,
+        })
+        .await;
         talk.end().await;
         lock
     });
@@ -218,7 +227,7 @@ kernel_test!(
         case.is_silent();
 
         // Still nobody there.
-        let asked = case.a.call(|_| first.ask());
+        let asked = case.a.call(|_| async { first.ask().await.ending });
         let Ending::InDoubt(second) = asked else {
             panic!("{asked:?}");
         };
@@ -241,16 +250,60 @@ kernel_test!(
                 }
             }
         });
-        let mut ending = case.a.call(|_| second.ask());
+        let mut ending = case.a.call(|_| async { second.ask().await.ending });
         while let Ending::InDoubt(again) = ending {
-            ending = case.a.call(|_| again.ask());
+            ending = case.a.call(|_| async { again.ask().await.ending });
         }
         target.wait();
-        case.goes_on(
-            ending,
-            lock,
-            SENT,
-            &["the target had given it up: for a test"],
-        );
+        case.goes_on(ending, lock, SENT, &["the target gave it up: for a test"]);
     }
 );
+
+kernel_test!(a_question_that_nobody_waits_for_is_asked_to_its_end, || {
+    let options = Options {
+        answer_within: Duration::from_millis(200),
+        ask_for: Duration::from_millis(300),
+        ..Options::default()
+    };
+    let mut case = Case::with(Net::new(), &options);
+    let flow = case.flow;
+    let target = case
+        .b
+        .begin(move |here| async move { commit_and_hang_up(&here, flow).await });
+    let socket = case.server.take().unwrap().into();
+    let (in_doubt, is_in_doubt) = std::sync::mpsc::channel();
+    let asked = case.a.begin(move |here| async move {
+        let mover = here.mover();
+        let mut ending = mover.move_out(socket, None, &here.other()).await.ending;
+        let mut asked = 0;
+        while let Ending::InDoubt(doubt) = ending {
+            asked += 1;
+            let _ = in_doubt.send(());
+            drop(doubt.ask());
+            // Its outcome is there when it has one.
+            ending = mover.unclaimed().await.remove(0).ending;
+        }
+        assert!(matches!(ending, Ending::Moved), "{ending:?}");
+        asked
+    });
+    let Committed { mut fake, id, lock } = target.wait();
+    is_in_doubt.recv().unwrap();
+    let target = case.b.begin(move |_| async move {
+        let (rebuild_us, activate_us) = (1, 1);
+        loop {
+            let mut talk = fake.exchange().await;
+            if matches!(talk.hear().await, Some(Message::Commit { .. })) {
+                talk.say(Message::Active {
+                    id,
+                    rebuild_us,
+                    activate_us,
+                })
+                .await;
+                return talk.end().await;
+            }
+        }
+    });
+    target.wait();
+    assert!(asked.wait() >= 1);
+    drop(lock);
+});

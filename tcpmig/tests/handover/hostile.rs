@@ -122,7 +122,7 @@ kernel_test!(
                 let mut reasons = Vec::new();
                 for _ in 0..200 {
                     let image = offered.clone();
-                    let answer = talk.ask(Message::Offer { id: id(), image }).await;
+                    let answer = talk.give(id(), image).await;
                     reasons.push(refusal(answer));
                 }
                 reasons
@@ -162,7 +162,7 @@ kernel_test!(
         let image = offered.clone();
         let answer = a.call(move |here| async move {
             let mut talk = Talk::with_other(&here).await;
-            talk.ask(Message::Offer { id, image }).await
+            talk.give(id, image).await
         });
         assert_eq!(answer.name(), "PREPARED", "{answer:?}");
         let pem = keys.pem("host-c");
@@ -172,7 +172,7 @@ kernel_test!(
             talk.say(Message::Abort { id }).await;
             answers.push(talk.ask(Message::commit(id)).await);
             let image = offered;
-            answers.push(talk.ask(Message::Offer { id, image }).await);
+            answers.push(talk.give(id, image).await);
             answers
         });
         assert_eq!(answers[0], Message::Unknown { id });
@@ -211,14 +211,12 @@ kernel_test!(one_host_leaves_the_others_their_places, || {
     let answers = a.call(|here| async move {
         let mut talk = Talk::with_other(&here).await;
         let (_other, mut others) = talk_as(&pem).await;
-        let mut images = images
-            .into_iter()
-            .map(|image| Message::Offer { id: id(), image });
+        let mut images = images.into_iter();
         let mut next = || images.next().unwrap();
         [
-            talk.ask(next()).await,
-            talk.ask(next()).await,
-            others.ask(next()).await,
+            talk.give(id(), next()).await,
+            talk.give(id(), next()).await,
+            others.give(id(), next()).await,
         ]
     });
     let [first, second, third] = answers;
@@ -250,7 +248,7 @@ kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
     let (id, again) = (id(), second.clone());
     a.call(move |here| async move {
         let mut talk = Talk::with_other(&here).await;
-        let answer = talk.ask(Message::Offer { id, image: first }).await;
+        let answer = talk.give(id, first).await;
         assert_eq!(answer.name(), "PREPARED", "{answer:?}");
         // Not answered before it was given up.
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -263,7 +261,7 @@ kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
     let refused = a.call(|here| async move {
         let mut talk = Talk::with_other(&here).await;
         let id = HandoverId::random().unwrap();
-        talk.ask(Message::Offer { id, image: second }).await
+        talk.give(id, second).await
     });
     let reason = refusal(refused);
     assert!(reason.contains("full: 1 connections wait"), "{reason}");
@@ -271,7 +269,7 @@ kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
         let mut talk = Talk::with_other(&here).await;
         talk.say(Message::Abort { id }).await;
         let id = HandoverId::random().unwrap();
-        talk.ask(Message::Offer { id, image: again }).await
+        talk.give(id, again).await
     });
     assert_eq!(answer.name(), "PREPARED", "{answer:?}");
     assert_eq!(b.entries(first_flow), []);
@@ -328,8 +326,9 @@ fn refused_offers() {
             for _ in 0..count / 100 {
                 // So many at a time that the exchange is busy, and its window is not full.
                 for _ in 0..100 {
-                    let image = image.clone();
-                    talk.say(Message::Offer { id: id(), image }).await;
+                    let (id, draft) = (id(), image.clone());
+                    let queued = 0;
+                    talk.say(Message::Offer { id, queued, draft }).await;
                 }
                 for _ in 0..100 {
                     refusal(talk.answer().await);

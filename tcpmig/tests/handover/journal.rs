@@ -68,7 +68,7 @@ kernel_test!(a_target_that_died_answers_for_what_it_had, || {
         }
         let mut talk = Talk::with_other(&here).await;
         let (id, image) = (HandoverId::from_octets(ACTIVE), image.into());
-        answers.push(talk.ask(Message::Offer { id, image }).await.name());
+        answers.push(talk.give(id, image).await.name());
         (answers, frozen.keep().unwrap())
     });
     let (answers, server) = answers;

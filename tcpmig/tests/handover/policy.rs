@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tcpmig::capture::{CaptureError, Plan};
 use tcpmig::driver::policy::Rules;
 use tcpmig::driver::{Ending, Options};
-use tcpmig::handover::{HandoverId, Message};
+use tcpmig::handover::HandoverId;
 use tcpmig::restore::{INJECT_MARK, Prepared, RestoreError};
 use tcpmig_format::{Image, IpImage, Layer, SocketOptions, TcpImage};
 use tcpmig_sys::sockopt;
@@ -121,7 +121,7 @@ kernel_test!(what_a_source_may_not_bring_is_refused_by_name, || {
         let answer = a.call(|here| async move {
             let mut talk = Talk::with_other(&here).await;
             let id = HandoverId::random().unwrap();
-            talk.ask(Message::Offer { id, image }).await
+            talk.give(id, image).await
         });
         let reason = refusal(answer);
         assert!(
@@ -135,7 +135,7 @@ kernel_test!(what_a_source_may_not_bring_is_refused_by_name, || {
     let answer = a.call(|here| async move {
         let mut talk = Talk::with_other(&here).await;
         let id = HandoverId::random().unwrap();
-        talk.ask(Message::Offer { id, image }).await
+        talk.give(id, image).await
     });
     assert_eq!(answer.name(), "PREPARED", "{answer:?}");
     drop(b);

@@ -67,9 +67,14 @@ impl Case {
             .call(|here| async move { Talk::with_other(&here).await.ask(message).await })
     }
 
+    fn give(&self, image: Bytes) -> Message {
+        self.a
+            .call(|here| async move { Talk::with_other(&here).await.give(id(), image).await })
+    }
+
     fn offer(&self) {
         let image = self.image.clone();
-        let answer = self.ask(Message::Offer { id: id(), image });
+        let answer = self.give(image);
         assert_eq!(answer.name(), "PREPARED", "{answer:?}");
     }
 
@@ -185,7 +190,7 @@ kernel_test!(a_handover_is_not_offered_twice, || {
     let mut case = Case::new();
     case.offer();
     let image = case.image.clone();
-    let answer = case.ask(Message::Offer { id: id(), image });
+    let answer = case.give(image);
     let Message::Refused { reason, .. } = &answer else {
         panic!("{answer:?}");
     };
@@ -324,6 +329,7 @@ kernel_test!(nonsense_ends_the_exchange_and_nothing_else, || {
         let mut talk = Talk::with_other(&here).await;
         talk.say(Message::Active {
             id: id(),
+            rebuild_us: 1,
             activate_us: 1,
         })
         .await;

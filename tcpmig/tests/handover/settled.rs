@@ -37,7 +37,9 @@ fn in_doubt() -> (Case, InDoubt, LockGuard) {
 
 kernel_test!(a_doubt_that_is_settled_as_kept_goes_on_here, || {
     let (case, doubt, lock) = in_doubt();
-    let ending = case.a.call(|_| doubt.settle(Decision::Kept));
+    let ending = case
+        .a
+        .call(|_| async move { doubt.settle(Decision::Kept).await.ending });
     case.goes_on(ending, lock, SENT, &["settled by hand"]);
 });
 
@@ -45,7 +47,9 @@ kernel_test!(a_doubt_that_is_settled_otherwise_ends_here_silently, || {
     for decision in [Decision::Moved, Decision::Lost] {
         let (case, doubt, _lock) = in_doubt();
         let ends = case.net.peer.count(&end_of(case.flow));
-        let ending = case.a.call(move |_| doubt.settle(decision));
+        let ending = case
+            .a
+            .call(move |_| async move { doubt.settle(decision).await.ending });
         let entries = case.a.entries(case.flow);
         if decision == Decision::Moved {
             assert!(matches!(ending, Ending::Moved), "{ending:?}");
@@ -76,7 +80,7 @@ fn asking(
         let mover = here.mover().with_journal(journal);
         let mut ending = mover.move_out(socket, None, &here.other()).await.ending;
         while let Ending::InDoubt(doubt) = ending {
-            ending = doubt.ask().await;
+            ending = doubt.ask().await.ending;
         }
         ending
     });
@@ -154,10 +158,12 @@ kernel_test!(a_decision_that_nobody_takes_is_withdrawn, || {
     let within = Duration::from_millis(300);
     let error = journal::decide(&path, id, Decision::Kept, within).unwrap_err();
     assert!(matches!(error, Undecided::NotTaken(_)), "{error}");
-    let Ending::InDoubt(kept) = case.a.call(|_| kept.ask()) else {
+    let Ending::InDoubt(kept) = case.a.call(|_| async { kept.ask().await.ending }) else {
         panic!("it was withdrawn");
     };
-    let ending = case.a.call(|_| kept.settle(Decision::Kept));
+    let ending = case
+        .a
+        .call(|_| async { kept.settle(Decision::Kept).await.ending });
     case.goes_on(ending, lock, b"", &["settled by hand"]);
     let (peer, server) = case.net.connect(crate::support::Family::V4);
     both_ways(&peer, &server);

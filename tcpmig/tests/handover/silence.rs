@@ -103,7 +103,7 @@ fn commit_and_hang_up(b: &Site, wait: Duration) -> Running<Committed> {
     b.begin(move |here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
-        let (id, _) = talk.offer().await;
+        let id = talk.take().await;
         tokio::time::sleep(wait).await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
         talk.commit(id).await;
@@ -171,9 +171,9 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
     // It is settled, and goes on: every byte once, and this end at once.
     let target = give_back(&b, committed);
     let begin = Instant::now();
-    let mut ending = a.call(|_| doubt.ask());
+    let mut ending = a.call(|_| async { doubt.ask().await.ending });
     while let Ending::InDoubt(again) = ending {
-        ending = a.call(|_| again.ask());
+        ending = a.call(|_| async { again.ask().await.ending });
     }
     let ends = net.peer.count(&end_of(flow));
     let (server, _) = kept_by(ending);
@@ -228,9 +228,9 @@ kernel_test!(
         let doubt = doubt(moving.wait());
         let target = give_back(&b, target.wait());
         let sent = silence.sent;
-        let mut ending = a.call(|_| doubt.ask());
+        let mut ending = a.call(|_| async { doubt.ask().await.ending });
         while let Ending::InDoubt(again) = ending {
-            ending = a.call(|_| again.ask());
+            ending = a.call(|_| async { again.ask().await.ending });
         }
         let (server, _) = kept_by(ending);
         target.wait();
@@ -268,7 +268,7 @@ impl Prepared {
             let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
             let image: Bytes = frozen.capture(None).unwrap().encode().unwrap().into();
             let mut talk = Talk::with_other(&here).await;
-            let answer = talk.ask(Message::Offer { id: id(), image }).await;
+            let answer = talk.give(id(), image).await;
             assert_eq!(answer.name(), "PREPARED", "{answer:?}");
             let hop = here
                 .locker

@@ -67,7 +67,7 @@ fn kept_on<F>(
 async fn answer(here: Rc<Here>, answer: impl FnOnce(HandoverId) -> Message) {
     let mut fake = Fake::new(&here);
     let mut talk = fake.exchange().await;
-    let (id, _) = talk.offer().await;
+    let id = talk.take().await;
     talk.say(answer(id)).await;
     let heard = talk.hear().await;
     assert!(
@@ -79,7 +79,7 @@ async fn answer(here: Rc<Here>, answer: impl FnOnce(HandoverId) -> Message) {
 kernel_test!(the_link_breaks_after_offer, || {
     kept_with(&["link to the target", "hung up"], |here| async move {
         let mut fake = Fake::new(&here);
-        fake.exchange().await.offer().await;
+        fake.exchange().await.take().await;
         fake.hang_up();
     });
 });
@@ -88,7 +88,7 @@ kernel_test!(the_exchange_ends_after_offer, || {
     kept_with(&["link to the target", "gave up"], |here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
-        talk.offer().await;
+        talk.take().await;
         // Answers nothing, and leaves the link as it is.
         drop(talk);
         here.keep(fake);
@@ -99,7 +99,7 @@ kernel_test!(no_answer_comes, || {
     kept_in_time(0, |here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
-        let (id, _) = talk.offer().await;
+        let id = talk.take().await;
         assert_eq!(talk.answer().await, Message::Abort { id });
     });
 });
@@ -117,7 +117,7 @@ kernel_test!(the_answer_is_no_message, || {
     kept_with(&["does not follow the protocol"], |here| async move {
         let mut fake = Fake::new(&here);
         let mut talk = fake.exchange().await;
-        talk.offer().await;
+        talk.take().await;
         talk.say_bytes(b"garbage"[..].into()).await;
         talk.end().await;
     });
@@ -141,7 +141,11 @@ kernel_test!(the_answer_is_what_only_sources_say, || {
 
 kernel_test!(the_answer_is_active_before_commit, || {
     kept_with(&["does not follow the protocol", "ACTIVE"], |here| {
-        answer(here, |id| Message::Active { id, activate_us: 1 })
+        answer(here, |id| Message::Active {
+            id,
+            rebuild_us: 1,
+            activate_us: 1,
+        })
     });
 });
 

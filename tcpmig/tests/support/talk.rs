@@ -69,12 +69,34 @@ impl Talk {
         self.answer().await
     }
 
-    /// OFFER: its identifier and its image.
-    pub(crate) async fn offer(&mut self) -> (HandoverId, Bytes) {
-        match self.answer().await {
-            Message::Offer { id, image } => (id, image),
+    /// Offers a connection, and gives its image if it is taken: PREPARED, or what else is answered. Of both the target takes what
+    /// counts there, so that both are the whole image.
+    pub(crate) async fn give(&mut self, id: HandoverId, image: Bytes) -> Message {
+        let (queued, draft) = (0, image.clone());
+        let answer = self.ask(Message::Offer { id, queued, draft }).await;
+        if !matches!(answer, Message::Accepted { .. }) {
+            return answer;
+        }
+        let waits = true;
+        self.ask(Message::Image { id, waits, image }).await
+    }
+
+    /// Takes what is offered until its image has come, whose source then waits for PREPARED.
+    pub(crate) async fn take(&mut self) -> HandoverId {
+        match self.hear().await {
+            Some(Message::Offer { id, .. }) => self.take_image(id).await,
             other => panic!("{other:?} instead of OFFER"),
         }
+    }
+
+    /// The same once OFFER has come.
+    pub(crate) async fn take_image(&mut self, id: HandoverId) -> HandoverId {
+        let locked_ms = 0;
+        match self.ask(Message::Accepted { id, locked_ms }).await {
+            Message::Image { id: named, .. } => assert_eq!(named, id),
+            other => panic!("{other:?} instead of IMAGE"),
+        }
+        id
     }
 
     pub(crate) async fn commit(&mut self, id: HandoverId) {

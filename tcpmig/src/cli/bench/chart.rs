@@ -149,16 +149,19 @@ fn phases(svg: &mut String, moves: &Moves) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tcpmig::driver::Report;
 
     use super::*;
 
     #[test]
     fn a_chart_has_both_kinds_and_all_phases() {
-        let report = |blackout_us| Report {
-            blackout_us,
-            lock_us: 100,
-            ..Report::default()
+        let report = |blackout| {
+            let mut report = Report::default();
+            report.blackout = Duration::from_micros(blackout);
+            report.lock = Duration::from_micros(100);
+            report
         };
         let moves = |us: u64| Moves::new(1.0, &[report(us), report(us * 2)]);
         let mut measured = Measured {

@@ -1,5 +1,7 @@
 //! What was measured.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::Report;
 
@@ -27,25 +29,27 @@ pub(crate) struct Moves {
     pub(crate) phases_us: Vec<(String, f64)>,
 }
 
-/// How long a phase took, in microseconds.
-type Phase = fn(&Report) -> u64;
+/// How long a phase took.
+type Phase = fn(&Report) -> Duration;
 
 impl Moves {
     pub(crate) fn new(seconds: f64, reports: &[Report]) -> Self {
-        let mut still_us: Vec<u64> = reports.iter().map(|report| report.blackout_us).collect();
+        let mut still_us: Vec<u64> = reports
+            .iter()
+            .map(|report| micros(report.blackout))
+            .collect();
         still_us.sort_unstable();
         let mean = |of: Phase| {
-            let sum: u64 = reports.iter().map(of).sum();
-            sum as f64 / reports.len().max(1) as f64
+            let sum: Duration = reports.iter().map(of).sum();
+            sum.as_secs_f64() * 1e6 / reports.len().max(1) as f64
         };
         let phases: [(&str, Phase); 6] = [
-            ("lock", |r| r.lock_us),
-            ("read", |r| r.read_us),
-            // The way alone: what the target does meanwhile comes after it.
-            ("transfer", |r| r.transfer_us.saturating_sub(r.rebuild_us)),
-            ("rebuild", |r| r.rebuild_us),
-            ("steer", |r| r.steer_us),
-            ("commit", |r| r.commit_us),
+            ("lock", |r| r.lock),
+            ("read", |r| r.read),
+            ("transfer", |r| r.transfer),
+            ("rebuild", |r| r.rebuild),
+            ("steer", |r| r.steer),
+            ("commit", |r| r.commit),
         ];
         Self {
             connections: reports.len(),
@@ -70,19 +74,23 @@ impl Moves {
     }
 }
 
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn percentiles_are_of_what_there_is() {
-        let report = |blackout_us| Report {
-            blackout_us,
-            transfer_us: 5,
-            rebuild_us: 3,
-            ..Report::default()
+        let report = |blackout| {
+            let mut report = Report::default();
+            report.blackout = Duration::from_millis(blackout);
+            report.transfer = Duration::from_micros(2);
+            report
         };
-        let reports: Vec<Report> = (1..=200).rev().map(|n| report(n * 1000)).collect();
+        let reports: Vec<Report> = (1..=200).rev().map(report).collect();
         let moves = Moves::new(1.0, &reports);
         assert_eq!(moves.still_ms(50), 101.0);
         assert_eq!(moves.still_ms(99), 199.0);

@@ -286,7 +286,7 @@ fn draw(
     let stills: Vec<_> = hops
         .iter()
         .filter_map(|hop| {
-            let lasted = Duration::from_micros(hop.report?.blackout_us);
+            let lasted = hop.report?.blackout;
             recording.still(hop.at?, lasted, hop.from)
         })
         .collect();

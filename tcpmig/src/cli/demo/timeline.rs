@@ -1,6 +1,7 @@
 //! What a person sees of the demo.
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -16,7 +17,7 @@ pub(crate) struct Timeline {
 }
 
 const COLUMNS: &str =
-    " move          at     lock     read transfer  rebuild    steer   commit  blackout   carried";
+    " move          at   accept     lock     read    steer   commit  rebuild  blackout   carried";
 
 impl Timeline {
     pub(crate) fn begin(args: &DemoArgs, addresses: &Addresses, output: Output) -> Self {
@@ -69,16 +70,15 @@ impl Timeline {
         let begin = format!("{number:>4} {from} -> {to} {at:>6.1} MiB");
         self.line(&match (&hop.report, &hop.reason) {
             (Some(r), _) => {
-                let ms = |us: u64| us as f64 / 1000.0;
                 format!(
                     "{begin} {:>6.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>9.2}   {} KiB in {} frames",
-                    ms(r.lock_us),
-                    ms(r.read_us),
-                    ms(r.transfer_us),
-                    ms(r.rebuild_us),
-                    ms(r.steer_us),
-                    ms(r.commit_us),
-                    ms(r.blackout_us),
+                    ms(r.accept),
+                    ms(r.lock),
+                    ms(r.read),
+                    ms(r.steer),
+                    ms(r.commit),
+                    ms(r.rebuild),
+                    ms(r.blackout),
                     r.image_bytes.div_ceil(1024),
                     r.frames_sent,
                 )
@@ -99,8 +99,8 @@ fn style() -> ProgressStyle {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-fn middle(sorted: &[u64]) -> u64 {
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+fn middle(sorted: &[Duration]) -> Duration {
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 /// The end: what curl says, and whether the bytes are right.
@@ -113,19 +113,19 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
     }
     let curl = &summary.curl;
     writeln!(out)?;
-    let mut blackouts: Vec<u64> = summary
+    let mut blackouts: Vec<Duration> = summary
         .hops
         .iter()
-        .filter_map(|hop| hop.report.map(|report| report.blackout_us))
+        .filter_map(|hop| hop.report.map(|report| report.blackout))
         .collect();
     blackouts.sort_unstable();
     if let (Some(least), Some(most)) = (blackouts.first(), blackouts.last()) {
         writeln!(
             out,
-            "blackout  {:.2} ms at the least, {:.2} in the middle, {:.2} at the most (lock to ACTIVE, seen from the source)",
-            *least as f64 / 1000.0,
-            middle(&blackouts) as f64 / 1000.0,
-            *most as f64 / 1000.0,
+            "blackout  {:.2} ms at the least, {:.2} in the middle, {:.2} at the most (from the lock until it lived again)",
+            ms(*least),
+            ms(middle(&blackouts)),
+            ms(*most),
         )?;
     }
     writeln!(
@@ -170,4 +170,8 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
         }
     )?;
     Ok(())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }

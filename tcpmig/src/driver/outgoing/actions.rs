@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{Held, Outgoing, Result, done};
 use crate::capture::{CaptureError, Frozen, NotFrozen};
 use crate::driver::journal::{Decision, HandoverInfo, Note, Role};
-use crate::driver::report::micros;
+use crate::driver::report::since;
 use crate::driver::source::{Destination, Reason};
 use crate::handover::SourceAction;
 
@@ -19,6 +19,7 @@ impl Outgoing {
     pub(super) fn work(&mut self, action: &SourceAction) -> Result {
         self.note_end_of_phase(action);
         match action {
+            SourceAction::Describe => return self.describe().unwrap_or_else(Result::Failed),
             SourceAction::Note(note) => return self.note(*note),
             SourceAction::Freeze => return self.freeze().unwrap_or_else(Result::Failed),
             SourceAction::Confirm => return self.confirm().unwrap_or_else(Result::Failed),
@@ -27,8 +28,9 @@ impl Outgoing {
                 decision.inspect(|decision| self.warn_by_hand(*decision));
                 return Result::Decided(decision);
             }
+            SourceAction::Silence => self.silence(),
             SourceAction::Keep => self.thaw(),
-            SourceAction::Discard => self.discard(),
+            SourceAction::Discard => self.give_away(),
             SourceAction::EndRedirect => self.mover.end_redirect(self.flow()),
             SourceAction::Doubt => {
                 let Destination { address, name, .. } = &*self.to;
@@ -39,6 +41,19 @@ impl Outgoing {
             SourceAction::Send(_) | SourceAction::Connect | SourceAction::Finish => {}
         }
         Result::Done
+    }
+
+    /// What the target has to know of the connection while it lives.
+    fn describe(&mut self) -> std::result::Result<Result, Reason> {
+        let Held::Live(_, Some(plan)) = &self.held else {
+            return Err(Reason::Cancelled);
+        };
+        let draft = plan.draft(self.layers.iter().cloned()).encode()?;
+        self.report.image_bytes = draft.len() as u64;
+        Ok(Result::Described {
+            queued: self.queued(),
+            draft: draft.into(),
+        })
     }
 
     fn note(&self, note: Note) -> Result {
@@ -77,7 +92,7 @@ impl Outgoing {
         else {
             return Err(Reason::Cancelled);
         };
-        self.report.lock_us = micros(begin);
+        self.report.lock = begin.elapsed();
         let reading = Instant::now();
         let mut frozen = match Frozen::freeze_locked(socket, plan, lock, lease) {
             Ok(frozen) => frozen,
@@ -86,16 +101,16 @@ impl Outgoing {
                 return Err(error.into());
             }
         };
-        let image = frozen.capture(self.layers.clone());
+        let image = frozen.capture_rest();
         self.held = Held::Frozen(frozen);
         let encoded = image.map_err(Reason::from).and_then(|image| {
             let bytes = image.encode()?;
-            self.describe(&image, bytes.len());
+            self.report_image(&image, bytes.len());
             Ok(bytes)
         });
         match (encoded, &self.held) {
             (Ok(bytes), Held::Frozen(frozen)) => {
-                self.report.read_us = micros(reading);
+                self.report.read = reading.elapsed();
                 self.mover.keep_silent(frozen);
                 let image = bytes.into();
                 Ok(Result::Frozen { image })
@@ -107,8 +122,8 @@ impl Outgoing {
         }
     }
 
-    fn describe(&mut self, image: &Image, bytes: usize) {
-        self.report.image_bytes = bytes as u64;
+    fn report_image(&mut self, image: &Image, bytes: usize) {
+        self.report.image_bytes += bytes as u64;
         if let Some(tcp) = image.tcp() {
             let (send, receive) = (tcp.send(), tcp.receive());
             self.report.send_queue_bytes = (send.sent.len() + send.unsent.len()) as u64;
@@ -129,6 +144,27 @@ impl Outgoing {
         let bytes = |packet: &Packet| Bytes::copy_from_slice(&packet.bytes);
         let packets = packets.iter().map(bytes).collect();
         Ok(Result::Confirmed { packets })
+    }
+
+    /// Keeps the packets here which are steered to the target.
+    fn silence(&mut self) {
+        let (flow, lease) = (self.flow(), self.mover.options.lease);
+        if let Held::Frozen(frozen) = &mut self.held
+            && let Err(error) = frozen.suspend(&*self.mover.locker, lease)
+        {
+            warn!(%flow, "its packets go to a target that does not answer, and could not be kept here: {error}");
+        }
+    }
+
+    /// It lives on the target, or nowhere: packets go where they went, and it ends here.
+    fn give_away(&mut self) {
+        let flow = self.flow();
+        if let Held::Frozen(frozen) = &mut self.held
+            && let Err(error) = frozen.resume()
+        {
+            warn!(%flow, "its packets do not go to the target again: {error}");
+        }
+        self.discard();
     }
 
     /// The connection goes on here.
@@ -156,21 +192,38 @@ impl Outgoing {
         }
     }
 
-    /// The answer to OFFER or COMMIT is there.
+    /// A phase ends with this action, which comes next.
     fn note_end_of_phase(&mut self, action: &SourceAction) {
-        let (rebuild_us, activate_us) = self.session.target_took();
-        let Self { report, times, .. } = self;
+        let (rebuild, activate) = self.session.target_took();
+        let Self {
+            report,
+            times,
+            session,
+            ..
+        } = self;
         match action {
+            SourceAction::Freeze => report.accept = since(times.offering),
             SourceAction::Confirm => {
-                report.rebuild_us = rebuild_us.into();
-                let offered = times.offering.map_or(0, micros);
-                report.transfer_us = offered.saturating_sub(report.rebuild_us);
+                // Without PREPARED nobody knows yet.
+                if !rebuild.is_zero() {
+                    report.transfer = since(times.sending).saturating_sub(rebuild);
+                }
                 times.steering = Some(Instant::now());
             }
             SourceAction::Keep | SourceAction::Discard | SourceAction::Doubt => {
-                report.activate_us = activate_us.into();
-                report.commit_us = times.committing.map_or(0, micros);
-                report.blackout_us = times.locking.map_or(0, micros);
+                report.rebuild = rebuild;
+                report.activate = activate;
+                report.commit = since(times.committing);
+                report.blackout = since(times.locking);
+                if session.has_committed() {
+                    // To the target and back, for the first time or for the last.
+                    let ways = if report.transfer.is_zero() {
+                        since(times.sending).saturating_sub(rebuild + activate)
+                    } else {
+                        report.commit.saturating_sub(activate)
+                    };
+                    report.blackout = report.blackout.saturating_sub(ways / 2);
+                }
                 if let Some(exchange) = &self.exchange {
                     let stats = exchange.stats();
                     report.frames_sent = stats.frames_sent;

@@ -11,7 +11,6 @@ use tracing::Span;
 use super::{Held, Outgoing};
 use crate::capture::Plan;
 use crate::driver::batch::{Limits, Turn};
-use crate::driver::report::micros;
 use crate::driver::source::Reason;
 use crate::steer::{External, Steer};
 
@@ -67,11 +66,11 @@ impl Outgoing {
         while begin.elapsed() < settle && waiting(&self.held) > little {
             sleep(Duration::from_millis(1)).await;
         }
-        self.report.settle_us = micros(begin);
+        self.report.settle = begin.elapsed();
     }
 
     /// Bytes in the queues; a socket that cannot say will fail where the error can be told.
-    fn queued(&self) -> u32 {
+    pub(super) fn queued(&self) -> u32 {
         let Held::Live(socket, _) = &self.held else {
             return 0;
         };

@@ -29,8 +29,9 @@ pub struct Course {
 /// What happens next. Handovers and messages are numbered modulo how many there are.
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// The owner gives the connection to the next host, or the one after that.
-    Begin { far: bool },
+    /// The owner gives the connection to the next host, or the one after that. Packets are locked there from the beginning, and
+    /// COMMIT follows the image at once, or not.
+    Begin { far: bool, at_once: bool },
     /// A message arrives. It stays on its way, and so arrives again.
     Deliver {
         message: u8,
@@ -91,6 +92,7 @@ struct Handover {
     id: HandoverId,
     source: usize,
     target: usize,
+    at_once: bool,
     fate: Option<Fate>,
     /// Whether the connection has ever lived at its target.
     lived: bool,
@@ -135,6 +137,7 @@ fn no_targets() -> TargetSessions<usize> {
 fn config() -> SourceConfig {
     SourceConfig {
         prepared_within: NOW,
+        commit_at_once: usize::MAX,
         answer_within: NOW,
         ask_for: Duration::from_secs(1),
         first_pause: NOW,
@@ -166,7 +169,7 @@ impl World {
     fn step(&mut self, step: &Step) {
         let well = Goes::Well;
         match *step {
-            Step::Begin { far } => self.begin(far),
+            Step::Begin { far, at_once } => self.begin(far, at_once),
             Step::Deliver { message, works } => {
                 self.deliver(message, if works { well } else { Goes::Wrong });
             }
@@ -220,7 +223,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, far: bool) {
+    fn begin(&mut self, far: bool, at_once: bool) {
         let lives = |host: &Host| host.socket == Socket::Lives;
         let Some(source) = self.hosts.iter().position(lives) else {
             return;
@@ -234,6 +237,7 @@ impl World {
             id,
             source,
             target: (source + 1 + usize::from(far)) % HOSTS,
+            at_once,
             fate: None,
             lived: false,
             crashed: false,
@@ -303,6 +307,14 @@ impl World {
                         return self.crash(at);
                     }
                 }
+                SourceAction::Describe => {
+                    let draft = Bytes::from_static(b"draft");
+                    result = SourceResult::Described { queued: 0, draft };
+                }
+                // Another handover of it was quicker.
+                SourceAction::Freeze if host.socket != Socket::Lives => {
+                    result = SourceResult::Failed(());
+                }
                 SourceAction::Freeze => {
                     host.socket = Socket::Still(id);
                     let image = Bytes::from_static(b"image");
@@ -316,8 +328,9 @@ impl World {
                 SourceAction::Send(message) => self.say(h, true, message),
                 SourceAction::LookUpDecision => result = SourceResult::Decided(None),
                 SourceAction::Keep => {
-                    assert_eq!(host.socket, Socket::Still(id));
-                    host.socket = Socket::Lives;
+                    if host.socket == Socket::Still(id) {
+                        host.socket = Socket::Lives;
+                    }
                 }
                 SourceAction::Discard => {
                     assert_eq!(host.socket, Socket::Still(id));
@@ -326,6 +339,7 @@ impl World {
                 SourceAction::Connect
                 | SourceAction::Finish
                 | SourceAction::EndRedirect
+                | SourceAction::Silence
                 | SourceAction::Doubt => {}
             }
             if let Some(source) = self.source(h) {
@@ -370,6 +384,7 @@ impl World {
         let Handover {
             id,
             target: at,
+            at_once,
             moved_on,
             ..
         } = self.handovers[h];
@@ -380,7 +395,10 @@ impl World {
             let mut result = TargetResult::Done;
             match action {
                 TargetAction::Examine { .. } => {}
-                TargetAction::Build => {
+                TargetAction::Lock => {
+                    result = TargetResult::Locked(Duration::from_millis(at_once.into()))
+                }
+                TargetAction::Build { .. } => {
                     // Two with the same addresses cannot be there: the lock and the kernel refuse the second.
                     if works && host.socket == Socket::None {
                         host.socket = Socket::Still(id);
@@ -409,8 +427,12 @@ impl World {
                     }
                 }
                 TargetAction::Discard { .. } => {
-                    assert_eq!(host.socket, Socket::Still(id));
-                    host.socket = Socket::None;
+                    // Or nothing was built of it.
+                    let is_built = host.socket == Socket::Still(id);
+                    if is_built {
+                        host.socket = Socket::None;
+                    }
+                    let moved_on = moved_on && is_built;
                     result = TargetResult::Discarded { moved_on };
                 }
                 TargetAction::Unlock | TargetAction::Deliver => {}
@@ -488,29 +510,43 @@ mod tests {
         }
     }
 
+    fn run(steps: impl IntoIterator<Item = Step>) -> World {
+        let mut world = World::new(true);
+        for step in steps {
+            world.step(&step);
+            world.check();
+        }
+        world
+    }
+
+    fn begin(far: bool, at_once: bool) -> Step {
+        Step::Begin { far, at_once }
+    }
+
     /// A connection moves from host 0 to 1, and from there back, while everything comes again.
     #[test]
     fn a_connection_moves_and_comes_back() {
-        let mut world = World::new(true);
-        for step in [
-            Step::Begin { far: false },
-            // OFFER, PREPARED, COMMIT, ACTIVE.
+        let world = run([
+            begin(false, false),
+            // OFFER, ACCEPTED, IMAGE, PREPARED, COMMIT, ACTIVE.
             DELIVERED,
             deliver(1),
             deliver(2),
             deliver(2),
             deliver(3),
-            Step::Begin { far: true },
+            deliver(4),
             deliver(4),
             deliver(5),
-            deliver(2),
+            // OFFER, ACCEPTED, IMAGE, COMMIT, ACTIVE.
+            begin(true, true),
             deliver(6),
             deliver(7),
             deliver(2),
-        ] {
-            world.step(&step);
-            world.check();
-        }
+            deliver(8),
+            deliver(9),
+            deliver(9),
+            deliver(10),
+        ]);
         let fates: Vec<_> = world.handovers.iter().map(|h| h.fate).collect();
         assert_eq!(fates, [Some(Fate::Moved); 2]);
         let sockets: Vec<_> = world.hosts.iter().map(|host| host.socket).collect();
@@ -519,39 +555,50 @@ mod tests {
 
     #[test]
     fn a_target_that_ends_while_it_activates_has_lost_the_connection() {
-        let mut world = World::new(true);
-        for step in [
-            Step::Begin { far: false },
+        let world = run([
+            begin(false, false),
             DELIVERED,
             deliver(1),
-            Step::CrashAfterNote { message: 2 },
+            deliver(2),
+            deliver(3),
+            Step::CrashAfterNote { message: 4 },
             // The source has asked again over a new link.
             DELIVERED,
             deliver(1),
-        ] {
-            world.step(&step);
-            world.check();
-        }
+        ]);
         assert_eq!(world.handovers[0].fate, Some(Fate::Lost));
     }
 
     /// The source's process ends when it has noted that it commits, and the one after it does so.
     #[test]
     fn what_is_committed_moves_without_its_source() {
-        let mut world = World::new(true);
-        for step in [
-            Step::Begin { far: false },
+        let world = run([
+            begin(false, false),
+            DELIVERED,
+            deliver(1),
+            deliver(2),
+            Step::CrashAfterNote { message: 3 },
+            Step::Resolve { handover: 0 },
+            DELIVERED,
+            deliver(1),
+        ]);
+        assert_eq!(world.handovers[0].fate, Some(Fate::Moved));
+        assert_eq!(world.hosts[1].socket, Socket::Lives);
+    }
+
+    /// The same before its image has left.
+    #[test]
+    fn what_is_committed_without_its_image_is_lost() {
+        let world = run([
+            begin(false, true),
             DELIVERED,
             Step::CrashAfterNote { message: 1 },
             Step::Resolve { handover: 0 },
             DELIVERED,
             deliver(1),
-        ] {
-            world.step(&step);
-            world.check();
-        }
-        assert_eq!(world.handovers[0].fate, Some(Fate::Moved));
-        assert_eq!(world.hosts[1].socket, Socket::Lives);
+        ]);
+        assert_eq!(world.handovers[0].fate, Some(Fate::Lost));
+        assert_eq!(world.hosts[1].socket, Socket::None);
     }
 
     #[test]

@@ -12,8 +12,10 @@ use super::SourceSession;
 /// How long a source waits for what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SourceConfig {
-    /// For PREPARED, before the connection is kept.
+    /// For ACCEPTED, and for PREPARED, before the connection is kept.
     pub prepared_within: Duration,
+    /// How many bytes an image may have for which the source does not wait for PREPARED: COMMIT follows it at once.
+    pub commit_at_once: usize,
     /// For the answer to COMMIT, before it is sent again.
     pub answer_within: Duration,
     /// How long it asks before the handover is in doubt.
@@ -28,6 +30,7 @@ impl Default for SourceConfig {
     fn default() -> Self {
         Self {
             prepared_within: Duration::from_secs(3),
+            commit_at_once: 64 << 10,
             answer_within: Duration::from_millis(500),
             ask_for: Duration::from_secs(20),
             first_pause: Duration::from_millis(10),
@@ -40,6 +43,8 @@ impl Default for SourceConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SourceAction {
+    /// Read what can be read of the connection while it lives. Described, or failed.
+    Describe,
     /// Note this in the journal, where a process after this one finds it. Done, or failed.
     Note(Note),
     /// Lock the connection's packets, freeze it and read it. Frozen, or failed: then it goes on here.
@@ -48,13 +53,15 @@ pub enum SourceAction {
     Send(Message),
     /// Steer the connection's packets to the target and make sure that it did not move on since it was read. Confirmed, or failed.
     Confirm,
+    /// Silence the packets here, which are steered to a target that may neither have built the connection nor go on. Done.
+    Silence,
     /// Open another exchange with the target, in place of the one that was there. Done, or failed.
     Connect,
     /// Finish the exchange and wait until the target has done so too. Done, or failed.
     Finish,
     /// Look whether a person has decided where the connection is. Decided.
     LookUpDecision,
-    /// Undo the steering, unlock, thaw. Done.
+    /// Undo the steering, unlock, thaw, as far as it was steered, locked and frozen. Done.
     Keep,
     /// End the connection here without a packet. What steers its packets stays. Done.
     Discard,
@@ -70,9 +77,16 @@ pub enum SourceAction {
 pub enum SourceResult<E> {
     /// It is done.
     Done,
+    /// What was read while the connection lives.
+    Described {
+        /// Bytes in its queues.
+        queued: u32,
+        /// The encoded draft of its image.
+        draft: Bytes,
+    },
     /// The connection stands still and was read.
     Frozen {
-        /// The encoded image.
+        /// The encoded image, without what the draft has.
         image: Bytes,
     },
     /// The connection is as it was read, and its packets go to the target.
@@ -99,7 +113,7 @@ pub enum Why<E> {
     Failed(E),
     /// The target refused the connection.
     Refused(Refusal),
-    /// The target had given it up when COMMIT came.
+    /// The target could not build it, or had given it up when COMMIT came.
     Aborted(Refusal),
     /// It lived on the target, and ended there for this reason.
     Lost(String),

@@ -24,14 +24,19 @@ pub(super) struct Handover<L> {
     inbox: VecDeque<Event<L>>,
     /// Who waits for what comes of the state.
     asked_by: Option<L>,
+    /// When nothing is waited for any longer.
+    pub(super) deadline: Option<Duration>,
     /// Of COMMIT.
     packets: Vec<Bytes>,
-    /// Of the image.
+    /// Of the draft and the queues, or of the image.
     bytes: usize,
     /// Something is locked here although nothing waits for COMMIT any more.
     is_locked: bool,
+    /// When the offer was accepted, and for how long that lasts by itself.
+    locked_for: Duration,
     /// When the message came that is worked on.
     since: Duration,
+    rebuild_us: u32,
     activate_us: u32,
     why: Refusal,
 }
@@ -39,13 +44,27 @@ pub(super) struct Handover<L> {
 /// What happens to a handover from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Event<L> {
-    Commit { link: L, packets: Vec<Bytes> },
+    Image {
+        /// Whoever waits for PREPARED.
+        link: Option<L>,
+        image: Bytes,
+        /// Whether it may be as large as it is.
+        room: Result<(), Refusal>,
+    },
+    Commit {
+        link: L,
+        packets: Vec<Bytes>,
+    },
     Abort,
     Deadline,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
+    /// It was offered, and nothing was said yet.
+    Offered,
+    /// It waits for its image.
+    Accepted,
     Preparing,
     Prepared,
     /// What was built is being discarded.
@@ -71,6 +90,7 @@ enum Then {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Step {
     Examine,
+    Lock,
     Build,
     Note(Note),
     Activate,
@@ -84,24 +104,27 @@ const GIVEN_UP: &str = "the source gave it up";
 impl<L: Clone> Handover<L> {
     /// One whose OFFER has come.
     pub(super) fn offered(
-        now: Duration,
         id: HandoverId,
         from: Arc<str>,
         link: L,
-        image: Bytes,
+        draft: Bytes,
+        bytes: usize,
     ) -> Self {
         Self {
             id,
             from: from.clone(),
-            state: State::Preparing,
+            state: State::Offered,
             step: None,
-            bytes: image.len(),
-            todo: [TargetAction::Examine { from, image }].into(),
+            bytes,
+            todo: [TargetAction::Examine { from, draft }].into(),
             inbox: VecDeque::new(),
             asked_by: Some(link),
+            deadline: None,
             packets: Vec::new(),
             is_locked: false,
-            since: now,
+            locked_for: Duration::ZERO,
+            since: Duration::ZERO,
+            rebuild_us: 0,
             activate_us: 0,
             why: Refusal::other(""),
         }
@@ -111,9 +134,12 @@ impl<L: Clone> Handover<L> {
     /// that never says ABORT must not have more and more of this host silenced.
     pub(super) fn usage(&self) -> Usage {
         let bytes = match self.state {
-            State::Preparing | State::Prepared | State::GivingUp(_) | State::Activating => {
-                self.bytes
-            }
+            State::Offered
+            | State::Accepted
+            | State::Preparing
+            | State::Prepared
+            | State::GivingUp(_)
+            | State::Activating => self.bytes,
             State::Active | State::Refused | State::Aborted | State::Lost => 0,
         };
         let is_open = self.fate().is_none() && self.state != State::Refused;
@@ -133,8 +159,23 @@ impl<L: Clone> Handover<L> {
         }
     }
 
-    pub(super) fn is_prepared(&self) -> bool {
-        self.state == State::Prepared
+    /// Bytes that it has room for.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// It has room for so many bytes, if that is more.
+    pub(super) fn needs(&mut self, bytes: usize) {
+        self.bytes = self.bytes.max(bytes);
+    }
+
+    /// The message that it waits for, for so long and no longer.
+    pub(super) fn waits(&self) -> Option<&'static str> {
+        match self.state {
+            State::Accepted => Some("the image"),
+            State::Prepared => Some("COMMIT"),
+            _ => None,
+        }
     }
 
     /// Nothing was built, and whoever asked has been told.
@@ -177,6 +218,20 @@ impl<L: Clone> Handover<L> {
     /// Only while nothing is under way.
     fn decide(&mut self, now: Duration, event: Event<L>) {
         match (self.state, event) {
+            (State::Accepted, Event::Image { link, image, room }) => {
+                self.state = State::Preparing;
+                self.asked_by = link;
+                self.since = now;
+                match room {
+                    Ok(()) => self.todo.push_back(TargetAction::Build { image }),
+                    Err(why) => self.give_up_for(why, Then::StayLocked),
+                }
+            }
+            // Whatever came of the image, it did not come here.
+            (State::Accepted, Event::Commit { link, .. }) => {
+                self.asked_by = Some(link);
+                self.give_up("its image did not come", Then::StayLocked);
+            }
             (State::Prepared, Event::Commit { link, packets }) => {
                 self.state = State::Activating;
                 self.asked_by = Some(link);
@@ -185,12 +240,21 @@ impl<L: Clone> Handover<L> {
                 // What may have lived must not be given back by the process after this one.
                 self.todo.push_back(TargetAction::Note(Note::Activating));
             }
-            (State::Prepared, Event::Abort) => self.give_up(GIVEN_UP, Then::Unlock),
-            (State::Prepared, Event::Deadline) => {
-                self.give_up("COMMIT did not come in time", Then::StayLocked);
+            (State::Accepted | State::Prepared, Event::Abort) => {
+                self.give_up(GIVEN_UP, Then::Unlock);
+            }
+            (State::Accepted | State::Prepared, Event::Deadline) => {
+                let what = self.waits().unwrap_or_default();
+                self.give_up(&format!("{what} did not come in time"), Then::StayLocked);
             }
             (_, Event::Commit { link, .. }) => self.answer(link),
             (_, Event::Abort) => self.unlock(),
+            // One that comes again, or after the end.
+            (_, Event::Image { link, .. }) => {
+                if let Some(link) = link.filter(|_| self.fate().is_some()) {
+                    self.answer(link);
+                }
+            }
             (_, Event::Deadline) => {}
         }
     }
@@ -201,16 +265,26 @@ impl<L: Clone> Handover<L> {
             return;
         };
         match (step, result) {
-            (Step::Examine, R::Done) => self.todo.push_back(TargetAction::Build),
-            (Step::Examine | Step::Build, R::Failed(why)) => {
+            (Step::Examine, R::Done) => self.todo.push_back(TargetAction::Lock),
+            (Step::Examine | Step::Lock, R::Failed(why)) => {
                 self.why = why;
                 self.refuse();
             }
-            (Step::Build, R::Done) => self.todo.push_back(TargetAction::Note(Note::Prepared)),
-            (Step::Note(Note::Prepared), R::Failed(why)) => {
-                self.give_up(&why.reason, Then::Refuse);
+            (Step::Lock, result) => {
+                if let R::Locked(locked) = result {
+                    self.locked_for = locked;
+                }
+                self.is_locked = !self.locked_for.is_zero();
+                self.todo.push_back(TargetAction::Note(Note::Prepared));
             }
-            (Step::Note(Note::Prepared), _) => self.built(now),
+            (Step::Note(Note::Prepared), R::Failed(why)) => self.give_up_for(why, Then::Refuse),
+            (Step::Note(Note::Prepared), _) => self.accepted(),
+            (Step::Build, R::Failed(why)) => {
+                self.why = why;
+                self.is_locked = true;
+                self.never_lives(false);
+            }
+            (Step::Build, _) => self.built(now),
             (Step::Note(Note::Activating), R::Failed(why)) if self.state == State::Activating => {
                 self.todo.push_back(TargetAction::Discard {
                     reason: why.reason.clone(),
@@ -247,20 +321,40 @@ impl<L: Clone> Handover<L> {
         }
     }
 
+    fn accepted(&mut self) {
+        if self.is_given_up() {
+            return;
+        }
+        self.state = State::Accepted;
+        let id = self.id;
+        let locked_ms = u32::try_from(self.locked_for.as_millis()).unwrap_or(u32::MAX);
+        self.say(Message::Accepted { id, locked_ms });
+    }
+
     fn built(&mut self, now: Duration) {
-        // COMMIT cannot come for what was not called prepared.
-        if self.inbox.iter().any(|event| matches!(event, Event::Abort)) {
-            self.inbox.retain(|event| !matches!(event, Event::Abort));
-            return self.give_up(GIVEN_UP, Then::Unlock);
+        self.rebuild_us = micros(now.saturating_sub(self.since));
+        if self.is_given_up() {
+            return;
         }
         self.state = State::Prepared;
-        let rebuild_us = micros(now.saturating_sub(self.since));
-        let id = self.id;
+        let (id, rebuild_us) = (self.id, self.rebuild_us);
         self.say(Message::Prepared { id, rebuild_us });
+    }
+
+    /// Gives it up if ABORT has come meanwhile: nothing that the source has committed follows that.
+    fn is_given_up(&mut self) -> bool {
+        let before = self.inbox.len();
+        self.inbox.retain(|event| !matches!(event, Event::Abort));
+        let is_given_up = self.inbox.len() < before;
+        if is_given_up {
+            self.give_up(GIVEN_UP, Then::Unlock);
+        }
+        is_given_up
     }
 
     fn activated(&mut self, now: Duration) {
         self.state = State::Active;
+        self.is_locked = false;
         self.activate_us = micros(now.saturating_sub(self.since));
         if let Some(link) = self.asked_by.take() {
             self.answer(link);
@@ -270,9 +364,13 @@ impl<L: Clone> Handover<L> {
     }
 
     fn give_up(&mut self, reason: &str, then: Then) {
+        self.give_up_for(Refusal::other(reason), then);
+    }
+
+    fn give_up_for(&mut self, why: Refusal, then: Then) {
         self.state = State::GivingUp(then);
-        self.why = Refusal::other(reason);
-        let reason = reason.to_owned();
+        let reason = why.reason.clone();
+        self.why = why;
         self.todo.push_back(TargetAction::Discard { reason });
     }
 
@@ -332,6 +430,7 @@ impl<L: Clone> Handover<L> {
         let message = match self.state {
             State::Active => Message::Active {
                 id,
+                rebuild_us: self.rebuild_us,
                 activate_us: self.activate_us,
             },
             State::Lost => Message::Lost { id, reason },
@@ -354,7 +453,8 @@ impl Step {
     fn of<L>(action: &TargetAction<L>) -> Option<Self> {
         match action {
             TargetAction::Examine { .. } => Some(Self::Examine),
-            TargetAction::Build => Some(Self::Build),
+            TargetAction::Lock => Some(Self::Lock),
+            TargetAction::Build { .. } => Some(Self::Build),
             TargetAction::Note(note) => Some(Self::Note(*note)),
             TargetAction::Activate { .. } => Some(Self::Activate),
             TargetAction::Discard { .. } => Some(Self::Discard),

@@ -16,7 +16,7 @@ pub struct Link {
 pub enum Frame {
     /// The first part of a message; the next frame is the rest.
     Part,
-    /// The source's HELLO. An OFFER comes next, as soon as its connection stands still.
+    /// The source's HELLO. An OFFER comes next.
     Greeting,
     /// A message, for [`TargetSessions::handle_message`](super::TargetSessions::handle_message).
     Message(Message),

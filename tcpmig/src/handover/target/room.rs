@@ -88,6 +88,19 @@ impl Room {
         Ok(())
     }
 
+    /// Whether there is room for so many more bytes of a handover of this host; or why not.
+    pub(super) fn admit_bytes(&self, from: &Arc<str>, bytes: usize) -> Result<(), Refusal> {
+        let more = Usage {
+            handovers: 0,
+            bytes,
+        };
+        let by_host = self.by_host.get(from).copied().unwrap_or_default();
+        by_host.with(more).check(self.each, "one other")?;
+        self.together
+            .with(more)
+            .check(self.all, "all others together")
+    }
+
     /// A handover of this host uses less than before, or more.
     pub(super) fn change(&mut self, from: &Arc<str>, before: Usage, after: Usage) {
         if before == after {

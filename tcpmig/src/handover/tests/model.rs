@@ -23,6 +23,8 @@ type Target = TargetSessions<()>;
 #[repr(u8)]
 enum Said {
     Offer,
+    Accepted,
+    Image,
     Prepared,
     Refused,
     Commit,
@@ -33,8 +35,10 @@ enum Said {
     Unknown,
 }
 
-const ALL: [Said; 9] = [
+const ALL: [Said; 11] = [
     Said::Offer,
+    Said::Accepted,
+    Said::Image,
     Said::Prepared,
     Said::Refused,
     Said::Commit,
@@ -118,6 +122,8 @@ struct Model {
     without: Without,
     journal: bool,
     crashes: Crashes,
+    /// COMMIT follows the image at once.
+    at_once: bool,
     /// What is built can take bytes before it lives: a socket that is not mute, without its lock.
     leaks: bool,
 }
@@ -143,6 +149,7 @@ fn id(h: usize) -> HandoverId {
 fn source_config() -> SourceConfig {
     SourceConfig {
         prepared_within: NOW,
+        commit_at_once: usize::MAX,
         answer_within: NOW,
         ask_for: Duration::from_secs(1),
         first_pause: NOW,
@@ -167,6 +174,8 @@ impl Said {
         match message {
             Message::Hello { .. } => panic!("links are not part of the model"),
             Message::Offer { .. } => Self::Offer,
+            Message::Accepted { .. } => Self::Accepted,
+            Message::Image { .. } => Self::Image,
             Message::Prepared { .. } => Self::Prepared,
             Message::Refused { .. } => Self::Refused,
             Message::Commit { .. } => Self::Commit,
@@ -178,18 +187,33 @@ impl Said {
         }
     }
 
-    fn message(self, h: usize) -> Message {
+    /// With this way of the two: the packets are locked at the target and the source does not wait for PREPARED, or not.
+    fn message(self, h: usize, at_once: bool) -> Message {
         let (id, code, reason) = (id(h), Code::Other, String::new());
         match self {
             Self::Offer => Message::Offer {
                 id,
+                queued: 0,
+                draft: Bytes::new(),
+            },
+            Self::Accepted => Message::Accepted {
+                id,
+                locked_ms: at_once.into(),
+            },
+            Self::Image => Message::Image {
+                id,
+                waits: !at_once,
                 image: Bytes::new(),
             },
             Self::Prepared => Message::Prepared { id, rebuild_us: 0 },
             Self::Refused => Message::Refused { id, code, reason },
             Self::Commit => Message::commit(id),
             Self::Abort => Message::Abort { id },
-            Self::Active => Message::Active { id, activate_us: 0 },
+            Self::Active => Message::Active {
+                id,
+                rebuild_us: 0,
+                activate_us: 0,
+            },
             Self::Aborted => Message::Aborted { id, code, reason },
             Self::Lost => Message::Lost { id, reason },
             Self::Unknown => Message::Unknown { id },
@@ -197,7 +221,7 @@ impl Said {
     }
 
     fn is_for_target(self) -> bool {
-        matches!(self, Self::Offer | Self::Commit | Self::Abort)
+        matches!(self, Self::Offer | Self::Image | Self::Commit | Self::Abort)
     }
 }
 
@@ -333,36 +357,49 @@ impl Model {
     }
 }
 
-fn explore(ways: Ways, without: Without, journal: bool, crashes: Crashes) -> Result<usize, String> {
-    let model = Model {
-        ways,
-        name: "source".into(),
-        without,
-        journal,
-        crashes,
-        leaks: false,
-    };
-    model.explore()
-}
+/// With COMMIT at once after the image, or after PREPARED.
+const BOTH: [bool; 2] = [false, true];
 
-fn explore_leaks(ways: Ways, without: Without) -> Result<usize, String> {
-    let model = Model {
-        ways,
-        name: "source".into(),
-        without,
-        journal: true,
-        crashes: NO_CRASH,
-        leaks: true,
-    };
-    model.explore()
+impl Model {
+    fn new(ways: Ways, at_once: bool, without: Without) -> Self {
+        Self {
+            ways,
+            name: "source".into(),
+            without,
+            journal: false,
+            crashes: NO_CRASH,
+            at_once,
+            leaks: false,
+        }
+    }
+
+    fn with(self, journal: bool, crashes: Crashes) -> Self {
+        Self {
+            journal,
+            crashes,
+            ..self
+        }
+    }
+
+    fn leaking(self) -> Self {
+        Self {
+            leaks: true,
+            ..self.with(true, NO_CRASH)
+        }
+    }
 }
 
 fn no_way_breaks_it(ways: &[Ways], journal: bool, crashes: Crashes) {
-    for &ways in ways {
-        let states = explore(ways, Without::Nothing, journal, crashes);
-        let states = states.unwrap_or_else(|e| panic!("{ways:?}: {e}"));
-        println!("{states} states of {ways:?} with journals: {journal}, {crashes:?}");
-        assert!(states > 100, "{states}");
+    for at_once in BOTH {
+        for &ways in ways {
+            let model = Model::new(ways, at_once, Without::Nothing).with(journal, crashes);
+            let states = model.explore();
+            let states = states.unwrap_or_else(|e| panic!("{ways:?}, {at_once}: {e}"));
+            println!(
+                "{states} states of {ways:?} at once: {at_once}, with journals: {journal}, {crashes:?}"
+            );
+            assert!(states > 100, "{states}");
+        }
     }
 }
 
@@ -379,12 +416,16 @@ fn nor_does_a_crash_at_any_time() {
 
 #[test]
 fn what_has_taken_bytes_is_not_given_back() {
-    for ways in WAYS {
-        let states = explore_leaks(ways, Without::Nothing);
-        assert!(states.unwrap_or_else(|e| panic!("{ways:?}: {e}")) > 100);
+    for at_once in BOTH {
+        for ways in WAYS {
+            let model = Model::new(ways, at_once, Without::Nothing).leaking();
+            let states = model.explore();
+            assert!(states.unwrap_or_else(|e| panic!("{ways:?}: {e}")) > 100);
+        }
+        let model = Model::new(WAYS[0], at_once, Without::Comparing).leaking();
+        let found = model.explore().expect_err("the check finds it");
+        assert!(found.starts_with("given back"), "{found}");
     }
-    let found = explore_leaks(WAYS[0], Without::Comparing).expect_err("the check finds it");
-    assert!(found.starts_with("given back"), "{found}");
 }
 
 /// `cargo test -p tcpmig --release --lib model -- --ignored`
@@ -436,9 +477,12 @@ fn a_rule_that_is_left_out_is_noticed() {
             ["two owners", kept],
         ),
     ] {
-        let found = explore(ways, without, journal, crashes).expect_err("the check finds it");
-        let first = found.lines().next().unwrap_or_default();
-        let named = errors.iter().any(|error| first.contains(error));
-        assert!(named, "{without:?}: {found}");
+        for at_once in BOTH {
+            let model = Model::new(ways, at_once, without).with(journal, crashes);
+            let found = model.explore().expect_err("the check finds it");
+            let first = found.lines().next().unwrap_or_default();
+            let named = errors.iter().any(|error| first.contains(error));
+            assert!(named, "{without:?}, {at_once}: {found}");
+        }
     }
 }

@@ -34,6 +34,7 @@ fn aborted() -> Message {
 fn active() -> Message {
     Message::Active {
         id: id(),
+        rebuild_us: 3,
         activate_us: 5,
     }
 }
@@ -97,11 +98,39 @@ impl Host {
         self.session.take_why()
     }
 
-    fn offer(&mut self) {
+    /// It is described and noted, and OFFER is next.
+    fn begin(&mut self) {
+        let draft = Bytes::from_static(b"draft");
+        self.does("Describe", SourceResult::Described { queued: 7, draft });
         self.does("Note(Offering)", DONE);
+    }
+
+    fn offer(&mut self) {
+        self.begin();
+        self.does("OFFER", DONE);
+        self.waits();
+        assert!(self.session.listens());
+    }
+
+    fn accepted(&mut self, is_locked: bool) {
+        let locked_ms = if is_locked { 2000 } else { 1999 };
+        self.hears(Message::Accepted {
+            id: id(),
+            locked_ms,
+        });
+    }
+
+    fn freeze(&mut self) {
         let image = Bytes::from_static(b"image");
         self.does("Freeze", SourceResult::Frozen { image });
-        self.does("OFFER", DONE);
+    }
+
+    /// Its image is sent, and PREPARED is waited for.
+    fn image(&mut self) {
+        self.offer();
+        self.accepted(false);
+        self.freeze();
+        self.does("waits: true", DONE);
         self.waits();
         assert!(self.session.listens());
     }
@@ -115,7 +144,7 @@ impl Host {
     }
 
     fn commit(&mut self) {
-        self.offer();
+        self.image();
         self.prepared();
         let packets = vec![Bytes::from_static(&[0x45; 20])];
         self.does("Confirm", SourceResult::Confirmed { packets });
@@ -149,7 +178,91 @@ fn a_connection_moves() {
     host.does("Discard", DONE);
     host.does("Note(Moved)", DONE);
     assert_eq!(host.ends(Fate::Moved), Why::Agreed);
-    assert_eq!(host.session.target_took(), (3, 5));
+    let us = Duration::from_micros;
+    assert_eq!(host.session.target_took(), (us(3), us(5)));
+}
+
+#[test]
+fn commit_follows_a_small_image_at_once_where_packets_are_locked() {
+    let mut host = Host::new();
+    host.offer();
+    host.accepted(true);
+    host.freeze();
+    host.does("waits: false", DONE);
+    let packets = Vec::new();
+    host.does("Confirm", SourceResult::Confirmed { packets });
+    host.does("Note(Committing)", DONE);
+    host.does("COMMIT", DONE);
+    host.hears(active());
+    host.does("Discard", DONE);
+    host.does("Note(Moved)", DONE);
+    host.ends(Fate::Moved);
+    let us = Duration::from_micros;
+    assert_eq!(host.session.target_took(), (us(3), us(5)));
+
+    // A target that could not build it says so instead.
+    let mut host = Host::new();
+    host.offer();
+    host.accepted(true);
+    host.freeze();
+    host.does("waits: false", DONE);
+    let packets = Vec::new();
+    host.does("Confirm", SourceResult::Confirmed { packets });
+    host.does("Note(Committing)", DONE);
+    host.does("COMMIT", DONE);
+    host.hears(aborted());
+    host.keeps();
+    host.ends(Fate::Kept);
+
+    // One that does not answer may stand still: what is steered to it is silenced here before its lock can end.
+    let commit = |ask_for| {
+        let mut host = Host::of(Session::new(
+            SourceConfig {
+                ask_for,
+                ..SourceConfig::default()
+            },
+            id(),
+        ));
+        host.offer();
+        host.accepted(true);
+        host.freeze();
+        host.does("waits: false", DONE);
+        let packets = Vec::new();
+        host.does("Confirm", SourceResult::Confirmed { packets });
+        host.does("Note(Committing)", DONE);
+        host.does("COMMIT", DONE);
+        host
+    };
+    let mut host = commit(Duration::from_secs(20));
+    host.late();
+    host.does("Silence", DONE);
+    host.does("LookUpDecision", SourceResult::Decided(None));
+    host.does("Connect", DONE);
+    host.does("COMMIT", DONE);
+    host.late();
+    host.late();
+    // Once is enough.
+    host.does("LookUpDecision", SourceResult::Decided(None));
+    let mut host = commit(Duration::ZERO);
+    host.late();
+    host.does("Silence", DONE);
+    host.does("Doubt", DONE);
+    host.ends(Fate::InDoubt);
+    let mut host = commit(Duration::from_secs(20));
+    host.session.cancel(host.now);
+    host.does("Silence", DONE);
+    host.does("Doubt", DONE);
+    host.ends(Fate::InDoubt);
+
+    // A large one has its time.
+    let mut host = Host::new();
+    host.offer();
+    host.accepted(true);
+    let image = Bytes::from(vec![0; SourceConfig::default().commit_at_once + 1]);
+    host.does("Freeze", SourceResult::Frozen { image });
+    host.does("waits: true", DONE);
+    host.waits();
+    assert!(!host.session.has_committed());
 }
 
 #[test]
@@ -191,20 +304,20 @@ fn before_commit_it_goes_on_here_whatever_happens() {
         (|host| host.late(), Why::TooLate(Duration::from_secs(3))),
     ];
     for (happens, why) in cases {
-        let mut host = Host::new();
-        host.offer();
-        happens(&mut host);
-        host.keeps();
-        assert_eq!(host.ends(Fate::Kept), why);
+        for comes_to in [Host::offer, Host::image] {
+            let mut host = Host::new();
+            comes_to(&mut host);
+            happens(&mut host);
+            host.keeps();
+            assert_eq!(host.ends(Fate::Kept), why);
+        }
     }
 }
 
 #[test]
 fn a_target_that_does_not_read_is_not_waited_for() {
     let mut host = Host::new();
-    host.does("Note(Offering)", DONE);
-    let image = Bytes::new();
-    host.does("Freeze", SourceResult::Frozen { image });
+    host.begin();
     assert!(matches!(
         host.session.poll(),
         Some(SourceAction::Send(Message::Offer { .. }))
@@ -224,17 +337,24 @@ fn a_target_that_does_not_read_is_not_waited_for() {
 #[test]
 fn what_cannot_be_noted_is_not_done() {
     let mut host = Host::new();
+    let draft = Bytes::new();
+    host.does("Describe", SourceResult::Described { queued: 0, draft });
     host.does("Note(Offering)", SourceResult::Failed("full"));
     assert_eq!(host.ends(Fate::Kept), Why::Failed("full"));
 
     let mut host = Host::new();
-    host.does("Note(Offering)", DONE);
-    host.does("Freeze", SourceResult::Failed("a listener"));
-    host.does("Note(Kept)", DONE);
+    host.does("Describe", SourceResult::Failed("a listener"));
     assert_eq!(host.ends(Fate::Kept), Why::Failed("a listener"));
 
     let mut host = Host::new();
     host.offer();
+    host.accepted(true);
+    host.does("Freeze", SourceResult::Failed("it is locked"));
+    host.keeps();
+    assert_eq!(host.ends(Fate::Kept), Why::Failed("it is locked"));
+
+    let mut host = Host::new();
+    host.image();
     host.prepared();
     let packets = Vec::new();
     host.does("Confirm", SourceResult::Confirmed { packets });
@@ -333,7 +453,8 @@ fn a_handover_that_is_cancelled_is_kept_or_in_doubt() {
 
     // What is under way is done to its end.
     let mut host = Host::new();
-    host.does("Note(Offering)", DONE);
+    host.offer();
+    host.accepted(true);
     assert_eq!(host.session.poll(), Some(SourceAction::Freeze));
     host.session.cancel(host.now);
     host.waits();
@@ -344,7 +465,7 @@ fn a_handover_that_is_cancelled_is_kept_or_in_doubt() {
     assert_eq!(host.ends(Fate::Kept), Why::Cancelled);
 
     let mut host = Host::new();
-    host.offer();
+    host.image();
     host.prepared();
     let packets = Vec::new();
     host.does("Confirm", SourceResult::Confirmed { packets });

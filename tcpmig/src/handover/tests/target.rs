@@ -39,8 +39,21 @@ impl Host {
     }
 
     fn offer(&mut self, link: u8) -> Heard {
-        let (id, image) = (self.id, Bytes::from_static(b"image"));
-        self.hear(link, Message::Offer { id, image })
+        let (id, draft) = (self.id, Bytes::from_static(b"draft"));
+        self.hear(
+            link,
+            Message::Offer {
+                id,
+                queued: 3,
+                draft,
+            },
+        )
+    }
+
+    fn image(&mut self, link: u8, waits: bool, bytes: usize) {
+        let (id, image) = (self.id, Bytes::from(vec![0; bytes]));
+        let heard = self.hear(link, Message::Image { id, waits, image });
+        assert_eq!(heard, Heard::Poll(self.id));
     }
 
     fn commit(&mut self, link: u8) {
@@ -82,11 +95,19 @@ impl Host {
         assert_eq!(self.poll(), None);
     }
 
-    fn prepare(&mut self, link: u8) {
+    fn accept(&mut self, link: u8) {
         assert_eq!(self.offer(link), Heard::Poll(self.id));
         self.does("Examine", DONE);
-        self.does("Build", DONE);
+        self.does("Lock", TargetResult::Locked(Duration::from_secs(20)));
         self.does("Note(Prepared)", DONE);
+        self.says(link, "ACCEPTED");
+        self.waits();
+    }
+
+    fn prepare(&mut self, link: u8) {
+        self.accept(link);
+        self.image(link, true, 5);
+        self.does("Build", DONE);
         self.says(link, "PREPARED");
         self.waits();
     }
@@ -117,6 +138,101 @@ fn commit_counts_over_whatever_link_and_is_answered_each_time() {
     host.commit(3);
     host.says(3, "ACTIVE");
     host.waits();
+}
+
+#[test]
+fn commit_at_once_is_answered_by_what_comes_of_the_image() {
+    let mut host = Host::new();
+    host.accept(1);
+    host.image(1, false, 5);
+    host.does("Build", DONE);
+    // PREPARED is not waited for.
+    host.waits();
+    host.commit(1);
+    host.does("Note(Activating)", DONE);
+    host.does("Activate", DONE);
+    host.says(1, "ACTIVE");
+
+    let mut host = Host::new();
+    host.accept(1);
+    host.image(1, false, 5);
+    host.does("Build", TargetResult::Failed(Refusal::other("it broke")));
+    host.does("Note(Aborted)", DONE);
+    host.waits();
+    host.commit(1);
+    host.says(1, "ABORTED");
+    host.abort();
+    host.does("Unlock", DONE);
+    host.waits();
+}
+
+#[test]
+fn commit_without_its_image_is_answered_with_aborted() {
+    let mut host = Host::new();
+    host.accept(1);
+    host.commit(2);
+    host.does("Discard", TargetResult::Discarded { moved_on: false });
+    host.does("Note(Aborted)", DONE);
+    host.says(2, "ABORTED");
+    // It comes by another link after all.
+    host.image(1, true, 5);
+    host.says(1, "ABORTED");
+    host.waits();
+    assert_eq!(host.fate(), Some(Fate::Kept));
+}
+
+#[test]
+fn what_is_accepted_is_not_waited_for_for_ever() {
+    let mut host = Host::new();
+    host.accept(1);
+    host.now += Duration::from_secs(9);
+    host.image(1, true, 5);
+    host.does("Build", DONE);
+    host.says(1, "PREPARED");
+    host.waits();
+    // COMMIT has its own time.
+    host.late();
+    assert!(host.now >= Duration::from_secs(19), "{:?}", host.now);
+    host.does(
+        "COMMIT did not come in time",
+        TargetResult::Discarded { moved_on: false },
+    );
+
+    let mut host = Host::new();
+    host.accept(1);
+    host.late();
+    host.does(
+        "the image did not come in time",
+        TargetResult::Discarded { moved_on: false },
+    );
+    host.does("Note(Aborted)", DONE);
+    host.waits();
+    host.abort();
+    host.does("Unlock", DONE);
+}
+
+#[test]
+fn an_image_that_is_larger_than_there_is_room_for_is_not_built() {
+    let mut host = Host::with(TargetConfig {
+        bytes_by_each: 100,
+        ..TargetConfig::default()
+    });
+    host.accept(1);
+    host.image(1, true, 101);
+    host.does("full", TargetResult::Discarded { moved_on: false });
+    host.does("Note(Aborted)", DONE);
+    let Some(Action::Send { message, .. }) = host.poll() else {
+        panic!("the source is told");
+    };
+    assert!(format!("{message:?}").contains("code: Full"), "{message:?}");
+    host.abort();
+    host.does("Unlock", DONE);
+    host.waits();
+    // Its room is free again.
+    host.id = HandoverId::from_octets([8; 16]);
+    host.accept(1);
+    host.image(1, true, 100);
+    host.does("Build", DONE);
 }
 
 #[test]
@@ -205,7 +321,7 @@ fn what_cannot_be_noted_is_not_done() {
     let mut host = Host::new();
     assert_eq!(host.offer(1), Heard::Poll(host.id));
     host.does("Examine", DONE);
-    host.does("Build", DONE);
+    host.does("Lock", TargetResult::Locked(Duration::from_secs(20)));
     host.does("Note(Prepared)", failed());
     host.does("Discard", discarded.clone());
     host.does("Unlock", DONE);
@@ -222,14 +338,27 @@ fn what_cannot_be_noted_is_not_done() {
 }
 
 #[test]
-fn what_is_given_up_while_it_is_built_is_never_called_prepared() {
+fn what_is_given_up_meanwhile_is_called_neither_accepted_nor_prepared() {
     let mut host = Host::new();
     assert_eq!(host.offer(1), Heard::Poll(host.id));
     host.does("Examine", DONE);
-    assert_eq!(host.poll(), Some(Action::Build));
+    assert_eq!(host.poll(), Some(Action::Lock));
+    host.abort();
+    let locked = TargetResult::Locked(Duration::from_secs(20));
+    host.sessions.handle_result(host.now, host.id, locked);
+    host.does("Note(Prepared)", DONE);
+    host.does("Discard", TargetResult::Discarded { moved_on: false });
+    host.does("Note(Aborted)", DONE);
+    host.says(1, "ABORTED");
+    host.does("Unlock", DONE);
+    host.waits();
+
+    let mut host = Host::new();
+    host.accept(1);
+    host.image(1, true, 5);
+    assert!(matches!(host.poll(), Some(Action::Build { .. })));
     host.abort();
     host.sessions.handle_result(host.now, host.id, DONE);
-    host.does("Note(Prepared)", DONE);
     host.does("Discard", TargetResult::Discarded { moved_on: false });
     host.does("Note(Aborted)", DONE);
     host.says(1, "ABORTED");

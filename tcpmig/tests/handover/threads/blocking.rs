@@ -23,12 +23,29 @@ use crate::support::{B, PATIENCE};
 
 /// A task that goes on for as long as its runtime does.
 #[derive(Clone)]
-pub(super) struct Heart(Arc<AtomicU64>);
+pub(super) struct Heart {
+    beats: Arc<AtomicU64>,
+    /// How often a thread of its own has looked in vain for the next beat, at the most.
+    longest: Arc<AtomicU64>,
+}
 
 impl Heart {
     /// On the runtime of the calling task.
     pub(super) fn begin() -> Self {
         let beats = Arc::new(AtomicU64::new(0));
+        let longest = Arc::new(AtomicU64::new(0));
+        let (watched, most) = (Arc::downgrade(&beats), longest.clone());
+        std::thread::spawn(move || {
+            let (mut before, mut in_vain) = (0, 0);
+            while let Some(beats) = watched.upgrade() {
+                let now = beats.load(Ordering::Relaxed);
+                in_vain = if now == before { in_vain + 1 } else { 0 };
+                before = now;
+                most.fetch_max(in_vain, Ordering::Relaxed);
+                drop(beats);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
         let heart = Arc::downgrade(&beats);
         spawn_local(async move {
             while let Some(beats) = heart.upgrade() {
@@ -37,11 +54,17 @@ impl Heart {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
-        Self(beats)
+        Self { beats, longest }
     }
 
     fn beats(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// For how long the runtime stood still at the most, by how often a thread found it so: about once each millisecond. Both wait
+    /// for a busy machine.
+    pub(super) fn stood_still(&self) -> u64 {
+        self.longest.load(Ordering::Relaxed)
     }
 }
 
@@ -166,6 +189,10 @@ impl Calls {
 
     pub(super) fn count(&self, call: Call) -> u64 {
         self.state().done.get(&call).map_or(0, |(count, _)| *count)
+    }
+
+    pub(super) fn heart(&self) -> &Heart {
+        &self.0.heart
     }
 
     /// Those of the heart when the last of these calls came back.

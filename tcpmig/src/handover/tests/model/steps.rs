@@ -41,9 +41,8 @@ impl Model {
         let socket = world.sockets[self.ways[h].0];
         let free = match socket {
             Socket::Lives => true,
-            // It is locked, and its socket is in repair mode.
-            Socket::Still(_) => self.without == Without::Lock,
-            Socket::None | Socket::Died => false,
+            // Its socket is in repair mode, and cannot be described.
+            Socket::Still(_) | Socket::None | Socket::Died => false,
         };
         if free && world.written[h].is_none() && world.source[h].is_none() {
             let mut world = world.clone();
@@ -70,7 +69,7 @@ impl Model {
     fn time_of_source(&self, world: &World, h: usize, next: &mut Vec<World>) {
         self.at_source(world, h, next, |source| {
             if self.without == Without::Patience && source.has_committed() {
-                source.handle_message(NOW, Said::Aborted.message(h));
+                source.handle_message(NOW, Said::Aborted.message(h, self.at_once));
             } else {
                 source.handle_timeout(NOW);
             }
@@ -197,10 +196,24 @@ impl Model {
                     }
                     vec![SourceResult::Done]
                 }
+                SourceAction::Describe => {
+                    let draft = Bytes::new();
+                    vec![SourceResult::Described { queued: 0, draft }]
+                }
                 SourceAction::Freeze => {
-                    world.sockets[from] = Socket::Still(h);
-                    let image = Bytes::new();
-                    vec![SourceResult::Frozen { image }]
+                    let free = match world.sockets[from] {
+                        Socket::Lives => true,
+                        // It is locked.
+                        Socket::Still(_) => self.without == Without::Lock,
+                        Socket::None | Socket::Died => false,
+                    };
+                    if free {
+                        world.sockets[from] = Socket::Still(h);
+                        let image = Bytes::new();
+                        vec![SourceResult::Frozen { image }]
+                    } else {
+                        vec![SourceResult::Failed(())]
+                    }
                 }
                 SourceAction::Confirm => vec![
                     SourceResult::Confirmed {
@@ -213,7 +226,9 @@ impl Model {
                     vec![SourceResult::Done]
                 }
                 SourceAction::Keep => {
-                    world.sockets[from] = Socket::Lives;
+                    if world.sockets[from] == Socket::Still(h) {
+                        world.sockets[from] = Socket::Lives;
+                    }
                     vec![SourceResult::Done]
                 }
                 SourceAction::Discard => {
@@ -226,6 +241,7 @@ impl Model {
                 SourceAction::Connect
                 | SourceAction::Finish
                 | SourceAction::EndRedirect
+                | SourceAction::Silence
                 | SourceAction::Doubt => vec![SourceResult::Done],
             };
             for result in results {
@@ -288,8 +304,12 @@ impl Model {
                     after.push((world.clone(), TargetResult::Failed(no())));
                     after.push((world, done()));
                 }
+                TargetAction::Lock => {
+                    after.push((world.clone(), TargetResult::Failed(no())));
+                    after.push((world, TargetResult::Locked(self.locked())));
+                }
                 // Two with the same addresses cannot be there: the lock and the kernel refuse the second.
-                TargetAction::Build => match world.sockets[to] {
+                TargetAction::Build { .. } => match world.sockets[to] {
                     Socket::None | Socket::Died => {
                         world.sockets[to] = Socket::Still(h);
                         after.push((world, done()));
@@ -355,12 +375,12 @@ impl Model {
     }
 
     fn deliver(&self, world: &World, h: usize, said: Said, next: &mut Vec<World>) {
-        let mut message = said.message(h);
+        let mut message = said.message(h, self.at_once);
         if said.is_for_target() {
             return self.to_target(world.clone(), h, message, next);
         }
         if self.without == Without::Doubt && said == Said::Unknown {
-            message = Said::Aborted.message(h);
+            message = Said::Aborted.message(h, self.at_once);
         }
         self.at_source(world, h, next, |source| source.handle_message(NOW, message));
     }
@@ -391,15 +411,26 @@ impl Model {
         }
     }
 
+    /// For longer than the source waits for an answer, or not at all.
+    fn locked(&self) -> Duration {
+        Duration::from_millis(self.at_once.into())
+    }
+
     /// A target that has built the connection.
     fn prepared(&self, h: usize) -> Rc<Target> {
         let mut prepared = no_target();
         let target = Rc::make_mut(&mut prepared);
-        let offer = Said::Offer.message(h);
-        let heard = target.handle_message(NOW, &self.name, (), offer, None);
-        assert_eq!(heard, Heard::Poll(id(h)));
-        while target.poll(id(h)).is_some() {
-            target.handle_result(NOW, id(h), TargetResult::Done);
+        for said in [Said::Offer, Said::Image] {
+            let message = said.message(h, self.at_once);
+            let heard = target.handle_message(NOW, &self.name, (), message, None);
+            assert_eq!(heard, Heard::Poll(id(h)));
+            while let Some(action) = target.poll(id(h)) {
+                let result = match action {
+                    TargetAction::Lock => TargetResult::Locked(self.locked()),
+                    _ => TargetResult::Done,
+                };
+                target.handle_result(NOW, id(h), result);
+            }
         }
         prepared
     }
