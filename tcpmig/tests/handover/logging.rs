@@ -85,6 +85,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
 impl Log {
     /// Of everything that the host's thread does.
     fn of(site: &Site) -> Self {
+        // What another test's thread came to first, with nobody there to listen, is not logged in this one's either otherwise.
+        let _ = tracing::subscriber::set_global_default(Registry::default());
         let log = Self::default();
         let taken = log.clone();
         site.call(|here| async move {
