@@ -20,10 +20,18 @@ use crate::{LockError, NextHop};
 
 impl Shared {
     /// See [`Locker::get_ready`](crate::Locker::get_ready).
-    pub(super) fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+    pub(super) fn get_ready(
+        self: &Arc<Self>,
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Result<(), LockError> {
         let class = Class::of(element::lease_ms(lease)?);
+        self.watch();
         let state = &mut *self.state();
         self.catch_up(state);
+        if !state.ready {
+            self.set_up(state)?;
+        }
         self.hook_devices(state, Some(&hop.ingress))?;
         self.hook_class(state, class)
     }

@@ -322,3 +322,35 @@ fn a_source_with_no_other_address_needs_accept_local_on_the_target() {
         },
     );
 }
+
+/// What a locker does before its first lock needs no call before it.
+#[test]
+fn a_new_handle_gets_ready_and_tells_what_is_redirected() {
+    isolated(
+        "flows::a_new_handle_gets_ready_and_tells_what_is_redirected",
+        || {
+            let net = Net::new();
+            for [service, target, peer] in families() {
+                let connection = net.connection(service);
+                let flow = connection.flow();
+                let other = net.source.run(|| Nftables::new().unwrap());
+                assert!(!other.redirects(&flow).unwrap());
+                let new = net.source.run(|| Nftables::new().unwrap());
+                let hop = new.next_hop(target, peer).unwrap();
+                new.get_ready(&hop, LEASE).unwrap();
+                let (guard, _at_target) = net.lock(&connection);
+                assert!(!other.redirects(&flow).unwrap(), "it is locked");
+                let redirect = net.redirect(guard, target);
+                // Whoever made it.
+                assert!(other.redirects(&flow).unwrap());
+                assert!(net.at_source.redirects(&flow).unwrap());
+                assert!(!net.at_target.redirects(&flow).unwrap());
+                // Also by what any locker does that does not look for one flow.
+                let listed = other.list().unwrap();
+                assert!(listed.iter().any(|entry| entry.flow == flow));
+                redirect.end().unwrap();
+                assert!(!other.redirects(&flow).unwrap());
+            }
+        },
+    );
+}

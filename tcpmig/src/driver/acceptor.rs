@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 use tcpmig_format::{FourTuple, Layer, LayerReader, Octets};
 use tcpmig_lock::Locker;
+use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::{Endpoint, Peer, TransportError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use super::exchange::serve_exchange;
 use super::journal::{Journal, NoJournal};
 use super::policy::Policy;
 use super::target::Host;
+use super::worker::Worker;
 use crate::handover::Refusal;
 use crate::options::NotSet;
 
@@ -157,6 +159,7 @@ pub struct Acceptor {
     policy: Policy,
     accepts: Option<Box<Accepts>>,
     accepts_async: Option<Box<AcceptsAsync>>,
+    worker: Worker,
 }
 
 impl Acceptor {
@@ -171,7 +174,21 @@ impl Acceptor {
             policy: Policy::new(),
             accepts: None,
             accepts_async: None,
+            worker: Worker::new(),
         }
+    }
+
+    /// Builds connections in this network namespace, wherever the threads of the runtime are, as
+    /// [`Mover::in_namespace`](super::Mover::in_namespace) moves them out of one. The locker has to be of it
+    /// ([`Backend::open_in`](tcpmig_lock::Backend::open_in)); the endpoint can be in another one. The hook of [`Acceptor::accept_if`] is
+    /// called on a thread that is there.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot enter it, which needs `CAP_SYS_ADMIN` in the user namespaces that own it and the one it comes from.
+    pub fn in_namespace(mut self, namespace: Namespace) -> Result<Self, tcpmig_sys::Error> {
+        self.worker = Worker::in_namespace(namespace)?;
+        Ok(self)
     }
 
     /// How long things may take, and how much at a time.
@@ -211,8 +228,7 @@ impl Acceptor {
     /// with it as [`Arrived::ready`]. If the connection does not come after all, that is dropped. With both hooks, this one is
     /// asked last.
     ///
-    /// The connection stands still meanwhile, and its source waits for [`Options::prepared_within`], so the answer has to
-    /// come soon. A decision is dropped in its middle if the endpoint is closed.
+    /// The connection lives meanwhile, and its source waits for [`Options::prepared_within`]. A decision is dropped in its middle if the endpoint is closed.
     pub fn accept_async<F, T>(
         mut self,
         accepts: impl Fn(Offer) -> F + Send + Sync + 'static,
@@ -242,7 +258,7 @@ impl Acceptor {
             accepts: self.accepts,
             accepts_async: self.accepts_async,
         };
-        let host = Host::new(self.locker, terms, self.journal, sender);
+        let host = Host::new(self.locker, terms, self.journal, (self.worker, sender));
         let mut tasks = JoinSet::new();
         let host = Arc::new(host);
         tasks.spawn(Host::keep_time(Arc::downgrade(&host)));

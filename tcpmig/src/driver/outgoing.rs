@@ -302,7 +302,9 @@ impl Outgoing {
 
     fn waits_for(&self, action: &SourceAction) -> bool {
         match action {
-            SourceAction::LookUpDecision => self.mover.journal.waits(),
+            SourceAction::LookUpDecision => {
+                self.mover.journal.waits() || self.mover.worker.is_elsewhere()
+            }
             // A thaw can wait for the peer.
             SourceAction::Keep => true,
             SourceAction::Confirm => self.to.steer.waits() || self.mover.waits(),

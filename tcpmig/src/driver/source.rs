@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tcpmig_format::{EncodeError, FourTuple, Layer};
 use tcpmig_lock::Locker;
+use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::timeout;
 
@@ -191,6 +192,21 @@ impl Mover {
         Self { journal, ..self }
     }
 
+    /// Does everything about connections in this network namespace, wherever the threads of the runtime are: so one process moves
+    /// connections of several, with a mover for each. The endpoint can be in another one.
+    ///
+    /// What the mover is given has to be of that namespace: the locker
+    /// ([`Backend::open_in`](tcpmig_lock::Backend::open_in)), and how a [`Destination`] is steered to
+    /// ([`Redirected::new`](crate::steer::Redirected::new) on a thread that is there).
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot enter it, which needs `CAP_SYS_ADMIN` in the user namespaces that own it and the one it comes from.
+    pub fn in_namespace(self, namespace: Namespace) -> Result<Self, tcpmig_sys::Error> {
+        let worker = Worker::in_namespace(namespace)?;
+        Ok(Self { worker, ..self })
+    }
+
     /// Moves one connection, with the layers that run on it from the bottom up, to another host.
     ///
     /// The application must have stopped using the socket. Whatever fails before COMMIT, the
@@ -245,7 +261,7 @@ impl Mover {
     /// Whether what is done for each connection, locking it and noting it, can wait. If not it is done on the task that moves
     /// it, and no connection stands still for the sake of a change of threads.
     pub(super) fn waits(&self) -> bool {
-        self.locker.features().waits || self.journal.waits()
+        self.locker.features().waits || self.journal.waits() || self.worker.is_elsewhere()
     }
 
     /// The same with nothing unclaimed.

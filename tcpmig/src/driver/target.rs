@@ -71,11 +71,10 @@ impl Host {
         locker: Arc<dyn Locker>,
         terms: Terms,
         journal: Arc<dyn Journal>,
-        arrived: mpsc::UnboundedSender<Arrived>,
+        (worker, arrived): (Worker, mpsc::UnboundedSender<Arrived>),
     ) -> Self {
         let keeper = Keeper::new(locker.clone());
         keeper.start();
-        let worker = Worker::new();
         worker.start();
         let Terms {
             options,
@@ -223,7 +222,7 @@ impl Host {
         }
         let host = self.clone();
         let working = move || {
-            let mut next = Some(action);
+            let mut next = host.step(id, action);
             while let Some(action) = next {
                 if matches!(action, Action::Send { .. } | Action::Deliver) {
                     return Some(action);
@@ -251,9 +250,11 @@ impl Host {
     }
 
     /// Examines an offer, and asks an application that takes its time.
-    async fn ask(&self, id: HandoverId, from: &Arc<str>, draft: Bytes) -> TargetResult {
+    async fn ask(self: &Arc<Self>, id: HandoverId, from: &Arc<str>, draft: Bytes) -> TargetResult {
         let examined = async {
-            let examined = self.examine(from, draft)?;
+            let (host, by) = (self.clone(), from.clone());
+            let examining = move || host.examine(&by, draft);
+            let examined = self.worker.call(false, examining).await?;
             let (flow, draft, _) = &examined;
             let mut ready = None;
             if let Some(accepts) = &self.accepts_async {
@@ -287,6 +288,9 @@ impl Host {
 
     /// Whether it can wait.
     fn waits_for(&self, id: HandoverId, action: &Action) -> bool {
+        if self.worker.is_elsewhere() {
+            return !matches!(action, Action::Send { .. });
+        }
         let locker = self.locker.features().waits;
         let any = locker || self.journal.waits();
         let slot = self.slot(id);

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tcpmig_sys::netns::Namespace;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tracing::{Dispatch, Span, dispatcher};
@@ -28,7 +29,8 @@ const IDLE: Duration = Duration::from_secs(10);
 ///
 /// A network namespace belongs to a thread, as do capabilities, and a thread inherits both from the one that makes it. So the
 /// threads of a worker are made by one that does nothing else, and that one is made by [`Worker::start`], on a thread that is
-/// where the connections are. (Those of `spawn_blocking` are made by whichever thread asks first.)
+/// where the connections are; or it goes to the namespace that it is [bound to](Worker::in_namespace). (Those of `spawn_blocking` are
+/// made by whichever thread asks first.)
 ///
 /// What has begun is done to its end, whoever stops waiting for it: a job owns what it works on. Dropping the worker
 /// ends its threads once they have nothing more to do; nobody waits for them.
@@ -40,6 +42,8 @@ struct Owner(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    /// The threads are in a namespace in which nobody who calls need be.
+    is_elsewhere: bool,
     /// For threads that wait for a job.
     job: Condvar,
     /// For the thread that makes them.
@@ -73,8 +77,42 @@ thread_local! {
 impl Worker {
     /// Has no threads before it is started.
     pub(super) fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// Has its threads in this network namespace, and everything is to be done there. It is started.
+    pub(super) fn in_namespace(namespace: Namespace) -> Result<Self, tcpmig_sys::Error> {
+        let worker = Self::with(true);
+        let maker = worker.shared().clone();
+        let (entered, has_entered) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new().name("tcpmig-threads".to_owned());
+        let made = thread.spawn(move || {
+            let is_there = namespace.enter_permanently();
+            let may_go_on = is_there.is_ok();
+            let _ = entered.send(is_there);
+            if may_go_on {
+                maker.make_threads();
+            }
+        });
+        made.map_err(|source| tcpmig_sys::Error::Call {
+            call: "clone",
+            source,
+        })?;
+        // INVARIANT: it says so before it does anything else.
+        has_entered.recv().expect("the thread has begun")?;
+        worker.shared().state().is_running = true;
+        Ok(worker)
+    }
+
+    /// Whether nothing about a connection is to be done on the threads of a runtime, because they need not be where it is.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.shared().is_elsewhere
+    }
+
+    fn with(is_elsewhere: bool) -> Self {
         Self(Arc::new(Owner(Arc::new(Shared {
             state: Mutex::default(),
+            is_elsewhere,
             job: Condvar::new(),
             more: Condvar::new(),
             done: Notify::new(),
@@ -108,7 +146,7 @@ impl Worker {
         waits: bool,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Call<T> {
-        if !waits || self.is_here() {
+        if self.is_here() || !(waits || self.is_elsewhere()) {
             return Call::Done(Some(job()));
         }
         let (sender, result) = oneshot::channel();
@@ -122,7 +160,7 @@ impl Worker {
 
     /// Does a job that nobody waits for; here and at once if it does not wait, or if this is a thread of a worker.
     pub(super) fn leave(&self, waits: bool, job: impl FnOnce() + Send + 'static) {
-        if !waits || self.is_here() {
+        if self.is_here() || !(waits || self.is_elsewhere()) {
             return job();
         }
         self.push(job);

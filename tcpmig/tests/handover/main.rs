@@ -15,6 +15,7 @@ mod limits;
 mod logging;
 mod lost;
 mod moves;
+mod namespaces;
 mod policy;
 mod refused;
 mod serving;

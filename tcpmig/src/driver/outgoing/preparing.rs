@@ -24,13 +24,18 @@ impl Outgoing {
             return Err(reason);
         }
         limits.map_or(Ok(()), Limits::check)?;
-        let Held::Live(socket, known) = &mut self.held else {
+        if self.mover.worker.is_elsewhere() {
+            self.aside(Self::look).await;
+        } else {
+            self.look();
+        }
+        if let Some(reason) = self.hindered.take() {
+            return Err(reason);
+        }
+        let Held::Live(_, Some(plan)) = &self.held else {
             return Err(Reason::Cancelled);
         };
-        let plan = Plan::read(socket.as_fd())?;
         let (flow, has_ended) = (plan.flow(), plan.has_ended());
-        *known = Some(plan);
-        self.flow = Some(flow);
         self.mover.start();
         Span::current().record("flow", tracing::field::display(flow));
         // What has ended has no packets, and another connection may live with its addresses and ports.
@@ -48,6 +53,20 @@ impl Outgoing {
         match limits {
             Some(limits) => Ok(Some(limits.turn(self.queued()).await?)),
             None => Ok(None),
+        }
+    }
+
+    /// Reads what does not change, or why it cannot leave.
+    fn look(&mut self) {
+        let Held::Live(socket, known) = &mut self.held else {
+            return;
+        };
+        match Plan::read(socket.as_fd()) {
+            Ok(plan) => {
+                self.flow = Some(plan.flow());
+                *known = Some(plan);
+            }
+            Err(error) => self.hindered = Some(error.into()),
         }
     }
 

@@ -106,7 +106,12 @@ impl Host {
     }
 
     /// Finds out now what an offer will be judged by, as far as that does not depend on it.
-    pub(in crate::driver) fn freshen(&self) {
+    pub(in crate::driver) fn freshen(self: &Arc<Self>) {
+        let host = self.clone();
+        self.worker.leave(false, move || host.freshen_here());
+    }
+
+    fn freshen_here(&self) {
         self.facts.freshen();
         let mut freshened = lock(&self.freshened);
         if freshened.is_none_or(|when| when.elapsed() > options::FRESHEN_AFTER) {
