@@ -396,7 +396,7 @@ impl World {
             match action {
                 TargetAction::Examine { .. } => {}
                 TargetAction::Lock => {
-                    result = TargetResult::Locked(Duration::from_millis(at_once.into()))
+                    result = TargetResult::Locked(Duration::from_millis(at_once.into()));
                 }
                 TargetAction::Build { .. } => {
                     // Two with the same addresses cannot be there: the lock and the kernel refuse the second.
