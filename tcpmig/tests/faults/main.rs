@@ -209,7 +209,7 @@ fn at_once(when: When, fault: Fault) -> bool {
         When::At(step) => step as u128,
         When::After(time) | When::Many(_, time) => time.as_micros(),
     };
-    (moment + fault as u128) % 2 == 0
+    (moment + fault as u128).is_multiple_of(2)
 }
 
 /// When a fault comes.
