@@ -1,7 +1,7 @@
 //! Connections that can be drained.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -13,14 +13,16 @@ use http_body::Body;
 use hyper::Request;
 use hyper::service::Service;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
 
-use super::http1::{Ending, Http, Left, Upgrade, Use};
+use super::http1::{Ending, Http, Upgrade};
+use super::replay::Replaying;
+use super::request_body::RequestBody;
 use super::resumable::NotResumed;
-use super::service::{BoxError, RequestBody, Watched};
+use super::service::{BoxError, Watched};
 use super::session::{AnyState, Session, SessionError};
 use super::shared::Obstacle;
-use super::websocket::{At, Handler, Served};
+use super::stages::{self, Next};
+use super::websocket::{Handler, Served};
 use crate::session::{Carrier, Parts};
 
 /// How long things may take, how much may be carried.
@@ -112,6 +114,8 @@ where
 {
     pub(super) stage: Stage<S, C>,
     pub(super) about: About,
+    /// For a WebSocket whose handler has to begin again.
+    pub(super) service: Arc<S>,
     pub(super) ends: Ends,
 }
 
@@ -143,6 +147,8 @@ where
     Http(Box<Http<S, C>>),
     /// A handler of the service has it, or nobody.
     Upgraded(Upgrade<C>),
+    /// The service is asked for the handler of a WebSocket that goes on.
+    Replaying(Box<Replaying<S, C>>),
     WebSocket(Served<C>),
     Ending(Ending<C>),
 }
@@ -260,21 +266,33 @@ where
         let Self {
             mut stage,
             about,
+            service,
             mut ends,
         } = self;
         let asked = pin!(asked);
         let mut asked = Asked::new(asked);
         loop {
             let next = match stage {
-                Stage::Http(http) => self::http(*http, &mut asked, &mut ends, &about).await,
-                Stage::Upgraded(upgrade) => upgraded(upgrade, &mut asked, &about).await,
-                Stage::WebSocket(served) => websocket(served, &mut asked, &about).await,
-                Stage::Ending(ending) => self::ending(ending, &mut asked, about.times).await?,
+                Stage::Http(http) => stages::http(*http, &mut asked, &mut ends, &about).await,
+                Stage::Upgraded(upgrade) => {
+                    stages::upgraded(upgrade, &mut asked, &about, &*service).await
+                }
+                Stage::Replaying(replaying) => {
+                    stages::replaying(replaying, &mut asked, &about).await?
+                }
+                Stage::WebSocket(served) => stages::websocket(served, &mut asked, &about).await,
+                Stage::Ending(ending) => stages::ending(ending, &mut asked, about.times).await?,
             };
             stage = match next {
                 Next::Stage(stage) => stage,
                 Next::Busy(stage, obstacle) => {
-                    return Ok(Ended::Busy(Self { stage, about, ends }, obstacle));
+                    let connection = Self {
+                        stage,
+                        about,
+                        service,
+                        ends,
+                    };
+                    return Ok(Ended::Busy(connection, obstacle));
                 }
                 Next::Closed => return Ok(Ended::Closed),
                 Next::Drained(drained) => return Ok(Ended::Drained(drained)),
@@ -282,226 +300,4 @@ where
             };
         }
     }
-}
-
-/// What follows a stage.
-enum Next<S, C>
-where
-    S: Service<Request<RequestBody>>,
-    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
-{
-    Stage(Stage<S, C>),
-    Busy(Stage<S, C>, Obstacle),
-    Closed,
-    Drained(Drained<C>),
-    Upgraded(Upgraded<C>),
-}
-
-impl<S, C> Next<S, C>
-where
-    S: Service<Request<RequestBody>>,
-    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
-{
-    /// A WebSocket, if its handler could begin.
-    fn served(begun: Result<Served<C>, SessionError>, about: &About) -> Self {
-        match begun {
-            Ok(served) => Self::Stage(Stage::WebSocket(served)),
-            Err(error) => {
-                tracing::warn!(flow = %about.flow, %error, "a WebSocket is closed");
-                Self::Closed
-            }
-        }
-    }
-}
-
-async fn http<S, B, C>(
-    http: Http<S, C>,
-    asked: &mut Asked<'_, impl Future<Output = ()>>,
-    ends: &mut Ends,
-    about: &About,
-) -> Next<S, C>
-where
-    S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
-    S::Error: Into<BoxError>,
-    B: Body + 'static,
-    B::Error: Into<BoxError>,
-    C: Carrier,
-{
-    match Box::new(http).run(asked, ends, about).await {
-        Left::Over(ending) => {
-            if let Some(ConnectionError::NotResumed(cause)) = ending.error() {
-                tracing::warn!(
-                    flow = %about.flow, %cause,
-                    "a connection that moved here is closed in the middle of a response"
-                );
-            }
-            Next::Stage(Stage::Ending(ending))
-        }
-        Left::Drained(stream, session) => Next::Drained(Drained { stream, session }),
-        Left::Spoiled(error) => {
-            tracing::warn!(flow = %about.flow, %error, "a drained connection is closed");
-            Next::Closed
-        }
-        Left::Busy(http, obstacle) => Next::Busy(Stage::Http(http), obstacle),
-        Left::Upgraded(upgrade) => {
-            if upgrade.is_claimed() {
-                tracing::info!(
-                    flow = %about.flow,
-                    "a handler has upgraded a connection by hyper::upgrade: it stays on this host"
-                );
-            }
-            Next::Stage(Stage::Upgraded(upgrade))
-        }
-    }
-}
-
-/// Waits until nobody has an upgraded connection. If nobody had, it goes to the handler of WebSockets, or out.
-async fn upgraded<S, C>(
-    mut upgrade: Upgrade<C>,
-    asked: &mut Asked<'_, impl Future<Output = ()>>,
-    about: &About,
-) -> Next<S, C>
-where
-    S: Service<Request<RequestBody>>,
-    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
-    C: Carrier,
-{
-    let dropped = poll_fn(|cx| match upgrade.poll_use(cx) {
-        Poll::Ready(used) => Poll::Ready(Some(used)),
-        Poll::Pending => asked.poll(cx).map(|()| None),
-    });
-    let mut gate = match dropped.await {
-        None => return Next::Busy(Stage::Upgraded(upgrade), Obstacle::Upgraded),
-        Some(Use::Over) => return Next::Closed,
-        Some(Use::Unclaimed(gate)) => gate,
-    };
-    let Some(switched) = upgrade.switched.take() else {
-        return Next::Stage(Stage::Ending(Ending::new(gate)));
-    };
-    if gate.flush().await.is_err() {
-        return Next::Closed;
-    }
-    let (stream, ahead, _) = gate.into_parts();
-    let unread = [&upgrade.unread[..], &ahead].concat();
-    let (Some(agreed), Some(handler)) = (switched.websocket, &about.websockets) else {
-        tracing::info!(
-            flow = %about.flow,
-            "a connection has changed its protocol, and leaves the server of HTTP"
-        );
-        return Next::Upgraded(Upgraded {
-            stream,
-            unread: unread.into(),
-            extensions: switched.extensions,
-        });
-    };
-    let at = At {
-        stream,
-        unread: &unread,
-        unwritten: &[],
-        extended: agreed.extended,
-        resumed: false,
-    };
-    let head = std::mem::take(&mut upgrade.head);
-    Next::served(Served::begin(handler.clone(), at, head, about), about)
-}
-
-async fn websocket<S, C>(
-    served: Served<C>,
-    asked: &mut Asked<'_, impl Future<Output = ()>>,
-    about: &About,
-) -> Next<S, C>
-where
-    S: Service<Request<RequestBody>>,
-    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
-    C: Carrier,
-{
-    let (served, in_time) = match serve(served, asked, about.times).await {
-        WebSocketEnded::Busy(served, obstacle) => {
-            return Next::Busy(Stage::WebSocket(served), obstacle);
-        }
-        WebSocketEnded::Returned(served, in_time) => (served, in_time),
-    };
-    let handler = served.handler();
-    match served.end().await {
-        Ok(None) => Next::Closed,
-        Ok(Some(drained)) if in_time => Next::Drained(drained),
-        // The handler was told to return, and did when nobody waited for it any longer.
-        Ok(Some(Drained { stream, session })) => {
-            let at = At {
-                stream,
-                unread: &session.unread,
-                unwritten: &session.unwritten,
-                extended: false,
-                resumed: true,
-            };
-            let head = session.websocket.unwrap_or_default();
-            Next::served(Served::begin(handler, at, head, about), about)
-        }
-        Err(error) => Next::served(Err(error), about),
-    }
-}
-
-/// Waits for a peer that has not read all that was written to it.
-async fn ending<S, C>(
-    mut ending: Ending<C>,
-    asked: &mut Asked<'_, impl Future<Output = ()>>,
-    times: Times,
-) -> Result<Next<S, C>, ConnectionError>
-where
-    S: Service<Request<RequestBody>>,
-    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
-    C: Carrier,
-{
-    let ended = {
-        let mut run = pin!(ending.run());
-        let mut late = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(error) = run.as_mut().poll(cx) {
-                return Poll::Ready(Some(error));
-            }
-            ready!(asked.poll(cx));
-            let late = late.get_or_insert_with(|| Box::pin(sleep(times.drain_within)));
-            late.as_mut().poll(cx).map(|()| None)
-        })
-        .await
-    };
-    match ended {
-        Some(None) => Ok(Next::Closed),
-        Some(Some(error)) => Err(error),
-        None => Ok(Next::Busy(Stage::Ending(ending), Obstacle::Ending)),
-    }
-}
-
-enum WebSocketEnded<C> {
-    Busy(Served<C>, Obstacle),
-    /// Its handler has returned: since it was told to, if this is set.
-    Returned(Served<C>, bool),
-}
-
-/// Runs a WebSocket's handler until it returns, or is asked to and does not.
-async fn serve<C: Carrier>(
-    mut served: Served<C>,
-    asked: &mut Asked<'_, impl Future<Output = ()>>,
-    times: Times,
-) -> WebSocketEnded<C> {
-    let returned = poll_fn(|cx| match served.poll(cx) {
-        Poll::Ready(()) => Poll::Ready(true),
-        Poll::Pending => asked.poll(cx).map(|()| false),
-    });
-    if returned.await {
-        return WebSocketEnded::Returned(served, false);
-    }
-    if let Err(obstacle) = served.drain(times.absorb) {
-        return WebSocketEnded::Busy(served, obstacle);
-    }
-    let mut late = pin!(sleep(times.drain_within));
-    let returned = poll_fn(|cx| match served.poll(cx) {
-        Poll::Ready(()) => Poll::Ready(true),
-        Poll::Pending => late.as_mut().poll(cx).map(|()| false),
-    });
-    if returned.await {
-        return WebSocketEnded::Returned(served, true);
-    }
-    let obstacle = served.undrain();
-    WebSocketEnded::Busy(served, obstacle)
 }

@@ -9,9 +9,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Buf;
 use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
-use hyper::Response;
 use hyper::header::CONTENT_TYPE;
 use hyper::http::Extensions;
+use hyper::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use super::shared::Obstacle;
 /// Where a response goes on: the number of the next event, a file and a position in it.
 ///
 /// A target that does not know the kind and version refuses a connection in the middle of such a response, which
-/// then goes on at the source. `u64` and `String` are cursors, for handlers that need no more.
+/// then goes on at the source. `()`, `u64` and `String` are cursors, for handlers that need no more.
 pub trait Cursor: Serialize + DeserializeOwned + Clone + Send + 'static {
     /// What it is.
     const KIND: &'static str;
@@ -39,6 +39,12 @@ pub trait Cursor: Serialize + DeserializeOwned + Clone + Send + 'static {
         let _ = (version, payload);
         None
     }
+}
+
+/// That of a handler which has nothing to remember, like the echo of a WebSocket.
+impl Cursor for () {
+    const KIND: &'static str = "nothing";
+    const VERSION: u32 = 1;
 }
 
 impl Cursor for u64 {
@@ -73,7 +79,10 @@ pub(super) trait AnyCursor: Send + Sync {
     /// Bytes that the body gave so far.
     fn yielded(&self) -> u64;
 
-    /// Whether it says where the body goes on behind its last frame.
+    /// The handler that has it is told to return.
+    fn leaves(&self) {}
+
+    /// Whether it says where the body goes on behind its last frame, or where a WebSocket's handler goes on.
     fn is_set(&self) -> bool {
         true
     }
@@ -93,6 +102,11 @@ pub(super) struct HasCursor(pub(super) Arc<dyn AnyCursor>);
 /// A cursor that another task sets is noticed: the response cannot move then ([`Obstacle::CursorElsewhere`]), and
 /// neither can one whose last piece came without a cursor ([`Obstacle::CursorNotSet`]), until a piece comes with one.
 /// Comments of `text/event-stream`, like those of axum's `KeepAlive`, need none.
+///
+/// # WebSockets
+///
+/// A response that says 101 becomes movable in the same way: axum's `upgrade.on_upgrade(handler).movable(resume)`. There the cursor is
+/// what the handler has to remember, and its task sets it whenever that changes. See [`websocket`](super::websocket).
 #[derive(Debug)]
 pub struct Resume<C>(Arc<Place<C>>);
 
@@ -117,8 +131,12 @@ struct Now<C> {
     is_missing: bool,
     /// It was set by somebody who does not know which piece comes next.
     is_elsewhere: bool,
-    /// A body was made movable by it.
+    /// A response was made movable by it.
     is_used: bool,
+    /// That response said 101: what goes on is a WebSocket's handler.
+    is_socket: bool,
+    /// That handler was told to return.
+    is_leaving: bool,
     yielded: u64,
 }
 
@@ -169,6 +187,8 @@ impl<C: Cursor> Resume<C> {
             is_missing: false,
             is_elsewhere: false,
             is_used: false,
+            is_socket: false,
+            is_leaving: false,
             yielded: 0,
         };
         Ok(Self(Arc::new(Place(Mutex::new(now)))))
@@ -183,10 +203,21 @@ impl<C: Cursor> Resume<C> {
     /// The response goes on here, behind the next piece that the body gives out; before there is a body, here it begins.
     pub fn set(&self, cursor: C) {
         let mut now = self.0.lock();
+        if now.is_socket {
+            now.behind = Some(cursor);
+            return;
+        }
         let polled = POLLED.get();
         let is_here = polled == Arc::as_ptr(&self.0) as usize || polled == ANY && !now.is_used;
         now.is_elsewhere |= !is_here;
         now.next = Some(cursor);
+    }
+
+    /// Whether the handler of a WebSocket has to return because the connection goes on elsewhere: then nobody is gone, and
+    /// nobody need be told so. It is known when a read has failed.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.0.lock().is_leaving
     }
 
     /// A stream made from the cursor, which begins at `begin` if the response does, and sets the cursor with each item: like
@@ -213,11 +244,13 @@ impl<C: Cursor> Resume<C> {
     /// When it goes on elsewhere, the service is asked again with the request; the head of that answer is dropped, because
     /// the peer has it already.
     pub fn response<B>(self, response: Response<B>) -> Response<Followed<B>> {
+        let is_socket = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (mut parts, body) = response.into_parts();
         let kind = parts.headers.get(CONTENT_TYPE);
         let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut now = self.0.lock();
         now.is_used = true;
+        now.is_socket = is_socket;
         if let Some(begin) = now.next.take() {
             now.behind = Some(begin);
         }
@@ -263,9 +296,17 @@ impl<C: Cursor> AnyCursor for Place<C> {
         self.lock().yielded
     }
 
+    fn leaves(&self) {
+        self.lock().is_leaving = true;
+    }
+
     fn is_set(&self) -> bool {
         let now = self.lock();
-        !now.is_missing && !now.is_elsewhere
+        if now.is_socket {
+            now.behind.is_some()
+        } else {
+            !now.is_missing && !now.is_elsewhere
+        }
     }
 }
 

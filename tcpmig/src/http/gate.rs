@@ -61,6 +61,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gate<T> {
         !self.unwritten.is_empty()
     }
 
+    /// How many bytes wait for the socket.
+    pub(super) fn unwritten_len(&self) -> usize {
+        self.unwritten.len()
+    }
+
     /// Writes what waits here and below, whether or not writes are absorbed.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| {

@@ -15,11 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 
 use super::connection::{About, Asked, ConnectionError, Ends, Times};
+use super::cursor::Saved;
 use super::gate::Gate;
-use super::lent::{Home, Lent};
-use super::service::{BoxError, RequestBody, Watched};
+use super::lent::{Home, Lent, Use};
+use super::request_body::RequestBody;
+use super::service::{BoxError, Watched};
 use super::session::{Session, SessionError};
-use super::shared::{Incoming, Obstacle, Safe, Shared, Switched};
+use super::shared::{Agreed, Handed, Incoming, Obstacle, Safe, Shared, Switched};
+use super::websocket::{Link, Rest};
 
 /// hyper's connection.
 pub(super) struct Http<S, T>
@@ -209,6 +212,7 @@ where
             unwritten: unwritten.into(),
             response,
             websocket: None,
+            handed: None,
             state,
         };
         Left::Drained(stream, session)
@@ -227,12 +231,8 @@ where
             return Left::Over(Ending { gate, error });
         }
         let unread = Bytes::copy_from_slice(shared.inbound().kept());
-        Left::Upgraded(Upgrade {
-            home,
-            unread,
-            head: std::mem::take(&mut current.head),
-            switched: current.switched.take(),
-        })
+        let head = std::mem::take(&mut current.head);
+        Left::Upgraded(Upgrade::new(home, unread, head, current.switched.take()))
     }
 }
 
@@ -264,28 +264,125 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Ending<T> {
     }
 }
 
-/// What became of an upgraded connection.
-pub(super) enum Use<T> {
-    /// Nobody took it.
-    Unclaimed(Gate<T>),
-    /// Who took it has dropped it.
-    Over,
-}
-
 impl<T> Upgrade<T> {
+    pub(super) fn new(
+        home: Arc<Home<T>>,
+        unread: Bytes,
+        head: Vec<u8>,
+        switched: Option<Switched>,
+    ) -> Self {
+        Self {
+            home,
+            unread,
+            head,
+            switched,
+        }
+    }
+
     /// Whether a handler has it; who it is given to is known then.
     pub(super) fn is_claimed(&self) -> bool {
         !self.home.is_here()
     }
 
+    fn agreed(&self) -> Option<&Agreed> {
+        self.switched.as_ref()?.websocket.as_ref()
+    }
+
+    /// Whether a handler's WebSocket can move.
+    pub(super) fn moves(&self) -> bool {
+        self.agreed().is_some_and(|agreed| agreed.moves().is_some())
+    }
+
     /// Ready when nobody has it.
     pub(super) fn poll_use(&self, cx: &Context<'_>) -> Poll<Use<T>> {
-        self.home.poll_take(cx).map(|gate| {
-            if self.home.was_used() {
-                Use::Over
-            } else {
-                Use::Unclaimed(gate)
-            }
-        })
+        self.home.poll_use(cx)
     }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Upgrade<T> {
+    /// Writes what waits, without the handler.
+    pub(super) fn flush(&self, cx: &mut Context<'_>) {
+        if let Some(link) = self.home.link() {
+            link.flush(cx);
+        }
+    }
+
+    /// Tells the handler to return, as soon as it has the WebSocket. It may be called again and again.
+    pub(super) fn drain(&self, absorb: usize) {
+        if let Some(link) = self.home.link() {
+            link.drain(absorb);
+        }
+    }
+
+    /// The handler goes on. Why it did not return.
+    pub(super) fn undrain(&self) -> Obstacle {
+        if !self.moves() {
+            let wanted = self.agreed().is_some_and(|agreed| agreed.cursor.is_some());
+            // Without a cursor it would not move if it had none.
+            return if wanted {
+                Obstacle::Extensions
+            } else {
+                Obstacle::Upgraded
+            };
+        }
+        let Some(link) = self.home.link() else {
+            return Obstacle::Handler;
+        };
+        link.undrain();
+        link.obstacle().unwrap_or(Obstacle::Handler)
+    }
+
+    /// Takes a WebSocket from its handler, which has dropped it.
+    pub(super) fn take(self, link: &Link<T>, about: &About) -> Taken<T> {
+        let has_to_end = !link.was_told() || link.obstacle().is_some();
+        let Some(Rest {
+            stream,
+            unread,
+            unwritten,
+        }) = link.take()
+        else {
+            return Taken::Nothing;
+        };
+        let switched = self.switched.and_then(|switched| switched.websocket);
+        let saved = match switched.as_ref().and_then(|agreed| agreed.moves()) {
+            Some(cursor) if !has_to_end => cursor.save().ok(),
+            _ => None,
+        };
+        let (Some(Saved { named, payload }), Some(agreed)) = (saved, switched) else {
+            if link.obstacle() == Some(Obstacle::Writing) {
+                tracing::warn!(flow = %about.flow, "the handler of a WebSocket left a frame partly written");
+            }
+            let gate = Gate::resume(stream, Shared::new(), None, &[], &unwritten);
+            return Taken::Ends(Ending::new(gate));
+        };
+        let state = about.known.state.as_ref().map(|state| state.store());
+        let state = match state.transpose() {
+            Ok(state) => state,
+            Err(error) => return Taken::Spoiled(error),
+        };
+        let session = Session {
+            unread,
+            unwritten,
+            response: None,
+            websocket: None,
+            handed: Some(Box::new(Handed {
+                request: self.head,
+                protocol: agreed.protocol,
+                named,
+                cursor: payload,
+            })),
+            state,
+        };
+        Taken::Safe(stream, session)
+    }
+}
+
+/// What is left of a WebSocket whose handler has dropped it.
+pub(super) enum Taken<T> {
+    /// It was told to.
+    Safe(T, Session),
+    /// The connection ends.
+    Ends(Ending<T>),
+    Spoiled(SessionError),
+    Nothing,
 }

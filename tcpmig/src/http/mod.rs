@@ -167,6 +167,7 @@
 //! whose response said 101 for another protocol, or without such a handler, and that nobody has
 //! taken is given back as [`Upgraded`]. HTTP/2.
 
+mod asking;
 #[cfg(feature = "axum")]
 mod axum;
 mod connection;
@@ -182,6 +183,9 @@ mod order;
 mod parity_tests;
 #[cfg(feature = "axum")]
 mod ranges;
+mod replay;
+mod request_body;
+mod response;
 mod resumable;
 #[cfg(feature = "serve")]
 mod serve;
@@ -189,6 +193,7 @@ mod server;
 mod service;
 mod session;
 mod shared;
+mod stages;
 #[cfg(test)]
 mod way_tests;
 pub mod websocket;
@@ -200,12 +205,12 @@ pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use movable::{Movable, Ready};
 #[cfg(feature = "axum")]
 pub use ranges::{RangeBody, RangeLayer, Ranged, Ranging};
+pub use request_body::RequestBody;
 pub use resumable::{NotResumed, Resumable, Resumed};
 #[cfg(feature = "serve")]
 pub use serve::{
     Draining, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
 };
 pub use server::{Handle, NotMoved, Server, move_connections};
-pub use service::RequestBody;
 pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
 pub use shared::Obstacle;

@@ -1,7 +1,8 @@
 //! What makes connections movable.
 
+use std::any::Any;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +14,17 @@ use hyper::service::Service;
 use tcpmig_format::{Layer, LayerReader, Octets};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
+use super::asking::{again, ask};
 use super::connection::{About, Connection, Ends, Facts, Flow, Known, Stage, Times};
 use super::gate::Gate;
 use super::head;
 use super::http1::Http;
+use super::replay::{Begun, Replay, Replaying};
+use super::request_body::RequestBody;
 use super::resumable::Resumed;
-use super::service::{self, BoxError, Common, RequestBody, Resuming, Watched};
+use super::service::{BoxError, Common, Resuming, Watched};
 use super::session::{AnyState, ConnectionState, MakeState, Session, SessionError};
 use super::session::{no_state, typed_state};
 use super::shared::Shared;
@@ -43,13 +48,22 @@ pub struct Movable<S, K = Tcp> {
 }
 
 /// What a server made ready for a connection before it came: its service's answer, if a response is in the middle.
-pub struct Ready<R>(Option<(Option<Arc<dyn AnyState>>, R)>);
+pub struct Ready<R>(Made<R>);
+
+enum Made<R> {
+    Nothing,
+    /// The rest of a response in the middle, and the state that its service has seen.
+    Rest(Option<Arc<dyn AnyState>>, R),
+    /// A [`Begun`] of the carrier's type, likewise.
+    Handler(Option<Arc<dyn AnyState>>, Box<dyn Any + Send>),
+}
 
 impl<R> fmt::Debug for Ready<R> {
     // The answer is the users' data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ready")
-            .field("in_response", &self.0.is_some())
+            .field("in_response", &matches!(self.0, Made::Rest(..)))
+            .field("is_websocket", &matches!(self.0, Made::Handler(..)))
             .finish()
     }
 }
@@ -224,9 +238,12 @@ impl<S, K: Carriers> Movable<S, K> {
                 return Err(SessionError::NoWebSockets);
             }
         }
-        if let (Some(middle), Some(resumes_if)) = (&session.response, &self.resumes_if) {
-            let request = head::parse(&middle.request)?;
-            let resumed = Resumed::of(middle);
+        let (request, resumed) = match (&session.response, &session.handed) {
+            (Some(middle), _) => (head::parse(&middle.request)?, Resumed::of(middle)),
+            (None, Some(handed)) => (head::parse(&handed.request)?, Resumed::of_socket(handed)),
+            (None, None) => return Ok(()),
+        };
+        if let Some(resumes_if) = &self.resumes_if {
             resumes_if(&request, &resumed).map_err(SessionError::NotResumed)?;
         }
         Ok(())
@@ -261,19 +278,26 @@ where
             .map_err(SessionError::Carrier)?;
         let session = Session::read(layers)?;
         let state = (self.make_state)(session.state.as_ref())?;
+        let within = self.times.answer_within;
+        let late = |_| SessionError::NoAnswer(within);
+        if let Some(handed) = session.handed {
+            let known = Known { state, facts: None };
+            let mut replay = Replay::<S, K::Carrier>::begin(&self.service, &known, handed)?;
+            let asked = poll_fn(|cx| replay.poll(cx));
+            let begun = timeout(within, asked).await.map_err(late)??;
+            return Ok(Ready(Made::Handler(known.state, Box::new(begun))));
+        }
         let Some(middle) = session.response else {
-            return Ok(Ready(None));
+            return Ok(Ready(Made::Nothing));
         };
         let (mut parts, ()) = head::parse(&middle.request)?.into_parts();
         if let Some(state) = &state {
             state.extend(&mut parts.extensions);
         }
         let body = Bytes::copy_from_slice(&middle.body);
-        let asked = service::ask(&*self.service, service::again(parts, &middle, body));
-        let within = self.times.answer_within;
-        let answered = tokio::time::timeout(within, asked).await;
-        let rest = answered.map_err(|_| SessionError::NoAnswer(within))??;
-        Ok(Ready(Some((state, rest))))
+        let asked = ask(&*self.service, again(parts, &middle, body));
+        let rest = timeout(within, asked).await.map_err(late)??;
+        Ok(Ready(Made::Rest(state, rest)))
     }
 
     /// The carrier of a connection that was accepted, for [`Movable::connection`]; plain TCP is its own.
@@ -297,11 +321,7 @@ where
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let about = self.about_carrier((self.make_state)(None)?, &stream);
         let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
-        Ok(Connection {
-            stage,
-            about,
-            ends: Ends::never(),
-        })
+        Ok(self.at(stage, about))
     }
 
     /// A connection that was drained here and not taken apart.
@@ -314,7 +334,7 @@ where
         stream: K::Carrier,
         session: Session,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
-        self.resume_with(stream, session, Ready(None))
+        self.resume_with(stream, session, Ready(Made::Nothing))
     }
 
     fn resume_with(
@@ -323,11 +343,16 @@ where
         session: Session,
         ready: Ready<S::Response>,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
-        let (state, rest) = match ready.0 {
-            Some((state, rest)) => (state, Some(rest)),
-            None => ((self.make_state)(session.state.as_ref())?, None),
+        let (state, rest, handler) = match ready.0 {
+            Made::Rest(state, rest) => (state, Some(rest), None),
+            Made::Handler(state, begun) => (state, None, begun.downcast().ok()),
+            Made::Nothing => ((self.make_state)(session.state.as_ref())?, None, None),
         };
         let about = self.about_carrier(state, &stream);
+        if session.handed.is_some() {
+            let stage = self.resume_handed(stream, session, &about, handler)?;
+            return Ok(self.at(stage, about));
+        }
         if let Some(head) = session.websocket {
             let handler = self.websockets.clone().ok_or(SessionError::NoWebSockets)?;
             let at = websocket::At {
@@ -338,19 +363,35 @@ where
                 resumed: true,
             };
             let served = websocket::Served::begin(handler, at, head, &about)?;
-            let stage = Stage::WebSocket(served);
-            return Ok(Connection {
-                stage,
-                about,
-                ends: Ends::never(),
-            });
+            return Ok(self.at(Stage::WebSocket(served), about));
         }
         let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)));
-        Ok(Connection {
+        Ok(self.at(stage, about))
+    }
+
+    /// A WebSocket that goes to a handler of the service: to this one, if the service was asked before.
+    fn resume_handed(
+        &self,
+        stream: K::Carrier,
+        session: Session,
+        about: &About,
+        handler: Option<Box<Begun<K::Carrier>>>,
+    ) -> Result<Stage<S, K::Carrier>, SessionError> {
+        let Some(begun) = handler else {
+            let replaying = Replaying::begin(&*self.service, &about.known, stream, session)?;
+            return Ok(Stage::Replaying(Box::new(replaying)));
+        };
+        let upgrade = begun.go(stream, &session.unread, &session.unwritten);
+        Ok(Stage::Upgraded(upgrade.ok_or(SessionError::Missing)?))
+    }
+
+    fn at(&self, stage: Stage<S, K::Carrier>, about: About) -> Connection<S, K::Carrier> {
+        Connection {
             stage,
             about,
+            service: self.service.clone(),
             ends: Ends::never(),
-        })
+        }
     }
 
     /// A connection that was taken apart here and goes on here, because its move was given up.
@@ -359,7 +400,7 @@ where
     ///
     /// Those of [`Movable::resume`].
     pub fn resume_parts(&self, parts: Parts) -> Result<Connection<S, K::Carrier>, SessionError> {
-        self.rebuild(parts, Octets::new(), Ready(None))
+        self.rebuild(parts, Octets::new(), Ready(Made::Nothing))
     }
 
     /// A connection that moved to this host or process.
@@ -380,7 +421,7 @@ where
         } = arrived.into();
         // What another service made ready is not for this one.
         let ready = ready.and_then(|ready| ready.downcast().ok());
-        let ready = ready.map_or(Ready(None), |ready| *ready);
+        let ready = ready.map_or(Ready(Made::Nothing), |ready| *ready);
         self.rebuild(Parts { socket, layers }, unwritten, ready)
     }
 

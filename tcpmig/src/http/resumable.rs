@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::SessionError;
 use super::cursor::{AnyCursor, Cursor, HasCursor, Named, Saved};
-use super::shared::{Middle, Obstacle};
+use super::shared::{Handed, Middle, Obstacle};
 
 struct Place<C>(Mutex<(C, u64)>);
 
@@ -149,6 +149,13 @@ pub struct Resumed {
 }
 
 impl Resumed {
+    pub(super) fn of_socket(handed: &Handed) -> Self {
+        Self {
+            named: handed.named.clone(),
+            payload: handed.cursor[..].into(),
+        }
+    }
+
     pub(super) fn of(middle: &Middle) -> Self {
         Self {
             named: middle.named.clone(),
@@ -210,6 +217,24 @@ pub enum NotResumed {
     /// The service, or the rest that it answered with, failed; the cause.
     #[error("the rest of a response in the middle failed: {0}")]
     Failed(String),
+    /// The service answered the request of a WebSocket without a 101 (Switching Protocols) that is movable.
+    #[error(
+        "the service answered the request of a WebSocket with {status} and did not take it: {reason:?}"
+    )]
+    NotTaken {
+        /// The answer's status.
+        status: StatusCode,
+        /// The beginning of the answer's body.
+        reason: String,
+    },
+    /// The service takes the WebSocket, but not as its peer was told.
+    #[error("the service takes the WebSocket with {here}, and its peer was told {there}")]
+    OtherTerms {
+        /// What the service says.
+        here: String,
+        /// What the peer was told.
+        there: String,
+    },
 }
 
 #[cfg(test)]

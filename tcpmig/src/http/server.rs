@@ -14,11 +14,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
+use super::asking::chain;
 use super::connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 use super::movable::Movable;
 use super::order::{Order, Stays};
+use super::request_body::RequestBody;
 use super::resumable::NotResumed;
-use super::service::{BoxError, RequestBody, chain};
+use super::service::BoxError;
 use super::session::SessionError;
 use super::shared::Obstacle;
 use crate::session::{Arrival, Carrier, Carriers, Tcp, Way};

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use tcpmig_format::{Layer, LayerReader, UnconsumedLayer};
 
 use super::resumable::NotResumed;
-use super::shared::Middle;
+use super::shared::{Handed, Middle};
 use crate::handover::{Code, Refusal};
 
 /// The kind of a session's [`Layer`].
 pub const KIND: &str = "tcpmig-http";
-/// Its version.
-pub const VERSION: u32 = 1;
+/// Its newest version. A session that has nothing of it is of version 1.
+pub const VERSION: u32 = 2;
 
 /// What an HTTP connection is beside its socket, at a safe point.
 ///
@@ -30,6 +30,9 @@ pub struct Session {
     /// The head of the request that made it a WebSocket.
     #[serde(default, with = "serde_bytes")]
     pub(super) websocket: Option<Vec<u8>>,
+    /// A WebSocket that a handler of the service has; since version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) handed: Option<Box<Handed>>,
     pub(super) state: Option<Stored>,
 }
 
@@ -108,8 +111,8 @@ pub enum SessionError {
     /// The application does not go on with the response in the middle.
     #[error("the response in the middle cannot go on here: {0}")]
     NotResumed(String),
-    /// The service did not answer in time when it was asked whether it goes on with the response in the middle.
-    #[error("the service did not answer the request of a response in the middle within {0:?}")]
+    /// The service did not answer in time when it was asked whether it goes on with the response in the middle, or the WebSocket.
+    #[error("the service did not answer within {0:?} how it goes on")]
     NoAnswer(std::time::Duration),
     /// The connection moved here in the middle of a response, and was closed because the service did not go on with it.
     #[error(transparent)]
@@ -153,7 +156,9 @@ impl Session {
     ///
     /// [`SessionError::Encode`].
     pub fn to_layer(&self) -> Result<Layer, SessionError> {
-        Ok(Layer::new(KIND, VERSION, rmp_serde::to_vec_named(self)?))
+        // Who knows version 1 only would take the WebSocket for a connection at rest.
+        let version = if self.handed.is_some() { 2 } else { 1 };
+        Ok(Layer::new(KIND, version, rmp_serde::to_vec_named(self)?))
     }
 
     /// The session of a connection with these layers, which are to be no others.
@@ -177,7 +182,7 @@ impl Session {
             Err(UnconsumedLayer { kind, version, .. }) => SessionError::Unknown { kind, version },
         };
         let session = layers.next_of(KIND);
-        let session = session.filter(|session| session.version == VERSION);
+        let session = session.filter(|session| (1..=VERSION).contains(&session.version));
         let session = session.ok_or(unknown)?;
         layers.finish()?;
         rmp_serde::from_slice(&session.payload).map_err(SessionError::Malformed)
@@ -192,7 +197,7 @@ impl Session {
     /// Whether it is a WebSocket.
     #[must_use]
     pub fn is_websocket(&self) -> bool {
-        self.websocket.is_some()
+        self.websocket.is_some() || self.handed.is_some()
     }
 
     /// How many bytes it carries that were read and not used, and that wait to be written.
@@ -324,6 +329,7 @@ mod tests {
             unwritten: Vec::new(),
             response: None,
             websocket: None,
+            handed: None,
             state: None,
         }
     }
@@ -347,7 +353,7 @@ mod tests {
                 [other.clone(), layer.clone()],
                 "\"org.example.other\" version 7",
             ),
-            ([newer, layer.clone()], "\"tcpmig-http\" version 2"),
+            ([newer, layer.clone()], "\"tcpmig-http\" version 3"),
             ([layer.clone(), layer], "\"tcpmig-http\" version 1"),
         ] {
             let error = read(&layers).unwrap_err().to_string();

@@ -44,9 +44,10 @@ pub enum Obstacle {
         "the cursor of a response in the middle was set by another task than the one that sends it: set it where its body is polled"
     )]
     CursorElsewhere,
-    /// A handler has taken the connection by `hyper::upgrade`, as that of axum's `WebSocketUpgrade` does.
+    /// A handler has taken the connection by `hyper::upgrade`, as that of axum's `WebSocketUpgrade` does, and its response has no
+    /// [`Resume`](super::Resume).
     #[error(
-        "the connection was upgraded by its handler (hyper::upgrade, axum's WebSocketUpgrade), which cannot give it back"
+        "the connection was upgraded by its handler (hyper::upgrade, axum's WebSocketUpgrade), which did not make its response movable"
     )]
     Upgraded,
     /// The last response is written and the peer has not read it to its end; then the connection is closed.
@@ -97,6 +98,21 @@ pub(super) struct Middle {
     pub(super) framing: Framing,
     /// The response said `connection: close`.
     pub(super) close: bool,
+}
+
+/// A WebSocket that a handler of the service has (`hyper::upgrade`).
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Handed {
+    /// The head of the request that made it one.
+    #[serde(with = "serde_bytes")]
+    pub(super) request: Vec<u8>,
+    /// The subprotocol that its peer was told.
+    #[serde(default, with = "serde_bytes")]
+    pub(super) protocol: Option<Vec<u8>>,
+    pub(super) named: Option<Named>,
+    /// Where the handler goes on; empty if it begins.
+    #[serde(with = "serde_bytes")]
+    pub(super) cursor: Vec<u8>,
 }
 
 /// What there is to carry at a safe point.
@@ -187,9 +203,21 @@ pub(super) struct Switched {
 }
 
 /// What the response said of the WebSocket that begins behind it.
+#[derive(Clone)]
 pub(super) struct Agreed {
     /// With extensions of WebSocket.
     pub(super) extended: bool,
+    /// The subprotocol.
+    pub(super) protocol: Option<Vec<u8>>,
+    /// Its handler made it movable.
+    pub(super) cursor: Option<Arc<dyn AnyCursor>>,
+}
+
+impl Agreed {
+    /// The cursor of a WebSocket that moves although a handler has it.
+    pub(super) fn moves(&self) -> Option<&Arc<dyn AnyCursor>> {
+        self.cursor.as_ref().filter(|_| !self.extended)
+    }
 }
 
 pub(super) struct Current {
@@ -203,6 +231,8 @@ pub(super) struct Current {
     pub(super) incoming: Incoming,
     /// What a response that said 101 told.
     pub(super) switched: Option<Switched>,
+    /// The cursor of the WebSocket that begins behind that response, if it moves.
+    pub(super) socket: Option<Arc<dyn AnyCursor>>,
     /// Why the response in the middle with which the connection came does not go on.
     pub(super) not_resumed: Option<NotResumed>,
     waker: Option<Waker>,
@@ -276,6 +306,7 @@ impl Shared {
                 phase: Phase::Rest,
                 incoming: Incoming::Done,
                 switched: None,
+                socket: None,
                 not_resumed: None,
                 waker: None,
             }),

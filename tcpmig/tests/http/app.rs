@@ -18,7 +18,7 @@ use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, State};
 use tokio::sync::Notify;
 use tower_http::compression::CompressionLayer;
 
-use crate::chat;
+use crate::handed;
 use crate::support::numbered;
 
 pub(crate) type App = TowerToHyperService<Router>;
@@ -49,9 +49,9 @@ impl ConnectionState for NewVisits {
 }
 
 #[derive(Clone)]
-struct Host {
-    name: &'static str,
-    slow: Arc<Slow>,
+pub(crate) struct Host {
+    pub(crate) name: &'static str,
+    pub(crate) slow: Arc<Slow>,
 }
 
 /// An answer that takes until it is told to come.
@@ -63,13 +63,19 @@ pub(crate) struct Slow {
 
 /// The application on the host of this name; and when its slow answers come.
 pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
-    app_with(get(file), name, slow)
+    app_with(get(file), get(handed::chat), name, slow)
 }
 
-/// The same, but for its files.
-pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) -> Movable<App> {
+/// The same, but for its files and a WebSocket.
+pub(crate) fn app_with(
+    file: MethodRouter,
+    chat: MethodRouter,
+    name: &'static str,
+    slow: Arc<Slow>,
+) -> Movable<App> {
     let router = Router::new()
         .route("/file/{size}", file)
+        .route("/axum-chat", chat)
         .route("/chunked/{size}", get(chunked))
         .route(
             "/compressed-ticks/{count}",
@@ -82,9 +88,9 @@ pub(crate) fn app_with(file: MethodRouter, name: &'static str, slow: Arc<Slow>) 
         .route("/ignore", post(async || "ignored"))
         .route("/who", get(who))
         .route("/slow", get(slow_answer))
-        .route("/chat", get(chat::upgrade))
+        .route("/chat", get(crate::chat::upgrade))
         .route("/axum", get(axums_websocket))
-        .route("/compressed", get(chat::upgrade_compressed))
+        .route("/compressed", get(crate::chat::upgrade_compressed))
         .route(
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),

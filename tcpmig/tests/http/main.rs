@@ -10,6 +10,7 @@ mod chat;
 mod cursors;
 mod downloads;
 mod gateway;
+mod handed;
 mod keep_alive;
 mod log;
 mod ordinary;
@@ -29,7 +30,8 @@ mod websockets;
 fn more_routes() -> axum::Router {
     let routes = asked::routes()
         .merge(cursors::routes())
-        .merge(gateway::routes());
+        .merge(gateway::routes())
+        .merge(handed::routes());
     #[cfg(feature = "tls")]
     let routes = routes.route("/negotiated", axum::routing::get(tls::negotiated));
     routes

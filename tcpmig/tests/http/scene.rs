@@ -29,7 +29,7 @@ pub(crate) enum OnB {
     OtherCursors,
     /// Its files are these, and it is not asked for the rest of one before it comes.
     File(Box<MethodRouter>),
-    /// Its files are these.
+    /// Its files are these, and so are its WebSockets.
     Asked(Box<MethodRouter>),
     /// It takes no connections in.
     Nothing,
@@ -113,7 +113,12 @@ impl<K: Carriers + Clone> Scene<K> {
                 TakesIn::Checked,
             ),
             OnB::File(file) | OnB::Asked(file) => {
-                let movable = app_with(MethodRouter::clone(file), "b", slow.clone());
+                let movable = app_with(
+                    MethodRouter::clone(file),
+                    MethodRouter::clone(file),
+                    "b",
+                    slow.clone(),
+                );
                 let takes_in = match on_b {
                     OnB::File(_) => TakesIn::Checked,
                     _ => TakesIn::Asked,

@@ -27,16 +27,22 @@ def run(session, url=URL, **options):
     asyncio.run(whole())
 ";
 
-fn python(scene: &Scene, program: &str) -> Client {
-    let mut client = scene.python(&format!("{PREAMBLE}\n{program}"));
+pub(crate) fn python(scene: &Scene, path: &str, program: &str) -> Client {
+    let preamble = PREAMBLE.replace("/chat", path);
+    let mut client = scene.python(&format!("{preamble}\n{program}"));
     client.says("open");
     client
 }
 
-kernel_test!(a_websocket_moves_between_messages, || {
+kernel_test!(a_websocket_moves_between_messages, || between_messages(
+    "/chat"
+));
+
+pub(crate) fn between_messages(path: &str) {
     let mut scene = Scene::new();
     let mut client = python(
         &scene,
+        path,
         "async def session(ws):\n    \
              while await go():\n        \
                  for message in 'text', b'octets', '', b'', 'é' * 500, b'x' * 126, b'x' * 70000:\n            \
@@ -54,12 +60,17 @@ kernel_test!(a_websocket_moves_between_messages, || {
         scene.hop();
     }
     client.end_of_python();
-});
+}
 
 kernel_test!(large_messages_are_whole_wherever_they_are_cut, || {
+    large_messages("/chat")
+});
+
+pub(crate) fn large_messages(path: &str) {
     let mut scene = Scene::new();
     let mut client = python(
         &scene,
+        path,
         "async def session(ws):\n    \
              for number in range(60):\n        \
                  message = number.to_bytes(4, 'big') * 250_000\n        \
@@ -79,12 +90,17 @@ kernel_test!(large_messages_are_whole_wherever_they_are_cut, || {
     }
     client.says("end");
     client.end_of_python();
-});
+}
 
 kernel_test!(a_websocket_moves_between_the_peers_fragments, || {
+    between_fragments("/chat")
+});
+
+pub(crate) fn between_fragments(path: &str) {
     let mut scene = Scene::new();
     let mut client = python(
         &scene,
+        path,
         "async def session(ws):\n    \
              parts = [numbered(i * 1000, 1000 * (i % 3)) for i in range(30)]\n    \
              async def fragments():\n        \
@@ -113,12 +129,13 @@ kernel_test!(a_websocket_moves_between_the_peers_fragments, || {
     }
     client.says("a 3");
     client.end_of_python();
-});
+}
 
 kernel_test!(a_websocket_moves_between_the_servers_fragments, || {
     let mut scene = Scene::new();
     let mut client = python(
         &scene,
+        "/chat",
         "async def session(ws):\n    \
              await ws.send('fragments 2000 100')\n    \
              assert await ws.recv() == numbered(0, 200_000)\n    \
@@ -160,7 +177,9 @@ assert next(events).status_code == 101
 say('open')
 ";
 
-kernel_test!(a_websocket_may_be_cut_anywhere, || {
+kernel_test!(a_websocket_may_be_cut_anywhere, || cut_anywhere("/chat"));
+
+pub(crate) fn cut_anywhere(path: &str) {
     let mut scene = Scene::new();
     let program = "
 cut = 0
@@ -188,7 +207,7 @@ while True:
     cut += 1
 say('end')
 ";
-    let mut client = python(&scene, &format!("{BY_HAND}{program}"));
+    let mut client = python(&scene, path, &format!("{BY_HAND}{program}"));
     let mut cut = 0;
     loop {
         let line = client.line();
@@ -206,7 +225,7 @@ say('end')
     }
     assert!(cut > 150, "{cut}");
     client.end();
-});
+}
 
 kernel_test!(a_websocket_of_a_slow_reader_is_not_held_up, || {
     let mut scene = Scene::new();
@@ -223,7 +242,7 @@ for frame in events:
 assert got == numbered(0, 20_000_000), len(got)
 say('end')
 ";
-    let mut client = python(&scene, &format!("{BY_HAND}{program}"));
+    let mut client = python(&scene, "/chat", &format!("{BY_HAND}{program}"));
     client.says("asked");
     for _ in 0..4 {
         scene.hop();
@@ -233,7 +252,11 @@ say('end')
     client.end();
 });
 
-kernel_test!(a_websocket_that_is_being_closed_stays, || {
+kernel_test!(a_websocket_that_is_being_closed_stays, || being_closed(
+    "/chat"
+));
+
+pub(crate) fn being_closed(path: &str) {
     let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let program = "
 ws.send_text(b'close')
@@ -247,7 +270,7 @@ sock.sendall(octets())
 assert sock.recv(1) == b''
 say('end')
 ";
-    let mut client = python(&scene, &format!("{BY_HAND}{program}"));
+    let mut client = python(&scene, path, &format!("{BY_HAND}{program}"));
     client.says("closing");
     let why = scene.stays();
     assert!(why.contains("the WebSocket is being closed"), "{why}");
@@ -255,12 +278,17 @@ say('end')
     client.says("end");
     client.end();
     until("it is over", || scene.counts() == [0, 0]);
-});
+}
 
-kernel_test!(a_handler_that_is_at_work_keeps_its_websocket, || {
+kernel_test!(a_handler_that_is_at_work_keeps_its_websocket, || at_work(
+    "/chat"
+));
+
+pub(crate) fn at_work(path: &str) {
     let mut scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let mut client = python(
         &scene,
+        path,
         "async def session(ws):\n    \
              await ws.send('slow')\n    \
              assert await ws.recv() == 'at last'\n    \
@@ -282,7 +310,7 @@ kernel_test!(a_handler_that_is_at_work_keeps_its_websocket, || {
     client.go();
     client.says("b 3");
     client.end_of_python();
-});
+}
 
 const WHO: &str = "
 async def session(ws):
@@ -293,7 +321,7 @@ async def session(ws):
 
 kernel_test!(a_target_without_websockets_refuses_one, || {
     let scene = Scene::with(&OnB::NoWebSockets, Duration::from_secs(5));
-    let mut client = python(&scene, &format!("{WHO}run(session)"));
+    let mut client = python(&scene, "/chat", &format!("{WHO}run(session)"));
     let why = scene.stays();
     let reason = "refused it: the connection is a WebSocket, and this server has no handler";
     assert!(why.contains(reason), "{why}");
@@ -306,7 +334,7 @@ kernel_test!(a_websocket_with_extensions_stays, || {
     let scene = Scene::new();
     let session = "async def session(ws):\n    await go()\n";
     let run = "run(session, URL.replace('chat', 'compressed'), compression='deflate')";
-    let client = python(&scene, &format!("{session}{run}"));
+    let client = python(&scene, "/chat", &format!("{session}{run}"));
     let why = scene.stays();
     assert!(why.contains("the WebSocket has extensions"), "{why}");
     client.end_of_python();
@@ -315,7 +343,10 @@ kernel_test!(a_websocket_with_extensions_stays, || {
 kernel_test!(a_drained_server_loses_http_and_websockets_alike, || {
     let mut scene = Scene::new();
     let chat = format!("{WHO}run(session)");
-    let mut clients = [python(&scene, &chat), python(&scene, &chat)];
+    let mut clients = [
+        python(&scene, "/chat", &chat),
+        python(&scene, "/chat", &chat),
+    ];
     let url = format!("{}/chunked/40000000", crate::scene::URL);
     let mut curl = scene.curl(&[&url]);
     let mut body = curl.read(1_000_000);

@@ -21,8 +21,9 @@ use tokio::time::{sleep, timeout};
 use tower_service::Service as TowerService;
 
 use super::movable::{Movable, Ready};
+use super::request_body::RequestBody;
 use super::server::{Live, Server};
-use super::service::{BoxError, RequestBody};
+use super::service::BoxError;
 use crate::driver::{Arrived, Offer};
 use crate::handover::{Code, Refusal};
 use crate::session::{Arrival, Carriers, Tcp};

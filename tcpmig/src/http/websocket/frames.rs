@@ -11,7 +11,7 @@ const MAX_HEADER: usize = 14;
 ///
 /// What is not a frame of the protocol is followed by its length like any other: the library above
 /// says what is wrong with it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Frames {
     header: [u8; MAX_HEADER],
     /// Bytes of the header that have come; 0 between frames.
@@ -104,6 +104,8 @@ pub(super) struct Incoming {
     /// The last PING, whole.
     ping: Vec<u8>,
     closed: bool,
+    /// The library has read a whole message.
+    any: bool,
 }
 
 impl Incoming {
@@ -121,6 +123,7 @@ impl Incoming {
                 }
             }
             Some(data) if data.is_final => {
+                self.any = true;
                 self.since_message.clear();
                 self.frame_begins = 0;
             }
@@ -140,6 +143,11 @@ impl Incoming {
         self.closed
     }
 
+    /// It has read a message.
+    pub(super) fn has_message(&self) -> bool {
+        self.any
+    }
+
     /// What another library has to read, to be where this one is. A PING that was not answered
     /// is among it; RFC 6455 (section 5.5.3) wants an answer to the last one only.
     pub(super) fn read_again(&self) -> Vec<u8> {
@@ -152,6 +160,10 @@ impl Incoming {
 pub(super) struct Outgoing {
     frames: Frames,
     closed: bool,
+    /// It has sent a message.
+    any: bool,
+    /// A CLOSE of which the library has written a part, and which nobody is sent.
+    skipped: Option<Frames>,
 }
 
 impl Outgoing {
@@ -164,10 +176,37 @@ impl Outgoing {
             match whole.map(|whole| whole.opcode) {
                 Some(CLOSE) => self.closed = true,
                 Some(PONG) => answered = true,
-                _ => {}
+                Some(opcode) => self.any |= opcode < CLOSE,
+                None => {}
             }
         }
         answered
+    }
+
+    /// How many of these bytes are of a CLOSE, which is not sent.
+    pub(super) fn skip_close(&mut self, bytes: &[u8]) -> usize {
+        let begins = self.frames.is_between() && bytes.first().is_some_and(|b| b & 0xf == CLOSE);
+        if self.skipped.is_none() && begins {
+            self.skipped = Some(Frames::default());
+        }
+        let Some(skipped) = &mut self.skipped else {
+            return 0;
+        };
+        let (count, whole) = skipped.follow(bytes);
+        if whole.is_some() {
+            self.skipped = None;
+        }
+        count
+    }
+
+    /// How many of these bytes are of the frame that begins with them or has begun before.
+    pub(super) fn rest_of_frame(&self, bytes: &[u8]) -> usize {
+        self.frames.clone().follow(bytes).0
+    }
+
+    /// It has sent a message.
+    pub(super) fn has_message(&self) -> bool {
+        self.any
     }
 
     /// No frame is partly written.

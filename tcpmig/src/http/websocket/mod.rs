@@ -94,7 +94,7 @@ use super::head;
 use super::session::{AnyState, ConnectionState, Session, SessionError, State};
 use super::shared::Obstacle;
 use crate::session::Carrier;
-use stream::Link;
+pub(super) use stream::{AnyLink, Link, Rest};
 pub use stream::{Moves, Stream};
 
 /// A connection that is a WebSocket now, for its handler.
@@ -243,6 +243,7 @@ impl<C: Carrier> Served<C> {
             unwritten: rest.unwritten,
             response: None,
             websocket: Some(self.head),
+            handed: None,
             state: self.state.map(|state| state.store()).transpose()?,
         };
         Ok(Some(Drained {

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::super::cursor::AnyCursor;
 use super::super::gate::Gate;
 use super::super::shared::{Obstacle, Shared};
 use super::frames::{Incoming, Outgoing};
-use crate::session::Carrier;
 
 /// How much is read from the socket at a time, in bytes.
 const READ: usize = 16 << 10;
@@ -41,7 +41,7 @@ impl Moves {
 }
 
 /// A [`Link`], whatever it runs over: what the handler sees of it.
-pub(super) trait AnyLink: fmt::Debug + Send + Sync {
+pub(in crate::http) trait AnyLink: fmt::Debug + Send + Sync {
     /// Ready when the handler has to return.
     fn poll_asked(&self, cx: &Context<'_>) -> Poll<()>;
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
@@ -51,7 +51,7 @@ pub(super) trait AnyLink: fmt::Debug + Send + Sync {
 }
 
 /// What the handler and the connection share.
-pub(super) struct Link<C> {
+pub(in crate::http) struct Link<C> {
     shared: Arc<Shared>,
     io: Mutex<Io<C>>,
 }
@@ -68,6 +68,12 @@ struct Io<C> {
     told: bool,
     /// The handler has ended its side of the connection.
     shut: bool,
+    /// That of a handler which got the connection from hyper: it learns from a failing read only that it has to return.
+    cursor: Option<Arc<dyn AnyCursor>>,
+    /// How many bytes it may write then that wait for the peer.
+    absorb: usize,
+    /// It waits until what it has written is flushed, and does not know yet that it is sent.
+    flushing: bool,
     /// Who waits until it has to.
     reader: Option<Waker>,
     asking: Vec<Waker>,
@@ -76,10 +82,10 @@ struct Io<C> {
 }
 
 /// What is left of a WebSocket whose handler has returned.
-pub(super) struct Rest<C> {
-    pub(super) stream: C,
-    pub(super) unread: Vec<u8>,
-    pub(super) unwritten: Vec<u8>,
+pub(in crate::http) struct Rest<C> {
+    pub(in crate::http) stream: C,
+    pub(in crate::http) unread: Vec<u8>,
+    pub(in crate::http) unwritten: Vec<u8>,
 }
 
 impl<C> fmt::Debug for Link<C> {
@@ -101,8 +107,30 @@ impl<C> Io<C> {
         } else if !self.outgoing.is_between_frames() {
             Some(Obstacle::Writing)
         } else {
-            None
+            self.cursor.as_deref().and_then(|cursor| self.lacks(cursor))
         }
+    }
+
+    /// Whether its handler has to return now; it learns that by this.
+    fn tell(&mut self) -> bool {
+        // A write is flushed in no time while the connection is drained, and then its cursor is set.
+        let can_stop = self.can_stop() && (!self.flushing || self.cursor.is_none());
+        if can_stop && !self.told {
+            self.told = true;
+            if let Some(cursor) = &self.cursor {
+                cursor.leaves();
+            }
+        }
+        self.told
+    }
+
+    /// What is wrong with the cursor of its handler.
+    fn lacks(&self, cursor: &dyn AnyCursor) -> Option<Obstacle> {
+        let has_begun = self.incoming.has_message() || self.outgoing.has_message();
+        if has_begun && !cursor.is_set() {
+            return Some(Obstacle::CursorNotSet);
+        }
+        cursor.save().err()
     }
 
     fn wake_if_it_can_stop(&mut self) {
@@ -119,9 +147,28 @@ fn wake(waker: &mut Option<Waker>) {
     }
 }
 
-impl<C: Carrier> Link<C> {
+impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> Link<C> {
     /// A connection that stands between two messages, `unread` and `unwritten` as in a gate.
     pub(super) fn new(stream: C, unread: &[u8], unwritten: &[u8]) -> Arc<Self> {
+        Self::with_cursor(stream, unread, unwritten, None)
+    }
+
+    /// The same for a handler that gets it from hyper, and sets this cursor.
+    pub(in crate::http) fn of_handler(
+        stream: C,
+        unread: &[u8],
+        unwritten: &[u8],
+        cursor: Arc<dyn AnyCursor>,
+    ) -> Arc<Self> {
+        Self::with_cursor(stream, unread, unwritten, Some(cursor))
+    }
+
+    fn with_cursor(
+        stream: C,
+        unread: &[u8],
+        unwritten: &[u8],
+        cursor: Option<Arc<dyn AnyCursor>>,
+    ) -> Arc<Self> {
         let shared = Shared::new();
         let gate = Gate::resume(stream, shared.clone(), None, &[], unwritten);
         Arc::new(Self {
@@ -134,11 +181,23 @@ impl<C: Carrier> Link<C> {
                 draining: false,
                 told: false,
                 shut: false,
+                cursor,
+                absorb: 0,
+                flushing: false,
                 reader: None,
                 asking: Vec::new(),
                 writer: None,
             }),
         })
+    }
+
+    /// The library gets these by another way, before it reads here.
+    pub(in crate::http) fn was_read(&self, mut bytes: &[u8]) {
+        let mut io = self.io();
+        while !bytes.is_empty() {
+            let count = io.incoming.read(bytes);
+            bytes = &bytes[count..];
+        }
     }
 
     fn io(&self) -> MutexGuard<'_, Io<C>> {
@@ -148,33 +207,39 @@ impl<C: Carrier> Link<C> {
 
     /// From now on the handler is told to return, as soon as nothing is lost by that, and its
     /// writes wait for no peer as long as it holds no more than so many bytes for it.
-    pub(super) fn drain(&self, absorb: usize) {
-        self.shared.set_absorb(absorb);
+    pub(in crate::http) fn drain(&self, absorb: usize) {
         let mut io = self.io();
+        if io.draining {
+            return;
+        }
+        self.shared.set_absorb(absorb);
         io.draining = true;
+        io.absorb = absorb;
         io.wake_if_it_can_stop();
         // A write that waits for the socket need not any longer.
         wake(&mut io.writer);
     }
 
     /// Takes [`Link::drain`] back, unless the handler knows already.
-    pub(super) fn undrain(&self) {
+    pub(in crate::http) fn undrain(&self) {
         self.shared.set_absorb(0);
-        self.io().draining = false;
+        let mut io = self.io();
+        io.draining = false;
+        wake(&mut io.writer);
     }
 
     /// Why the handler cannot be told to return; `None` if it can, or was.
-    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+    pub(in crate::http) fn obstacle(&self) -> Option<Obstacle> {
         self.io().obstacle()
     }
 
     /// The handler was told to return.
-    pub(super) fn was_told(&self) -> bool {
+    pub(in crate::http) fn was_told(&self) -> bool {
         self.io().told
     }
 
     /// Writes what waits, without the handler.
-    pub(super) fn flush(&self, cx: &mut Context<'_>) {
+    pub(in crate::http) fn flush(&self, cx: &mut Context<'_>) {
         let mut io = self.io();
         if io.draining {
             return;
@@ -187,7 +252,7 @@ impl<C: Carrier> Link<C> {
     }
 
     /// Takes the socket from the handler, which can do nothing with it from now on.
-    pub(super) fn take(&self) -> Option<Rest<C>> {
+    pub(in crate::http) fn take(&self) -> Option<Rest<C>> {
         let mut io = self.io();
         let (stream, _, unwritten) = io.gate.take()?.into_parts();
         let unread = [&io.incoming.read_again()[..], &io.ahead].concat();
@@ -203,13 +268,10 @@ fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-impl<C: Carrier> AnyLink for Link<C> {
+impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> AnyLink for Link<C> {
     fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
         let mut io = self.io();
-        if io.can_stop() {
-            io.told = true;
-        }
-        if io.told {
+        if io.tell() {
             return Poll::Ready(());
         }
         if !io.asking.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -220,10 +282,7 @@ impl<C: Carrier> AnyLink for Link<C> {
 
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let io = &mut *self.io();
-        if io.can_stop() {
-            io.told = true;
-        }
-        if io.told {
+        if io.tell() {
             return Poll::Ready(Err(io::Error::other(Moves)));
         }
         if io.ahead.is_empty() {
@@ -252,6 +311,31 @@ impl<C: Carrier> AnyLink for Link<C> {
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
+        let mut bytes = bytes;
+        if io.told && io.cursor.is_some() {
+            // It ends here and not for the peer.
+            let skipped = io.outgoing.skip_close(bytes);
+            if skipped > 0 {
+                return Poll::Ready(Ok(skipped));
+            }
+        }
+        if io.told || io.draining {
+            bytes = &bytes[..io.outgoing.rest_of_frame(bytes)];
+        }
+        if io.draining {
+            // Frames go out whole, so that there is always a moment between two of them; and a task of the handler's may be
+            // ended while it writes.
+            if io.outgoing.is_between_frames() && gate.unwritten_len() >= io.absorb {
+                if let Poll::Ready(Err(error)) = gate.poll_unwritten(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                if gate.unwritten_len() >= io.absorb {
+                    io.writer = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+            self.shared.set_absorb(usize::MAX);
+        }
         let written = Pin::new(gate).poll_write(cx, bytes);
         if written.is_pending() {
             io.writer = Some(cx.waker().clone());
@@ -270,9 +354,11 @@ impl<C: Carrier> AnyLink for Link<C> {
             return Poll::Ready(Err(gone()));
         };
         let flushed = Pin::new(gate).poll_flush(cx);
-        if flushed.is_pending() {
+        io.flushing = flushed.is_pending();
+        if io.flushing {
             io.writer = Some(cx.waker().clone());
         }
+        io.wake_if_it_can_stop();
         flushed
     }
 
@@ -281,6 +367,10 @@ impl<C: Carrier> AnyLink for Link<C> {
         let Some(gate) = &mut io.gate else {
             return Poll::Ready(Err(gone()));
         };
+        if io.told && io.cursor.is_some() {
+            // It ends here and not for the peer.
+            return Poll::Ready(Ok(()));
+        }
         io.shut = true;
         Pin::new(gate).poll_shutdown(cx)
     }

@@ -1,0 +1,114 @@
+//! The bodies of requests.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::shared::{Incoming, Shared};
+
+/// Follows a request's body: keeps as much of it as can be carried, and tells when it is over.
+#[derive(Debug)]
+pub(super) struct Reading(Arc<Shared>, usize);
+
+impl Reading {
+    /// Keeps so many bytes at most.
+    pub(super) fn new(shared: Arc<Shared>, limit: usize) -> Self {
+        Self(shared, limit)
+    }
+
+    fn read(&self, frame: &Frame<Bytes>) {
+        let mut current = self.0.current();
+        match frame.data_ref() {
+            Some(data) => current.body.push(data, self.1),
+            None => current.body.overflow(),
+        }
+    }
+
+    fn is(&self, incoming: Incoming) {
+        let mut current = self.0.current();
+        current.incoming = incoming;
+        current.changed();
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut current = self.0.current();
+        if current.incoming == Incoming::Arriving {
+            current.incoming = Incoming::Dropped;
+            current.changed();
+        }
+    }
+}
+
+/// The body of a request that came over a movable connection.
+///
+/// It is hyper's, or that of a request whose response is in the middle, which came with the connection.
+#[derive(Debug)]
+pub struct RequestBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    Hyper {
+        body: hyper::body::Incoming,
+        /// `None` if it was at its end from the beginning, or is now.
+        watch: Option<Reading>,
+    },
+    Carried(Bytes),
+}
+
+impl RequestBody {
+    pub(super) fn of_hyper(body: hyper::body::Incoming, watch: Option<Reading>) -> Self {
+        Self(Source::Hyper { body, watch })
+    }
+
+    /// That of a request which was begun elsewhere.
+    pub(super) fn carried(body: Bytes) -> Self {
+        Self(Source::Carried(body))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let (body, watch) = match &mut self.0 {
+            Source::Hyper { body, watch } => (body, watch),
+            Source::Carried(body) if body.is_empty() => return Poll::Ready(None),
+            Source::Carried(body) => {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(body)))));
+            }
+        };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        if let (Some(watch), Some(Ok(frame))) = (&*watch, &frame) {
+            watch.read(frame);
+        }
+        if (frame.is_none() || body.is_end_stream())
+            && let Some(watch) = watch.take()
+        {
+            watch.is(Incoming::Done);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Hyper { body, .. } => body.is_end_stream(),
+            Source::Carried(body) => body.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Hyper { body, .. } => body.size_hint(),
+            Source::Carried(body) => SizeHint::with_exact(body.len() as u64),
+        }
+    }
+}

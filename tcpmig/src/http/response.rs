@@ -1,0 +1,227 @@
+//! Responses on their way to hyper.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use http_body::{Body, Frame, SizeHint};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::http::response::Parts;
+use hyper::{Response, StatusCode, Version};
+use pin_project_lite::pin_project;
+
+use super::asking::chain;
+use super::cursor::{AnyCursor, HasCursor};
+use super::resumable::NotResumed;
+use super::service::BoxError;
+use super::shared::{Agreed, Framing, Middle, Phase, Responding, Shared, Switched};
+
+/// Follows a response from now on; `resumed` is the one in the middle that it is the rest of.
+pub(super) fn tracked<B: Body>(
+    response: Response<B>,
+    shared: &Arc<Shared>,
+    resumed: Option<&Middle>,
+    switches: bool,
+    version: Version,
+) -> Response<Tracked<B>> {
+    let (mut parts, body) = response.into_parts();
+    let mut cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
+    // The cursor of a response without a body is that of what begins behind it.
+    let switched = switches.then(|| switched(&mut parts, cursor.take()));
+    let framing = match resumed {
+        Some(middle) => {
+            resume_headers(&mut parts.headers, middle);
+            middle.framing
+        }
+        // Nobody asks for that of another body.
+        None if cursor.is_none() => Framing::Close,
+        None => framing(&parts.headers, &body, version),
+    };
+    let close = cursor.is_some() && says_close(&parts.headers);
+    let mut current = shared.current();
+    if cursor.is_none() {
+        // It is not asked for again.
+        current.body.overflow();
+    }
+    if let Some(switched) = switched {
+        let agreed = switched.websocket.as_ref();
+        current.socket = agreed.and_then(Agreed::moves).cloned();
+        current.switched = Some(switched);
+    }
+    current.phase = Phase::Response(Responding {
+        cursor: cursor.clone(),
+        framing,
+        close,
+        passed: 0,
+        changed: false,
+    });
+    drop(current);
+    let body = Tracked {
+        body,
+        cursor,
+        resumed: resumed.map(|middle| middle.framing),
+        passed: 0,
+        changed: false,
+        shared: InFlight(shared.clone()),
+    };
+    Response::from_parts(parts, body)
+}
+
+fn switched(parts: &mut Parts, cursor: Option<Arc<dyn AnyCursor>>) -> Switched {
+    Switched {
+        extensions: std::mem::take(&mut parts.extensions),
+        websocket: agreed(&parts.headers, cursor),
+    }
+}
+
+/// What a response that says 101 agrees to, if that is a WebSocket.
+pub(super) fn agreed(headers: &HeaderMap, cursor: Option<Arc<dyn AnyCursor>>) -> Option<Agreed> {
+    let protocol = headers.get(UPGRADE)?.as_bytes();
+    protocol.eq_ignore_ascii_case(b"websocket").then(|| Agreed {
+        extended: headers.contains_key(SEC_WEBSOCKET_EXTENSIONS),
+        protocol: headers
+            .get(SEC_WEBSOCKET_PROTOCOL)
+            .map(|protocol| protocol.as_bytes().to_vec()),
+        cursor,
+    })
+}
+
+pub(super) fn has_body(status: StatusCode) -> bool {
+    !status.is_informational()
+        && status != StatusCode::NO_CONTENT
+        && status != StatusCode::NOT_MODIFIED
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    headers.get_all(CONNECTION).iter().any(|value| {
+        let tokens = value.to_str().unwrap_or_default().split(',');
+        tokens
+            .into_iter()
+            .any(|token| token.trim().eq_ignore_ascii_case("close"))
+    })
+}
+
+/// What hyper will make of a response.
+fn framing<B: Body>(headers: &HeaderMap, body: &B, version: Version) -> Framing {
+    if version != Version::HTTP_10 && headers.contains_key(TRANSFER_ENCODING) {
+        return Framing::Chunked;
+    }
+    let length = headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    match length.or(body.size_hint().exact()) {
+        Some(length) => Framing::Length(length),
+        None if version == Version::HTTP_10 => Framing::Close,
+        None => Framing::Chunked,
+    }
+}
+
+/// Lets hyper frame what is left of a body as it framed its beginning.
+fn resume_headers(headers: &mut HeaderMap, middle: &Middle) {
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(TRANSFER_ENCODING);
+    let (name, value): (HeaderName, HeaderValue) = match middle.framing {
+        Framing::Length(left) => (CONTENT_LENGTH, left.into()),
+        Framing::Chunked => (TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
+        Framing::Close => (CONNECTION, HeaderValue::from_static("close")),
+    };
+    headers.insert(name, value);
+    if middle.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Tells when a response is over.
+struct InFlight(Arc<Shared>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.current().phase = Phase::Rest;
+    }
+}
+
+pin_project! {
+    /// A response's body on its way to hyper.
+    pub(super) struct Tracked<B> {
+        #[pin]
+        body: B,
+        // `None` if it cannot be resumed.
+        cursor: Option<Arc<dyn AnyCursor>>,
+        resumed: Option<Framing>,
+        passed: u64,
+        changed: bool,
+        shared: InFlight,
+    }
+}
+
+impl<B: Body> Body for Tracked<B>
+where
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        let Some(cursor) = this.cursor else {
+            return this.body.poll_frame(cx).map_err(Into::into);
+        };
+        let shared = &this.shared.0;
+        // What cannot be resumed after all has to come to its end.
+        // What has no cursor goes on until it has one.
+        let stands = !*this.changed && cursor.yielded() == *this.passed && cursor.is_set();
+        if shared.is_draining() && stands {
+            return Poll::Pending;
+        }
+        let frame = match ready!(this.body.poll_frame(cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                let error = error.into();
+                if this.resumed.is_some() {
+                    shared.current().not_resumed = Some(NotResumed::Failed(chain(&*error)));
+                }
+                return Poll::Ready(Some(Err(error)));
+            }
+            None => {
+                if let Some(Framing::Length(left)) = *this.resumed
+                    && let missing @ 1.. = left.saturating_sub(*this.passed)
+                {
+                    let cause = format!("it ends {missing} bytes before the response does");
+                    shared.current().not_resumed = Some(NotResumed::Failed(cause));
+                }
+                return Poll::Ready(None);
+            }
+        };
+        if let Some(data) = frame.data_ref() {
+            *this.passed += data.remaining() as u64;
+            // Once is for ever: that the numbers agree again means nothing then.
+            *this.changed |= cursor.yielded() != *this.passed;
+            if let Phase::Response(responding) = &mut shared.current().phase {
+                responding.passed = *this.passed;
+                responding.changed = *this.changed;
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.resumed {
+            Some(Framing::Length(left)) => self.passed >= left,
+            _ => self.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.resumed {
+            Some(Framing::Length(left)) => SizeHint::with_exact(left.saturating_sub(self.passed)),
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
+    }
+}
