@@ -14,6 +14,7 @@ use tcpmig::http::{NotMoved, Served, Site as Described, SiteError, serve};
 use tcpmig_sys::lab;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tower_http::services::ServeDir;
 
 use crate::cursors;
 use crate::requests::response;
@@ -114,6 +115,23 @@ impl Pair {
                 .options(here.options.clone());
             let listener = TcpListener::bind("198.18.0.80:8080").await.unwrap();
             server(listener, site, ended).await
+        });
+        Server {
+            term: Some(term),
+            running,
+        }
+    }
+
+    /// Serves the files of the folder at an address of a host.
+    pub(crate) fn serve_files(&self, host: usize, address: &'static str) -> Server<()> {
+        let (term, ended) = oneshot::channel();
+        let files = Router::new().fallback_service(ServeDir::new(self.folder()));
+        let running = self.sites[host].begin(move |_| async move {
+            let listener = TcpListener::bind(address).await.unwrap();
+            tokio::select! {
+                served = axum::serve(listener, files).into_future() => served.unwrap(),
+                _ = ended => {}
+            }
         });
         Server {
             term: Some(term),

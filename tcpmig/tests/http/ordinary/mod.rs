@@ -9,10 +9,15 @@ use std::pin::Pin;
 
 use tcpmig::http::Site;
 use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::{Message, WebSocket};
 
+use crate::handed;
 use crate::requests::response;
 use crate::served::{Pair, Server};
 use crate::support::{kernel_test, numbered, until};
+
+/// Where the server is to which the reverse proxy passes requests on, on the proxy's own host.
+pub(crate) const UPSTREAM: &str = "127.0.0.1:3000";
 
 /// What a server gets from outside.
 pub(crate) struct Given {
@@ -44,11 +49,14 @@ macro_rules! server {
     };
 }
 
+server!(chat);
 server!(graceful_shutdown);
 server!(key_value);
+server!(reverse_proxy);
 server!(sse);
 server!(static_files);
 server!(stream_to_file);
+server!(websockets);
 
 /// How many lines of what it became are not lines of what it was, in their order.
 fn changed(before: &str, after: &str) -> usize {
@@ -81,6 +89,9 @@ fn ten_lines_change_at_most() {
         ("stream-to-file", stream_to_file::changed()),
         ("key-value-store", key_value::changed()),
         ("graceful-shutdown", graceful_shutdown::changed()),
+        ("chat", chat::changed()),
+        ("websockets", websockets::changed()),
+        ("reverse-proxy", reverse_proxy::changed()),
     ] {
         println!("{name}: {lines} changed lines");
         assert!((1..=10).contains(&lines), "{name}");
@@ -245,4 +256,103 @@ kernel_test!(slow_answers, || {
     drop(readers);
     drop((rests, waits));
     b.end();
+});
+
+/// Reads messages of text; the peer is asked nothing else.
+fn heard(client: &mut WebSocket<TcpStream>) -> String {
+    client.read().unwrap().into_text().unwrap().to_string()
+}
+
+fn enters(pair: &Pair, path: &str) -> WebSocket<TcpStream> {
+    let stream = pair.connect();
+    handed::ask(&stream, path);
+    handed::client(stream)
+}
+
+kernel_test!(a_chat, || {
+    let pair = Pair::new();
+    let a = run(&pair, 0, chat::after::run);
+    let [mut anna, mut bert] = [(); 2].map(|()| enters(&pair, "/websocket"));
+    anna.send("anna".into()).unwrap();
+    assert_eq!(heard(&mut anna), "anna joined");
+    bert.send("bert".into()).unwrap();
+    assert_eq!(heard(&mut anna), "bert joined");
+    assert_eq!(heard(&mut bert), "bert joined");
+    anna.send("hello".into()).unwrap();
+    assert_eq!(heard(&mut bert), "anna: hello");
+    assert_eq!(heard(&mut anna), "anna: hello");
+    let b = hand_over(&pair, a, chat::after::run);
+    // Nobody is asked for a name again.
+    bert.send("still here?".into()).unwrap();
+    for client in [&mut anna, &mut bert] {
+        until("what is said is heard", || {
+            heard(client) == "bert: still here?"
+        });
+    }
+    // And nobody else gets it.
+    let connect = || TcpStream::connect("198.18.0.80:8080").unwrap();
+    let stream = pair.net.b.run(connect).unwrap();
+    handed::ask(&stream, "/websocket");
+    let mut other = handed::client(stream);
+    other.send("anna".into()).unwrap();
+    assert_eq!(heard(&mut other), "that name is taken");
+    drop((anna, bert, other));
+    b.end();
+});
+
+kernel_test!(messages, || {
+    let pair = Pair::new();
+    let a = run(&pair, 0, websockets::after::run);
+    let mut client = enters(&pair, "/ws");
+    let peer = client.get_ref().local_addr().unwrap();
+    let mut numbers = 0..websockets::after::MESSAGES;
+    for number in numbers.by_ref().take(100) {
+        assert_eq!(
+            heard(&mut client),
+            format!("message {number} for {peer}, None")
+        );
+        client.send("go on".into()).unwrap();
+    }
+    let b = hand_over(&pair, a, websockets::after::run);
+    for number in numbers {
+        assert_eq!(
+            heard(&mut client),
+            format!("message {number} for {peer}, None")
+        );
+        client.send("go on".into()).unwrap();
+    }
+    let Message::Close(Some(end)) = client.read().unwrap() else {
+        panic!("it goes on");
+    };
+    assert_eq!(end.reason, "that was all");
+    drop(client);
+    b.end();
+});
+
+kernel_test!(files_of_another_server, || {
+    const SIZE: usize = 30_000_000;
+    let pair = Pair::new();
+    fs::write(pair.folder().join("film"), numbered(0, SIZE)).unwrap();
+    let servers = [0, 1].map(|host| pair.serve_files(host, UPSTREAM));
+    let a = run(&pair, 0, reverse_proxy::after::run);
+    let stream = pair.connect();
+    let mut reader = BufReader::new(&stream);
+    send(&stream, "GET /film HTTP/1.1");
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+    }
+    let mut body = vec![0; SIZE];
+    let (first, rest) = body.split_at_mut(1_000_000);
+    reader.read_exact(first).unwrap();
+    let b = hand_over(&pair, a, reverse_proxy::after::run);
+    reader.read_exact(rest).unwrap();
+    assert!(body == numbered(0, SIZE));
+    send(&stream, "GET /nothing HTTP/1.1");
+    assert!(response(&mut reader).0.starts_with("HTTP/1.1 404"));
+    drop(reader);
+    drop(stream);
+    b.end();
+    servers.into_iter().for_each(Server::end);
 });
