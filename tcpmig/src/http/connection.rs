@@ -14,6 +14,7 @@ use hyper::Request;
 use hyper::service::Service;
 use tokio::net::TcpStream;
 
+use super::doing::{Activity, Seen};
 use super::http1::{Ending, Http, Upgrade};
 use super::replay::Replaying;
 use super::request_body::RequestBody;
@@ -54,6 +55,8 @@ pub(super) struct About {
     pub(super) websockets: Option<Handler>,
     /// For the log.
     pub(super) flow: Flow,
+    /// For who asks.
+    pub(super) seen: Seen,
 }
 
 impl Known {
@@ -116,6 +119,8 @@ where
     pub(super) about: About,
     /// For a WebSocket whose handler has to begin again.
     pub(super) service: Arc<S>,
+    /// The request that it is in the middle of, if it came so.
+    pub(super) came_with: Option<String>,
     pub(super) ends: Ends,
 }
 
@@ -246,6 +251,17 @@ where
         self
     }
 
+    /// The method and target of the request that it is in the middle of, if it came so.
+    pub(super) fn came_with(&self) -> Option<String> {
+        self.came_with.clone()
+    }
+
+    /// Says there what it is doing.
+    pub(super) fn seen_by(mut self, seen: &Seen) -> Self {
+        self.about.seen = seen.clone();
+        self
+    }
+
     /// Runs the connection until it is over or `asked` is ready, and then drains it.
     ///
     /// From then on no request is begun and resumable responses stand still at the end of a frame; the handler
@@ -268,10 +284,22 @@ where
             about,
             service,
             mut ends,
+            came_with: _,
         } = self;
         let asked = pin!(asked);
         let mut asked = Asked::new(asked);
         loop {
+            match &stage {
+                Stage::Http(http) => about.seen.is_http(http.shared()),
+                Stage::Upgraded(upgrade) => about.seen.is(Activity::Upgraded, Some(&upgrade.head)),
+                Stage::Replaying(replaying) => {
+                    let handed = replaying.session.handed.as_ref();
+                    let head = handed.map(|handed| &handed.request[..]);
+                    about.seen.is(Activity::Service, head);
+                }
+                Stage::WebSocket(served) => about.seen.is(Activity::Upgraded, Some(served.head())),
+                Stage::Ending(_) => about.seen.is(Activity::Ending, None),
+            }
             let next = match stage {
                 Stage::Http(http) => stages::http(*http, &mut asked, &mut ends, &about).await,
                 Stage::Upgraded(upgrade) => {
@@ -291,6 +319,7 @@ where
                         about,
                         service,
                         ends,
+                        came_with: None,
                     };
                     return Ok(Ended::Busy(connection, obstacle));
                 }

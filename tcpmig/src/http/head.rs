@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use hyper::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Request, Version};
 
@@ -34,6 +34,20 @@ pub(super) fn write(head: &mut Vec<u8>, parts: &Parts) {
         }
     }
     head.extend_from_slice(b"\r\n");
+}
+
+/// Adds a header, unless there is one of this name.
+pub(super) fn add(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    // Names are written in lower case, as they are here.
+    let begin = [b"\r\n", name.as_str().as_bytes(), b": "].concat();
+    let end = head.len().saturating_sub(2);
+    if head.windows(begin.len()).any(|line| line == begin) || &head[end..] != b"\r\n" {
+        return;
+    }
+    head.truncate(end);
+    head.extend_from_slice(&begin[2..]);
+    head.extend_from_slice(value.as_bytes());
+    head.extend_from_slice(b"\r\n\r\n");
 }
 
 /// The request that a head tells of.

@@ -88,6 +88,10 @@ where
         Self { http, home, shared }
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Drives hyper. At its end hyper has written everything to the gate, as it would have to a
     /// socket, and not closed it.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {

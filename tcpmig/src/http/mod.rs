@@ -172,12 +172,16 @@ mod asking;
 mod axum;
 mod connection;
 mod cursor;
+mod doing;
 mod gate;
 mod head;
 mod http1;
 mod inbound;
 mod lent;
 mod movable;
+mod notice;
+#[cfg(feature = "axum")]
+mod once;
 mod order;
 #[cfg(test)]
 mod parity_tests;
@@ -202,7 +206,11 @@ pub mod websocket;
 pub use axum::IntoMovable;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume, Unfold};
+pub use doing::{Activity, Doing};
 pub use movable::{Movable, Ready};
+pub use notice::{Notice, Noticed};
+#[cfg(feature = "axum")]
+pub use once::{Either, Once, Twofold};
 #[cfg(feature = "axum")]
 pub use ranges::{RangeBody, RangeLayer, Ranged, Ranging};
 pub use request_body::RequestBody;

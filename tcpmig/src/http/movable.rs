@@ -3,12 +3,14 @@
 use std::any::Any;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
 use hyper::Request;
+use hyper::header::HeaderName;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use tcpmig_format::{Layer, LayerReader, Octets};
@@ -18,9 +20,11 @@ use tokio::time::timeout;
 
 use super::asking::{again, ask};
 use super::connection::{About, Connection, Ends, Facts, Flow, Known, Stage, Times};
+use super::doing::Seen;
 use super::gate::Gate;
 use super::head;
 use super::http1::Http;
+use super::notice::{self, Notice, Noticed, Tell};
 use super::replay::{Begun, Replay, Replaying};
 use super::request_body::RequestBody;
 use super::resumable::Resumed;
@@ -45,6 +49,8 @@ pub struct Movable<S, K = Tcp> {
     times: Times,
     websockets: Option<Handler>,
     resumes_if: Option<Arc<ResumesIf>>,
+    request_id: HeaderName,
+    on_move: Option<Tell>,
 }
 
 /// What a server made ready for a connection before it came: its service's answer, if a response is in the middle.
@@ -80,6 +86,8 @@ impl<S, K> Clone for Movable<S, K> {
             times: self.times,
             websockets: self.websockets.clone(),
             resumes_if: self.resumes_if.clone(),
+            request_id: self.request_id.clone(),
+            on_move: self.on_move.clone(),
         }
     }
 }
@@ -101,6 +109,8 @@ impl<S> Movable<S> {
             },
             websockets: None,
             resumes_if: None,
+            request_id: HeaderName::from_static("x-request-id"),
+            on_move: None,
         }
     }
 }
@@ -117,6 +127,8 @@ impl<S, K> Movable<S, K> {
             times: self.times,
             websockets: self.websockets.clone(),
             resumes_if: self.resumes_if.clone(),
+            request_id: self.request_id.clone(),
+            on_move: self.on_move.clone(),
         }
     }
 }
@@ -133,6 +145,8 @@ impl<S, K: Carriers> Movable<S, K> {
             times: self.times,
             websockets: self.websockets,
             resumes_if: self.resumes_if,
+            request_id: self.request_id,
+            on_move: self.on_move,
         }
     }
 
@@ -177,6 +191,32 @@ impl<S, K: Carriers> Movable<S, K> {
         };
         self.resumes_if = Some(Arc::new(resumes));
         self
+    }
+
+    /// The header in which a response says the id of its request; default `x-request-id`. The request has it when it
+    /// is played to the service where that response, or the WebSocket, goes on.
+    #[must_use]
+    pub fn request_id(mut self, name: HeaderName) -> Self {
+        self.request_id = name;
+        self
+    }
+
+    /// Tells this whenever a connection of a [`Server`](super::Server) has moved away, was to and goes on here, or came from elsewhere.
+    /// It is called by the connection's task, which waits for it.
+    #[must_use]
+    pub fn on_move(mut self, tell: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        self.on_move = Some(Arc::new(tell));
+        self
+    }
+
+    pub(super) fn tell(&self, what: Noticed, peer: SocketAddr, request: Option<String>) {
+        if let Some(tell) = &self.on_move {
+            tell(&Notice {
+                what,
+                peer,
+                request,
+            });
+        }
     }
 
     /// How long a slow peer may take to fetch what hyper has written before the rest is carried; default
@@ -343,6 +383,18 @@ where
         session: Session,
         ready: Ready<S::Response>,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
+        let came_with = notice::request(&session);
+        let mut connection = self.resume_to(stream, session, ready)?;
+        connection.came_with = came_with;
+        Ok(connection)
+    }
+
+    fn resume_to(
+        &self,
+        stream: K::Carrier,
+        session: Session,
+        ready: Ready<S::Response>,
+    ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let (state, rest, handler) = match ready.0 {
             Made::Rest(state, rest) => (state, Some(rest), None),
             Made::Handler(state, begun) => (state, None, begun.downcast().ok()),
@@ -390,6 +442,7 @@ where
             stage,
             about,
             service: self.service.clone(),
+            came_with: None,
             ends: Ends::never(),
         }
     }
@@ -460,6 +513,7 @@ where
             times: self.times,
             websockets: self.websockets.clone(),
             flow,
+            seen: Seen::new(),
         }
     }
 
@@ -515,6 +569,7 @@ where
             shared: shared.clone(),
             known: about.known.clone(),
             bodies: about.times.bodies,
+            request_id: self.request_id.clone(),
         };
         let service = Watched::new(common, resumed);
         Http::new(&self.builder, gate, service, shared)

@@ -32,8 +32,15 @@ trait Bound: Send {
     fn go(self: Box<Self>, parts: Parts) -> Going;
 }
 
-/// Gives a connection back that goes on here.
-type Going = Pin<Box<dyn Future<Output = Option<Parts>> + Send>>;
+/// What became of a connection that was moved.
+pub(super) enum Gone {
+    Moved,
+    Lost,
+    /// It goes on here.
+    Kept(Parts),
+}
+
+type Going = Pin<Box<dyn Future<Output = Gone> + Send>>;
 
 struct By<W: Way> {
     way: W,
@@ -93,15 +100,15 @@ impl<W: Way> Bound for By<W> {
                 match departed {
                     Departed::Moved(report) => {
                         tell(Ok(report));
-                        return None;
+                        return Gone::Moved;
                     }
                     Departed::Kept { parts, cause } => {
                         tell(Err(NotMoved::Kept(cause)));
-                        return Some(parts);
+                        return Gone::Kept(parts);
                     }
                     Departed::Lost(reason) => {
                         tell(Err(NotMoved::Lost(reason)));
-                        return None;
+                        return Gone::Lost;
                     }
                     Departed::InDoubt(doubt) => {
                         tell(Err(NotMoved::InDoubt));

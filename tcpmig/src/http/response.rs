@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
@@ -139,7 +140,9 @@ struct InFlight(Arc<Shared>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.current().phase = Phase::Rest;
+        let mut current = self.0.current();
+        current.phase = Phase::Rest;
+        current.since = Instant::now();
     }
 }
 

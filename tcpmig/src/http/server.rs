@@ -16,8 +16,10 @@ use tokio::time::sleep;
 
 use super::asking::chain;
 use super::connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
+use super::doing::{Doing, Seen};
 use super::movable::Movable;
-use super::order::{Order, Stays};
+use super::notice::{self, Noticed};
+use super::order::{Gone, Order, Stays};
 use super::request_body::RequestBody;
 use super::resumable::NotResumed;
 use super::service::BoxError;
@@ -112,6 +114,7 @@ impl Turn {
 #[derive(Debug, Clone)]
 pub struct Handle {
     peer: SocketAddr,
+    seen: Seen,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -120,6 +123,12 @@ impl Handle {
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// What the connection is doing now.
+    #[must_use]
+    pub fn doing(&self) -> Doing {
+        self.seen.doing()
     }
 
     /// Moves the connection at its next safe point, and waits for the end of that.
@@ -336,16 +345,26 @@ where
         arrived: impl Into<Arrival>,
     ) -> Result<Option<Upgraded<K::Carrier>>, SessionError> {
         let arrived = arrived.into();
-        let listed = self.enter(arrived.flow.remote());
+        let peer = arrived.flow.remote();
+        let listed = self.enter(peer);
         let connection = self.movable.resume_arrived(arrived)?;
+        self.movable
+            .tell(Noticed::Resumed, peer, connection.came_with());
         Ok(self.run(listed, connection).await?)
     }
 
     fn enter(&self, peer: SocketAddr) -> Listed {
         let (orders, ordered) = mpsc::unbounded_channel();
-        Listed {
-            _entry: self.live.enter(Handle { peer, orders }),
+        let seen = Seen::new();
+        let handle = Handle {
             peer,
+            seen: seen.clone(),
+            orders,
+        };
+        Listed {
+            _entry: self.live.enter(handle),
+            peer,
+            seen,
             ordered,
         }
     }
@@ -358,6 +377,9 @@ where
         let peer = listed.peer;
         let mut connection = first;
         loop {
+            connection = connection
+                .ending_when(self.live.ends())
+                .seen_by(&listed.seen);
             let mut order = None;
             let turn = Turn::default();
             let asked = async {
@@ -370,7 +392,7 @@ where
             };
             let ended = tokio::select! {
                 biased;
-                ended = connection.ending_when(self.live.ends()).run(asked) => ended,
+                ended = connection.run(asked) => ended,
                 never = turn.give_back() => match never {},
             };
             connection = match (ended, order) {
@@ -378,7 +400,7 @@ where
                     if turn.permit().is_none() {
                         turn.get(order.turns()).await;
                     }
-                    match self.depart(drained, order).await {
+                    match self.depart(drained, order, peer).await {
                         None => return Ok(None),
                         Some(Ok(connection)) => connection,
                         Some(Err(error)) => {
@@ -409,8 +431,10 @@ where
         &self,
         drained: Drained<K::Carrier>,
         order: Order,
+        peer: SocketAddr,
     ) -> Option<Result<Connection<S, K::Carrier>, SessionError>> {
         let Drained { stream, session } = drained;
+        let request = notice::request(&session);
         let layer = match session.to_layer() {
             Ok(layer) => layer,
             Err(error) => {
@@ -427,8 +451,17 @@ where
             }
         };
         parts.layers.push(layer);
-        let kept = order.go(parts).await?;
-        Some(self.movable.resume_parts(kept))
+        match order.go(parts).await {
+            Gone::Moved => {
+                self.movable.tell(Noticed::Left, peer, request);
+                None
+            }
+            Gone::Lost => None,
+            Gone::Kept(parts) => {
+                self.movable.tell(Noticed::Kept, peer, request);
+                Some(self.movable.resume_parts(parts))
+            }
+        }
     }
 }
 
@@ -436,5 +469,6 @@ where
 struct Listed {
     _entry: Entry,
     peer: SocketAddr,
+    seen: Seen,
     ordered: mpsc::UnboundedReceiver<Order>,
 }

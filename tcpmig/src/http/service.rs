@@ -4,15 +4,17 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::Body;
+use hyper::header::HeaderName;
 use hyper::service::Service;
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::asking::{again, rest};
 use super::connection::Known;
-use super::cursor::Polling;
+use super::cursor::{HasCursor, Polling};
 use super::head;
 use super::request_body::{Reading, RequestBody};
 use super::response::{Tracked, tracked};
@@ -27,6 +29,8 @@ pub(super) struct Common<S> {
     pub(super) known: Known,
     /// How much of a request's body is carried.
     pub(super) bodies: usize,
+    /// The header that tells a request's id.
+    pub(super) request_id: HeaderName,
 }
 
 /// The service that hyper sees.
@@ -110,6 +114,7 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
             current.body = Carried::default();
             current.closes = is_ambiguous;
             current.phase = Phase::Service;
+            current.since = Instant::now();
             current.incoming = if ended {
                 Incoming::Done
             } else {
@@ -199,6 +204,7 @@ where
             };
             return Poll::Ready(answered.map(|response| {
                 let switches = switches(response.status());
+                keep_id(&response, &this.common);
                 tracked(response, shared, None, switches, this.version)
             }));
         };
@@ -212,5 +218,15 @@ where
                 Poll::Ready(Err(refused.into()))
             }
         }
+    }
+}
+
+/// The id that a request has got here is its own where its response goes on.
+fn keep_id<S, B>(response: &Response<B>, common: &Common<S>) {
+    if response.extensions().get::<HasCursor>().is_none() {
+        return;
+    }
+    if let Some(id) = response.headers().get(&common.request_id) {
+        head::add(&mut common.shared.current().head, &common.request_id, id);
     }
 }

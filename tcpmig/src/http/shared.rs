@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -228,6 +229,8 @@ pub(super) struct Current {
     /// hyper closes the connection behind the response to it, whatever the two say of that.
     pub(super) closes: bool,
     pub(super) phase: Phase,
+    /// Since when the connection is at rest, or the request was begun.
+    pub(super) since: Instant,
     pub(super) incoming: Incoming,
     /// What a response that said 101 told.
     pub(super) switched: Option<Switched>,
@@ -304,6 +307,7 @@ impl Shared {
                 body: Carried::default(),
                 closes: false,
                 phase: Phase::Rest,
+                since: Instant::now(),
                 incoming: Incoming::Done,
                 switched: None,
                 socket: None,

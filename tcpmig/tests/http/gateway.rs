@@ -1,101 +1,264 @@
-//! A gateway to a language model that streams, whose upstream gives a stream again from any token.
+//! A gateway to a language model that streams: the example, under curl.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::response::sse::{Event, Sse};
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-use tcpmig::http::{Cursor, IntoMovable, Resume};
-use tokio::sync::mpsc;
+use futures_util::stream;
+use serde_json::{Value, json};
+use tcpmig::http::serve;
+use tokio::net::TcpListener;
 
-use crate::scene::{Scene, URL};
+use crate::scene::{Client, Scene, URL};
+use crate::served::{Pair, Server};
 use crate::support::kernel_test;
 
-#[derive(Clone, Deserialize)]
-struct Completion {
-    prompt: String,
-    max_tokens: u64,
-    stream: bool,
+#[path = "../../examples/gateway/llm/mod.rs"]
+pub(crate) mod llm;
+
+use llm::{Gateway, Model};
+
+/// Where the model server is on each host.
+const MODEL: &str = "127.0.0.1:3000";
+/// Where the gateways find each other.
+pub(crate) const PRIVATE: [&str; 2] = ["198.18.0.1:9000", "198.18.0.2:9000"];
+
+/// A model server, of which nothing is to be asked twice.
+#[derive(Clone, Default)]
+pub(crate) struct Models {
+    /// How many streams were asked for.
+    asked: Arc<AtomicU64>,
+    /// How many tokens were given.
+    given: Arc<AtomicU64>,
+    /// A stream can be had from any token.
+    replays: bool,
 }
 
-/// The last token that the client has, as the upstream counts them.
-#[derive(Clone, Serialize, Deserialize)]
-struct LastToken(u64);
-
-impl Cursor for LastToken {
-    const KIND: &'static str = "last-token";
-    const VERSION: u32 = 1;
-}
-
-pub(crate) fn routes() -> Router {
-    Router::new().route("/v1/completions", post(complete))
-}
-
-/// The model: the same request has the same tokens, and a stream begins behind any of them. It is ahead of who reads.
-fn upstream(request: &Completion, after: u64) -> mpsc::Receiver<(u64, String)> {
-    let (sender, tokens) = mpsc::channel(50);
-    let request = request.clone();
-    tokio::spawn(async move {
-        for token in after + 1..=request.max_tokens {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let text = format!("{}-{token}", request.prompt);
-            if sender.send((token, text)).await.is_err() {
-                // The gateway does not read any longer.
-                return;
-            }
-        }
-    });
-    tokens
-}
-
-async fn complete(resume: Resume<LastToken>, Json(request): Json<Completion>) -> Response {
-    if !request.stream {
-        return "only streams".into_response();
+impl Models {
+    pub(crate) fn router(&self) -> Router {
+        let models = self.clone();
+        let answer = async move |headers: HeaderMap, Json(request): Json<Value>| {
+            models.answer(&headers, &request)
+        };
+        Router::new().route("/v1/chat/completions", post(answer))
     }
-    let after = resume.cursor().map_or(0, |LastToken(token)| token);
-    let tokens = stream::unfold(upstream(&request, after), async |mut tokens| {
-        Some((tokens.recv().await?, tokens))
-    });
-    let at = resume.clone();
-    let events = tokens.map(move |(token, text)| {
-        at.set(LastToken(token));
-        let chunk = json!({ "choices": [{ "text": text }] });
-        let event = Event::default().id(token.to_string());
-        Ok::<_, Infallible>(event.data(chunk.to_string()))
-    });
-    Sse::new(events).movable(resume)
+
+    fn answer(&self, headers: &HeaderMap, request: &Value) -> Response {
+        let run = match self.replays {
+            true => 0,
+            false => self.asked.load(Ordering::Relaxed),
+        };
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let after = headers.get("last-event-id");
+        assert!(self.replays || after.is_none(), "it cannot replay");
+        let after = after.map_or(0, |after| after.to_str().unwrap().parse().unwrap());
+        let most = request["max_tokens"].as_u64().unwrap();
+        let prompt = request["messages"][0]["content"].clone();
+        let given = self.given.clone();
+        let tokens = stream::unfold(after + 1, move |token| {
+            let prompt = prompt.clone();
+            let given = given.clone();
+            async move {
+                if token > most + 1 {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                given.fetch_add(1, Ordering::Relaxed);
+                let data = if token > most {
+                    "[DONE]".to_owned()
+                } else {
+                    chunk(&prompt, run, token).to_string()
+                };
+                let event = format!(": a comment\nid: {token}\ndata: {data}\n\n");
+                Some((Ok::<_, Infallible>(event), token + 1))
+            }
+        });
+        let kind = [(header::CONTENT_TYPE, "text/event-stream")];
+        (kind, Body::from_stream(tokens)).into_response()
+    }
 }
 
-kernel_test!(a_stream_of_tokens_moves_a_hundred_times, || {
-    const TOKENS: u64 = 6000;
-    const MOVES: u64 = 100;
-    let mut scene = Scene::new();
-    let request = json!({ "prompt": "once", "max_tokens": TOKENS, "stream": true }).to_string();
+/// What OpenAI's clients expect.
+fn chunk(prompt: &Value, run: u64, token: u64) -> Value {
+    let content = format!("{}-{run}-{token}", prompt.as_str().unwrap());
+    json!({
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "small",
+        "choices": [{ "index": 0, "delta": { "content": content }, "finish_reason": null }],
+    })
+}
+
+pub(crate) fn request(tokens: u64) -> String {
+    json!({
+        "model": "small",
+        "messages": [{ "role": "user", "content": "once" }],
+        "max_tokens": tokens,
+        "stream": true,
+    })
+    .to_string()
+}
+
+/// A gateway and a model server on each host.
+pub(crate) fn gateways(model: Model) -> (Scene, [Models; 2]) {
+    let gateways = PRIVATE.map(|private| Gateway::new(model, MODEL.into(), private.into()));
+    let scene = Scene::serving(gateways.each_ref().map(Gateway::public));
+    let models = [0, 1].map(|host| {
+        let models = Models {
+            replays: model == Model::Replays,
+            ..Models::default()
+        };
+        let (router, gateway) = (models.router(), gateways[host].clone());
+        scene.also(host, async move || {
+            let model = TcpListener::bind(MODEL).await.unwrap();
+            let private = TcpListener::bind(PRIVATE[host]).await.unwrap();
+            let model = axum::serve(model, router).into_future();
+            let private = axum::serve(private, gateway.private()).into_future();
+            let _ = tokio::join!(model, private);
+        });
+        models
+    });
+    (scene, models)
+}
+
+pub(crate) const COMPLETIONS: &str = "/v1/chat/completions";
+
+fn complete(scene: &Scene, tokens: u64) -> Client {
     let kind = "content-type: application/json";
-    let url = format!("{URL}/v1/completions");
-    let long = [
-        "--max-time",
-        "600",
-        "--header",
-        kind,
-        "--data",
-        &request,
-        &url,
-    ];
-    let mut curl = scene.curl(&long);
+    let url = format!("{URL}{COMPLETIONS}");
+    let request = request(tokens);
+    let whole = ["--max-time", "600", "--header", kind, "--data", &request];
+    scene.curl(&[&whole[..], &[&url]].concat())
+}
+
+fn next_token(curl: &mut Client, run: u64, token: u64) {
+    curl.says(&format!("id: {token}"));
+    curl.says(&format!("data: {}", chunk(&json!("once"), run, token)));
+    curl.says("");
+}
+
+fn last(mut curl: Client, tokens: u64) {
+    curl.says(&format!("id: {}", tokens + 1));
+    curl.says("data: [DONE]");
+    curl.says("");
+    assert!(curl.end_of_curl(1).is_empty());
+}
+
+const MOVES: u64 = 100;
+
+/// A stream of tokens moves a hundred times. How often each of the model servers was asked.
+fn a_hundred_moves(model: Model) -> [u64; 2] {
+    const TOKENS: u64 = 6000;
+    let (mut scene, models) = gateways(model);
+    let mut curl = complete(&scene, TOKENS);
     for token in 1..=TOKENS {
-        assert_eq!(curl.line(), format!("id: {token}\n"));
-        let chunk = json!({ "choices": [{ "text": format!("once-{token}") }] });
-        assert_eq!(curl.line(), format!("data: {chunk}\n"));
-        assert_eq!(curl.line(), "\n");
+        next_token(&mut curl, 0, token);
         if token % 50 == 0 && token <= 50 * MOVES {
             scene.hop();
         }
     }
-    assert!(curl.end_of_curl(1).is_empty());
+    last(curl, TOKENS);
+    models.map(|models| models.asked.load(Ordering::Relaxed))
+}
+
+kernel_test!(a_stream_of_a_model_that_replays, || {
+    assert_eq!(a_hundred_moves(Model::Replays), [51, 50]);
+});
+kernel_test!(a_stream_of_a_model_that_gives_it_once, || {
+    assert_eq!(a_hundred_moves(Model::GivesOnce), [1, 0]);
+});
+
+kernel_test!(a_stream_whose_keeper_is_gone_ends_and_says_so, || {
+    let (mut scene, _) = gateways(Model::GivesOnce);
+    let mut curl = complete(&scene, 1_000_000);
+    for token in 1..=100 {
+        next_token(&mut curl, 0, token);
+    }
+    scene.hop();
+    for token in 101..=200 {
+        next_token(&mut curl, 0, token);
+    }
+    // Nothing gets from one gateway to the other any longer.
+    scene.net.a.nft(
+        "table inet gone { chain all { type filter hook input priority 0;
+         tcp dport 9000 reject with tcp reset; }; }",
+    );
+    let mut lines = std::iter::from_fn(|| Some(curl.line()));
+    let error = lines.find(|line| line.starts_with("data: {\"error\""));
+    assert!(error.unwrap().contains("message"));
+});
+
+/// The whole of the example's main, but for what it reads from its command line.
+fn run(pair: &Pair, host: usize, gateway: Arc<Gateway>) -> Server<usize> {
+    let to = ["host-b", "host-a"][host];
+    let running = pair.run(host, move |listener, site, term| async move {
+        let private = TcpListener::bind(PRIVATE[host]).await.unwrap();
+        let private = axum::serve(private, gateway.private()).into_future();
+        let app = gateway.public().into_make_service();
+        let served = serve(listener, app, site).with_drain(
+            async {
+                let _ = term.await;
+            },
+            to,
+        );
+        let whole = async {
+            let served = served.await.unwrap();
+            gateway.emptied().await;
+            served.moved
+        };
+        tokio::select! {
+            moved = whole => moved,
+            _ = private => unreachable!("it has no end"),
+        }
+    });
+    pair.listens(host);
+    running
+}
+
+kernel_test!(a_gateway_ends_when_nobody_needs_what_it_keeps, || {
+    const TOKENS: u64 = 2000;
+    let pair = Pair::new();
+    let gateways =
+        PRIVATE.map(|private| Gateway::new(Model::GivesOnce, MODEL.into(), private.into()));
+    let models = Models::default();
+    let model = pair.serve_app(0, models.router(), MODEL);
+    let [on_a, on_b] = gateways;
+    let a = run(&pair, 0, on_a);
+    let mut curl = Client(
+        pair.net
+            .peer
+            .command("curl")
+            .unwrap()
+            .args(["--silent", "--no-buffer", "--noproxy", "*"])
+            .args(["--header", "content-type: application/json"])
+            .args(["--data", &request(TOKENS)])
+            .arg(format!("{URL}{COMPLETIONS}"))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    for token in 1..=100 {
+        next_token(&mut curl, 0, token);
+    }
+    let b = run(&pair, 1, on_b);
+    let ending = std::thread::spawn(move || a.end());
+    for token in 101..=TOKENS {
+        next_token(&mut curl, 0, token);
+        // The model cannot be so far ahead that it has ended.
+        assert!(token > TOKENS / 2 || !ending.is_finished());
+    }
+    curl.says(&format!("id: {}", TOKENS + 1));
+    curl.says("data: [DONE]");
+    assert_eq!(ending.join().unwrap(), 1);
+    curl.end();
+    b.end();
+    model.end();
 });

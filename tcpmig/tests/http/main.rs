@@ -23,6 +23,7 @@ mod served;
 mod side_by_side;
 #[cfg(feature = "tls")]
 mod tls;
+mod told;
 mod upgraded;
 mod websockets;
 
@@ -30,7 +31,6 @@ mod websockets;
 fn more_routes() -> axum::Router {
     let routes = asked::routes()
         .merge(cursors::routes())
-        .merge(gateway::routes())
         .merge(handed::routes());
     #[cfg(feature = "tls")]
     let routes = routes.route("/negotiated", axum::routing::get(tls::negotiated));

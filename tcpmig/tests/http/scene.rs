@@ -7,10 +7,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::Request;
 use axum::routing::MethodRouter;
+use hyper_util::service::TowerToHyperService;
 use tcpmig::driver::{Acceptor, Options, Reason, Report};
-use tcpmig::http::{Movable, NotMoved, Resumed, Server, SessionError};
+use tcpmig::http::{Doing, Movable, NotMoved, Resumed, Server, SessionError};
 use tcpmig::session::{Carriers, Tcp};
 use tokio::net::TcpListener;
 
@@ -58,11 +60,58 @@ impl Scene {
     pub(crate) fn with(on_b: &OnB, drain_within: Duration) -> Self {
         Self::over([Tcp, Tcp], on_b, drain_within)
     }
+
+    /// These applications on both hosts.
+    pub(crate) fn serving(apps: [Router; 2]) -> Self {
+        Self::serving_these(apps.map(|app| {
+            let movable = Movable::new(TowerToHyperService::new(app));
+            let movable = movable.settle(Duration::from_millis(20));
+            movable.answer_within(PATIENCE)
+        }))
+    }
+
+    /// The same, made movable by the test.
+    pub(crate) fn serving_these(apps: [Movable<App>; 2]) -> Self {
+        let hosts = apps.map(|movable| (movable, TakesIn::Asked));
+        Self::assemble(hosts, Arc::default())
+    }
 }
 
 impl<K: Carriers + Clone> Scene<K> {
     /// With the carriers of each host.
     pub(crate) fn over(carriers: [K; 2], on_b: &OnB, drain_within: Duration) -> Self {
+        let slow = Arc::new(Slow::default());
+        let make = |name| app(name, slow.clone()).drain_within(drain_within);
+        let with_visits = |name| {
+            let chat = crate::chat::handler(name, slow.clone());
+            make(name).with_state::<Visits>().with_websockets(chat)
+        };
+        let on_b = match on_b {
+            OnB::Visits => (with_visits("b"), TakesIn::Asked),
+            OnB::NewVisits => (make("b").with_state::<NewVisits>(), TakesIn::Asked),
+            OnB::NoState => (make("b"), TakesIn::Asked),
+            OnB::NoWebSockets => (make("b").with_state::<Visits>(), TakesIn::Asked),
+            OnB::OtherCursors => (with_visits("b").resumes_if(other_cursors), TakesIn::Checked),
+            OnB::File(file) | OnB::Asked(file) => {
+                let [file, chat] = [(); 2].map(|()| MethodRouter::clone(file));
+                let movable = app_with(file, chat, "b", slow.clone());
+                let takes_in = match on_b {
+                    OnB::File(_) => TakesIn::Checked,
+                    _ => TakesIn::Asked,
+                };
+                (movable.with_state::<Visits>(), takes_in)
+            }
+            OnB::Nothing => (make("b"), TakesIn::Nothing),
+        };
+        let on_a = (with_visits("a"), TakesIn::Asked);
+        let [over_a, over_b] = carriers;
+        let on_a = (on_a.0.over(over_a), on_a.1);
+        let on_b = (on_b.0.over(over_b), on_b.1);
+        Self::assemble([on_a, on_b], slow)
+    }
+
+    /// These on host A, which listens, and host B.
+    fn assemble(hosts: [(Movable<App, K>, TakesIn); 2], slow: Arc<Slow>) -> Self {
         let net = Net::new();
         // By itself it grows to 32 MB, which is most of the largest response.
         let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
@@ -76,19 +125,9 @@ impl<K: Carriers + Clone> Scene<K> {
             ..Options::default()
         };
         let (a, b) = Site::pair(&net, &options);
-        let slow = Arc::new(Slow::default());
         let errors = Errors::default();
-        let [on_a, over] = carriers;
-        let start = |site: &Site, movable: Movable<App>, takes_in| {
-            start(site, movable.over(over.clone()), takes_in, &errors)
-        };
-        let make = |name| app(name, slow.clone()).drain_within(drain_within);
-        let with_visits = |name| {
-            let chat = crate::chat::handler(name, slow.clone());
-            make(name).with_state::<Visits>().with_websockets(chat)
-        };
-        let on_a = with_visits("a").over(on_a);
-        let server_a = self::start(&a, on_a, TakesIn::Asked, &errors);
+        let [(on_a, a_takes), (on_b, b_takes)] = hosts;
+        let server_a = start(&a, on_a, a_takes, &errors);
         a.call({
             let server = server_a.clone();
             |_| async move {
@@ -102,31 +141,7 @@ impl<K: Carriers + Clone> Scene<K> {
                 });
             }
         });
-        let server_b = match on_b {
-            OnB::Visits => start(&b, with_visits("b"), TakesIn::Asked),
-            OnB::NewVisits => start(&b, make("b").with_state::<NewVisits>(), TakesIn::Asked),
-            OnB::NoState => start(&b, make("b"), TakesIn::Asked),
-            OnB::NoWebSockets => start(&b, make("b").with_state::<Visits>(), TakesIn::Asked),
-            OnB::OtherCursors => start(
-                &b,
-                with_visits("b").resumes_if(other_cursors),
-                TakesIn::Checked,
-            ),
-            OnB::File(file) | OnB::Asked(file) => {
-                let movable = app_with(
-                    MethodRouter::clone(file),
-                    MethodRouter::clone(file),
-                    "b",
-                    slow.clone(),
-                );
-                let takes_in = match on_b {
-                    OnB::File(_) => TakesIn::Checked,
-                    _ => TakesIn::Asked,
-                };
-                start(&b, movable.with_state::<Visits>(), takes_in)
-            }
-            OnB::Nothing => start(&b, make("b"), TakesIn::Nothing),
-        };
+        let server_b = start(&b, on_b, b_takes, &errors);
         Self {
             net,
             hosts: [(a, server_a), (b, server_b)],
@@ -136,8 +151,24 @@ impl<K: Carriers + Clone> Scene<K> {
         }
     }
 
+    /// Runs something else on a host, as long as the scene is there.
+    pub(crate) fn also<F>(&self, host: usize, run: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.hosts[host].0.call(|_| async {
+            tokio::spawn(run());
+        });
+    }
+
     fn server(&self) -> &Server<App, K> {
         &self.hosts[self.at].1
+    }
+
+    /// What the one connection is doing.
+    pub(crate) fn doing(&self) -> Doing {
+        until("one connection lives here", || self.server().count() == 1);
+        self.server().connections().remove(0).doing()
     }
 
     /// Begins to move the one connection to the other host.

@@ -124,12 +124,17 @@ impl Pair {
 
     /// Serves the files of the folder at an address of a host.
     pub(crate) fn serve_files(&self, host: usize, address: &'static str) -> Server<()> {
-        let (term, ended) = oneshot::channel();
         let files = Router::new().fallback_service(ServeDir::new(self.folder()));
+        self.serve_app(host, files, address)
+    }
+
+    /// Serves an application at an address of a host; its connections do not move.
+    pub(crate) fn serve_app(&self, host: usize, app: Router, address: &'static str) -> Server<()> {
+        let (term, ended) = oneshot::channel();
         let running = self.sites[host].begin(move |_| async move {
             let listener = TcpListener::bind(address).await.unwrap();
             tokio::select! {
-                served = axum::serve(listener, files).into_future() => served.unwrap(),
+                served = axum::serve(listener, app).into_future() => served.unwrap(),
                 _ = ended => {}
             }
         });

@@ -252,6 +252,11 @@ impl<C: Carrier> Served<C> {
         }))
     }
 
+    /// The head of its request.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
     pub(super) fn handler(&self) -> Handler {
         self.handler.clone()
     }
