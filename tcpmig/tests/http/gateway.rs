@@ -1,6 +1,9 @@
 //! A gateway to a language model that streams: the example, under curl.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -108,7 +111,8 @@ pub(crate) fn request(tokens: u64) -> String {
 
 /// A gateway and a model server on each host.
 pub(crate) fn gateways(model: Model) -> (Scene, [Models; 2]) {
-    let gateways = PRIVATE.map(|private| Gateway::new(model, MODEL.into(), private.into()));
+    let gateways =
+        PRIVATE.map(|private| Gateway::new(model, MODEL.parse().unwrap(), private.into()));
     let scene = Scene::serving(gateways.each_ref().map(Gateway::public));
     let models = [0, 1].map(|host| {
         let models = Models {
@@ -187,7 +191,7 @@ kernel_test!(a_stream_whose_keeper_is_gone_ends_and_says_so, || {
     }
     // Nothing gets from one gateway to the other any longer.
     scene.net.a.nft(
-        "table inet gone { chain all { type filter hook input priority 0;
+        "table inet gone { chain into { type filter hook input priority 0;
          tcp dport 9000 reject with tcp reset; }; }",
     );
     let mut lines = std::iter::from_fn(|| Some(curl.line()));
@@ -196,20 +200,22 @@ kernel_test!(a_stream_whose_keeper_is_gone_ends_and_says_so, || {
 });
 
 /// The whole of the example's main, but for what it reads from its command line.
-fn run(pair: &Pair, host: usize, gateway: Arc<Gateway>) -> Server<usize> {
+fn run(pair: &Pair, host: usize, model: Model, at: SocketAddr) -> Server<usize> {
     let to = ["host-b", "host-a"][host];
     let running = pair.run(host, move |listener, site, term| async move {
+        let gateway = Gateway::new(model, at, PRIVATE[host].into());
         let private = TcpListener::bind(PRIVATE[host]).await.unwrap();
         let private = axum::serve(private, gateway.private()).into_future();
         let app = gateway.public().into_make_service();
-        let served = serve(listener, app, site).with_drain(
-            async {
-                let _ = term.await;
-            },
-            to,
-        );
+        let (mover, other) = (site.mover(), site.destination(to).unwrap());
+        let term = async {
+            let _ = term.await;
+        };
+        let served = gateway.takes(serve(listener, app, site));
+        let served = served.with_drain(term, to).into_future();
         let whole = async {
             let served = served.await.unwrap();
+            gateway.give_all(&mover, &other).await;
             gateway.emptied().await;
             served.moved
         };
@@ -222,43 +228,85 @@ fn run(pair: &Pair, host: usize, gateway: Arc<Gateway>) -> Server<usize> {
     running
 }
 
-kernel_test!(a_gateway_ends_when_nobody_needs_what_it_keeps, || {
-    const TOKENS: u64 = 2000;
-    let pair = Pair::new();
-    let gateways =
-        PRIVATE.map(|private| Gateway::new(Model::GivesOnce, MODEL.into(), private.into()));
-    let models = Models::default();
-    let model = pair.serve_app(0, models.router(), MODEL);
-    let [on_a, on_b] = gateways;
-    let a = run(&pair, 0, on_a);
-    let mut curl = Client(
-        pair.net
-            .peer
-            .command("curl")
-            .unwrap()
-            .args(["--silent", "--no-buffer", "--noproxy", "*"])
+const TOKENS: u64 = 3000;
+
+/// A client of the one host, in the middle of a stream whose model server is at the peer.
+struct Deploy {
+    pair: Pair,
+    models: Models,
+    _server: Server<()>,
+    at: SocketAddr,
+    curl: Client,
+    a: Option<Server<usize>>,
+    tokens: Range<u64>,
+}
+
+impl Deploy {
+    fn new(model: Model) -> Self {
+        let pair = Pair::with_any_port();
+        let at: SocketAddr = "198.18.0.9:3000".parse().unwrap();
+        let models = Models::default();
+        let server = pair.serve_at_peer(models.router(), &at.to_string());
+        let a = run(&pair, 0, model, at);
+        let mut curl = pair.net.peer.command("curl").unwrap();
+        curl.args(["--silent", "--no-buffer", "--noproxy", "*"])
             .args(["--header", "content-type: application/json"])
             .args(["--data", &request(TOKENS)])
             .arg(format!("{URL}{COMPLETIONS}"))
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    for token in 1..=100 {
-        next_token(&mut curl, 0, token);
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let curl = Client(curl.spawn().unwrap());
+        let mut deploy = Self {
+            pair,
+            models,
+            _server: server,
+            at,
+            curl,
+            a: Some(a),
+            tokens: 1..TOKENS + 1,
+        };
+        deploy.tokens(100);
+        deploy
     }
-    let b = run(&pair, 1, on_b);
-    let ending = std::thread::spawn(move || a.end());
-    for token in 101..=TOKENS {
-        next_token(&mut curl, 0, token);
-        // The model cannot be so far ahead that it has ended.
-        assert!(token > TOKENS / 2 || !ending.is_finished());
+
+    fn tokens(&mut self, count: usize) {
+        for token in self.tokens.by_ref().take(count) {
+            next_token(&mut self.curl, 0, token);
+        }
     }
-    curl.says(&format!("id: {}", TOKENS + 1));
-    curl.says("data: [DONE]");
-    assert_eq!(ending.join().unwrap(), 1);
-    curl.end();
+
+    /// The rest of the stream.
+    fn rest(&mut self) {
+        self.tokens(usize::MAX);
+        self.curl.says(&format!("id: {}", TOKENS + 1));
+        self.curl.says("data: [DONE]");
+        self.curl.says("");
+        assert!(self.curl.0.wait().unwrap().success());
+        assert_eq!(self.models.asked.load(Ordering::Relaxed), 1);
+    }
+}
+
+kernel_test!(a_gateway_ends_when_nobody_needs_what_it_keeps, || {
+    let mut deploy = Deploy::new(Model::GivesOnce);
+    let b = run(&deploy.pair, 1, Model::GivesOnce, deploy.at);
+    let a = deploy.a.take().unwrap();
+    let a = std::thread::spawn(|| a.end());
+    deploy.tokens(1000);
+    // The model cannot be so far ahead that it has ended.
+    assert!(!a.is_finished());
+    deploy.rest();
+    assert_eq!(a.join().unwrap(), 1);
     b.end();
-    model.end();
+});
+
+kernel_test!(a_connection_to_the_model_server_moves_too, || {
+    let model = Model::Moves("198.18.0.80".parse().unwrap());
+    let mut deploy = Deploy::new(model);
+    let b = run(&deploy.pair, 1, model, deploy.at);
+    // It ends before the stream does.
+    let a = deploy.a.take().unwrap();
+    assert_eq!(a.end(), 1);
+    deploy.tokens(1000);
+    deploy.rest();
+    b.end();
 });

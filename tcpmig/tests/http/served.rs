@@ -24,7 +24,7 @@ use crate::support::{Keys, Net, PATIENCE, Running, Site, kernel_test, until};
 const ADDRESSES: [(&str, &str); 2] = [("host-a", "198.18.0.1:7078"), ("host-b", "198.18.0.2:7078")];
 
 /// The files of both hosts, in this folder.
-fn describe(folder: &Path, keys: &Keys) {
+fn describe(folder: &Path, keys: &Keys, ports: &str) {
     for ((name, listen), (other, address)) in
         [(ADDRESSES[0], ADDRESSES[1]), (ADDRESSES[1], ADDRESSES[0])]
     {
@@ -46,7 +46,7 @@ fn describe(folder: &Path, keys: &Keys) {
              [hosts.{other}]\n\
              address = {address:?}\n\
              steer = \"redirect\"\n\
-             ports = [8080]\n"
+             {ports}\n"
         );
         write("toml", &text);
     }
@@ -78,13 +78,22 @@ pub(crate) type Term = oneshot::Receiver<()>;
 
 impl Pair {
     pub(crate) fn new() -> Self {
+        Self::describing("ports = [8080]")
+    }
+
+    /// They take connections of any port.
+    pub(crate) fn with_any_port() -> Self {
+        Self::describing("")
+    }
+
+    fn describing(ports: &str) -> Self {
         let net = Net::new();
         // By itself it grows until a whole film fits in it.
         let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
         window.expect("the peer's own setting");
         let keys = Keys::new();
         let folder = tempfile::tempdir().unwrap();
-        describe(folder.path(), &keys);
+        describe(folder.path(), &keys, ports);
         let (a, b) = Site::pair_with(&net, &keys, &tcpmig::driver::Options::default());
         Self {
             net,
@@ -129,10 +138,23 @@ impl Pair {
     }
 
     /// Serves an application at an address of a host; its connections do not move.
-    pub(crate) fn serve_app(&self, host: usize, app: Router, address: &'static str) -> Server<()> {
+    pub(crate) fn serve_app(&self, host: usize, app: Router, address: &str) -> Server<()> {
+        self.serve_in([&self.net.a, &self.net.b][host], app, address)
+    }
+
+    /// The same at an address of the peer.
+    pub(crate) fn serve_at_peer(&self, app: Router, address: &str) -> Server<()> {
+        self.serve_in(&self.net.peer, app, address)
+    }
+
+    fn serve_in(&self, host: &lab::Host, app: Router, address: &str) -> Server<()> {
+        let listener = host.run(|| std::net::TcpListener::bind(address));
+        let listener = listener.unwrap().unwrap();
+        listener.set_nonblocking(true).unwrap();
         let (term, ended) = oneshot::channel();
-        let running = self.sites[host].begin(move |_| async move {
-            let listener = TcpListener::bind(address).await.unwrap();
+        // The socket is one of its host, whoever uses it.
+        let running = self.sites[1].begin(move |_| async move {
+            let listener = TcpListener::from_std(listener).unwrap();
             tokio::select! {
                 served = axum::serve(listener, app).into_future() => served.unwrap(),
                 _ = ended => {}

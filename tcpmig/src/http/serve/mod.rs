@@ -7,6 +7,8 @@ use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -63,6 +65,7 @@ pub fn serve<M>(listener: TcpListener, make_service: M, site: Site) -> Serve<M> 
         make_service,
         site,
         movable: Movable::new(()),
+        others: Vec::new(),
     }
 }
 
@@ -73,7 +76,17 @@ pub struct Serve<M, K = Tcp> {
     make_service: M,
     site: Site,
     movable: Movable<(), K>,
+    others: Vec<Other>,
 }
+
+/// What becomes of connections that are not this server's clients.
+struct Other {
+    kind: String,
+    versions: RangeInclusive<u32>,
+    take: Box<TakeOther>,
+}
+
+type TakeOther = dyn Fn(Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 /// A server that is to run until a signal comes and its connections are gone: [`Serve::with_drain`].
 #[must_use = "it serves when it is awaited"]
@@ -105,7 +118,30 @@ impl<M, K: Carriers> Serve<M, K> {
             make_service: self.make_service,
             site: self.site,
             movable: configure(self.movable),
+            others: self.others,
         }
+    }
+
+    /// Takes connections in that are not of clients, but were made by the server at the other host, and gives them to `take`:
+    /// those that have one layer, of this kind and of one of these versions. They leave by
+    /// [`Site::mover`], as [`Parts`](crate::session::Parts) with such a layer.
+    #[must_use]
+    pub fn with_others<F, Fut>(
+        mut self,
+        kind: impl Into<String>,
+        versions: RangeInclusive<u32>,
+        take: F,
+    ) -> Self
+    where
+        F: Fn(Arrival) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.others.push(Other {
+            kind: kind.into(),
+            versions,
+            take: Box::new(move |arrival| Box::pin(take(arrival))),
+        });
+        self
     }
 
     /// When `signal` is ready, accepts nothing more and moves all connections to this host of the site. Those that cannot move at
@@ -192,15 +228,17 @@ type Hyper<M> = TowerToHyperService<<M as MakeServices>::Service>;
 type Answered<M> = Response<<M as MakeServices>::Body>;
 
 /// What was made ready for a connection before it came.
-struct Taken<M: MakeServices, K> {
-    movable: Movable<Hyper<M>, K>,
-    ready: Ready<Answered<M>>,
+enum Taken<M: MakeServices, K> {
+    Client(Box<Movable<Hyper<M>, K>>, Ready<Answered<M>>),
+    /// The index of who takes it.
+    Other(usize),
 }
 
 /// What all tasks of a server share.
 struct Serving<M, K> {
     make: Mutex<M>,
     movable: Movable<(), K>,
+    others: Vec<Other>,
     live: Live,
     /// Nothing is taken in any more.
     drains: AtomicBool,
@@ -232,10 +270,22 @@ impl<M: MakeServices, K: Carriers> Serving<M, K> {
             let reason = "the server is giving its connections away";
             return Err(Refusal::new(Code::Full, reason));
         }
+        if let [layer] = &offer.layers[..]
+            && let Some(other) = self
+                .others
+                .iter()
+                .position(|other| other.kind == layer.kind)
+        {
+            if !self.others[other].versions.contains(&layer.version) {
+                let reason = format!("{:?} version {} is not known", layer.kind, layer.version);
+                return Err(Refusal::new(Code::Session, reason));
+            }
+            return Ok(Taken::Other(other));
+        }
         let movable = self.movable(offer.flow.remote()).await;
         let movable = movable.map_err(|error| Refusal::other(error.to_string()))?;
         let ready = movable.get_ready(&offer.layers).await?;
-        Ok(Taken { movable, ready })
+        Ok(Taken::Client(Box::new(movable), ready))
     }
 
     async fn arrived(self: Arc<Self>, mut arrived: Arrived) {
@@ -245,8 +295,11 @@ impl<M: MakeServices, K: Carriers> Serving<M, K> {
             tracing::error!(%flow, "a connection arrived for which nobody was asked: it is closed");
             return;
         };
-        let Taken { movable, ready } = *taken;
         let mut arrival = Arrival::from(arrived);
+        let (movable, ready) = match *taken {
+            Taken::Client(movable, ready) => (*movable, ready),
+            Taken::Other(other) => return (self.others[other].take)(arrival).await,
+        };
         arrival.ready = Some(Box::new(ready) as Box<dyn Any + Send>);
         if let Err(error) = self.server(movable).arrived(arrival).await {
             tracing::warn!(%flow, %error, "a connection that moved here is closed");
@@ -287,10 +340,12 @@ async fn run<M: MakeServices, K: Carriers>(
         make_service,
         site,
         movable,
+        others,
     } = serve;
     let serving = Arc::new(Serving {
         make: Mutex::new(make_service),
         movable,
+        others,
         live: Live::default(),
         drains: AtomicBool::new(false),
     });
