@@ -176,7 +176,16 @@ impl<C: Cursor> Resume<C> {
     /// [`SessionError::UnknownCursor`], [`SessionError::Cursor`]: the request is that of a response in the middle, and its cursor
     /// is not one of this type. Whatever is not the rest of that response refuses it.
     pub fn of(extensions: &Extensions) -> Result<Self, SessionError> {
-        let came = match extensions.get::<Resumed>() {
+        Self::of_resumed(extensions.get())
+    }
+
+    /// That of a request with this in its extensions, or not.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Resume::of`].
+    pub fn of_resumed(resumed: Option<&Resumed>) -> Result<Self, SessionError> {
+        let came = match resumed {
             Some(resumed) => resumed.named_cursor()?,
             None => None,
         };
@@ -239,22 +248,39 @@ impl<C: Cursor> Resume<C> {
         }
     }
 
+    /// Like [`Resume::response`] for a response whose body has to stay what it is, as frameworks with one type of bodies want
+    /// (warp). No layer between the handler and the connection may change its bytes: that would not be noticed, but for a
+    /// `content-encoding`, with which it does not move.
+    pub fn mark<B>(self, response: &mut Response<B>) {
+        let is_events = self.used_for(response);
+        let extensions = response.extensions_mut();
+        extensions.insert(HasCursor(self.0.clone()));
+        extensions.insert(Marked {
+            place: self.0,
+            is_events,
+        });
+    }
+
+    /// Whether the response's body is events.
+    fn used_for<B>(&self, response: &Response<B>) -> bool {
+        let kind = response.headers().get(CONTENT_TYPE);
+        let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut now = self.0.lock();
+        now.is_used = true;
+        now.is_socket = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(begin) = now.next.take() {
+            now.behind = Some(begin);
+        }
+        is_events
+    }
+
     /// Makes a response movable: its connection can move in the middle of it, and it goes on from the cursor.
     ///
     /// When it goes on elsewhere, the service is asked again with the request; the head of that answer is dropped, because
     /// the peer has it already.
     pub fn response<B>(self, response: Response<B>) -> Response<Followed<B>> {
-        let is_socket = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let is_events = self.used_for(&response);
         let (mut parts, body) = response.into_parts();
-        let kind = parts.headers.get(CONTENT_TYPE);
-        let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let mut now = self.0.lock();
-        now.is_used = true;
-        now.is_socket = is_socket;
-        if let Some(begin) = now.next.take() {
-            now.behind = Some(begin);
-        }
-        drop(now);
         parts.extensions.insert(HasCursor(self.0.clone()));
         let body = Followed {
             body,
@@ -311,7 +337,7 @@ impl<C: Cursor> AnyCursor for Place<C> {
 }
 
 /// A [`Place`] that a body moves on.
-trait Follow: Send + Sync {
+pub(super) trait Follow: Send + Sync {
     fn polling(self: Arc<Self>) -> Polling;
     fn gave(&self, bytes: u64, needs_cursor: bool);
 }
@@ -344,6 +370,43 @@ pin_project! {
     }
 }
 
+/// In the extensions of a response whose body is followed on its way to hyper.
+#[derive(Clone)]
+pub(super) struct Marked {
+    place: Arc<dyn Follow>,
+    is_events: bool,
+}
+
+impl Marked {
+    /// Polls the body.
+    pub(super) fn poll<B: Body>(
+        &self,
+        body: Pin<&mut B>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        follow(&self.place, self.is_events, body, cx)
+    }
+}
+
+fn follow<B: Body>(
+    place: &Arc<dyn Follow>,
+    is_events: bool,
+    body: Pin<&mut B>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    let polling = place.clone().polling();
+    let frame = ready!(body.poll_frame(cx));
+    drop(polling);
+    if let Some(Ok(frame)) = &frame
+        && let Some(data) = frame.data_ref()
+        && data.has_remaining()
+    {
+        let needs_cursor = !(is_events && is_comment(data.chunk()));
+        place.gave(data.remaining() as u64, needs_cursor);
+    }
+    Poll::Ready(frame)
+}
+
 impl<B: Body> Body for Followed<B> {
     type Data = B::Data;
     type Error = B::Error;
@@ -353,17 +416,7 @@ impl<B: Body> Body for Followed<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        let polling = this.place.clone().polling();
-        let frame = ready!(this.body.poll_frame(cx));
-        drop(polling);
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-            && data.has_remaining()
-        {
-            let needs_cursor = !(*this.is_events && is_comment(data.chunk()));
-            this.place.gave(data.remaining() as u64, needs_cursor);
-        }
-        Poll::Ready(frame)
+        follow(this.place, *this.is_events, this.body, cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -129,7 +129,8 @@
 //! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
 //! | receiving the body of a request that the service has been given | waits for the end of the request and what follows |
 //! | holding a request that the service has not been given, with its body or without | takes it: the request is carried as it came, with all that hyper has read behind it |
-//! | upgraded by a handler (`hyper::upgrade`) | does not take it: [`Obstacle::Upgraded`] |
+//! | a WebSocket that a handler got by `hyper::upgrade` (axum's `WebSocketUpgrade`), with a [`Resume`] | lets its next read fail, and takes it when the handler has dropped it |
+//! | upgraded by a handler in another way | does not take it: [`Obstacle::Upgraded`] |
 //! | at its end, with bytes that the peer has not read | waits for the peer: [`Obstacle::Ending`] |
 //! | a WebSocket | tells its handler to return, and takes it between two messages or in the middle of one: [`websocket`] |
 //!
@@ -158,13 +159,29 @@
 //! [`ConnectionError::NotResumed`], with the status and the beginning of the answer or the cause;
 //! a warning with the connection's flow is logged.
 //!
+//! # Other frameworks
+//!
+//! [`serve`](fn@serve) and [`Movable`] take any service of tower or hyper that takes requests with a [`RequestBody`], and so every framework
+//! whose services are generic over the body: axum, warp (`warp::service(filter)`). Those that take
+//! `Request<hyper::body::Incoming>` and nothing else, as `hyper_util::server::conn::auto` wants them, get it by [`TakesIncoming`].
+//! [`ForAll`] takes the place of a make-service. Where a framework has one type of bodies, its handler makes a response movable by
+//! [`Resume::mark`], with the [`Resumed`] that it finds in the extensions of its request. Connections are HTTP/1 whatever the framework: a
+//! client that begins with HTTP/2 is refused, as by hyper's `http1`.
+//!
+//! # Who is told
+//!
+//! - A handler that goes on gets the cursor ([`Resume`]), and the extensions of its request have [`Resumed`]. The request is as it was, with
+//!   the id that it was given: [`Movable::request_id`].
+//! - Layers see such a request again; [`Once`] applies one to requests that begin here only, so that nothing is logged twice.
+//! - [`Movable::on_move`] is told what left, what was kept and what came.
+//! - [`Handle::doing`] says what a connection is doing: at rest and since when, in which response, a WebSocket.
+//!
 //! # What does not move
 //!
-//! Connections that a handler has taken by `hyper::upgrade`, as that of axum's `WebSocketUpgrade`
-//! does. They work as with plain hyper and stay on this host until the handler is done; a drain
-//! says [`Obstacle::Upgraded`], and a line is logged when they begin. For a WebSocket that moves,
-//! answer 101 without that extractor and serve it in [`Movable::with_websockets`]. A connection
-//! whose response said 101 for another protocol, or without such a handler, and that nobody has
+//! Connections that a handler has taken by `hyper::upgrade` and did not make movable. They work as with plain hyper and stay on this
+//! host until the handler is done; a drain says [`Obstacle::Upgraded`], and a line is logged when they begin. A WebSocket of
+//! axum's `WebSocketUpgrade` moves if its response is made movable with a [`Resume`]: see [`websocket`]. A connection
+//! whose response said 101 for another protocol, or without a handler, and that nobody has
 //! taken is given back as [`Upgraded`]. HTTP/2.
 
 mod asking;
@@ -172,11 +189,14 @@ mod asking;
 mod axum;
 mod connection;
 mod cursor;
+#[cfg(all(feature = "axum", feature = "serve"))]
+pub mod deploys;
 mod doing;
 mod gate;
 mod head;
 mod http1;
 mod inbound;
+mod incoming;
 mod lent;
 mod movable;
 mod notice;
@@ -207,6 +227,7 @@ pub use axum::IntoMovable;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use doing::{Activity, Doing};
+pub use incoming::TakesIncoming;
 pub use movable::{Movable, Ready};
 pub use notice::{Notice, Noticed};
 #[cfg(feature = "axum")]
@@ -217,7 +238,7 @@ pub use request_body::RequestBody;
 pub use resumable::{NotResumed, Resumable, Resumed};
 #[cfg(feature = "serve")]
 pub use serve::{
-    Draining, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
+    Draining, ForAll, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
 };
 pub use server::{Handle, NotMoved, Server, move_connections};
 pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};

@@ -65,6 +65,14 @@ impl RequestBody {
         Self(Source::Hyper { body, watch })
     }
 
+    /// hyper's, if that is all there is to it.
+    pub(super) fn into_hyper(self) -> Result<hyper::body::Incoming, Self> {
+        match self.0 {
+            Source::Hyper { body, watch: None } => Ok(body),
+            source => Err(Self(source)),
+        }
+    }
+
     /// That of a request which was begun elsewhere.
     pub(super) fn carried(body: Bytes) -> Self {
         Self(Source::Carried(body))

@@ -8,15 +8,15 @@ use std::time::Instant;
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
-    SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue,
+    SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::response::Parts;
 use hyper::{Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::asking::chain;
-use super::cursor::{AnyCursor, HasCursor};
+use super::cursor::{AnyCursor, HasCursor, Marked};
 use super::resumable::NotResumed;
 use super::service::BoxError;
 use super::shared::{Agreed, Framing, Middle, Phase, Responding, Shared, Switched};
@@ -33,6 +33,8 @@ pub(super) fn tracked<B: Body>(
     let mut cursor = parts.extensions.remove::<HasCursor>().map(|c| c.0);
     // The cursor of a response without a body is that of what begins behind it.
     let switched = switches.then(|| switched(&mut parts, cursor.take()));
+    let marked = parts.extensions.remove::<Marked>();
+    let changed = marked.is_some() && parts.headers.contains_key(CONTENT_ENCODING);
     let framing = match resumed {
         Some(middle) => {
             resume_headers(&mut parts.headers, middle);
@@ -58,7 +60,7 @@ pub(super) fn tracked<B: Body>(
         framing,
         close,
         passed: 0,
-        changed: false,
+        changed,
     });
     drop(current);
     let body = Tracked {
@@ -66,7 +68,8 @@ pub(super) fn tracked<B: Body>(
         cursor,
         resumed: resumed.map(|middle| middle.framing),
         passed: 0,
-        changed: false,
+        changed,
+        marked,
         shared: InFlight(shared.clone()),
     };
     Response::from_parts(parts, body)
@@ -156,6 +159,8 @@ pin_project! {
         resumed: Option<Framing>,
         passed: u64,
         changed: bool,
+        // Whoever made the body does not count it.
+        marked: Option<Marked>,
         shared: InFlight,
     }
 }
@@ -182,7 +187,11 @@ where
         if shared.is_draining() && stands {
             return Poll::Pending;
         }
-        let frame = match ready!(this.body.poll_frame(cx)) {
+        let polled = match this.marked {
+            Some(marked) => marked.poll(this.body, cx),
+            None => this.body.poll_frame(cx),
+        };
+        let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 let error = error.into();

@@ -87,7 +87,7 @@ impl Models {
     }
 }
 
-/// What OpenAI's clients expect.
+/// What `OpenAI`'s clients expect.
 fn chunk(prompt: &Value, run: u64, token: u64) -> Value {
     let content = format!("{}-{run}-{token}", prompt.as_str().unwrap());
     json!({

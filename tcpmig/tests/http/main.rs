@@ -9,6 +9,7 @@ mod asked;
 mod chat;
 mod cursors;
 mod downloads;
+mod frameworks;
 mod gateway;
 mod handed;
 mod keep_alive;

@@ -54,8 +54,11 @@ async fn ids(resume: Resume<u64>, request: Request) -> impl IntoResponse {
 struct Told {
     /// How many requests were traced.
     traced: Arc<AtomicU64>,
-    notices: Arc<Mutex<Vec<(&'static str, Noticed, Option<String>)>>>,
+    notices: Arc<Mutex<Vec<On>>>,
 }
+
+/// On which host, what, about which request.
+type On = (&'static str, Noticed, Option<String>);
 
 impl Told {
     fn app(&self, name: &'static str) -> Movable<crate::app::App> {
@@ -142,13 +145,10 @@ kernel_test!(a_websocket_says_what_it_is, || {
     let mut scene = Scene::new();
     let stream = crate::handed::open(&scene, "/axum-chat");
     for _ in 0..3 {
-        let doing = scene.doing();
-        let is = (doing.what, doing.request.as_deref());
-        assert_eq!(is, (Activity::Upgraded, Some("GET /axum-chat")));
+        until("it has begun", || scene.doing().what == Activity::Upgraded);
+        let request = scene.doing().request;
+        assert_eq!(request.as_deref(), Some("GET /axum-chat"));
         scene.hop();
-        until("it has begun there", || {
-            scene.doing().what == Activity::Upgraded
-        });
     }
     drop(stream);
 });

@@ -63,7 +63,7 @@ pub(crate) fn between_messages(path: &str) {
 }
 
 kernel_test!(large_messages_are_whole_wherever_they_are_cut, || {
-    large_messages("/chat")
+    large_messages("/chat");
 });
 
 pub(crate) fn large_messages(path: &str) {
@@ -93,7 +93,7 @@ pub(crate) fn large_messages(path: &str) {
 }
 
 kernel_test!(a_websocket_moves_between_the_peers_fragments, || {
-    between_fragments("/chat")
+    between_fragments("/chat");
 });
 
 pub(crate) fn between_fragments(path: &str) {

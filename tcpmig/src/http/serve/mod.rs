@@ -4,13 +4,15 @@ mod drain;
 mod site;
 
 use std::any::Any;
-use std::future::{Future, poll_fn};
+use std::convert::Infallible;
+use std::future::{Future, Ready, poll_fn, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body::Body;
@@ -22,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tower_service::Service as TowerService;
 
-use super::movable::{Movable, Ready};
+use super::movable::{Movable, Ready as Asked};
 use super::request_body::RequestBody;
 use super::server::{Live, Server};
 use super::service::BoxError;
@@ -125,7 +127,6 @@ impl<M, K: Carriers> Serve<M, K> {
     /// Takes connections in that are not of clients, but were made by the server at the other host, and gives them to `take`:
     /// those that have one layer, of this kind and of one of these versions. They leave by
     /// [`Site::mover`], as [`Parts`](crate::session::Parts) with such a layer.
-    #[must_use]
     pub fn with_others<F, Fut>(
         mut self,
         kind: impl Into<String>,
@@ -224,12 +225,37 @@ where
     }
 }
 
+/// The same service for every connection, as `make_service` of [`serve`]: for frameworks that have no make-service.
+#[derive(Debug, Clone)]
+pub struct ForAll<S>(S);
+
+impl<S> ForAll<S> {
+    /// This service.
+    pub fn new(service: S) -> Self {
+        Self(service)
+    }
+}
+
+impl<S: Clone> TowerService<SocketAddr> for ForAll<S> {
+    type Response = S;
+    type Error = Infallible;
+    type Future = Ready<Result<S, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: SocketAddr) -> Self::Future {
+        ready(Ok(self.0.clone()))
+    }
+}
+
 type Hyper<M> = TowerToHyperService<<M as MakeServices>::Service>;
 type Answered<M> = Response<<M as MakeServices>::Body>;
 
 /// What was made ready for a connection before it came.
 enum Taken<M: MakeServices, K> {
-    Client(Box<Movable<Hyper<M>, K>>, Ready<Answered<M>>),
+    Client(Box<Movable<Hyper<M>, K>>, Asked<Answered<M>>),
     /// The index of who takes it.
     Other(usize),
 }

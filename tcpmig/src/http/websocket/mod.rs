@@ -1,5 +1,49 @@
 //! WebSockets (RFC 6455): sessions that move between two messages, or in the middle of one.
 //!
+//! # By axum's `WebSocketUpgrade`
+//!
+//! A handler that gets its connection by `hyper::upgrade` is made movable like any other response, with a [`Resume`](super::Resume):
+//!
+//! ```
+//! use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+//! use axum::response::Response;
+//! use tcpmig::http::{IntoMovable, Resume};
+//!
+//! async fn count(upgrade: WebSocketUpgrade, resume: Resume<u64>) -> Response {
+//!     let at = resume.clone();
+//!     upgrade.on_upgrade(|socket| talk(socket, at)).movable(resume)
+//! }
+//!
+//! async fn talk(mut socket: WebSocket, at: Resume<u64>) {
+//!     let mut count = at.cursor().unwrap_or(0);
+//!     // An error is the end, here or of the connection.
+//!     while let Some(Ok(Message::Text(text))) = socket.recv().await {
+//!         count += 1;
+//!         if socket.send(format!("{count}: {text}").into()).await.is_err() {
+//!             return;
+//!         }
+//!         at.set(count);
+//!     }
+//! }
+//! ```
+//!
+//! When the connection is to move, the next read fails, and the handler returns as at any end of its connection;
+//! [`Resume::is_leaving`](super::Resume::is_leaving) tells the two apart. The connection leaves when it is dropped. On the target the
+//! request is played to the service again, with its extractors, before the connection leaves its source: only if that answers with a movable 101
+//! on the same terms (subprotocol, no extensions, a cursor of the same kind) the connection comes. The peer, which has
+//! its 101, does not see another, and the new run of the handler finds its cursor.
+//!
+//! - The cursor is what the handler has to remember, and its tasks set it whenever that changes: with the message that they sent or
+//!   answered, before they wait for anything else. One that has nothing to remember sets `()` once. A handler that exchanged messages
+//!   and never set one keeps its connection: [`Obstacle::CursorNotSet`].
+//! - One that does not read (at work on a message, or only writing) cannot be told, and keeps its connection when
+//!   [`Movable::drain_within`](super::Movable::drain_within) has passed: [`Obstacle::Handler`]. If it was told and takes
+//!   longer than that, it begins again where it was.
+//! - Tasks of the handler that write meanwhile are not cut in the middle of a frame. A CLOSE that is written when the handler was told is not sent: the
+//!   peer's connection goes on.
+//!
+//! # By a handler of the connection
+//!
 //! A connection that a response of the service made a WebSocket (101 with `upgrade: websocket`) goes to the
 //! handler of [`Movable::with_websockets`](super::Movable::with_websockets). The handler puts a WebSocket
 //! library on its [`Stream`], and returns when a read fails: either the connection is over, or it is to move. Then the handler
@@ -68,9 +112,8 @@
 //!
 //! # What does not move
 //!
-//! - One that a handler has taken by `hyper::upgrade`, as axum's `WebSocketUpgrade::on_upgrade`
-//!   does: the library in that handler cannot be told to return ([`Obstacle::Upgraded`]). It
-//!   works, and stays.
+//! - One that a handler has taken by `hyper::upgrade` without a [`Resume`](super::Resume): nobody knows what it would have to
+//!   remember ([`Obstacle::Upgraded`]). It works, and stays.
 //! - A WebSocket that is being closed: after the first CLOSE of either side it ends where it is, or stays, with
 //!   [`Obstacle::Closing`].
 //! - One with extensions: do not offer `permessage-deflate`, whose compression has a state that no library gives
