@@ -35,7 +35,6 @@ pub(crate) const PRIVATE: [&str; 2] = ["198.18.0.1:9000", "198.18.0.2:9000"];
 /// A model server, of which nothing is to be asked twice.
 #[derive(Clone, Default)]
 pub(crate) struct Models {
-    /// How many streams were asked for.
     asked: Arc<AtomicU64>,
     /// How many tokens were given.
     given: Arc<AtomicU64>,
@@ -50,6 +49,11 @@ impl Models {
             models.answer(&headers, &request)
         };
         Router::new().route("/v1/chat/completions", post(answer))
+    }
+
+    /// How many streams were asked for.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     fn answer(&self, headers: &HeaderMap, request: &Value) -> Response {
@@ -169,7 +173,7 @@ fn a_hundred_moves(model: Model) -> [u64; 2] {
         }
     }
     last(curl, TOKENS);
-    models.map(|models| models.asked.load(Ordering::Relaxed))
+    models.map(|models| models.asked())
 }
 
 kernel_test!(a_stream_of_a_model_that_replays, || {
@@ -282,7 +286,7 @@ impl Deploy {
         self.curl.says("data: [DONE]");
         self.curl.says("");
         assert!(self.curl.0.wait().unwrap().success());
-        assert_eq!(self.models.asked.load(Ordering::Relaxed), 1);
+        assert_eq!(self.models.asked(), 1);
     }
 }
 

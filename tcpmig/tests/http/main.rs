@@ -7,6 +7,7 @@ mod support;
 mod app;
 mod asked;
 mod chat;
+mod clients;
 mod cursors;
 mod downloads;
 mod frameworks;
