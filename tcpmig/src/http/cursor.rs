@@ -370,6 +370,9 @@ pin_project! {
     }
 }
 
+/// What a body gave.
+type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
+
 /// In the extensions of a response whose body is followed on its way to hyper.
 #[derive(Clone)]
 pub(super) struct Marked {
@@ -379,11 +382,7 @@ pub(super) struct Marked {
 
 impl Marked {
     /// Polls the body.
-    pub(super) fn poll<B: Body>(
-        &self,
-        body: Pin<&mut B>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    pub(super) fn poll<B: Body>(&self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Polled<B> {
         follow(&self.place, self.is_events, body, cx)
     }
 }
@@ -393,7 +392,7 @@ fn follow<B: Body>(
     is_events: bool,
     body: Pin<&mut B>,
     cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+) -> Polled<B> {
     let polling = place.clone().polling();
     let frame = ready!(body.poll_frame(cx));
     drop(polling);

@@ -18,7 +18,6 @@ use tcpmig::http::{ConnectionState, Movable, Resumable, Resumed, State};
 use tokio::sync::Notify;
 use tower_http::compression::CompressionLayer;
 
-use crate::handed;
 use crate::support::numbered;
 
 pub(crate) type App = TowerToHyperService<Router>;
@@ -63,19 +62,18 @@ pub(crate) struct Slow {
 
 /// The application on the host of this name; and when its slow answers come.
 pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
-    app_with(get(file), get(handed::chat), name, slow)
+    app_with(crate::more_routes(), get(file), name, slow)
 }
 
-/// The same, but for its files and a WebSocket.
+/// The same, but for its files and the routes that are described beside their tests.
 pub(crate) fn app_with(
+    more: Router,
     file: MethodRouter,
-    chat: MethodRouter,
     name: &'static str,
     slow: Arc<Slow>,
 ) -> Movable<App> {
     let router = Router::new()
         .route("/file/{size}", file)
-        .route("/axum-chat", chat)
         .route("/chunked/{size}", get(chunked))
         .route(
             "/compressed-ticks/{count}",
@@ -95,7 +93,7 @@ pub(crate) fn app_with(
             "/not-modified",
             get(async || axum::http::StatusCode::NOT_MODIFIED),
         )
-        .merge(crate::more_routes())
+        .merge(more)
         .layer(Extension(Host { name, slow }));
     Movable::new(TowerToHyperService::new(router))
         .settle(Duration::from_millis(20))

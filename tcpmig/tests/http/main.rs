@@ -31,9 +31,15 @@ mod websockets;
 
 /// Routes of the application that are described beside their tests.
 fn more_routes() -> axum::Router {
+    routes_with(axum::routing::get(handed::chat))
+}
+
+/// The same with this in the place of a WebSocket.
+fn routes_with(chat: axum::routing::MethodRouter) -> axum::Router {
     let routes = asked::routes()
         .merge(cursors::routes())
-        .merge(handed::routes());
+        .merge(handed::routes())
+        .route("/axum-chat", chat);
     #[cfg(feature = "tls")]
     let routes = routes.route("/negotiated", axum::routing::get(tls::negotiated));
     routes

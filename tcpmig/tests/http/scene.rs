@@ -94,7 +94,7 @@ impl<K: Carriers + Clone> Scene<K> {
             OnB::OtherCursors => (with_visits("b").resumes_if(other_cursors), TakesIn::Checked),
             OnB::File(file) | OnB::Asked(file) => {
                 let [file, chat] = [(); 2].map(|()| MethodRouter::clone(file));
-                let movable = app_with(file, chat, "b", slow.clone());
+                let movable = app_with(crate::routes_with(chat), file, "b", slow.clone());
                 let takes_in = match on_b {
                     OnB::File(_) => TakesIn::Checked,
                     _ => TakesIn::Asked,
