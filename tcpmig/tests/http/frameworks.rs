@@ -15,8 +15,8 @@ use crate::served::Pair;
 use crate::support::{kernel_test, numbered};
 
 /// Numbers as events, and comments in between.
-fn events(resumed: Option<Resumed>) -> Response {
-    let resume = match Resume::<u64>::of_resumed(resumed.as_ref()) {
+fn events(resumed: Option<&Resumed>) -> Response {
+    let resume = match Resume::<u64>::of_resumed(resumed) {
         Ok(resume) => resume,
         Err(error) => {
             let status = warp::http::StatusCode::CONFLICT;
@@ -42,7 +42,7 @@ kernel_test!(a_server_of_warp, || {
         let server = pair.run(host, move |listener, site, term| async move {
             let events = warp::path("events")
                 .and(warp::ext::optional::<Resumed>())
-                .map(events);
+                .map(|resumed: Option<Resumed>| events(resumed.as_ref()));
             let echo = warp::path("echo").and(warp::body::bytes());
             let echo = echo.map(|bytes: Bytes| bytes.to_vec());
             let service = ForAll::new(warp::service(events.or(echo)));
