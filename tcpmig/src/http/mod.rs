@@ -187,6 +187,7 @@
 mod asking;
 #[cfg(feature = "axum")]
 mod axum;
+mod begin;
 mod connection;
 mod cursor;
 #[cfg(all(feature = "axum", feature = "serve"))]
@@ -224,11 +225,12 @@ pub mod websocket;
 
 #[cfg(feature = "axum")]
 pub use axum::IntoMovable;
+pub use begin::Ready;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use doing::{Activity, Doing};
 pub use incoming::TakesIncoming;
-pub use movable::{Movable, Ready};
+pub use movable::Movable;
 pub use notice::{Notice, Noticed};
 #[cfg(feature = "axum")]
 pub use once::{Either, Once, Twofold};

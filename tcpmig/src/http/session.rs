@@ -335,6 +335,22 @@ mod tests {
     }
 
     #[test]
+    fn only_who_knows_version_2_gets_a_handlers_websocket() {
+        let mut session = session();
+        assert_eq!(session.to_layer().unwrap().version, 1);
+        session.handed = Some(Box::new(Handed {
+            request: b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            protocol: None,
+            named: None,
+            cursor: Vec::new(),
+        }));
+        let layer = session.to_layer().unwrap();
+        assert_eq!(layer.version, 2);
+        let read = Session::from_layers(&[layer]).unwrap();
+        assert!(read.is_websocket() && read.handed.is_some());
+    }
+
+    #[test]
     fn a_session_is_the_only_layer() {
         let layer = session().to_layer().unwrap();
         let read = |layers: &[Layer]| Session::from_layers(layers).map(|session| session.unread);

@@ -24,7 +24,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tower_service::Service as TowerService;
 
-use super::movable::{Movable, Ready as Asked};
+use super::begin::Ready as Asked;
+use super::movable::Movable;
 use super::request_body::RequestBody;
 use super::server::{Live, Server};
 use super::service::BoxError;

@@ -234,3 +234,28 @@ fn a_close_of_either_side_is_seen() {
     }
     assert!(outgoing.is_closed());
 }
+
+#[test]
+fn a_close_is_skipped_wherever_it_is_cut() {
+    // A text, a CLOSE with a reason and another text, as a server writes them.
+    let frames: [&[u8]; 3] = [b"\x81\x03one", b"\x88\x05\x03\xe8bye", b"\x81\x03two"];
+    let whole = frames.concat();
+    for cut in 0..=whole.len() {
+        let mut outgoing = Outgoing::default();
+        let mut sent = Vec::new();
+        for mut bytes in [&whole[..cut], &whole[cut..]] {
+            while !bytes.is_empty() {
+                let skipped = outgoing.skip_close(bytes);
+                bytes = &bytes[skipped..];
+                if skipped == 0 {
+                    let len = outgoing.rest_of_frame(bytes);
+                    outgoing.written(&bytes[..len]);
+                    sent.extend_from_slice(&bytes[..len]);
+                    bytes = &bytes[len..];
+                }
+            }
+        }
+        assert_eq!(sent, [frames[0], frames[2]].concat(), "cut at {cut}");
+        assert!(!outgoing.is_closed() && outgoing.is_between_frames());
+    }
+}
