@@ -21,7 +21,7 @@ use crate::session::{Carriers, Tcp};
 
 /// Makes a service's connections movable.
 ///
-/// The service is one of hyper's, for requests whose body is a [`RequestBody`]; one of tower, like axum's
+/// The service is one of hyper's, for requests whose body is a [`RequestBody`](super::RequestBody); one of tower, like axum's
 /// `Router`, becomes one by `hyper_util::service::TowerToHyperService`.
 ///
 /// The connections are plain TCP, or what [`Movable::over`] is given.
