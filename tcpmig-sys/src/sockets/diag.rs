@@ -97,17 +97,28 @@ pub(crate) fn is_found_by_its_addresses(fd: BorrowedFd<'_>) -> Result<Option<boo
     Ok((!answer.is_empty()).then(|| about(&answer, cookie).is_some()))
 }
 
+/// `getsockopt(fd, SO_COOKIE)`: a number that no other socket of this host ever has, and that stays with it whatever becomes of its
+/// connection.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+#[doc(alias = "SO_COOKIE")]
+pub fn cookie(fd: BorrowedFd<'_>) -> Result<u64> {
+    raw::get(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_COOKIE,
+        "getsockopt(SO_COOKIE)",
+    )
+}
+
 /// What the kernel says about the socket, and the cookie that is in it if that is so.
 fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
     const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
     let failed = |source| Error::new(CALL, source);
     let Ends { local, remote } = Ends::of(fd)?;
-    let cookie: u64 = raw::get(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_COOKIE,
-        "getsockopt(SO_COOKIE)",
-    )?;
+    let cookie = cookie(fd)?;
     let device = match (sockopt::bound_device(fd)?, local) {
         (Some(name), _) => netns::device_index(&name)?,
         (None, SocketAddr::V6(v6)) => v6.scope_id(),
@@ -265,7 +276,7 @@ impl About {
             ports: [port(0)?, port(2)?],
             addresses: [address(4)?, address(20)?],
             device: word(message, ID + 36)?,
-            cookie: cookie(message)?,
+            cookie: cookie_in(message)?,
             inode: word(message, INODE)?,
         })
     }
@@ -338,11 +349,11 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 /// The answer, if it is one about the socket with this cookie.
 fn about(answer: &[u8], cookie: u64) -> Option<&[u8]> {
     let kind = half(answer, 4)?;
-    (kind == SOCK_DIAG_BY_FAMILY && self::cookie(answer)? == cookie).then_some(answer)
+    (kind == SOCK_DIAG_BY_FAMILY && cookie_in(answer)? == cookie).then_some(answer)
 }
 
 /// Two words, the low one first.
-fn cookie(message: &[u8]) -> Option<u64> {
+fn cookie_in(message: &[u8]) -> Option<u64> {
     let low = u64::from(word(message, COOKIE)?);
     let high = u64::from(word(message, COOKIE + 4)?);
     Some(high << 32 | low)

@@ -18,6 +18,7 @@ mod list;
 mod occupant;
 
 use diag::NETLINK_SOCK_DIAG;
+pub use diag::cookie;
 
 pub(crate) use connect::{clear, connect};
 pub use list::{Listed, list};
