@@ -16,6 +16,7 @@
 //! - [`steer`]: how the packets find the new host.
 //! - [`session`]: what the session on a connection stands on, and how the two leave together, by whatever way.
 //! - [`upgrade`]: the next version of a server takes its listeners and sessions over, on the same host and without privileges.
+//! - [`agent`]: servers without privileges, in any language, let the agent of their host move their connections.
 //! - [`http`]: stop a hyper connection in the middle of a response and go on elsewhere.
 //! - [`tls`]: the same over TLS.
 //!
@@ -30,6 +31,8 @@
 //! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
 //! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
 //! * `upgrade`: [`upgrade`], with `session` and no more than that.
+//! * `agent-client`: [`agent`], with `session` and no more than that.
+//! * `agent`: [`agent::server`], with `agent-client` and `driver`.
 //! * `tls`: [`tls`], with `session`: with the provider of cryptography that the application gives rustls, and no other.
 //! * `cli`, on by default: the command `tcpmig`, with all of these.
 //!
@@ -103,6 +106,8 @@
     allow(dead_code, reason = "what only the driver asks of a connection")
 )]
 
+#[cfg(feature = "agent-client")]
+pub mod agent;
 #[cfg(feature = "connection")]
 pub mod capture;
 #[cfg(feature = "connection")]
@@ -117,6 +122,8 @@ pub mod fuzz;
 pub mod handover;
 #[cfg(feature = "connection")]
 mod hold;
+#[cfg(any(feature = "agent", feature = "serve"))]
+mod hosts;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "connection")]

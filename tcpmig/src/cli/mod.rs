@@ -1,8 +1,10 @@
 //! The verbs of the command and how they end.
 
+mod agent;
 mod bench;
 mod demo;
 mod doctor;
+mod drain;
 mod dump;
 mod failure;
 mod files;
@@ -15,6 +17,7 @@ mod locks;
 mod print;
 mod restore;
 mod settle;
+mod status;
 mod taken;
 mod thaw;
 
@@ -52,12 +55,15 @@ TCPMIG_LOG (info, debug, tcpmig=trace) makes it tell more on standard error.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Agent(agent::AgentArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
+    Drain(drain::DrainArgs),
     Dump(dump::DumpArgs),
     Inspect(inspect::InspectArgs),
     Restore(restore::RestoreArgs),
+    Status(status::StatusArgs),
     Thaw(thaw::ThawArgs),
     Locks(locks::LocksArgs),
     Keys(keys::KeysArgs),
@@ -84,7 +90,7 @@ impl Verb {
     /// Whether it has done nothing if its output is lost.
     fn only_shows(&self) -> bool {
         match self {
-            Self::Doctor(_) | Self::Inspect(_) | Self::Completions { .. } => true,
+            Self::Doctor(_) | Self::Inspect(_) | Self::Status(_) | Self::Completions { .. } => true,
             Self::Locks(locks) => locks.only_shows(),
             _ => false,
         }
@@ -100,15 +106,18 @@ pub(crate) enum Output {
 
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr();
+    log_to_stderr(&cli.verb);
     let output = if cli.json { Output::Json } else { Output::Text };
     let shows = cli.verb.only_shows();
     let result = match cli.verb {
+        Verb::Agent(args) => agent::main(&args),
         Verb::Bench(args) => bench::main(&args, output),
         Verb::Demo(args) => demo::main(&args, output),
         Verb::Doctor(args) => doctor::main(&args, output),
+        Verb::Drain(args) => drain::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
+        Verb::Status(args) => status::main(&args, output),
         Verb::Restore(args) => restore::main(&args, output),
         Verb::Thaw(args) => thaw::main(&args, output),
         Verb::Locks(args) => locks::main(&args, output),
@@ -142,10 +151,16 @@ pub(crate) fn enter(namespace: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `TCPMIG_LOG` asks for (`info`, `tcpmig=debug`), else warnings.
-fn log_to_stderr() {
+/// What `TCPMIG_LOG` asks for (`info`, `tcpmig=debug`), else warnings, and what becomes of each connection if that is all that is seen of
+/// a verb.
+fn log_to_stderr(verb: &Verb) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("TCPMIG_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let usual = if matches!(verb, Verb::Agent(_)) {
+        "info"
+    } else {
+        "warn"
+    };
+    let filter = EnvFilter::try_from_env("TCPMIG_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
@@ -54,17 +54,30 @@ pub type Ready = Box<dyn Any + Send>;
 ///
 /// Dropping it stops taking them in: what waits for COMMIT is discarded, so that its source keeps it, and what has arrived and
 /// was not taken from here is closed.
-#[derive(Debug)]
 pub struct Arrivals {
     arrived: mpsc::UnboundedReceiver<Arrived>,
+    host: Weak<Host>,
     _tasks: JoinSet<()>,
 }
 
 impl Arrivals {
+    /// Judges by this policy what is offered from now on. What was agreed to before comes.
+    pub fn set_policy(&self, policy: Policy) {
+        if let Some(host) = self.host.upgrade() {
+            host.set_policy(policy);
+        }
+    }
+
     /// The next connection; `None` when the endpoint is closed. Cancel-safe: a connection that arrives while nobody
     /// waits is there for the next call.
     pub async fn next(&mut self) -> Option<Arrived> {
         self.arrived.recv().await
+    }
+}
+
+impl fmt::Debug for Arrivals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrivals").finish_non_exhaustive()
     }
 }
 
@@ -262,9 +275,11 @@ impl Acceptor {
         let mut tasks = JoinSet::new();
         let host = Arc::new(host);
         tasks.spawn(Host::keep_time(Arc::downgrade(&host)));
+        let weak = Arc::downgrade(&host);
         tasks.spawn(accept(self.endpoint, host));
         Arrivals {
             arrived,
+            host: weak,
             _tasks: tasks,
         }
     }

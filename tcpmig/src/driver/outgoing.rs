@@ -185,6 +185,7 @@ impl Outgoing {
             unreachable!("a connection that is not begun lives")
         };
         Outcome {
+            id: self.session.id(),
             flow: self.flow,
             ending: Ending::Kept {
                 socket,
@@ -422,7 +423,7 @@ impl Outgoing {
         // The target learns that nothing more comes over it, also while this is in doubt.
         self.exchange = None;
         self.cancelled = None;
-        let (flow, report) = (self.flow, self.report);
+        let (id, flow, report) = (self.session.id(), self.flow, self.report);
         let ending = match self.session.ended() {
             Some(Fate::InDoubt) => Ending::InDoubt(Box::new(InDoubt::new(self))),
             Some(Fate::Moved) => Ending::Moved,
@@ -438,6 +439,7 @@ impl Outgoing {
             },
         };
         Outcome {
+            id,
             flow,
             ending,
             report,

@@ -68,6 +68,8 @@ pub struct Destination {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outcome {
+    /// Its name, which is the same in the logs and journals of both hosts.
+    pub id: HandoverId,
     /// The connection, if it got as far as that.
     pub flow: Option<FourTuple>,
     /// Where it is.

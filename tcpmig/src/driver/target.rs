@@ -3,7 +3,7 @@
 mod actions;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,7 +33,7 @@ use crate::restore;
 pub(super) type Action = TargetAction<Outbox>;
 
 pub(super) struct Host {
-    policy: Policy,
+    policy: RwLock<Arc<Policy>>,
     /// What the policy asks about this host.
     facts: ThisHost,
     accepts: Option<Box<Accepts>>,
@@ -83,7 +83,7 @@ impl Host {
             accepts_async,
         } = terms;
         Self {
-            policy,
+            policy: RwLock::new(Arc::new(policy)),
             facts: ThisHost::default(),
             accepts,
             accepts_async,
@@ -104,6 +104,16 @@ impl Host {
             journal,
             arrived,
         }
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        policy.clone()
+    }
+
+    /// Judges by this policy from now on.
+    pub(super) fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// A place for one more exchange, until it is dropped.

@@ -57,7 +57,7 @@ impl Code {
     }
 
     /// The one with this word. Targets of later versions may have more of them.
-    pub(super) fn of(word: &str) -> Self {
+    pub(crate) fn of(word: &str) -> Self {
         let known = Self::ALL.into_iter().find(|code| code.word() == word);
         known.unwrap_or_default()
     }

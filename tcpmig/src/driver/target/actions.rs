@@ -68,8 +68,8 @@ impl Host {
         let flow = ip.flow;
         let leave_out = self.options.unsupported == Unsupported::Warn;
         let is_asked = self.accepts.is_some() || self.accepts_async.is_some();
-        let left_out = self
-            .policy
+        let policy = self.policy();
+        let left_out = policy
             .rules(from)
             .check(&mut image, &self.facts, is_asked, leave_out)
             .map_err(|denied| Refusal::new(denied.code(), denied.to_string()))?;

@@ -1,20 +1,19 @@
 //! Who this host is, and whom it gives connections to.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, fmt, fs, io};
 
 use serde::Deserialize;
 use tcpmig_lock::{LockError, Locker};
-use tcpmig_transport::{
-    Authorities, ConfigError, Endpoint, Identity, TransportError, TransportLimits, Trust,
-};
+use tcpmig_transport::{ConfigError, Endpoint, TransportError, TransportLimits};
 
-use crate::driver::policy::{Policy, Rules};
+use crate::driver::policy::Policy;
 use crate::driver::{Acceptor, Destination, Mover, Options};
-use crate::steer::{External, Redirected, Steer, SteerError};
+use crate::hosts::{self, Credentials, Host};
+use crate::steer::SteerError;
 
 /// The variable that names the file of [`Site::from_env`].
 const VARIABLE: &str = "TCPMIG_SITE";
@@ -93,23 +92,6 @@ struct File {
     hosts: BTreeMap<String, Host>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Host {
-    address: SocketAddr,
-    steer: How,
-    /// Where a redirect goes, if not to the address.
-    via: Option<IpAddr>,
-    ports: Option<Vec<u16>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum How {
-    Redirect,
-    External,
-}
-
 impl Site {
     /// With the default [`Options`], the closed [`Policy::new`] and no other hosts.
     pub fn new(endpoint: Endpoint, locker: Arc<dyn Locker>) -> Self {
@@ -149,29 +131,18 @@ impl Site {
             reason: error.to_string(),
         })?;
         let beside = path.parent().unwrap_or(Path::new(""));
-        let identity =
-            Identity::from_pem_files(&beside.join(&file.certificate), &beside.join(&file.key))?;
-        let authorities = Authorities::from_pem_file(&beside.join(&file.authority))?;
-        let trust = Trust::only(authorities, file.hosts.keys());
+        let credentials = Credentials {
+            certificate: file.certificate,
+            key: file.key,
+            authority: file.authority,
+        };
+        let (identity, trust) = credentials.beside(beside).read(&file.hosts)?;
         let limits = TransportLimits::default();
         let endpoint = Endpoint::bind(file.listen, &identity, &trust, limits)?;
         let mut site = Self::new(endpoint, Arc::new(crate::locker::nftables()?));
-        for (name, host) in file.hosts {
-            let ports = host.ports.into_iter().flatten();
-            let rules = ports.fold(Rules::new(), |rules, port| rules.ports(port..=port));
-            site.policy = site.policy.host(&name, rules);
-            let via = host.via.unwrap_or(host.address.ip());
-            let steer: Arc<dyn Steer> = match host.steer {
-                How::Redirect => Arc::new(Redirected::new(via, site.options.redirect_lease)?),
-                How::External => Arc::new(External),
-            };
-            site = site.host(Destination {
-                address: host.address,
-                name,
-                steer,
-            });
-        }
-        Ok(site)
+        let (destinations, policy) = hosts::known(&file.hosts, site.options.redirect_lease)?;
+        site = destinations.into_iter().fold(site, Self::host);
+        Ok(site.policy(policy))
     }
 
     /// With these time limits and conditions.

@@ -1,0 +1,569 @@
+//! The task that speaks to the agent.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::pending;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tcpmig_format::{FourTuple, Layer, Octets};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::drains::{Drain, Heard, Progress};
+use super::way::NotGiven;
+use super::{AgentError, Event, Made, Offer, Service};
+use crate::agent::Status;
+use crate::agent::link::{Incoming, Link, LinkError};
+use crate::agent::wire::{self, ToAgent, ToClient, VERSION};
+use crate::handover::{Code, Refusal};
+use crate::session::{Arrival, Parts};
+
+/// How long the agent may take to greet.
+const GREETED_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait before an agent that was not there is looked for again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long the agent may be gone before connections that it was given count as in doubt.
+const GONE_FOR: Duration = Duration::from_secs(10);
+
+/// What a client is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Register {
+        service: Arc<Service>,
+        events: mpsc::UnboundedSender<Event>,
+        answer: oneshot::Sender<Result<(), AgentError>>,
+    },
+    Give(Give),
+    Status {
+        answer: oneshot::Sender<Result<Status, AgentError>>,
+    },
+    Drain {
+        service: Option<String>,
+        to: Vec<String>,
+        progress: mpsc::UnboundedSender<Heard>,
+    },
+    Drained {
+        id: u64,
+        left: u64,
+    },
+}
+
+/// A connection to be given away.
+#[derive(Debug)]
+pub(super) struct Give {
+    pub(super) service: String,
+    pub(super) to: String,
+    pub(super) flow: FourTuple,
+    pub(super) parts: Parts,
+    pub(super) ended: mpsc::UnboundedSender<Ended>,
+    /// The right to be under way.
+    pub(super) _turn: Option<OwnedSemaphorePermit>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Moved(BTreeMap<String, u64>),
+    Kept(Parts, NotGiven),
+    Lost(String),
+    Doubt,
+}
+
+/// An agent that has greeted.
+pub(super) struct Connected {
+    link: Arc<Link>,
+    incoming: Incoming,
+    pub(super) host: String,
+    pub(super) gives: usize,
+}
+
+pub(super) async fn connect(path: &Path) -> Result<Connected, LinkError> {
+    let greeting = async {
+        let link = Arc::new(Link::connect(path, GREETED_WITHIN).await?);
+        let hello = ToAgent::Hello {
+            oldest: VERSION,
+            newest: VERSION,
+        };
+        link.send(&wire::packets(hello), None).await?;
+        let mut incoming = Incoming::new();
+        match incoming.next(&link).await?.0 {
+            ToClient::Welcome { host, gives, .. } => Ok(Connected {
+                link,
+                incoming,
+                host,
+                gives: gives as usize,
+            }),
+            _ => Err(LinkError::Closed),
+        }
+    };
+    let greeted = timeout(GREETED_WITHIN, greeting).await;
+    greeted.unwrap_or(Err(LinkError::Closed))
+}
+
+/// What the agent still has to answer.
+enum Waiting {
+    Register(oneshot::Sender<Result<(), AgentError>>),
+    Status(oneshot::Sender<Result<Status, AgentError>>),
+    Drain(mpsc::UnboundedSender<Heard>),
+}
+
+/// A service that was registered, or is being.
+struct Registration {
+    service: Arc<Service>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+/// A connection that may come.
+struct Expected {
+    events: mpsc::UnboundedSender<Event>,
+    flow: FourTuple,
+    layers: Vec<Layer>,
+    ready: Option<Made>,
+}
+
+/// An application's answer to an offer.
+struct Decided {
+    /// Of which connection to the agent it is: numbers begin anew with each.
+    link: u64,
+    id: u64,
+    expected: Expected,
+    decision: Result<Made, Refusal>,
+}
+
+type Packets = (Vec<Octets>, Option<OwnedFd>);
+
+pub(super) struct Actor {
+    path: PathBuf,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// Weak: it ends with the last client.
+    sender: mpsc::WeakUnboundedSender<Command>,
+    last: u64,
+    links: u64,
+    outgoing: Option<mpsc::UnboundedSender<Packets>>,
+    registrations: HashMap<u64, Registration>,
+    waiting: HashMap<u64, Waiting>,
+    /// What was given, until its end is known.
+    given: HashMap<u64, Give>,
+    expected: HashMap<u64, Expected>,
+    decided: (
+        mpsc::UnboundedSender<Decided>,
+        mpsc::UnboundedReceiver<Decided>,
+    ),
+    /// No client is left.
+    is_alone: bool,
+}
+
+impl Actor {
+    pub(super) fn new(
+        path: PathBuf,
+        commands: mpsc::UnboundedReceiver<Command>,
+        sender: mpsc::WeakUnboundedSender<Command>,
+    ) -> Self {
+        Self {
+            path,
+            commands,
+            sender,
+            last: 0,
+            links: 0,
+            outgoing: None,
+            registrations: HashMap::new(),
+            waiting: HashMap::new(),
+            given: HashMap::new(),
+            expected: HashMap::new(),
+            decided: mpsc::unbounded_channel(),
+            is_alone: false,
+        }
+    }
+
+    /// Until nobody needs it.
+    pub(super) async fn run(mut self, connected: Connected) {
+        let mut next = Some(connected);
+        while let Some(connected) = next {
+            let why = self.talk(connected).await;
+            self.outgoing = None;
+            self.expected.clear();
+            for (_, waiting) in self.waiting.drain() {
+                gone(waiting);
+            }
+            if self.is_over() {
+                return;
+            }
+            tracing::warn!(agent = %self.path.display(), %why, "the link to the agent ended: it is looked for again");
+            next = self.reconnect().await;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_alone && self.given.is_empty()
+    }
+
+    /// An agent that is there again; none if nobody needs one any longer.
+    async fn reconnect(&mut self) -> Option<Connected> {
+        let since = Instant::now();
+        let mut is_told = false;
+        loop {
+            if let Ok(connected) = connect(&self.path).await {
+                return Some(connected);
+            }
+            if !is_told && since.elapsed() >= GONE_FOR {
+                is_told = true;
+                for give in self.given.values() {
+                    let _ = give.ended.send(Ended::Doubt);
+                }
+            }
+            let again = Instant::now() + AGAIN;
+            loop {
+                tokio::select! {
+                    () = sleep_until(again) => break,
+                    command = self.commands.recv(), if !self.is_alone => match command {
+                        Some(command) => self.refuse(command),
+                        None => self.is_alone = true,
+                    },
+                }
+            }
+            if self.is_over() {
+                return None;
+            }
+        }
+    }
+
+    /// Without an agent.
+    fn refuse(&mut self, command: Command) {
+        match command {
+            // It is registered with the one that comes.
+            Command::Register {
+                service,
+                events,
+                answer,
+            } => {
+                self.last += 1;
+                let registration = Registration { service, events };
+                self.registrations.insert(self.last, registration);
+                let _ = answer.send(Ok(()));
+            }
+            Command::Give(give) => {
+                let gone = NotGiven::new("unreachable", AgentError::Gone);
+                let _ = give.ended.send(Ended::Kept(give.parts, gone));
+            }
+            Command::Status { answer } => {
+                let _ = answer.send(Err(AgentError::Gone));
+            }
+            Command::Drain { progress, .. } => {
+                let _ = progress.send(Heard::Failed(AgentError::Gone));
+            }
+            Command::Drained { .. } => {}
+        }
+    }
+
+    /// Until the link ends, or nobody needs it; why.
+    async fn talk(&mut self, connected: Connected) -> LinkError {
+        let Connected {
+            link, mut incoming, ..
+        } = connected;
+        self.links += 1;
+        let (outgoing, mut packets) = mpsc::unbounded_channel::<Packets>();
+        self.outgoing = Some(outgoing);
+        self.begin_again();
+        let writing = async {
+            while let Some((bytes, descriptor)) = packets.recv().await {
+                if let Err(error) = link.send(&bytes, descriptor.as_ref()).await {
+                    return error;
+                }
+            }
+            pending().await
+        };
+        tokio::pin!(writing);
+        loop {
+            tokio::select! {
+                error = &mut writing => return error,
+                message = incoming.next(&link) => match message {
+                    Ok((message, descriptor)) => self.hear(message, descriptor),
+                    Err(error) => return error,
+                },
+                command = self.commands.recv(), if !self.is_alone => match command {
+                    Some(command) => self.command(command),
+                    None => self.is_alone = true,
+                },
+                Some(decided) = self.decided.1.recv() => self.decide(decided),
+            }
+            if self.is_over() {
+                return LinkError::Closed;
+            }
+        }
+    }
+
+    fn send(&self, message: ToAgent, descriptor: Option<OwnedFd>) {
+        if let Some(outgoing) = &self.outgoing {
+            // What cannot be sent any more is asked about at the next link.
+            let _ = outgoing.send((wire::packets(message), descriptor));
+        }
+    }
+
+    /// What an agent that has just greeted has to know.
+    fn begin_again(&self) {
+        for (id, registration) in &self.registrations {
+            self.register(*id, &registration.service);
+        }
+        for (id, give) in &self.given {
+            let recover = ToAgent::Recover {
+                id: *id,
+                service: give.service.clone(),
+                flow: give.flow,
+            };
+            match give.parts.socket.try_clone() {
+                Ok(socket) => self.send(recover, Some(socket)),
+                // It is tried at the next link.
+                Err(error) => {
+                    tracing::error!(flow = %give.flow, %error, "a connection cannot be asked about")
+                }
+            }
+        }
+    }
+
+    fn register(&self, id: u64, service: &Service) {
+        let register = ToAgent::Register {
+            id,
+            service: service.name.clone(),
+            addresses: service.addresses.clone(),
+            sessions: service.sessions.clone(),
+            takes: service.takes.is_some(),
+        };
+        self.send(register, None);
+    }
+
+    fn command(&mut self, command: Command) {
+        self.last += 1;
+        let id = self.last;
+        match command {
+            Command::Register {
+                service,
+                events,
+                answer,
+            } => {
+                self.register(id, &service);
+                let registration = Registration { service, events };
+                self.registrations.insert(id, registration);
+                self.waiting.insert(id, Waiting::Register(answer));
+            }
+            Command::Give(give) => self.give(id, give),
+            Command::Status { answer } => {
+                self.send(ToAgent::Status { id }, None);
+                self.waiting.insert(id, Waiting::Status(answer));
+            }
+            Command::Drain {
+                service,
+                to,
+                progress,
+            } => {
+                self.send(ToAgent::Drain { id, service, to }, None);
+                self.waiting.insert(id, Waiting::Drain(progress));
+            }
+            Command::Drained { id, left } => self.send(ToAgent::Drained { id, left }, None),
+        }
+    }
+
+    fn give(&mut self, id: u64, give: Give) {
+        let message = ToAgent::Give {
+            id,
+            service: give.service.clone(),
+            to: give.to.clone(),
+            layers: wire::encode_layers(&give.parts.layers),
+        };
+        match give.parts.socket.try_clone() {
+            Ok(socket) => {
+                self.send(message, Some(socket));
+                self.given.insert(id, give);
+            }
+            Err(error) => {
+                let full = NotGiven::new("full", format!("duplicate the descriptor: {error}"));
+                let _ = give.ended.send(Ended::Kept(give.parts, full));
+            }
+        }
+    }
+
+    fn hear(&mut self, message: ToClient, descriptor: Option<OwnedFd>) {
+        match message {
+            ToClient::Done { id } => match self.waiting.remove(&id) {
+                Some(Waiting::Register(answer)) => drop(answer.send(Ok(()))),
+                Some(Waiting::Drain(progress)) => drop(progress.send(Heard::Done)),
+                _ => {}
+            },
+            ToClient::Failed { id, code, reason } => self.failed(id, code, reason),
+            ToClient::Status { id, status } => {
+                if let Some(Waiting::Status(answer)) = self.waiting.remove(&id) {
+                    let _ = answer.send(Ok(status));
+                }
+            }
+            ToClient::Progress {
+                id,
+                moved,
+                kept,
+                left,
+            } => {
+                if let Some(Waiting::Drain(progress)) = self.waiting.get(&id) {
+                    let _ = progress.send(Heard::Progress(Progress { moved, kept, left }));
+                }
+            }
+            ToClient::Moved { id, report, .. } => {
+                self.ended(id, |_| Ended::Moved(report));
+            }
+            ToClient::Kept { id, code, reason } => {
+                self.ended(id, |parts| Ended::Kept(parts, NotGiven { code, reason }));
+            }
+            ToClient::Lost { id, reason } | ToClient::Gone { id, reason } => {
+                self.ended(id, |_| Ended::Lost(reason));
+            }
+            ToClient::Doubt { id, .. } => {
+                if let Some(give) = self.given.get(&id) {
+                    let _ = give.ended.send(Ended::Doubt);
+                }
+            }
+            ToClient::Offer {
+                id,
+                service,
+                flow,
+                from,
+                layers,
+            } => self.offered(id, &service, flow, &from, &layers),
+            ToClient::Withdrawn { id } => drop(self.expected.remove(&id)),
+            ToClient::Arrived { id, unwritten } => self.arrived(id, unwritten, descriptor),
+            ToClient::Drain { id, service, to } => {
+                let mut registrations = self.registrations.values();
+                if let Some(one) = registrations.find(|one| one.service.name == service) {
+                    let commands = self.sender.clone();
+                    let drain = Drain {
+                        id,
+                        service,
+                        to,
+                        commands,
+                    };
+                    let _ = one.events.send(Event::Drain(drain));
+                }
+            }
+            ToClient::Welcome { .. } | ToClient::Piece { .. } => {}
+        }
+    }
+
+    fn failed(&mut self, id: u64, code: String, reason: String) {
+        let refused = AgentError::Refused { code, reason };
+        match self.waiting.remove(&id) {
+            Some(Waiting::Register(answer)) => {
+                self.registrations.remove(&id);
+                let _ = answer.send(Err(refused));
+            }
+            Some(Waiting::Status(answer)) => drop(answer.send(Err(refused))),
+            Some(Waiting::Drain(progress)) => drop(progress.send(Heard::Failed(refused))),
+            // One that was registered with an earlier agent: its next one may allow it.
+            None if self.registrations.contains_key(&id) => {
+                tracing::error!(%refused, "the agent does not register a service again");
+            }
+            None => {}
+        }
+    }
+
+    fn ended(&mut self, id: u64, how: impl FnOnce(Parts) -> Ended) {
+        if let Some(give) = self.given.remove(&id) {
+            // Nobody may wait; then what is kept is closed.
+            let _ = give.ended.send(how(give.parts));
+        }
+    }
+
+    fn offered(&self, id: u64, service: &str, flow: FourTuple, from: &str, layers: &[u8]) {
+        let refuse = |refusal: Refusal| ToAgent::Refuse {
+            id,
+            code: refusal.code.word().to_owned(),
+            reason: refusal.reason,
+        };
+        let layers = match wire::decode_layers(layers) {
+            Ok(layers) => layers,
+            Err(error) => {
+                let refusal = Refusal::new(Code::Image, error.to_string());
+                return self.send(refuse(refusal), None);
+            }
+        };
+        let mut registrations = self.registrations.values();
+        let takes = registrations.find_map(|one| {
+            let takes = one.service.takes.as_ref()?;
+            let is_alive = one.service.name == service && !one.events.is_closed();
+            is_alive.then(|| (takes.clone(), one.events.clone()))
+        });
+        let Some((takes, events)) = takes else {
+            let refusal = Refusal::other("the server does not take connections any more");
+            return self.send(refuse(refusal), None);
+        };
+        let deciding = takes(Offer {
+            flow,
+            from: from.into(),
+            layers: layers.clone(),
+        });
+        let (decided, link) = (self.decided.0.clone(), self.links);
+        tokio::spawn(async move {
+            let decision = deciding.await;
+            let expected = Expected {
+                events,
+                flow,
+                layers,
+                ready: None,
+            };
+            let _ = decided.send(Decided {
+                link,
+                id,
+                expected,
+                decision,
+            });
+        });
+    }
+
+    fn decide(&mut self, decided: Decided) {
+        let Decided {
+            link,
+            id,
+            mut expected,
+            decision,
+        } = decided;
+        if link != self.links {
+            return;
+        }
+        match decision {
+            Ok(ready) => {
+                expected.ready = Some(ready);
+                self.expected.insert(id, expected);
+                self.send(ToAgent::Take { id }, None);
+            }
+            Err(refusal) => {
+                let (code, reason) = (refusal.code.word().to_owned(), refusal.reason);
+                self.send(ToAgent::Refuse { id, code, reason }, None);
+            }
+        }
+    }
+
+    fn arrived(&mut self, id: u64, unwritten: Octets, descriptor: Option<OwnedFd>) {
+        let Some(expected) = self.expected.remove(&id) else {
+            return;
+        };
+        let Some(socket) = descriptor else {
+            let flow = expected.flow;
+            return tracing::error!(%flow, "a connection arrived, and this process has no room for its descriptor (RLIMIT_NOFILE): it is lost");
+        };
+        let parts = Parts {
+            socket,
+            layers: expected.layers,
+        };
+        let mut arrival = Arrival::new(parts, expected.flow);
+        arrival.unwritten = unwritten;
+        arrival.ready = expected.ready;
+        // Who does not want it any more closes it.
+        let _ = expected.events.send(Event::Arrived(arrival));
+    }
+}
+
+fn gone(waiting: Waiting) {
+    match waiting {
+        // It is registered with the agent that comes.
+        Waiting::Register(answer) => drop(answer.send(Ok(()))),
+        Waiting::Status(answer) => drop(answer.send(Err(AgentError::Gone))),
+        Waiting::Drain(progress) => drop(progress.send(Heard::Failed(AgentError::Gone))),
+    }
+}

@@ -1,0 +1,9 @@
+//! Servers without privileges, and agents that move their connections.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod hosts;
+mod python;
+#[allow(dead_code, reason = "each test program uses its own part")]
+#[path = "../command/support.rs"]
+mod support;
+mod traffic;
