@@ -86,6 +86,14 @@ impl Credentials {
         Ok((identity, Trust::only(authorities, hosts.keys())))
     }
 
+    /// When the files were changed; nothing while one of them is missing.
+    #[cfg(feature = "agent")]
+    pub(crate) fn changed(&self) -> Option<Vec<std::time::SystemTime>> {
+        let files = [&self.certificate, &self.key, &self.authority];
+        let changed = |path: &&PathBuf| std::fs::metadata(path).ok()?.modified().ok();
+        files.iter().map(changed).collect()
+    }
+
     /// Relative paths are relative to this folder.
     pub(crate) fn beside(self, folder: &Path) -> Self {
         Self {

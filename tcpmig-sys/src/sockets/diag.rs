@@ -260,6 +260,9 @@ pub(crate) struct About {
     pub(crate) addresses: [[u8; 16]; 2],
     pub(crate) device: u32,
     pub(crate) cookie: u64,
+    /// What was received and not read, and what was written and not acknowledged.
+    pub(crate) queues: [u32; 2],
+    pub(crate) user: u32,
     pub(crate) inode: u32,
 }
 
@@ -277,6 +280,9 @@ impl About {
             addresses: [address(4)?, address(20)?],
             device: word(message, ID + 36)?,
             cookie: cookie_in(message)?,
+            // `idiag_rqueue`, `idiag_wqueue` and `idiag_uid`, which precede `idiag_inode`.
+            queues: [word(message, INODE - 12)?, word(message, INODE - 8)?],
+            user: word(message, INODE - 4)?,
             inode: word(message, INODE)?,
         })
     }

@@ -28,6 +28,12 @@ pub struct Listed {
     pub inode: u64,
     /// What no other socket of this host ever has (`SO_COOKIE`).
     pub cookie: u64,
+    /// The user who made it.
+    pub user: u32,
+    /// Bytes that were received and not read; connections that wait to be accepted, for a listener.
+    pub receive_queue: u32,
+    /// Bytes that were written and not acknowledged; how many connections can wait, for a listener.
+    pub send_queue: u32,
 }
 
 /// Lists the TCP sockets of the calling thread's network namespace in one go, listeners included. Needs no privilege.
@@ -83,6 +89,9 @@ fn listed(message: &[u8]) -> Option<Listed> {
         device: (about.device != 0).then_some(about.device),
         inode: about.inode.into(),
         cookie: about.cookie,
+        user: about.user,
+        receive_queue: about.queues[0],
+        send_queue: about.queues[1],
     })
 }
 
@@ -120,6 +129,18 @@ mod tests {
             let listening = listening.unwrap();
             assert_eq!(listening.remote.port(), 0);
             assert_ne!(listening.cookie, connected.cookie);
+            assert_eq!(listening.receive_queue, 1, "one waits to be accepted");
+            assert_eq!(connected.user, listening.user);
+            let (server, _) = listener.accept().unwrap();
+            (&stream).write_all(b"unread").unwrap();
+            let read = || {
+                let all = list().unwrap();
+                let mut all = all.into_iter();
+                all.find(|one| (one.local, one.remote) == (there, here))
+                    .unwrap()
+            };
+            assert_eq!(read().receive_queue, 6);
+            drop(server);
 
             let owners = owners::all().unwrap();
             let of_this = &owners[&connected.inode];

@@ -12,6 +12,7 @@ mod guardian;
 mod handovers;
 mod inspect;
 mod keys;
+mod list;
 mod lockers;
 mod locks;
 mod print;
@@ -62,6 +63,7 @@ enum Verb {
     Drain(drain::DrainArgs),
     Dump(dump::DumpArgs),
     Inspect(inspect::InspectArgs),
+    List(list::ListArgs),
     Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
     Thaw(thaw::ThawArgs),
@@ -90,7 +92,11 @@ impl Verb {
     /// Whether it has done nothing if its output is lost.
     fn only_shows(&self) -> bool {
         match self {
-            Self::Doctor(_) | Self::Inspect(_) | Self::Status(_) | Self::Completions { .. } => true,
+            Self::Doctor(_)
+            | Self::Inspect(_)
+            | Self::List(_)
+            | Self::Status(_)
+            | Self::Completions { .. } => true,
             Self::Locks(locks) => locks.only_shows(),
             _ => false,
         }
@@ -116,6 +122,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::main(&args, output),
         Verb::Drain(args) => drain::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
+        Verb::List(args) => list::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
         Verb::Status(args) => status::main(&args, output),
         Verb::Restore(args) => restore::main(&args, output),

@@ -74,7 +74,7 @@ pub(crate) fn open_service(of: &str) -> String {
     format!(
         r#"
         [services.counter]
-        users = [{}]
+        users = ["root", {}]
         addresses = ["198.18.0.80"]
         ports = [7000]
         to = ["{other}.example"]
@@ -167,19 +167,23 @@ impl Hosts {
         text(&got.stdout)
     }
 
-    /// A server of the example in Python on a host, without privileges.
-    pub(crate) fn python(&self, of: &str) -> Program {
-        let other = if of == "a" { "b.example" } else { "a.example" };
+    /// Puts the Python files where servers can read them: the checkout may be out of that user's reach.
+    pub(crate) fn python_files(&self) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/counter_server.py");
         let library = concat!(env!("CARGO_MANIFEST_DIR"), "/python/tcpmig_agent.py");
         for file in [script, library] {
-            // The checkout may be out of that user's reach.
             let copy = self.file(file.rsplit('/').next().unwrap());
             if !copy.exists() {
                 fs::copy(file, &copy).unwrap();
                 fs::set_permissions(&copy, Permissions::from_mode(0o644)).unwrap();
             }
         }
+    }
+
+    /// A server of the example in Python on a host, without privileges.
+    pub(crate) fn python(&self, of: &str) -> Program {
+        let other = if of == "a" { "b.example" } else { "a.example" };
+        self.python_files();
         let mut command = self.unprivileged(of, PYTHON);
         command
             .arg("-B")
@@ -209,7 +213,7 @@ impl Hosts {
 
 impl Agent {
     /// Changes its configuration and tells it.
-    pub(crate) fn reload(&self, change: impl Fn(String) -> String) {
+    pub(crate) fn reload(&self, change: &dyn Fn(String) -> String) {
         let text = fs::read_to_string(&self.config).unwrap();
         fs::write(&self.config, change(text)).unwrap();
         signal(&self.program, "HUP");

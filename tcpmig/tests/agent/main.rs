@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod hosts;
+mod killed;
+mod misbehaving;
 mod python;
+mod rust;
 #[allow(dead_code, reason = "each test program uses its own part")]
 #[path = "../command/support.rs"]
 mod support;

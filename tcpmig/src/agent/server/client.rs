@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tcpmig_format::{FourTuple, Octets};
@@ -90,7 +90,8 @@ impl Connection {
             gives: super::registry::GIVES as u32,
         };
         client.send(welcome, None);
-        tokio::spawn(write(link.clone(), client.clone(), waiting));
+        // Weak: it ends when nobody is left who could send.
+        tokio::spawn(write(link.clone(), Arc::downgrade(&client), waiting));
         shared.metrics.clients.inc();
         tracing::debug!(user, process, "a client is connected");
         Ok(Self {
@@ -107,7 +108,7 @@ impl Connection {
     /// Until the link ends; why.
     async fn run(mut self) -> LinkError {
         let mut in_a_row = 0;
-        let error = loop {
+        loop {
             // Its answers wait: what it asks waits as well.
             while self.client.is_full() && !self.client.is_gone() {
                 sleep(FULL).await;
@@ -115,11 +116,11 @@ impl Connection {
             tokio::select! {
                 message = self.incoming.next(&self.link) => match message {
                     Ok((message, descriptor)) => {
-                        if let Err(error) = self.hear(message, descriptor).await {
-                            break error;
+                        if let Err(error) = self.hear(message, descriptor) {
+                            return error;
                         }
                     }
-                    Err(error) => break error,
+                    Err(error) => return error,
                 },
                 Some(id) = self.ended.1.recv() => drop(self.gives.remove(&id)),
                 Some(_) = self.questions.join_next() => {}
@@ -128,24 +129,10 @@ impl Connection {
             if in_a_row % IN_A_ROW == 0 {
                 yield_now().await;
             }
-        };
-        self.leave();
-        error
+        }
     }
 
-    /// What it gave goes on; nothing else is done for it.
-    fn leave(&self) {
-        self.shared.registry.remove(self.client.number);
-        self.client.leave();
-        self.link.shut_down();
-        self.shared.metrics.clients.dec();
-    }
-
-    async fn hear(
-        &mut self,
-        message: ToAgent,
-        descriptor: Option<OwnedFd>,
-    ) -> Result<(), LinkError> {
+    fn hear(&mut self, message: ToAgent, descriptor: Option<OwnedFd>) -> Result<(), LinkError> {
         match message {
             ToAgent::Register {
                 id,
@@ -308,26 +295,35 @@ impl Connection {
     }
 }
 
+/// What it gave goes on; nothing else is done for it.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.registry.remove(self.client.number);
+        self.client.leave();
+        self.link.shut_down();
+        self.shared.metrics.clients.dec();
+    }
+}
+
 /// Sends what waits for a client. One that does not read is disconnected.
-async fn write(link: Arc<Link>, client: Arc<Client>, mut waiting: mpsc::UnboundedReceiver<Out>) {
+async fn write(link: Arc<Link>, client: Weak<Client>, mut waiting: mpsc::UnboundedReceiver<Out>) {
     while let Some(Out {
         packets,
         descriptor,
     }) = waiting.recv().await
     {
         let sent = timeout(READ_WITHIN, link.send(&packets, descriptor.as_ref())).await;
-        client.was_sent();
+        if let Some(client) = client.upgrade() {
+            client.was_sent();
+        }
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(process = client.process, %error, "nothing can be sent to a client");
+                tracing::debug!(%error, "nothing can be sent to a client");
                 break;
             }
             Err(_) => {
-                tracing::warn!(
-                    process = client.process,
-                    "a client that does not read is disconnected"
-                );
+                tracing::warn!("a client that does not read is disconnected");
                 break;
             }
         }

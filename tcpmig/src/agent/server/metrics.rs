@@ -59,6 +59,13 @@ pub(super) struct Metrics {
     pub(super) clients: Gauge<i64, AtomicI64>,
     sessions: Family<Of, Gauge>,
     held: Family<Held, Gauge>,
+    reloads: Family<Reload, Counter>,
+}
+
+/// A configuration that was read again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reload {
+    outcome: &'static str,
 }
 
 /// What the locker holds.
@@ -78,6 +85,12 @@ impl Metrics {
         let blackout = Histogram::new(buckets);
         let (moves, arrivals) = (Family::default(), Family::default());
         let (sessions, held) = (Family::default(), Family::default());
+        let reloads = Family::default();
+        registry.register(
+            "reloads",
+            "How often the configuration or the certificates were read again",
+            reloads.clone(),
+        );
         let (moving, doubts, clients) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register(
             "moves",
@@ -122,7 +135,13 @@ impl Metrics {
             clients,
             sessions,
             held,
+            reloads,
         }
+    }
+
+    pub(super) fn count_reload(&self, is_done: bool) {
+        let outcome = if is_done { "done" } else { "failed" };
+        self.reloads.get_or_create(&Reload { outcome }).inc();
     }
 
     pub(super) fn count_move(&self, service: &Arc<str>, outcome: &'static str) {

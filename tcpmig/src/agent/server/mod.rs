@@ -45,7 +45,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tcpmig_lock::{EntryKind, Locker};
 use tcpmig_sys::process::packets;
@@ -54,7 +54,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 pub use config::StartError;
 
@@ -71,6 +71,8 @@ use giving::Given;
 use metrics::{Door, Metrics, remove_socket};
 use registry::{Registration, Registry};
 
+/// How often it is looked whether somebody has renewed the certificates.
+const LOOKED: Duration = Duration::from_secs(30);
 /// How many programs may be connected at a time.
 const CLIENTS: usize = 1024;
 /// How long nothing is accepted after an attempt to do so has failed.
@@ -83,6 +85,11 @@ pub struct Agent {
     listener: Ready,
     arrivals: Arrivals,
     metrics: Option<Door>,
+    clients: JoinSet<()>,
+    /// The number of the last client.
+    last: u64,
+    /// When the files with the keys were changed, as they are used.
+    keys_changed: Option<Vec<SystemTime>>,
 }
 
 /// What all tasks of an agent share.
@@ -120,6 +127,7 @@ impl Agent {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StartError> {
         let path = path.as_ref().to_owned();
         let config = Config::read(&path)?;
+        let keys_changed = config.credentials.changed();
         let options = Options::default();
         let (destinations, policy) = hosts::known(&config.hosts, options.redirect_lease)?;
         let (identity, trust) = config.credentials.read(&config.hosts)?;
@@ -153,12 +161,16 @@ impl Agent {
             .policy(policy)
             .accept_async(move |offer| asks.clone().offer(offer))
             .serve();
+        shared.clone().resolve_earlier();
         Ok(Self {
             shared,
             path,
             listener,
             arrivals,
             metrics,
+            clients: JoinSet::new(),
+            last: 0,
+            keys_changed,
         })
     }
 
@@ -174,6 +186,12 @@ impl Agent {
     ///
     /// [`StartError`]: everything is as it was.
     pub fn reload(&self) -> Result<(), StartError> {
+        let reloaded = self.try_reload();
+        self.shared.metrics.count_reload(reloaded.is_ok());
+        reloaded
+    }
+
+    fn try_reload(&self) -> Result<(), StartError> {
         let config = Config::read(&self.path)?;
         self.shared.config().check_fixed(&config)?;
         let lease = Options::default().redirect_lease;
@@ -192,15 +210,15 @@ impl Agent {
             let metrics = shared.metrics.clone();
             tokio::spawn(door.serve(metrics, move || shared.look()));
         }
-        self.shared.clone().resolve_earlier();
-        let mut clients = JoinSet::new();
-        let mut last = 0;
+        let mut looks = interval(LOOKED);
         loop {
             tokio::select! {
-                accepted = accept(&self.listener), if clients.len() < CLIENTS => match accepted {
+                _ = looks.tick() => self.renew_keys(),
+                accepted = accept(&self.listener), if self.clients.len() < CLIENTS => match accepted {
                     Ok(socket) => {
-                        last += 1;
-                        clients.spawn(client::serve(self.shared.clone(), socket, last));
+                        self.last += 1;
+                        let serving = client::serve(self.shared.clone(), socket, self.last);
+                        self.clients.spawn(serving);
                     }
                     Err(error) => {
                         tracing::error!(%error, "nobody can connect");
@@ -208,8 +226,29 @@ impl Agent {
                     }
                 },
                 Some(arrived) = self.arrivals.next() => self.shared.arrived(arrived),
-                Some(_) = clients.join_next() => {}
+                Some(_) = self.clients.join_next() => {}
             }
+        }
+    }
+
+    /// Reads certificates again that somebody has renewed. What cannot be read yet, because its key is still to come, is tried again.
+    fn renew_keys(&mut self) {
+        let config = self.shared.config();
+        let changed = config.credentials.changed();
+        if changed.is_none() || changed == self.keys_changed {
+            return;
+        }
+        let read = config.credentials.read(&config.hosts);
+        let renewed = read
+            .map_err(StartError::from)
+            .and_then(|(identity, trust)| Ok(self.shared.endpoint.reload(&identity, &trust)?));
+        self.shared.metrics.count_reload(renewed.is_ok());
+        match renewed {
+            Ok(()) => {
+                self.keys_changed = changed;
+                tracing::info!("the certificates were renewed");
+            }
+            Err(error) => tracing::warn!(%error, "the certificates are not renewed yet"),
         }
     }
 

@@ -12,8 +12,8 @@ use crate::agent::wire::{self, ToClient};
 use crate::driver::{Arrived, Offer};
 use crate::handover::{Code, Refusal};
 
-/// How long a client may take for an answer: the source waits for as long, and the connection stands still.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
+/// How long a client may take for an answer: the connection stands still, and the source waits a little longer, to hear why it is refused.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A connection that a client has agreed to take. If it does not come, the client is told.
 pub(super) struct Taken {
