@@ -13,7 +13,7 @@ import json
 import signal
 import socket
 
-from tcpmig_agent import Agent, Arrived, Drain, Refused, readable, writable
+from tcpmig_agent import Agent, Arrived, Drain, Refused, Want, readable, writable
 
 KIND, VERSION = "org.tcpmig.example.counter", 1
 MUCH = 1 << 16
@@ -144,6 +144,10 @@ async def main():
             ((_, _, payload),) = event.offer.layers
             server.serve(Session.from_layer(event.sock, payload, event.unwritten))
             print("arrived", *event.offer.remote, flush=True)
+        elif isinstance(event, Want):
+            wanted = [one for one in server.sessions if one.sock.getpeername()[:2] == event.remote]
+            for session in wanted:
+                asyncio.ensure_future(server.give(session, event.host))
         elif isinstance(event, Drain):
             accepting.cancel()
             listener.close()

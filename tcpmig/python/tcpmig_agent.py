@@ -7,7 +7,7 @@ example.
     await agent.register("chat", ["10.0.0.1:7000"], accept=accept)
     outcome = await agent.give("chat", sock, [("org.example.chat", 1, state)], to="b.example")
     if outcome.is_kept: ...          # it goes on here, else close `sock`
-    async for event in agent.events(): ...   # Arrived, Drain
+    async for event in agent.events(): ...   # Arrived, Drain, Want
 
 A socket that is given is not touched until its outcome is there. If the agent ends meanwhile, this waits for the next one and
 asks that what became of the connection.
@@ -190,6 +190,15 @@ class Drain:
         self._left(count)
 
 
+@dataclass
+class Want:
+    """Somebody wants one connection, by its peer, to move to this host: give it if it is here and can."""
+
+    service: str
+    remote: tuple
+    host: str
+
+
 def _ends(text):
     """Both ends of a flow, each as (address, port)."""
 
@@ -280,7 +289,7 @@ class Agent:
         return await self._ask("status", {})
 
     async def events(self):
-        """Arrived and Drain, as they come, until `close`."""
+        """Arrived, Drain and Want, as they come, until `close`."""
         while (event := await self._events.get()) is not None:
             yield event
 
@@ -464,6 +473,8 @@ class Agent:
                 self._send("drained", {"id": message_id, "left": count})
 
             self._events.put_nowait(Drain(fields["service"], fields["to"], left))
+        elif name == "want":
+            self._events.put_nowait(Want(fields["service"], _ends(fields["flow"])[1], fields["to"]))
         # `doubt`: the outcome follows.
         if descriptor is not None:
             os.close(descriptor)

@@ -56,7 +56,7 @@ mod status;
 mod wire;
 
 pub use client::{
-    AgentError, Client, Drain, Draining, Event, Events, NotGiven, Offer, Progress, ServerWay,
+    AgentError, Client, Drain, Draining, Event, Events, Fate, NotGiven, Offer, Progress, ServerWay,
     Service,
 };
 pub use status::{Registered, Status};

@@ -79,8 +79,6 @@ pub(super) enum ToAgent {
         #[serde(with = "text")]
         flow: FourTuple,
         to: String,
-        #[serde(with = "octets", default)]
-        layers: Octets,
     },
     Piece {
         id: u64,
@@ -150,6 +148,12 @@ pub(super) enum ToClient {
         id: u64,
         service: String,
         to: Vec<String>,
+    },
+    Want {
+        service: String,
+        #[serde(with = "text")]
+        flow: FourTuple,
+        to: String,
     },
     Progress {
         id: u64,
@@ -224,7 +228,7 @@ impl Message for ToAgent {
 
     fn long(&mut self) -> Option<(u64, &mut Octets)> {
         match self {
-            Self::Give { id, layers, .. } | Self::Move { id, layers, .. } => Some((*id, layers)),
+            Self::Give { id, layers, .. } => Some((*id, layers)),
             _ => None,
         }
     }

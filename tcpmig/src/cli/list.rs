@@ -58,7 +58,7 @@ pub(crate) struct Filter {
 
     /// Of this process
     #[arg(long, value_name = "P")]
-    pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
 
     /// Of this service, as the agent knows it
     #[arg(long, value_name = "NAME")]
@@ -157,6 +157,12 @@ pub(crate) struct Shown {
 }
 
 impl Filter {
+    /// Whether it takes everything.
+    pub(crate) fn is_open(&self) -> bool {
+        let has_ends = !self.local.is_empty() || !self.remote.is_empty();
+        !has_ends && self.state.is_empty() && self.pid.is_none() && self.service.is_none()
+    }
+
     fn takes(&self, shown: &Shown) -> bool {
         let Listed {
             state,
@@ -205,14 +211,18 @@ pub(crate) fn select(
     Ok(shown)
 }
 
-fn service_of(services: &[Registered], local: SocketAddr) -> Option<String> {
+/// Whether a connection with this local end is of a service.
+pub(crate) fn is_of(service: &Registered, local: SocketAddr) -> bool {
     let canonical = local.ip().to_canonical();
     let is = |address: &SocketAddr| {
         address.port() == local.port()
             && (address.ip().is_unspecified() || address.ip().to_canonical() == canonical)
     };
-    let mut services = services.iter();
-    let found = services.find(|one| one.addresses.iter().any(is));
+    service.addresses.iter().any(is)
+}
+
+fn service_of(services: &[Registered], local: SocketAddr) -> Option<String> {
+    let found = services.iter().find(|one| is_of(one, local));
     found.map(|one| one.service.clone())
 }
 

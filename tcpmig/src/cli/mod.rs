@@ -15,6 +15,7 @@ mod keys;
 mod list;
 mod lockers;
 mod locks;
+mod move_;
 mod print;
 mod restore;
 mod settle;
@@ -68,6 +69,7 @@ enum Verb {
     Status(status::StatusArgs),
     Thaw(thaw::ThawArgs),
     Locks(locks::LocksArgs),
+    Move(move_::MoveArgs),
     Keys(keys::KeysArgs),
     /// Print completions for a shell
     Completions {
@@ -127,6 +129,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Status(args) => status::main(&args, output),
         Verb::Restore(args) => restore::main(&args, output),
         Verb::Thaw(args) => thaw::main(&args, output),
+        Verb::Move(args) => move_::main(&args, output),
         Verb::Locks(args) => locks::main(&args, output),
         Verb::Keys(args) => keys::main(&args, output),
         Verb::Completions { shell } => {

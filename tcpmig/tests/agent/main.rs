@@ -10,3 +10,4 @@ mod rust;
 #[path = "../command/support.rs"]
 mod support;
 mod traffic;
+mod verbs;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::drains::{Drain, Heard, Progress};
 use super::way::NotGiven;
-use super::{AgentError, Event, Made, Offer, Service};
+use super::{AgentError, Event, Fate, Made, Offer, Service};
 use crate::agent::Status;
 use crate::agent::link::{Incoming, Link, LinkError};
 use crate::agent::wire::{self, ToAgent, ToClient, VERSION};
@@ -47,6 +47,12 @@ pub(super) enum Command {
     Drained {
         id: u64,
         left: u64,
+    },
+    Move {
+        flow: FourTuple,
+        to: String,
+        socket: Option<OwnedFd>,
+        answer: oneshot::Sender<Result<Fate, AgentError>>,
     },
 }
 
@@ -107,6 +113,7 @@ enum Waiting {
     Register(oneshot::Sender<Result<(), AgentError>>),
     Status(oneshot::Sender<Result<Status, AgentError>>),
     Drain(mpsc::UnboundedSender<Heard>),
+    Move(oneshot::Sender<Result<Fate, AgentError>>),
 }
 
 /// A service that was registered, or is being.
@@ -254,6 +261,9 @@ impl Actor {
                 let _ = progress.send(Heard::Failed(AgentError::Gone));
             }
             Command::Drained { .. } => {}
+            Command::Move { answer, .. } => {
+                let _ = answer.send(Err(AgentError::Gone));
+            }
         }
     }
 
@@ -316,7 +326,7 @@ impl Actor {
                 Ok(socket) => self.send(recover, Some(socket)),
                 // It is tried at the next link.
                 Err(error) => {
-                    tracing::error!(flow = %give.flow, %error, "a connection cannot be asked about")
+                    tracing::error!(flow = %give.flow, %error, "a connection cannot be asked about");
                 }
             }
         }
@@ -361,6 +371,15 @@ impl Actor {
                 self.waiting.insert(id, Waiting::Drain(progress));
             }
             Command::Drained { id, left } => self.send(ToAgent::Drained { id, left }, None),
+            Command::Move {
+                flow,
+                to,
+                socket,
+                answer,
+            } => {
+                self.send(ToAgent::Move { id, flow, to }, socket);
+                self.waiting.insert(id, Waiting::Move(answer));
+            }
         }
     }
 
@@ -407,17 +426,28 @@ impl Actor {
                 }
             }
             ToClient::Moved { id, report, .. } => {
+                self.answered(id, || Fate::Moved(report.clone()));
                 self.ended(id, |_| Ended::Moved(report));
             }
             ToClient::Kept { id, code, reason } => {
-                self.ended(id, |parts| Ended::Kept(parts, NotGiven { code, reason }));
+                let why = NotGiven { code, reason };
+                self.answered(id, || Fate::Kept(why.clone()));
+                self.ended(id, |parts| Ended::Kept(parts, why));
             }
             ToClient::Lost { id, reason } | ToClient::Gone { id, reason } => {
+                self.answered(id, || Fate::Lost(reason.clone()));
                 self.ended(id, |_| Ended::Lost(reason));
             }
             ToClient::Doubt { id, .. } => {
+                self.answered(id, || Fate::InDoubt);
                 if let Some(give) = self.given.get(&id) {
                     let _ = give.ended.send(Ended::Doubt);
+                }
+            }
+            ToClient::Want { service, flow, to } => {
+                let mut registrations = self.registrations.values();
+                if let Some(one) = registrations.find(|one| one.service.name == service) {
+                    let _ = one.events.send(Event::Wanted { flow, to });
                 }
             }
             ToClient::Offer {
@@ -446,6 +476,12 @@ impl Actor {
         }
     }
 
+    fn answered(&mut self, id: u64, fate: impl FnOnce() -> Fate) {
+        if let Some(Waiting::Move(answer)) = self.waiting.remove(&id) {
+            let _ = answer.send(Ok(fate()));
+        }
+    }
+
     fn failed(&mut self, id: u64, code: String, reason: String) {
         let refused = AgentError::Refused { code, reason };
         match self.waiting.remove(&id) {
@@ -454,6 +490,7 @@ impl Actor {
                 let _ = answer.send(Err(refused));
             }
             Some(Waiting::Status(answer)) => drop(answer.send(Err(refused))),
+            Some(Waiting::Move(answer)) => drop(answer.send(Err(refused))),
             Some(Waiting::Drain(progress)) => drop(progress.send(Heard::Failed(refused))),
             // One that was registered with an earlier agent: its next one may allow it.
             None if self.registrations.contains_key(&id) => {
@@ -564,6 +601,7 @@ fn gone(waiting: Waiting) {
         // It is registered with the agent that comes.
         Waiting::Register(answer) => drop(answer.send(Ok(()))),
         Waiting::Status(answer) => drop(answer.send(Err(AgentError::Gone))),
+        Waiting::Move(answer) => drop(answer.send(Err(AgentError::Gone))),
         Waiting::Drain(progress) => drop(progress.send(Heard::Failed(AgentError::Gone))),
     }
 }

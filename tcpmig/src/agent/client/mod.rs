@@ -5,10 +5,12 @@ mod drains;
 mod way;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -142,6 +144,27 @@ pub enum Event {
     Arrived(Arrival),
     /// The service is to give its connections away.
     Drain(Drain),
+    /// Somebody wants one connection to move: give it if it is here and can.
+    Wanted {
+        /// The connection.
+        flow: FourTuple,
+        /// The host that it is to go to.
+        to: String,
+    },
+}
+
+/// What became of a connection that an admin wanted to move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fate {
+    /// It lives on the other host; what that cost.
+    Moved(BTreeMap<String, u64>),
+    /// It goes on here.
+    Kept(NotGiven),
+    /// It is over.
+    Lost(String),
+    /// It lives on the other host or nowhere, and nobody answers for it. The agent goes on asking.
+    InDoubt,
 }
 
 /// What the agent has for a service, one after another. Dropping it closes what arrives later, and refuses what is offered.
@@ -253,6 +276,29 @@ impl Client {
         };
         self.commands.send(drain).map_err(|_| AgentError::Gone)?;
         Draining::begun(received).await
+    }
+
+    /// Moves a connection of this host. Without a socket the server that is registered for it is asked to give it. With one it is of a
+    /// process that knows nothing of this: that must stand still until it is done, and afterwards finds its descriptor
+    /// closed unless the connection is kept. Only for admins of the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Gone`]: what became of it is not known.
+    pub async fn move_connection(
+        &self,
+        flow: FourTuple,
+        to: impl Into<String>,
+        socket: Option<OwnedFd>,
+    ) -> Result<Fate, AgentError> {
+        let to = to.into();
+        let order = |answer| Command::Move {
+            flow,
+            to,
+            socket,
+            answer,
+        };
+        self.ask(order).await
     }
 
     async fn ask<T>(

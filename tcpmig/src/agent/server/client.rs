@@ -154,12 +154,7 @@ impl Connection {
                 to,
                 layers,
             } => self.give(id, &service, to, &layers, descriptor)?,
-            ToAgent::Move {
-                id,
-                flow,
-                to,
-                layers,
-            } => self.move_any(id, flow, to, &layers, descriptor)?,
+            ToAgent::Move { id, flow, to } => self.move_any(id, flow, to, descriptor),
             ToAgent::Cancel { id } => {
                 if let Some(cancel) = self.gives.get(&id) {
                     let _ = cancel.send(true);
@@ -240,42 +235,33 @@ impl Connection {
         Ok(())
     }
 
-    /// For an admin: a connection of whatever service.
-    fn move_any(
-        &mut self,
-        id: u64,
-        flow: FourTuple,
-        to: String,
-        layers: &Octets,
-        socket: Option<OwnedFd>,
-    ) -> Result<(), LinkError> {
-        let layers = wire::decode_layers(layers)?;
-        let Some(socket) = socket else {
-            self.answer(id, Answer::kept("full", "no descriptor came with it"));
-            return Ok(());
-        };
-        let (shared, client) = (self.shared.clone(), self.client.clone());
-        let Ok(turn) = client.gives.clone().try_acquire_owned() else {
+    /// For an admin: any connection of this host.
+    fn move_any(&mut self, id: u64, flow: FourTuple, to: String, socket: Option<OwnedFd>) {
+        let Ok(turn) = self.client.gives.clone().try_acquire_owned() else {
             let full = "too many connections of this client are under way";
-            self.answer(id, Answer::kept("full", full));
-            return Ok(());
+            return self.answer(id, Answer::kept("full", full));
         };
         let (cancel, cancelled) = watch::channel(false);
         self.gives.insert(id, cancel);
+        let (shared, client) = (self.shared.clone(), self.client.clone());
         let ended = self.ended.0.clone();
         tokio::spawn(async move {
-            let give = Give {
-                service: "".into(),
-                to,
-                layers,
-                socket,
+            let answer = match socket {
+                Some(socket) => {
+                    let give = Give {
+                        service: "".into(),
+                        to,
+                        layers: Vec::new(),
+                        socket,
+                    };
+                    shared.move_any(&client, id, give, flow, cancelled).await
+                }
+                None => shared.want(&client, flow, to).await,
             };
-            let answer = shared.move_any(&client, id, give, flow, cancelled).await;
             drop(turn);
             client.send(answer.message(id), None);
             let _ = ended.send(id);
         });
-        Ok(())
     }
 
     fn recover(&mut self, id: u64, flow: FourTuple, socket: Option<OwnedFd>) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::Deserialize;
-use tcpmig_sys::process::users;
+use tcpmig_sys::process::users::{self, Account};
 use tcpmig_transport::ConfigError;
 
 use crate::agent::DEFAULT_SOCKET;
@@ -92,6 +92,14 @@ pub(super) struct Service {
     ports: Vec<u16>,
     to: Vec<String>,
     from: Vec<String>,
+    pub(super) command: Option<ServiceCommand>,
+}
+
+/// What gets connections that no server is registered for.
+#[derive(Debug, Clone)]
+pub(super) struct ServiceCommand {
+    pub(super) words: Vec<String>,
+    pub(super) account: Account,
 }
 
 #[derive(Deserialize)]
@@ -126,6 +134,8 @@ struct ServiceEntry {
     to: Vec<String>,
     #[serde(default)]
     from: Vec<String>,
+    command: Option<Vec<String>>,
+    command_user: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -233,7 +243,17 @@ impl ServiceEntry {
             return Err(format!("there is no host {name:?}"));
         }
         let prefix = |text: &String| text.parse().map_err(|error| format!("{error}"));
+        let command = match (self.command, self.command_user) {
+            (None, None) => None,
+            (Some(words), Some(user)) if !words.is_empty() => {
+                let account = users::account(&user).map_err(|error| error.to_string())?;
+                let account = account.ok_or_else(|| format!("there is no user {user:?}"))?;
+                Some(ServiceCommand { words, account })
+            }
+            _ => return Err("a command and a command_user need each other".to_owned()),
+        };
         Ok(Service {
+            command,
             users: numbers(&self.users)?,
             addresses: self
                 .addresses
@@ -376,6 +396,10 @@ mod tests {
             (
                 "[services.web]\nusers = []\nports = [80]\naddresses = [\"x\"]",
                 "services.web: ",
+            ),
+            (
+                "[services.web]\nusers = []\nports = [80]\ncommand = [\"cat\"]",
+                "need each other",
             ),
         ];
         for (line, why) in cases {

@@ -10,8 +10,8 @@ use tcpmig_format::{FourTuple, Layer};
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::netns::Namespace;
 use tcpmig_sys::sockets::cookie;
-use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::registry::Client;
@@ -21,6 +21,8 @@ use crate::handover::HandoverId;
 
 /// How long to wait before a target is asked again that does not answer for a connection.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a server may take until it gives a connection that somebody wants.
+const GIVEN_WITHIN: Duration = Duration::from_secs(30);
 /// How many endings are remembered for clients that were gone when they came.
 const REMEMBERED: usize = 4096;
 
@@ -40,10 +42,10 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn kept(code: &'static str, reason: impl ToString) -> Self {
+    pub(super) fn kept(code: &'static str, reason: impl Into<String>) -> Self {
         Self::Kept {
             code,
-            reason: reason.to_string(),
+            reason: reason.into(),
         }
     }
 
@@ -75,8 +77,21 @@ impl Answer {
 }
 
 /// Connections under way by their sockets' cookies, and those whose end came lately.
-#[derive(Debug, Default)]
-pub(super) struct Given(Mutex<Inner>);
+#[derive(Debug)]
+pub(super) struct Given {
+    inner: Mutex<Inner>,
+    /// Tells every ending to whoever waits for one.
+    endings: broadcast::Sender<(FourTuple, Answer)>,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::default(),
+            endings: broadcast::Sender::new(REMEMBERED),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -88,7 +103,7 @@ struct Inner {
 impl Given {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // A panic elsewhere leaves whole values only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins one; none if it is under way already.
@@ -104,7 +119,14 @@ impl Given {
         Some(sender)
     }
 
-    fn end(&self, cookie: u64, answer: &Answer) {
+    /// What ends from now on.
+    fn endings(&self) -> broadcast::Receiver<(FourTuple, Answer)> {
+        self.endings.subscribe()
+    }
+
+    fn end(&self, cookie: u64, flow: FourTuple, answer: &Answer) {
+        // Mostly nobody waits.
+        let _ = self.endings.send((flow, answer.clone()));
         let mut inner = self.inner();
         inner.under_way.remove(&cookie);
         inner.oldest.push_back(cookie);
@@ -204,6 +226,39 @@ impl Shared {
         self.move_out(client, id, give, (to, flow), cancelled).await
     }
 
+    /// Asks the server of a connection to give it, for an admin.
+    pub(super) async fn want(&self, client: &Client, flow: FourTuple, to: String) -> Answer {
+        if !self.config().is_admin(client.user) {
+            return Answer::kept("denied", "this user is no admin of the agent");
+        }
+        if self.destination(&to).is_none() {
+            return Answer::kept("unknown", format!("no host {to:?}"));
+        }
+        let mut served = self.registry.all().into_iter();
+        let Some(of) = served.find(|one| one.has(flow.local())) else {
+            let local = flow.local();
+            return Answer::kept("unknown", format!("no server is registered for {local}"));
+        };
+        let mut endings = self.given.endings();
+        let service = of.service.to_string();
+        of.client.send(ToClient::Want { service, flow, to }, None);
+        let ending = async {
+            loop {
+                match endings.recv().await {
+                    Ok((ended, answer)) if ended == flow => return Some(answer),
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                    // So many others ended meanwhile that this one may be among those that were missed.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                }
+            }
+        };
+        let ending = timeout(GIVEN_WITHIN, ending).await.ok().flatten();
+        ending.unwrap_or_else(|| {
+            let reason = format!("its server has not given it within {GIVEN_WITHIN:?}");
+            Answer::kept("other", reason)
+        })
+    }
+
     async fn move_out(
         &self,
         client: &Client,
@@ -214,7 +269,7 @@ impl Shared {
     ) -> Answer {
         let number = match cookie(give.socket.as_fd()) {
             Ok(number) => number,
-            Err(error) => return Answer::kept("invalid", error),
+            Err(error) => return Answer::kept("invalid", error.to_string()),
         };
         let Some(ended) = self.given.begin(number) else {
             return Answer::kept("invalid", format!("{flow} is being given away already"));
@@ -236,7 +291,7 @@ impl Shared {
         };
         self.metrics.moving.dec();
         self.metrics.count_move(&give.service, answer.word());
-        self.given.end(number, &answer);
+        self.given.end(number, flow, &answer);
         let _ = ended.send(Some(answer.clone()));
         answer
     }
@@ -262,7 +317,9 @@ impl Shared {
                     self.metrics.stood_still(report.blackout_us);
                     break moved(handover, &report);
                 }
-                Ending::Kept { reason, .. } => break Answer::kept(code(&reason), reason),
+                Ending::Kept { reason, .. } => {
+                    break Answer::kept(code(&reason), reason.to_string());
+                }
                 Ending::Lost(reason) => break Answer::Lost(reason),
                 Ending::InDoubt(doubt) => {
                     if !is_doubted {
@@ -360,10 +417,11 @@ mod tests {
     #[test]
     fn endings_are_remembered_up_to_a_number() {
         let given = Given::default();
+        let flow = "10.0.0.1:80,10.0.0.2:81".parse().unwrap();
         for cookie in 0..=REMEMBERED as u64 {
             let _ended = given.begin(cookie).expect("it is not under way");
             assert!(given.begin(cookie).is_none(), "it is under way");
-            given.end(cookie, &Answer::Lost(String::new()));
+            given.end(cookie, flow, &Answer::Lost(String::new()));
         }
         assert!(given.ended(0).is_none());
         assert!(given.ended(1).is_some());

@@ -24,11 +24,14 @@
 //! ports = [443, 8080]
 //! to = ["b.example"]                    # where its connections may go
 //! from = ["b.example"]                  # where they may come from
+//! command = ["/usr/bin/app", "--resume"] # gets connections without layers if no server is registered, as standard input and output
+//! command_user = "www-data"
 //! ```
 //!
 //! Each client has its own tasks, queues and limits, so that one that floods, hangs or dies holds nobody else up.
 
 mod client;
+mod commands;
 mod config;
 mod draining;
 mod drains;

@@ -1,12 +1,16 @@
 //! Connections that other hosts give: a client is asked, and gets them.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tcpmig_sys::process::passing;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::Shared;
+use super::commands::Commanded;
 use super::registry::{Client, Registration};
 use crate::agent::wire::{self, ToClient};
 use crate::driver::{Arrived, Offer};
@@ -15,15 +19,21 @@ use crate::handover::{Code, Refusal};
 /// How long a client may take for an answer: the connection stands still, and the source waits a little longer, to hear why it is refused.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
+/// Who gets a connection.
+pub(super) enum Taken {
+    Client(Promised),
+    Command(Commanded),
+}
+
 /// A connection that a client has agreed to take. If it does not come, the client is told.
-pub(super) struct Taken {
+pub(super) struct Promised {
     client: Arc<Client>,
     service: Arc<str>,
     id: u64,
     has_come: bool,
 }
 
-impl Drop for Taken {
+impl Drop for Promised {
     fn drop(&mut self) {
         self.client.settled();
         if !self.has_come {
@@ -41,8 +51,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn taken(&self) -> Taken {
-        Taken {
+    fn taken(&self) -> Promised {
+        Promised {
             client: self.client.clone(),
             service: self.service.clone(),
             id: self.id,
@@ -65,7 +75,13 @@ impl Shared {
     /// Asks a client whether it takes a connection.
     pub(super) async fn offer(self: Arc<Self>, offer: Offer) -> Result<Taken, Refusal> {
         let config = self.config();
-        let takers = self.registry.takers(offer.flow, &offer.layers)?;
+        let takers = match self.registry.takers(offer.flow, &offer.layers) {
+            Ok(takers) => takers,
+            Err(refusal) => {
+                let commanded = self.command_for(&offer)?;
+                return commanded.map(Taken::Command).ok_or(refusal);
+            }
+        };
         let is_allowed = |one: &&Arc<Registration>| {
             let service = config.services.get(&*one.service);
             service.is_some_and(|service| {
@@ -121,7 +137,7 @@ impl Shared {
         };
         taker.client.send(message, None);
         match timeout(ANSWERED_WITHIN, &mut asked.answered).await {
-            Ok(Ok(Ok(()))) => Ok(asked.taken()),
+            Ok(Ok(Ok(()))) => Ok(Taken::Client(asked.taken())),
             Ok(Ok(Err(refusal))) => Err(refusal),
             Ok(Err(_)) => Err(Refusal::other("the server has ended")),
             Err(_) => Err(Refusal::new(
@@ -135,18 +151,23 @@ impl Shared {
     pub(super) fn arrived(&self, mut arrived: Arrived) {
         let flow = arrived.flow;
         let taken = arrived.ready.take();
-        let Some(mut taken) = taken.and_then(|ready| ready.downcast::<Taken>().ok()) else {
+        let Some(taken) = taken.and_then(|ready| ready.downcast::<Taken>().ok()) else {
             return tracing::error!(%flow, "a connection arrived for which nobody was asked: it is closed");
         };
         for not_set in &arrived.not_set {
             tracing::warn!(%flow, %not_set, "an option of a connection that moved here is not set");
         }
+        let mut taken = match *taken {
+            Taken::Client(promised) => promised,
+            Taken::Command(commanded) => return self.start(&commanded, arrived),
+        };
         if taken.client.is_gone() {
             self.metrics.count_arrival(&taken.service, "lost");
             let service = &taken.service;
             return tracing::error!(%flow, %service, "the server ended before its connection came: it is closed");
         }
         taken.has_come = true;
+        give_to(&arrived.socket, taken.client.user);
         self.metrics.count_arrival(&taken.service, "arrived");
         tracing::info!(%flow, from = arrived.from, service = %taken.service, process = taken.client.process, "a connection has come");
         let message = ToClient::Arrived {
@@ -154,5 +175,14 @@ impl Shared {
             unwritten: arrived.unwritten,
         };
         taken.client.send(message, Some(arrived.socket));
+    }
+}
+
+/// Firewalls that ask for the user of a socket see its server's, as they did where it comes from.
+pub(super) fn give_to(socket: &OwnedFd, user: u32) {
+    if user != passing::own_user()
+        && let Err(error) = fchown(socket, Some(user), None)
+    {
+        tracing::debug!(user, %error, "a socket stays the agent's for firewalls");
     }
 }

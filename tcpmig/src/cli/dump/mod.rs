@@ -147,10 +147,10 @@ fn work(args: &DumpArgs, output: Output, attendant: &Attendant) -> anyhow::Resul
 }
 
 /// A socket of somebody else.
-struct Found {
-    pid: u32,
-    fd: i32,
-    socket: OwnedFd,
+pub(super) struct Found {
+    pub(super) pid: u32,
+    pub(super) fd: i32,
+    pub(super) socket: OwnedFd,
 }
 
 /// How often to look again for the owner of a connection that had given its descriptor another meaning meanwhile.
@@ -158,18 +158,23 @@ const LOOKS: usize = 20;
 
 /// A duplicate of the socket that was asked for. `None` if nobody has the connection.
 fn find(which: &Which, fd: Option<i32>) -> anyhow::Result<Option<Found>> {
-    let take = |pid: u32, fd: i32| {
-        descriptor(pid, fd).with_context(|| format!("descriptor {fd} of process {pid}"))
-    };
-    let flow = match (which.pid, fd, which.flow) {
+    match (which.pid, fd, which.flow) {
         (Some(pid), Some(fd), _) => {
             let socket = take(pid, fd)?;
-            return Ok(Some(Found { pid, fd, socket }));
+            Ok(Some(Found { pid, fd, socket }))
         }
-        (_, _, Some(flow)) => flow,
+        (_, _, Some(flow)) => find_flow(flow),
         // clap lets nothing else pass.
         _ => bail!("give --pid and --fd, or --flow"),
-    };
+    }
+}
+
+pub(super) fn take(pid: u32, fd: i32) -> anyhow::Result<OwnedFd> {
+    descriptor(pid, fd).with_context(|| format!("descriptor {fd} of process {pid}"))
+}
+
+/// The same by its ends.
+pub(super) fn find_flow(flow: FourTuple) -> anyhow::Result<Option<Found>> {
     // A descriptor can mean another connection by the time that it is taken: it has to be the socket that the kernel knows by
     // these addresses and ports.
     let (mut last, mut was_found) = (None, false);
