@@ -17,7 +17,7 @@ use super::print::tell;
 ///
 /// Servers reach it over a Unix socket (tcpmig/AGENT.md in the source is its protocol), agents of other hosts over QUIC. The configuration names
 /// which users may do what; what it does not name is denied. SIGHUP reads the configuration and the certificates again, and SIGTERM
-/// ends it: connections that are moving come to their end first. It needs CAP_NET_ADMIN and CAP_NET_RAW, and tells systemd
+/// ends it: connections that are moving come to their end first. It needs `CAP_NET_ADMIN` and `CAP_NET_RAW`, and tells systemd
 /// when it is ready (Type=notify-reload).
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
@@ -54,7 +54,7 @@ async fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     loop {
         tokio::select! {
             () = agent.run() => {}
-            _ = hangup.recv() => reload(&agent),
+            _ = hangup.recv() => reload(&mut agent),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -64,7 +64,7 @@ async fn run(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn reload(agent: &Agent) {
+fn reload(agent: &mut Agent) {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!(%error, "systemd does not hear of a reload"),

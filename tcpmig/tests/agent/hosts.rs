@@ -14,6 +14,18 @@ use crate::support::{Net, Program, TCPMIG, succeeds, tcpmig, text, until};
 /// The system's own: one in a folder of root's is out of reach for servers.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
+/// The client in Python and its example.
+pub(crate) const PYTHON_FILES: [(&str, &str); 2] = [
+    (
+        "tcpmig_agent.py",
+        include_str!("../../python/tcpmig_agent.py"),
+    ),
+    (
+        "counter_server.py",
+        include_str!("../../python/counter_server.py"),
+    ),
+];
+
 /// The user of servers: one without privileges.
 pub(crate) fn user() -> u32 {
     // In a user namespace of an ordinary user there is one user only.
@@ -125,11 +137,27 @@ impl Hosts {
         let socket = self.file(&format!("{of}.sock"));
         // What an agent before it left.
         let _ = fs::remove_file(&socket);
-        let program = Program::start(
-            self.host(of),
-            &TCPMIG,
-            &["agent", "--config", config.to_str().unwrap()],
-        );
+        // No more than the unit gives it; what is started as another user needs more.
+        let mut capabilities = "-all,+net_admin,+net_raw,+chown".to_owned();
+        if fs::read_to_string(&config)
+            .unwrap()
+            .contains("command_user")
+        {
+            capabilities += ",+setuid,+setgid";
+        }
+        let mut command = self.host(of).command("setpriv").unwrap();
+        command
+            .args(["--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all"])
+            .args([
+                "--bounding-set",
+                &capabilities,
+                "--",
+                &TCPMIG,
+                "agent",
+                "--config",
+            ])
+            .arg(&config);
+        let program = Program::spawn(&mut command);
         let mut agent = Agent {
             program,
             socket,
@@ -169,14 +197,10 @@ impl Hosts {
 
     /// Puts the Python files where servers can read them: the checkout may be out of that user's reach.
     pub(crate) fn python_files(&self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/counter_server.py");
-        let library = concat!(env!("CARGO_MANIFEST_DIR"), "/python/tcpmig_agent.py");
-        for file in [script, library] {
-            let copy = self.file(file.rsplit('/').next().unwrap());
-            if !copy.exists() {
-                fs::copy(file, &copy).unwrap();
-                fs::set_permissions(&copy, Permissions::from_mode(0o644)).unwrap();
-            }
+        for (name, text) in PYTHON_FILES {
+            let path = self.file(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         }
     }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use tcpmig_sys::kernel_test;
 
-use crate::hosts::{Hosts, PYTHON, signal};
+use crate::hosts::{Hosts, PYTHON, PYTHON_FILES, signal};
 use crate::support::{Program, succeeds};
 use crate::traffic::Traffic;
 
@@ -74,16 +74,20 @@ kernel_test!(a_host_is_drained_and_ends, || {
 
 #[test]
 fn the_library_reads_what_it_writes_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in PYTHON_FILES {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
     let run = |code: &str| {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/python");
-        let code = format!(
-            "import sys; sys.path.insert(0, {folder:?}); from tcpmig_agent import *\n{code}"
-        );
-        Command::new(PYTHON)
-            .args(["-B", "-c", &code])
-            .status()
-            .unwrap()
-            .success()
+        let status = Command::new(PYTHON)
+            .args([
+                "-B",
+                "-c",
+                &format!("import sys\nfrom tcpmig_agent import *\n{code}"),
+            ])
+            .env("PYTHONPATH", folder.path())
+            .status();
+        status.unwrap().success()
     };
     assert!(run(
         "for value in [None, True, 0, 127, 128, 2**64 - 1, -1, 'x' * 70000, b'x' * 300, [1] * 20, {'a': {'b': [b'']}}]: assert unpack(pack(value)) == value"

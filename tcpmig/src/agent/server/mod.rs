@@ -57,7 +57,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 
 pub use config::StartError;
 
@@ -188,19 +188,21 @@ impl Agent {
     /// # Errors
     ///
     /// [`StartError`]: everything is as it was.
-    pub fn reload(&self) -> Result<(), StartError> {
+    pub fn reload(&mut self) -> Result<(), StartError> {
         let reloaded = self.try_reload();
         self.shared.metrics.count_reload(reloaded.is_ok());
         reloaded
     }
 
-    fn try_reload(&self) -> Result<(), StartError> {
+    fn try_reload(&mut self) -> Result<(), StartError> {
         let config = Config::read(&self.path)?;
+        let keys_changed = config.credentials.changed();
         self.shared.config().check_fixed(&config)?;
         let lease = Options::default().redirect_lease;
         let (destinations, policy) = hosts::known(&config.hosts, lease)?;
         let (identity, trust) = config.credentials.read(&config.hosts)?;
         self.shared.endpoint.reload(&identity, &trust)?;
+        self.keys_changed = keys_changed;
         self.arrivals.set_policy(policy);
         self.shared.set(config, by_name(destinations));
         Ok(())
@@ -213,7 +215,7 @@ impl Agent {
             let metrics = shared.metrics.clone();
             tokio::spawn(door.serve(metrics, move || shared.look()));
         }
-        let mut looks = interval(LOOKED);
+        let mut looks = interval_at(Instant::now() + LOOKED, LOOKED);
         loop {
             tokio::select! {
                 _ = looks.tick() => self.renew_keys(),
