@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig_format::Octets;
@@ -11,7 +12,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
-use super::wire::{Assembler, MAX_PACKET, Message, WireError};
+use super::wire::{Assembler, Budget, MAX_PACKET, Message, WireError};
 
 /// How long to wait when too many descriptors are on their way, or too many connections wait to be accepted.
 const FULL: Duration = Duration::from_millis(5);
@@ -132,8 +133,13 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new() -> Self {
+        Self::within(Arc::default())
+    }
+
+    /// Several links have this budget for pieces together.
+    pub(super) fn within(budget: Arc<Budget>) -> Self {
         Self {
-            assembler: Assembler::default(),
+            assembler: Assembler::within(budget),
             buffer: Octets::new(),
         }
     }

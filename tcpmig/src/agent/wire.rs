@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -275,19 +277,60 @@ pub(super) fn packets<M: Message>(mut message: M) -> Vec<Octets> {
     packets
 }
 
+/// How many bytes in pieces several links may have together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicUsize,
+    most: usize,
+}
+
+impl Budget {
+    pub(super) fn new(most: usize) -> Self {
+        let used = AtomicUsize::new(0);
+        Self { used, most }
+    }
+}
+
+impl Default for Budget {
+    /// As much as one link may have.
+    fn default() -> Self {
+        Self::new(MAX_PIECES)
+    }
+}
+
 /// Puts packets together to messages.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     pieces: BTreeMap<u64, Octets>,
     bytes: usize,
+    budget: Arc<Budget>,
+}
+
+impl Drop for Assembler {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Assembler {
+    /// One of several that have a budget together.
+    pub(super) fn within(budget: Arc<Budget>) -> Self {
+        Self {
+            pieces: BTreeMap::new(),
+            bytes: 0,
+            budget,
+        }
+    }
+
     /// Takes the next packet; `None` if the message goes on in those after it.
     pub(super) fn packet<M: Message>(&mut self, packet: &[u8]) -> Result<Option<M>, WireError> {
         let mut message: M = decoded(packet)?;
         if let Some((id, octets)) = message.as_piece() {
             self.bytes += octets.len();
+            let used = self.budget.used.fetch_add(octets.len(), Ordering::Relaxed);
+            if used + octets.len() > self.budget.most {
+                return Err(WireError::TooMuch);
+            }
             let whole = self.pieces.entry(id).or_default();
             whole.extend_from_slice(octets);
             // Short pieces of many messages would take many times their bytes.
@@ -300,6 +343,7 @@ impl Assembler {
             && let Some(mut whole) = self.pieces.remove(&id)
         {
             self.bytes -= whole.len();
+            self.budget.used.fetch_sub(whole.len(), Ordering::Relaxed);
             whole.extend_from_slice(rest);
             *rest = whole;
         }
@@ -499,6 +543,14 @@ mod tests {
         let piece = packets(ToAgent::piece(1, vec![0; PIECE].into())).remove(0);
         let taken = (0..).take_while(|_| assembler.packet::<ToAgent>(&piece).is_ok());
         assert_eq!(taken.count(), MAX_PIECES / PIECE);
+        // Of two links of one user.
+        let budget = Arc::new(Budget::new(3 * PIECE));
+        let mut one = Assembler::within(budget.clone());
+        let mut other = Assembler::within(budget);
+        let takes = |link: &mut Assembler| link.packet::<ToAgent>(&piece).is_ok();
+        assert!(takes(&mut one) && takes(&mut one) && takes(&mut other) && !takes(&mut other));
+        drop(one);
+        assert!(takes(&mut other));
         let mut assembler = Assembler::default();
         let mut piece = |id| {
             let piece = packets(ToAgent::piece(id, b"x"[..].into())).remove(0);

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::Shared;
 use super::giving::{Answer, Give};
 use super::registry::{Client, Out, Registration};
+use super::users::Place;
 use crate::agent::link::{Incoming, Link, LinkError};
 use crate::agent::wire::{self, ToAgent, ToClient, VERSION};
 use crate::handover::{Code, Refusal};
@@ -52,6 +53,7 @@ struct Connection {
     ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     /// Tasks that are for this client alone.
     questions: JoinSet<()>,
+    _place: Place,
 }
 
 impl Connection {
@@ -66,7 +68,15 @@ impl Connection {
             );
             return Err(LinkError::Closed);
         }
-        let mut incoming = Incoming::new();
+        let Some(place) = shared.users.enter(user) else {
+            tracing::warn!(
+                user,
+                process,
+                "a program of a user that has too many connected is turned away"
+            );
+            return Err(LinkError::Closed);
+        };
+        let mut incoming = Incoming::within(place.user().pieces.clone());
         let hello = timeout(GREETED_WITHIN, incoming.next(&link)).await;
         let (hello, _) = hello.unwrap_or(Err(LinkError::Closed))?;
         let ToAgent::Hello { oldest, newest } = hello else {
@@ -102,6 +112,7 @@ impl Connection {
             gives: HashMap::new(),
             ended: mpsc::unbounded_channel(),
             questions: JoinSet::new(),
+            _place: place,
         })
     }
 

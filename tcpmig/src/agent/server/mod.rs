@@ -40,6 +40,7 @@ mod metrics;
 mod recovering;
 mod registry;
 mod taking;
+mod users;
 
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
@@ -73,6 +74,7 @@ use drains::Drains;
 use giving::Given;
 use metrics::{Door, Metrics, remove_socket};
 use registry::{Registration, Registry};
+use users::Users;
 
 /// How often it is looked whether somebody has renewed the certificates.
 const LOOKED: Duration = Duration::from_secs(30);
@@ -103,11 +105,12 @@ struct Shared {
     locker: Arc<dyn Locker>,
     mover: Mover,
     registry: Registry,
+    users: Users,
     drains: Drains,
     given: Given,
     metrics: Arc<Metrics>,
     /// What an agent before this one had begun and not ended.
-    left_open: Vec<Unfinished>,
+    left_open: std::sync::Mutex<Vec<Unfinished>>,
     /// What the targets say of that.
     earlier: Arc<Mutex<Vec<Resolved>>>,
 }
@@ -151,10 +154,11 @@ impl Agent {
             locker: locker.clone(),
             mover,
             registry: Registry::default(),
+            users: Users::default(),
             drains: Drains::default(),
             given: Given::default(),
             metrics: Arc::new(Metrics::new()),
-            left_open,
+            left_open: left_open.into(),
             earlier: Arc::default(),
         });
         let asks = shared.clone();
@@ -384,7 +388,8 @@ impl Shared {
 
     /// Settles with the targets what an agent before this one had begun.
     fn resolve_earlier(self: Arc<Self>) {
-        if self.left_open.is_empty() {
+        let left = self.left_open.lock();
+        if left.unwrap_or_else(PoisonError::into_inner).is_empty() {
             return;
         }
         // Before anybody can ask.

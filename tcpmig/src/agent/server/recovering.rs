@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tcpmig_format::FourTuple;
+use tcpmig_lock::{LockError, LockGuard};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_sys::repair::{FreezeError, FrozenSocket, is_in_repair_mode};
 use tcpmig_sys::sockets::cookie;
@@ -14,7 +16,7 @@ use super::Shared;
 use super::giving::{Answer, this_hosts};
 use super::registry::Client;
 use crate::agent::wire::ToClient;
-use crate::driver::journal::Note;
+use crate::driver::journal::{Note, Unfinished};
 use crate::handover::{Fate, HandoverId};
 
 /// How long to wait before targets are asked again about what an earlier agent left in doubt.
@@ -60,9 +62,8 @@ impl Shared {
         if !in_this.unwrap_or(false) {
             return Answer::Gone("it is not a socket of this network namespace".to_owned());
         }
-        let of_this = self.left_open.iter().filter(|left| left.about.flow == flow);
-        let Some(left) = of_this.max_by_key(|left| left.since) else {
-            return self.without_record(flow, socket);
+        let Some(left) = self.take_left(flow) else {
+            return without_record(flow, socket);
         };
         if left.note != Note::Committing {
             // COMMIT was not sent: nobody else can have it.
@@ -95,6 +96,19 @@ impl Shared {
         }
     }
 
+    /// The newest handover of these ends that an earlier agent had begun and not ended. One that goes on here is no longer among them:
+    /// what happens to the connection later is not its business.
+    fn take_left(&self, flow: FourTuple) -> Option<Unfinished> {
+        let left = self.left_open.lock();
+        let mut left = left.unwrap_or_else(PoisonError::into_inner);
+        let of_this = left.iter().filter(|left| left.about.flow == flow);
+        let newest = of_this.max_by_key(|left| left.since).cloned();
+        if newest.as_ref().is_some_and(|left| left.note != Note::Committing) {
+            left.retain(|left| left.about.flow != flow);
+        }
+        newest
+    }
+
     /// What the target says of a handover that an earlier agent had committed.
     async fn fate_of(&self, id: HandoverId) -> Fate {
         let earlier = self.earlier.lock().await;
@@ -110,25 +124,6 @@ impl Shared {
         }
     }
 
-    /// The journal has its end, or never had its beginning.
-    fn without_record(&self, flow: FourTuple, socket: OwnedFd) -> Answer {
-        match is_in_repair_mode(socket.as_fd()) {
-            // Its end was noted before that could be said.
-            Ok(true) => {
-                end_silently(socket);
-                Answer::Gone("the agent died after it had left this host".to_owned())
-            }
-            // One that was given up has no connection any more.
-            Ok(false) if this_hosts(&socket).is_ok_and(|of| of == flow) && lives(&socket) => {
-                Answer::kept(
-                    "other",
-                    "the agent died before it was frozen, or after it was kept",
-                )
-            }
-            _ => Answer::Gone("it does not live here any more".to_owned()),
-        }
-    }
-
     /// It was frozen, or about to be, when an agent died.
     fn bring_back(&self, flow: FourTuple, socket: OwnedFd) -> Answer {
         let lost = |error: &dyn std::fmt::Display| {
@@ -141,29 +136,47 @@ impl Shared {
             Ok(is_frozen) => is_frozen,
             Err(error) => return lost(&error),
         };
-        let left = if is_frozen {
-            match FrozenSocket::left_behind(socket) {
-                Ok(left) => Some(left),
-                Err(FreezeError { error, .. }) => return lost(&error),
-            }
-        } else {
-            None
-        };
         // Before the thaw, so that what makes the peer answer can leave.
         let unlocked = self
             .locker
             .take_over(&[flow], LEASE)
-            .and_then(tcpmig_lock::LockGuard::release);
+            .and_then(LockGuard::release);
+        if let Err(LockError::AlreadyLocked(_)) = unlocked {
+            return Answer::Gone("another process moves it".to_owned());
+        }
         if let Err(error) = unlocked {
             tracing::warn!(%flow, %error, "what a dead agent left stays until its lease ends");
         }
-        match left.map_or(Ok(()), |left| left.thaw().map(drop)) {
-            Ok(()) => {
+        let thawed = match is_frozen {
+            true => FrozenSocket::left_behind(socket).and_then(FrozenSocket::thaw),
+            false => Ok(socket),
+        };
+        match thawed {
+            Ok(_) => {
                 tracing::info!(%flow, "a connection that a dead agent left frozen goes on here");
                 Answer::kept("other", "the agent died before COMMIT; it goes on here")
             }
             Err(FreezeError { error, .. }) => lost(&error),
         }
+    }
+}
+
+/// The journal has its end, or never had its beginning.
+fn without_record(flow: FourTuple, socket: OwnedFd) -> Answer {
+    match is_in_repair_mode(socket.as_fd()) {
+        // Its end was noted before that could be said.
+        Ok(true) => {
+            end_silently(socket);
+            Answer::Gone("the agent died after it had left this host".to_owned())
+        }
+        // One that was given up has no connection any more.
+        Ok(false) if this_hosts(&socket).is_ok_and(|of| of == flow) && lives(&socket) => {
+            Answer::kept(
+                "other",
+                "the agent died before it was frozen, or after it was kept",
+            )
+        }
+        _ => Answer::Gone("it does not live here any more".to_owned()),
     }
 }
 
