@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from dataclasses import dataclass, field
 
 DEFAULT_SOCKET = "/run/tcpmig/agent.sock"
@@ -429,7 +430,7 @@ class Agent:
                     (descriptor,) = struct.unpack("i", data[:4])
             if not packet:
                 raise EOFError
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & socket.MSG_TRUNC:
                 raise ValueError("a packet is cut")
             ((name, fields),) = unpack(packet).items()
             if name == "piece":
@@ -463,7 +464,9 @@ class Agent:
             self._offers.pop(message_id, None)
         elif name == "arrived":
             offer = self._offers.pop(message_id, None)
-            if offer is not None and descriptor is not None:
+            if descriptor is None:
+                print("tcpmig: a connection is lost, for which this process has no room (RLIMIT_NOFILE)", file=sys.stderr)
+            elif offer is not None:
                 sock, descriptor = socket.socket(fileno=descriptor), None
                 sock.setblocking(False)
                 self._events.put_nowait(Arrived(offer, sock, fields["unwritten"]))

@@ -145,10 +145,12 @@ pub fn receive(from: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
     let descriptor = descriptors.next();
     // The space for one is rounded up, and may be enough for two.
     let are_more = descriptors.next().is_some();
-    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    // Without any it is this process that has no room.
+    let were_more =
+        are_more || received.flags.contains(ReturnFlags::CTRUNC) && descriptor.is_some();
     Ok(Received {
         len: received.bytes,
-        is_cut: received.flags.intersects(cut) || are_more,
+        is_cut: received.flags.contains(ReturnFlags::TRUNC) || were_more,
         descriptor,
     })
 }

@@ -15,6 +15,8 @@ pub(super) const VERSION: u16 = 1;
 pub(super) const MAX_PACKET: usize = 64 << 10;
 /// The most bytes of layers, or of what was not written, in one packet: the rest of it is the message's fields.
 const PIECE: usize = 48 << 10;
+/// How many bytes the other fields of a message mostly have.
+const FIELDS: usize = 1 << 10;
 /// The most bytes that a side has sent in pieces and not completed.
 const MAX_PIECES: usize = 64 << 20;
 /// The most messages of which a side has sent pieces and not the rest.
@@ -195,9 +197,15 @@ pub(super) enum WireError {
     Layers(String),
 }
 
-fn encoded<T: Serialize>(value: &T) -> Vec<u8> {
+/// Encodes something of about so many bytes. In one piece: memory that grows leaves secrets behind where it was.
+fn encoded<T: Serialize>(value: &T, about: usize) -> Octets {
+    let mut bytes = Vec::with_capacity(about);
+    let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
     // INVARIANT: numbers, strings, bytes and lists of them always have an encoding, and a `Vec` takes it.
-    rmp_serde::to_vec_named(value).expect("a message can be encoded")
+    value
+        .serialize(&mut serializer)
+        .expect("a message can be encoded");
+    bytes.into()
 }
 
 fn decoded<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, WireError> {
@@ -270,10 +278,11 @@ pub(super) fn packets<M: Message>(mut message: M) -> Vec<Octets> {
     if let Some((id, long)) = message.long() {
         while long.len() > PIECE {
             let piece = M::piece(id, long.split_to(PIECE));
-            packets.push(encoded(&piece).into());
+            packets.push(encoded(&piece, PIECE + FIELDS));
         }
     }
-    packets.push(encoded(&message).into());
+    let rest = message.long().map_or(0, |(_, rest)| rest.len());
+    packets.push(encoded(&message, rest + FIELDS));
     packets
 }
 
@@ -370,15 +379,7 @@ pub(super) fn encode_layers(layers: &[Layer]) -> Octets {
         })
         .collect();
     let payloads: usize = layers.iter().map(|layer| layer.payload.len()).sum();
-    // In one piece: memory that grows leaves secrets behind where it was.
-    let room = payloads + layers.len() * (255 + 64) + 16;
-    let mut bytes = Vec::with_capacity(room);
-    let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
-    // INVARIANT: as for messages.
-    layers
-        .serialize(&mut serializer)
-        .expect("layers can be encoded");
-    bytes.into()
+    encoded(&layers, payloads + layers.len() * (255 + 64) + 16)
 }
 
 pub(super) fn decode_layers(bytes: &[u8]) -> Result<Vec<Layer>, WireError> {

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use tracing::Instrument;
 
-use super::journal::Unfinished;
+use super::journal::{Note, Unfinished};
 use super::outgoing::Outgoing;
 use super::source::{Destination, Mover};
 use super::spans;
-use crate::handover::Fate;
+use crate::handover::{Fate, Why};
 use crate::steer::External;
 
 /// What became of a handover that a process before this one had begun.
@@ -23,6 +23,9 @@ pub struct Resolved {
     /// Where its connection is: [`Fate::Moved`], [`Fate::Lost`], or still [`Fate::InDoubt`]. The socket of this host
     /// ended with its process, so none is kept.
     pub fate: Fate,
+    /// Of one that is lost: the target never had it and never will. Whoever has a duplicate of its socket, frozen as it was left, may let
+    /// it go on.
+    pub never_left: bool,
     /// Why, for a person to read.
     pub reason: String,
 }
@@ -51,8 +54,13 @@ impl Mover {
         for open in left_open {
             let span = spans::source(open.id, &open.about.host);
             let resolving = self.resolve_one(&open, &mut silent, until);
-            let (fate, reason) = resolving.instrument(span).await;
-            resolved.push(Resolved { open, fate, reason });
+            let (fate, never_left, reason) = resolving.instrument(span).await;
+            resolved.push(Resolved {
+                open,
+                fate,
+                never_left,
+                reason,
+            });
         }
         resolved
     }
@@ -64,7 +72,7 @@ impl Mover {
         }: &Unfinished,
         silent: &mut HashSet<SocketAddr>,
         until: Instant,
-    ) -> (Fate, String) {
+    ) -> (Fate, bool, String) {
         let to = Destination {
             // Whoever has none is not asked.
             address: about.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
@@ -90,8 +98,11 @@ impl Mover {
         }
         // INVARIANT: it has just come to its end.
         let fate = orphan.session.ended().unwrap_or(Fate::InDoubt);
-        let why = unasked.filter(|_| fate == Fate::InDoubt);
-        let why = why.map_or_else(|| orphan.session.take_why().to_string(), str::to_owned);
-        (fate, why)
+        let why = orphan.session.take_why();
+        let never_committed = *note != Note::Committing || matches!(why, Why::Aborted(_));
+        let never_left = fate == Fate::Lost && never_committed;
+        let unasked = unasked.filter(|_| fate == Fate::InDoubt);
+        let reason = unasked.map_or_else(|| why.to_string(), str::to_owned);
+        (fate, never_left, reason)
     }
 }

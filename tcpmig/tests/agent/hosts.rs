@@ -11,6 +11,9 @@ use tcpmig_sys::lab::Host;
 
 use crate::support::{Net, Program, TCPMIG, succeeds, tcpmig, text, until};
 
+/// How many descriptors an agent may have.
+pub(crate) const DESCRIPTORS: usize = 400;
+
 /// The system's own: one in a folder of root's is out of reach for servers.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
@@ -145,8 +148,9 @@ impl Hosts {
         {
             capabilities += ",+setuid,+setgid";
         }
-        let mut command = self.host(of).command("setpriv").unwrap();
+        let mut command = self.host(of).command("prlimit").unwrap();
         command
+            .args([&format!("--nofile={DESCRIPTORS}"), "--", "setpriv"])
             .args(["--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all"])
             .args([
                 "--bounding-set",

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tcpmig_sys::kernel_test;
 
-use crate::hosts::{Hosts, PYTHON, open_service, signal};
+use crate::hosts::{DESCRIPTORS, Hosts, PYTHON, open_service, signal};
 use crate::support::{Program, succeeds, text, until};
 use crate::traffic::Traffic;
 
@@ -290,3 +290,46 @@ kernel_test!(a_configuration_that_changes_holds_for_what_comes, || {
     hears(&servers[1], "kept");
     traffic.ends_well();
 });
+
+kernel_test!(
+    an_agent_without_descriptors_recovers_when_there_are_some,
+    || {
+        let hosts = Hosts::new();
+        let servers = [hosts.python("a"), hosts.python("b")];
+        let traffic = Traffic::start(&hosts.peer);
+        traffic.goes_on();
+        let code = format!(
+            r#"
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+links = []
+for _ in range({DESCRIPTORS}):
+    links.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    links[-1].setblocking(False)
+    try:
+        links[-1].connect(sys.argv[1])
+        links[-1].send(pack({{"hello": {{"oldest": 1, "newest": 1}}}}))
+    except BlockingIOError:
+        pass
+print("full", flush=True)
+sys.stdin.readline()
+"#
+        );
+        let mut full = Program::spawn(&mut script(&hosts, &code));
+        assert_eq!(full.hear(), "full");
+        // It may be refused as long as the descriptors are taken, and goes on here.
+        signal(&servers[0], "USR1");
+        let first = servers[0].hear();
+        traffic.goes_on();
+        full.say("end");
+        assert!(full.ends());
+        if !first.starts_with("moved") {
+            until("it moves", || {
+                signal(&servers[0], "USR1");
+                servers[0].hear().starts_with("moved")
+            });
+        }
+        traffic.goes_on();
+        traffic.ends_well();
+    }
+);

@@ -314,7 +314,7 @@ impl Shared {
         let answer = loop {
             ending = match ending {
                 Ending::Moved => {
-                    self.metrics.stood_still(report.blackout_us);
+                    self.metrics.stood_still(report.blackout);
                     break moved(handover, &report);
                 }
                 Ending::Kept { reason, .. } => {
@@ -331,7 +331,7 @@ impl Shared {
                     } else {
                         sleep(AGAIN).await;
                     }
-                    doubt.ask().await
+                    doubt.ask().await.ending
                 }
             };
         };
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_report_is_its_numbers() {
         let report = Report {
-            blackout_us: 700,
+            blackout: Duration::from_micros(700),
             image_bytes: u64::MAX,
             ..Report::default()
         };

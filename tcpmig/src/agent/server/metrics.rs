@@ -152,9 +152,8 @@ impl Metrics {
         self.arrivals.get_or_create(&of(service, outcome)).inc();
     }
 
-    pub(super) fn stood_still(&self, micros: u64) {
-        self.blackout
-            .observe(Duration::from_micros(micros).as_secs_f64());
+    pub(super) fn stood_still(&self, time: Duration) {
+        self.blackout.observe(time.as_secs_f64());
     }
 
     /// How many moves of a service had this outcome.

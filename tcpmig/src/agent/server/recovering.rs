@@ -73,12 +73,14 @@ impl Shared {
         let mut is_doubted = false;
         loop {
             match self.fate_of(left.id).await {
-                Fate::Moved => {
+                // The target never had it.
+                (Fate::Lost, true) => return self.bring_back(flow, socket),
+                (Fate::Moved, _) => {
                     end_silently(socket);
                     let report = BTreeMap::new();
                     return Answer::Moved { handover, report };
                 }
-                Fate::InDoubt => {
+                (Fate::InDoubt, _) => {
                     if !is_doubted {
                         is_doubted = true;
                         let handover = Some(handover.clone());
@@ -87,7 +89,7 @@ impl Shared {
                     sleep(AGAIN).await;
                     self.ask_again().await;
                 }
-                Fate::Kept | Fate::Lost => {
+                (Fate::Kept | Fate::Lost, _) => {
                     end_silently(socket);
                     let reason = "it had been committed, and the target does not have it";
                     return Answer::Lost(reason.to_owned());
@@ -103,17 +105,20 @@ impl Shared {
         let mut left = left.unwrap_or_else(PoisonError::into_inner);
         let of_this = left.iter().filter(|left| left.about.flow == flow);
         let newest = of_this.max_by_key(|left| left.since).cloned();
-        if newest.as_ref().is_some_and(|left| left.note != Note::Committing) {
+        if newest
+            .as_ref()
+            .is_some_and(|left| left.note != Note::Committing)
+        {
             left.retain(|left| left.about.flow != flow);
         }
         newest
     }
 
-    /// What the target says of a handover that an earlier agent had committed.
-    async fn fate_of(&self, id: HandoverId) -> Fate {
+    /// What the target says of a handover that an earlier agent had committed, and whether the connection never left.
+    async fn fate_of(&self, id: HandoverId) -> (Fate, bool) {
         let earlier = self.earlier.lock().await;
         let resolved = earlier.iter().find(|one| one.open.id == id);
-        resolved.map_or(Fate::InDoubt, |resolved| resolved.fate)
+        resolved.map_or((Fate::InDoubt, false), |one| (one.fate, one.never_left))
     }
 
     async fn ask_again(&self) {
