@@ -63,8 +63,6 @@ where
     /// this to [`accept_async`](crate::driver::Acceptor::accept_async), and a connection with which it does not go on is refused
     /// before it leaves its source.
     ///
-    /// There is no carrier yet, so the service is not told the [facts](crate::session::Carrier::facts) of one.
-    ///
     /// The result is for [`Arrival::ready`], so that the service is not asked again when the connection is here. Dropping it
     /// drops the service's answer.
     ///
@@ -74,15 +72,17 @@ where
     pub async fn get_ready(&self, layers: &[Layer]) -> Result<Ready<S::Response>, SessionError> {
         self.check(layers)?;
         let mut layers = LayerReader::new(layers);
-        self.carriers
-            .check(&mut layers)
-            .map_err(SessionError::Carrier)?;
+        let facts = self.carriers.check(&mut layers);
+        let facts = facts.map_err(SessionError::Carrier)?;
         let session = Session::read(layers)?;
         let state = (self.make_state)(session.state.as_ref())?;
+        let known = Known {
+            state,
+            facts: facts.map(self::facts),
+        };
         let within = self.times.answer_within;
         let late = |_| SessionError::NoAnswer(within);
         if let Some(handed) = session.handed {
-            let known = Known { state, facts: None };
             let mut replay = Replay::<S, K::Carrier>::begin(&self.service, &known, handed)?;
             let asked = poll_fn(|cx| replay.poll(cx));
             let begun = timeout(within, asked).await.map_err(late)??;
@@ -92,13 +92,11 @@ where
             return Ok(Ready(Made::Nothing));
         };
         let (mut parts, ()) = head::parse(&middle.request)?.into_parts();
-        if let Some(state) = &state {
-            state.extend(&mut parts.extensions);
-        }
+        known.extend(&mut parts.extensions);
         let body = Bytes::copy_from_slice(&middle.body);
         let asked = ask(&*self.service, again(parts, &middle, body));
         let rest = timeout(within, asked).await.map_err(late)??;
-        Ok(Ready(Made::Rest(state, rest)))
+        Ok(Ready(Made::Rest(known.state, rest)))
     }
 
     /// The carrier of a connection that was accepted, for [`Movable::connection`]; plain TCP is its own.
@@ -260,11 +258,7 @@ where
     }
 
     fn about_carrier(&self, state: Option<Arc<dyn AnyState>>, stream: &K::Carrier) -> About {
-        let facts = stream.facts().map(|facts| -> Facts {
-            Arc::new(move |extensions| {
-                extensions.insert(facts.clone());
-            })
-        });
+        let facts = stream.facts().map(facts);
         self.about(Known { state, facts }, Flow::of(stream.tcp()))
     }
 
@@ -335,4 +329,11 @@ where
         let service = Watched::new(common, resumed);
         Http::new(&self.builder, gate, service, shared)
     }
+}
+
+/// Tells requests what is known of their connection's carrier.
+fn facts<T: Clone + Send + Sync + 'static>(facts: T) -> Facts {
+    Arc::new(move |extensions| {
+        extensions.insert(facts.clone());
+    })
 }

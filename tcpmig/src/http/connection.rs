@@ -176,8 +176,10 @@ impl<C: Carrier> Drained<C> {
     ///
     /// # Errors
     ///
-    /// [`SessionError::Encode`], [`SessionError::Socket`]; the connection is closed.
+    /// [`SessionError::Encode`], [`SessionError::Socket`], [`SessionError::Unmovable`]; the connection is closed. Ask
+    /// [`Carrier::check`] before, and [`Movable::resume`](super::Movable::resume) a connection that cannot move.
     pub fn into_parts(self) -> Result<Parts, SessionError> {
+        self.stream.check().map_err(SessionError::Unmovable)?;
         let layer = self.session.to_layer()?;
         let mut parts = self.stream.into_parts()?;
         parts.layers.push(layer);

@@ -435,7 +435,8 @@ where
     ) -> Option<Result<Connection<S, K::Carrier>, SessionError>> {
         let Drained { stream, session } = drained;
         let request = notice::request(&session);
-        let layer = match session.to_layer() {
+        let layer = stream.check().map_err(SessionError::Unmovable);
+        let layer = match layer.and_then(|()| session.to_layer()) {
             Ok(layer) => layer,
             Err(error) => {
                 order.stays(Stays::Session(error));

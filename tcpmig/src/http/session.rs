@@ -65,6 +65,9 @@ pub enum SessionError {
     /// What the session runs over cannot go on here.
     #[error("what the session runs over cannot go on here: {0}")]
     Carrier(Refusal),
+    /// What the session runs over cannot be taken apart; it goes on where it is.
+    #[error("what the session runs over cannot move: {0}")]
+    Unmovable(std::io::Error),
     /// Something runs above the session that this module does not know.
     #[error(transparent)]
     Unconsumed(#[from] UnconsumedLayer),

@@ -180,10 +180,10 @@ impl Carriers for Labels {
         Ok(Labelled(stream))
     }
 
-    fn check(&self, layers: &mut LayerReader<'_>) -> Result<(), Refusal> {
+    fn check(&self, layers: &mut LayerReader<'_>) -> Result<Option<Infallible>, Refusal> {
         let label = layers.next_of(LABEL);
         let refusal = || Refusal::new(Code::Session, "the connection has no label");
-        label.map(drop).ok_or_else(refusal)
+        label.map(|_| None).ok_or_else(refusal)
     }
 
     fn rebuild(

@@ -26,6 +26,15 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// What is known of it; an HTTP session puts it into the extensions of each request.
     fn facts(&self) -> Option<Self::Facts>;
 
+    /// Whether it can be taken apart now. A session asks before it does so, and goes on here if not.
+    ///
+    /// # Errors
+    ///
+    /// Why not; nothing has changed.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Takes it apart: its socket, and its layers from the bottom up; a plain TCP connection has none. The session puts its own on
     /// top.
     ///
@@ -37,6 +46,9 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Whatever the socket or the protocol says; the connection is closed then.
     fn into_parts(self) -> io::Result<Parts>;
 }
+
+/// What is known of the carriers that `K` makes.
+pub type FactsOf<K> = <<K as Carriers>::Carrier as Carrier>::Facts;
 
 /// How the connections of a server get their carriers: what is accepted begins one, what moved or was kept has one already.
 pub trait Carriers: Send + Sync + 'static {
@@ -50,13 +62,13 @@ pub trait Carriers: Send + Sync + 'static {
     /// The handshake's; the connection is closed.
     fn accept(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Carrier>> + Send;
 
-    /// Whether a carrier can be rebuilt from the lowest layers, which this consumes. It is asked before the
-    /// connection leaves its source, and must not wait.
+    /// Whether a carrier can be rebuilt from the lowest layers, which this consumes, and the [facts](Carrier::facts) that it will
+    /// have. It is asked before the connection leaves its source, and must not wait.
     ///
     /// # Errors
     ///
     /// Why not, for the source.
-    fn check(&self, layers: &mut LayerReader<'_>) -> Result<(), Refusal>;
+    fn check(&self, layers: &mut LayerReader<'_>) -> Result<Option<FactsOf<Self>>, Refusal>;
 
     /// The carrier of a connection that moved here or was kept, from the layers that [`Carrier::into_parts`] gave, which this
     /// consumes. `unwritten` is what TCP did not take: it goes to the peer before all else.
@@ -112,8 +124,8 @@ impl Carriers for Tcp {
         ready(Ok(stream))
     }
 
-    fn check(&self, _: &mut LayerReader<'_>) -> Result<(), Refusal> {
-        Ok(())
+    fn check(&self, _: &mut LayerReader<'_>) -> Result<Option<Infallible>, Refusal> {
+        Ok(None)
     }
 
     fn rebuild(

@@ -19,5 +19,5 @@ mod carrier;
 mod mover;
 mod way;
 
-pub use carrier::{Carrier, Carriers, Rebuilt, Tcp};
+pub use carrier::{Carrier, Carriers, FactsOf, Rebuilt, Tcp};
 pub use way::{Arrival, Departed, Doubt, Parts, Way};

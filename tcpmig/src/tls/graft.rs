@@ -28,12 +28,11 @@ use tcpmig_format::Octets;
 /// What a handshake in memory is to end with.
 pub(super) struct Graft {
     pub(super) secrets: Secrets,
-    /// The keys that follow from them.
-    pub(super) client_key: Octets,
-    pub(super) server_key: Octets,
-    /// The numbers of the session's records of which the connection thinks that they are 0.
-    pub(super) client_first: u64,
-    pub(super) server_first: u64,
+    /// The key that follows from them for what the connection that goes on writes, and the number of the session's record
+    /// of which that thinks that it is 0.
+    pub(super) own: (Octets, u64),
+    /// The same for what it reads.
+    pub(super) other: (Octets, u64),
     pub(super) switches: Arc<Switches>,
 }
 
@@ -269,14 +268,14 @@ impl MessageDecrypter for Decrypter {
     }
 }
 
-/// What protects the records of the server, which is what goes on.
+/// What protects the records of the end that goes on.
 fn encrypter(
     key: &[u8],
     limit: u64,
     inner: Box<dyn MessageEncrypter>,
 ) -> Box<dyn MessageEncrypter> {
     let parts = with_graft(|graft| {
-        let first = (graft.server_key[..] == *key).then_some(graft.server_first);
+        let first = (graft.own.0[..] == *key).then_some(graft.own.1);
         let encrypts = &graft.switches.encrypts;
         encrypts.fetch_or(first.is_some(), Ordering::Relaxed);
         Some((first, graft.switches.clone()))
@@ -296,7 +295,7 @@ fn encrypter(
 
 fn decrypter(key: &[u8], inner: Box<dyn MessageDecrypter>) -> Box<dyn MessageDecrypter> {
     let parts = with_graft(|graft| {
-        let first = (graft.client_key[..] == *key).then_some(graft.client_first);
+        let first = (graft.other.0[..] == *key).then_some(graft.other.1);
         let decrypts = &graft.switches.decrypts;
         decrypts.fetch_or(first.is_some(), Ordering::Relaxed);
         Some((first, graft.switches.clone()))

@@ -7,12 +7,14 @@ use tcpmig_format::{Layer, LayerReader, Octets};
 use super::keys::Direction;
 use crate::handover::{Code, Refusal};
 
-/// The kind of the layer.
+/// The kind of the layer of a server's session.
 pub const KIND: &str = "tcpmig-tls";
-/// Its version.
+/// That of a client's.
+pub const CLIENT_KIND: &str = "tcpmig-tls-client";
+/// The version of both.
 pub const VERSION: u32 = 1;
 
-/// A TLS session of a server at rest. It has the session's secrets: who reads it reads and writes the session, and two
+/// One end of a TLS session at rest. It has the session's secrets: who reads it reads and writes the session, and two
 /// who go on with it give the secrets away. It has no `Debug`.
 #[derive(Default)]
 pub(super) struct State {
@@ -27,7 +29,7 @@ pub(super) struct State {
     pub(super) exporter: Octets,
     pub(super) server_name: Option<String>,
     pub(super) alpn: Option<Vec<u8>>,
-    /// The client's, in DER, its own first.
+    /// Those of the other end, in DER, its own first.
     pub(super) certificates: Vec<Vec<u8>>,
     /// Read from TCP, not decrypted: it can end in the middle of a record.
     pub(super) received: Octets,
@@ -65,7 +67,7 @@ struct Payload<'a> {
 }
 
 impl State {
-    pub(super) fn to_layer(&self) -> Layer {
+    pub(super) fn to_layer(&self, kind: &str) -> Layer {
         let payload = Payload {
             version: self.version,
             suite: self.suite,
@@ -93,7 +95,7 @@ impl State {
         // INVARIANT: a vector takes everything, and no type above fails to be serialized.
         rmp_serde::encode::write_named(&mut bytes, &payload).expect("numbers and bytes");
         debug_assert_eq!(begin, bytes.as_ptr(), "it has grown");
-        Layer::new(KIND, VERSION, bytes)
+        Layer::new(kind, VERSION, bytes)
     }
 
     /// More than the payload has.
@@ -107,14 +109,14 @@ impl State {
         1024 + buffers + texts + certificates.sum::<usize>()
     }
 
-    /// Consumes the layer of a TLS session.
+    /// Consumes the layer of a TLS session, which is of this kind.
     ///
     /// # Errors
     ///
     /// The layer is another one, or cannot be decoded.
-    pub(super) fn read(layers: &mut LayerReader<'_>) -> Result<Self, Refusal> {
-        let Some(layer) = layers.next_of(KIND) else {
-            let reason = format!("the connection does not run over TLS: it has no layer {KIND:?}");
+    pub(super) fn read(layers: &mut LayerReader<'_>, kind: &str) -> Result<Self, Refusal> {
+        let Some(layer) = layers.next_of(kind) else {
+            let reason = format!("the connection does not run over TLS: it has no layer {kind:?}");
             return Err(Refusal::new(Code::Session, reason));
         };
         if layer.version != VERSION {
@@ -122,15 +124,17 @@ impl State {
                 format!("the layer {layer} is not known here, which takes version {VERSION}");
             return Err(Refusal::new(Code::Session, reason));
         }
-        let payload: Payload<'_> = rmp_serde::from_slice(&layer.payload).map_err(|error| {
-            let reason = format!("the TLS session cannot be decoded: {error}");
+        let refused = |why: &dyn std::fmt::Display| {
+            let reason = format!("the TLS session cannot be decoded: {why}");
             Refusal::new(Code::Image, reason)
-        })?;
+        };
+        let payload: Payload<'_> =
+            rmp_serde::from_slice(&layer.payload).map_err(|error| refused(&error))?;
         let direction = |secret: &Bytes, next| Direction {
             secret: secret[..].into(),
             next,
         };
-        Ok(Self {
+        let state = Self {
             version: payload.version,
             suite: payload.suite,
             client: direction(payload.client_secret, payload.client_next),
@@ -148,6 +152,11 @@ impl State {
             unwritten: payload.unwritten[..].into(),
             client_closed: payload.client_closed,
             server_closed: payload.server_closed,
-        })
+        };
+        // Whoever writes this version writes it in one way: what is longer, or has something else in it, is damaged.
+        if state.to_layer(kind).payload != layer.payload {
+            return Err(refused(&"it is not as this version is written"));
+        }
+        Ok(state)
     }
 }

@@ -52,6 +52,7 @@
 //! 1.2 gives something else after a move. A key update that its sender has cut into several records is lost if
 //! the move comes between them; no library known does that.
 
+mod client;
 mod graft;
 mod keys;
 mod layer;
@@ -60,6 +61,7 @@ mod nothing;
 mod rebuild;
 mod records;
 mod session;
+mod side;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -69,17 +71,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, ServerConnection};
 use tcpmig_format::{LayerReader, Octets};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::handover::Refusal;
 use crate::session::{Carriers, Rebuilt};
+pub use client::TlsClient;
 use layer::State;
-pub use layer::{KIND, VERSION};
+pub use layer::{CLIENT_KIND, KIND, VERSION};
 pub use negotiated::Negotiated;
+use rebuild::Terms;
 use session::Session;
+use side::Side;
 pub use stream::TlsStream;
 
 /// The TLS sessions of a server.
@@ -89,12 +94,15 @@ pub struct Tls {
     handshake_within: Duration,
 }
 
+/// How long a handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
 impl Tls {
     /// With this configuration, and 10 seconds for a handshake.
     pub fn new(config: impl Into<Arc<ServerConfig>>) -> Self {
         Self {
             config: config.into(),
-            handshake_within: Duration::from_secs(10),
+            handshake_within: HANDSHAKE_WITHIN,
         }
     }
 
@@ -110,19 +118,12 @@ impl Carriers for Tls {
     type Carrier = TlsStream;
 
     fn accept(&self, tcp: TcpStream) -> impl Future<Output = io::Result<TlsStream>> + Send {
-        let begun = Session::begin(&self.config).map_err(io::Error::other);
-        let within = self.handshake_within;
-        async move {
-            let session = begun?;
-            let mut stream = TlsStream { tcp, session };
-            timeout(within, stream.handshake()).await??;
-            Ok(stream)
-        }
+        let session = Session::accept(&self.config).map_err(io::Error::other);
+        begin(tcp, session, self.handshake_within)
     }
 
-    fn check(&self, layers: &mut LayerReader<'_>) -> Result<(), Refusal> {
-        let state = State::read(layers)?;
-        rebuild::check(&state, &self.config).map(drop)
+    fn check(&self, layers: &mut LayerReader<'_>) -> Result<Option<Negotiated>, Refusal> {
+        check::<ServerConnection>(layers, &Terms::from(&*self.config)).map(Some)
     }
 
     fn rebuild(
@@ -131,11 +132,43 @@ impl Carriers for Tls {
         unwritten: Octets,
         layers: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<TlsStream>, Refusal> {
-        let state = State::read(layers)?;
-        let session = Session::resume(state, unwritten, &self.config)?;
+        let carrier = resume(tcp, unwritten, layers, &Terms::from(&*self.config))?;
         Ok(Rebuilt {
-            carrier: TlsStream { tcp, session },
+            carrier,
             unwritten: Octets::new(),
         })
     }
+}
+
+/// Makes a handshake.
+async fn begin<C: Side>(
+    tcp: TcpStream,
+    session: io::Result<Session<C>>,
+    within: Duration,
+) -> io::Result<TlsStream<C>> {
+    let mut stream = TlsStream {
+        tcp,
+        session: session?,
+    };
+    timeout(within, stream.handshake()).await??;
+    Ok(stream)
+}
+
+/// Whether a session could go on, and what was negotiated.
+fn check<C: Side>(layers: &mut LayerReader<'_>, terms: &Terms<'_>) -> Result<Negotiated, Refusal> {
+    let state = State::read(layers, C::KIND)?;
+    rebuild::check::<C>(&state, terms)?;
+    Ok(Negotiated::of_state(state))
+}
+
+/// A session goes on.
+fn resume<C: Side>(
+    tcp: TcpStream,
+    unwritten: Octets,
+    layers: &mut LayerReader<'_>,
+    terms: &Terms<'_>,
+) -> Result<TlsStream<C>, Refusal> {
+    let state = State::read(layers, C::KIND)?;
+    let session = Session::resume(state, unwritten, terms)?;
+    Ok(TlsStream { tcp, session })
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use rustls::{CipherSuite, ProtocolVersion, ServerConnection};
+use rustls::{CipherSuite, CommonState, ProtocolVersion};
+
+use super::layer::State;
 
 /// What client and server agreed on, the same before and after a move. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -20,15 +22,27 @@ struct Facts {
 
 impl Negotiated {
     /// `None` before the handshake has come as far as that.
-    pub(super) fn of(tls: &ServerConnection) -> Option<Self> {
+    pub(super) fn of(tls: &CommonState, server_name: Option<String>) -> Option<Self> {
         let certificates = tls.peer_certificates().unwrap_or_default();
         Some(Self(Arc::new(Facts {
             version: tls.protocol_version()?,
             suite: tls.negotiated_cipher_suite()?.suite(),
-            server_name: tls.server_name().map(str::to_owned),
+            server_name,
             alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
             certificates: certificates.to_vec(),
         })))
+    }
+
+    /// Of a session that is not rebuilt yet.
+    pub(super) fn of_state(state: State) -> Self {
+        let certificates = state.certificates.into_iter();
+        Self(Arc::new(Facts {
+            version: state.version.into(),
+            suite: state.suite.into(),
+            server_name: state.server_name,
+            alpn: state.alpn,
+            certificates: certificates.map(CertificateDer::from).collect(),
+        }))
     }
 
     /// The version of TLS.
@@ -55,7 +69,8 @@ impl Negotiated {
         self.0.alpn.as_deref()
     }
 
-    /// The client's certificates, its own first, as the server that made the handshake has verified them.
+    /// The certificates of the other end, its own first, as they were verified when the handshake was made. A server
+    /// has those of its client, if that has any.
     #[must_use]
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         &self.0.certificates

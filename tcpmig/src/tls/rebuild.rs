@@ -4,22 +4,55 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::NoServerSessionStorage;
+use rustls::time_provider::TimeProvider;
 use rustls::{
-    ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection, SignatureScheme,
+    ClientConfig, ClientConnection, Error, KeyLog, ServerConfig, ServerConnection, SignatureScheme,
     SupportedCipherSuite, SupportedProtocolVersion,
 };
 use tcpmig_format::Octets;
 
 use super::graft::{self, Graft, Secrets, Switches};
-use super::keys::{Begun, Direction, IV, key};
+use super::keys::{Begun, Direction, IV, key, key_and_iv};
 use super::layer::State;
 use super::nothing::{NoExchange, NoRandom, Nobody};
+use super::side::Side;
 use crate::handover::{Code, Refusal};
 
 /// A connection that goes on, the secrets with which it begins here, and what tells how its keys wear.
-pub(super) type Rebuilt = (ServerConnection, Begun, Arc<Switches>);
+pub(super) type Rebuilt<C> = (C, Begun, Arc<Switches>);
+
+/// What a configuration of rustls says of sessions that go on.
+pub(super) struct Terms<'a> {
+    pub(super) provider: &'a Arc<CryptoProvider>,
+    pub(super) key_log: &'a Arc<dyn KeyLog>,
+    time_provider: &'a Arc<dyn TimeProvider>,
+    max_fragment_size: Option<usize>,
+}
+
+impl<'a> From<&'a ServerConfig> for Terms<'a> {
+    fn from(config: &'a ServerConfig) -> Self {
+        Self {
+            provider: config.crypto_provider(),
+            key_log: &config.key_log,
+            time_provider: &config.time_provider,
+            max_fragment_size: config.max_fragment_size,
+        }
+    }
+}
+
+impl<'a> From<&'a ClientConfig> for Terms<'a> {
+    fn from(config: &'a ClientConfig) -> Self {
+        Self {
+            provider: config.crypto_provider(),
+            key_log: &config.key_log,
+            time_provider: &config.time_provider,
+            max_fragment_size: config.max_fragment_size,
+        }
+    }
+}
 
 fn refuse(code: Code, reason: impl Into<String>) -> Refusal {
     Refusal::new(code, reason)
@@ -30,8 +63,11 @@ fn refuse(code: Code, reason: impl Into<String>) -> Refusal {
 /// # Errors
 ///
 /// The server does not have the suite, or the session's secrets are not those of it.
-pub(super) fn check(state: &State, config: &ServerConfig) -> Result<SupportedCipherSuite, Refusal> {
-    let suites = &config.crypto_provider().cipher_suites;
+pub(super) fn check<C: Side>(
+    state: &State,
+    terms: &Terms<'_>,
+) -> Result<SupportedCipherSuite, Refusal> {
+    let suites = &terms.provider.cipher_suites;
     let is_of = |suite: &&SupportedCipherSuite| {
         u16::from(suite.suite()) == state.suite
             && u16::from(suite.version().version) == state.version
@@ -53,6 +89,10 @@ pub(super) fn check(state: &State, config: &ServerConfig) -> Result<SupportedCip
             "the secrets of the TLS session are not as long as its cipher suite wants them";
         return Err(refuse(Code::Image, reason));
     }
+    if C::IS_CLIENT && state.certificates.is_empty() {
+        let reason = "the TLS session of a client does not know its server's certificate";
+        return Err(refuse(Code::Image, reason));
+    }
     let counts = [state.client.next, state.server.next];
     // The first record of TLS 1.2 is that of the handshake's end.
     let least = u64::from(matches!(suite, SupportedCipherSuite::Tls12(_)));
@@ -65,6 +105,13 @@ pub(super) fn check(state: &State, config: &ServerConfig) -> Result<SupportedCip
             "the TLS session counts its records wrong",
         ));
     }
+    if !gives_keys(*suite) {
+        let reason = format!(
+            "the cipher suite {:?} of this server's provider of cryptography does not give its keys out",
+            suite.suite()
+        );
+        return Err(refuse(Code::Session, reason));
+    }
     Ok(*suite)
 }
 
@@ -73,12 +120,12 @@ pub(super) fn check(state: &State, config: &ServerConfig) -> Result<SupportedCip
 /// # Errors
 ///
 /// Those of [`check`], and whatever rustls says.
-pub(super) fn rebuild(state: &State, config: &ServerConfig) -> Result<Rebuilt, Refusal> {
-    let suite = check(state, config)?;
+pub(super) fn rebuild<C: Side>(state: &State, terms: &Terms<'_>) -> Result<Rebuilt<C>, Refusal> {
+    let suite = check::<C>(state, terms)?;
     let switches = Arc::new(Switches::default());
-    let (graft, begun, scheme) = prepare(state, suite, switches.clone());
-    let handshake = || handshake(state, config, suite, scheme);
-    let rebuilt = graft::with(graft, handshake).map_err(|error| {
+    let (graft, begun, scheme) = prepare::<C>(state, suite, switches.clone());
+    let handshake = || handshake::<C>(state, terms, suite, scheme);
+    let rebuilt = graft::with(graft, handshake).map(C::of).map_err(|error| {
         let reason = format!("rustls does not take the TLS session: {error}");
         refuse(Code::Other, reason)
     })?;
@@ -86,15 +133,31 @@ pub(super) fn rebuild(state: &State, config: &ServerConfig) -> Result<Rebuilt, R
         .negotiated_cipher_suite()
         .is_some_and(|negotiated| u16::from(negotiated.suite()) == state.suite)
         && rebuilt.alpn_protocol() == state.alpn.as_deref()
-        && rebuilt.server_name() == state.server_name.as_deref();
+        && rebuilt
+            .server_name()
+            .is_none_or(|name| state.server_name.as_deref() == Some(name));
     if !is_the_same || !switches.go_live() {
         return Err(refuse(Code::Other, "rustls made another TLS session of it"));
     }
     Ok((rebuilt, begun, switches))
 }
 
+/// Whether the keys that a provider has for a suite can be taken out of it.
+pub(super) fn gives_keys(suite: SupportedCipherSuite) -> bool {
+    let (key, iv) = (AeadKey::from([0; 32]), [0; IV]);
+    let secrets = match suite {
+        SupportedCipherSuite::Tls13(suite) => suite.aead_alg.extract_keys(key, Iv::from(iv)),
+        SupportedCipherSuite::Tls12(suite) => {
+            let shape = suite.aead_alg.key_block_shape();
+            let (fixed, explicit) = iv.split_at(shape.fixed_iv_len.min(IV));
+            suite.aead_alg.extract_keys(key, fixed, explicit)
+        }
+    };
+    secrets.is_ok_and(|secrets| key_and_iv(&secrets).is_some())
+}
+
 /// What the handshake is to end with, what follows from it, and how it is signed.
-fn prepare(
+fn prepare<C: Side>(
     state: &State,
     suite: SupportedCipherSuite,
     switches: Arc<Switches>,
@@ -123,9 +186,10 @@ fn prepare(
                 let (fixed, explicit) = iv.split_at(shape.fixed_iv_len);
                 [key, fixed, explicit].map(Octets::from)
             };
-            let ([client_key, client_iv, _], [server_key, server_iv, explicit]) =
-                (split(client), split(server));
-            // Of the explicit part that only who writes needs.
+            let [client_key, client_iv, client_explicit] = split(client);
+            let [server_key, server_iv, server_explicit] = split(server);
+            // The explicit part is that of whoever writes here.
+            let (explicit, _) = C::own_first(client_explicit, server_explicit);
             let parts = [&client_key, &server_key, &client_iv, &server_iv, &explicit];
             let block = parts.map(|part| &part[..]).concat();
             // The Finished of the handshake in memory was record 0 in both directions.
@@ -140,25 +204,27 @@ fn prepare(
             (Secrets::Tls12(block.into()), client_key, server_key, scheme)
         }
     };
+    let (own, other) = C::own_first(
+        (client_key, begun.client.next),
+        (server_key, begun.server.next),
+    );
     let graft = Graft {
         secrets,
-        client_key,
-        server_key,
-        client_first: begun.client.next,
-        server_first: begun.server.next,
+        own,
+        other,
         switches,
     };
     (graft, begun, scheme)
 }
 
 /// The handshake in memory.
-fn handshake(
+fn handshake<C: Side>(
     state: &State,
-    config: &ServerConfig,
+    terms: &Terms<'_>,
     suite: SupportedCipherSuite,
     scheme: SignatureScheme,
-) -> Result<ServerConnection, Error> {
-    let provider = config.crypto_provider();
+) -> Result<(ClientConnection, ServerConnection), Error> {
+    let provider = terms.provider;
     let provider = Arc::new(CryptoProvider {
         cipher_suites: vec![graft::grafted(suite)],
         kx_groups: vec![&NoExchange],
@@ -167,8 +233,15 @@ fn handshake(
         key_provider: provider.key_provider,
     });
     let versions = [suite.version()];
-    let mut server = server_config(state, config, provider.clone(), &versions, scheme)?;
-    let mut client = client_config(state, provider, &versions, scheme)?;
+    let (of_client, of_server) = C::shown(&state.certificates);
+    let shown = |certificates: Vec<Vec<u8>>| {
+        let certificates = certificates.into_iter().map(CertificateDer::from);
+        Arc::new(Nobody::new(scheme, certificates.collect()))
+    };
+    let asks = !of_client.is_empty();
+    let (of_client, of_server) = (shown(of_client), shown(of_server));
+    let mut server = server_config(terms, provider.clone(), &versions, of_server, asks)?;
+    let mut client = client_config(terms, provider, &versions, of_client, asks)?;
     if let Some(alpn) = &state.alpn {
         server.alpn_protocols = vec![alpn.clone()];
         client.alpn_protocols = vec![alpn.clone()];
@@ -207,52 +280,53 @@ fn handshake(
     if server.is_handshaking() || client.is_handshaking() {
         return Err(Error::HandshakeNotComplete);
     }
-    Ok(server)
+    Ok((client, server))
 }
 
 fn server_config(
-    state: &State,
-    config: &ServerConfig,
+    terms: &Terms<'_>,
     provider: Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
-    scheme: SignatureScheme,
+    nobody: Arc<Nobody>,
+    asks: bool,
 ) -> Result<ServerConfig, Error> {
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions)?;
-    let nobody = Arc::new(Nobody::new(scheme, vec![CertificateDer::from(vec![0])]));
-    let builder = if state.certificates.is_empty() {
-        builder.with_no_client_auth()
-    } else {
+    let builder = if asks {
         builder.with_client_cert_verifier(nobody.clone())
+    } else {
+        builder.with_no_client_auth()
     };
     let mut server = builder.with_cert_resolver(nobody);
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    server.max_fragment_size = config.max_fragment_size;
-    server.time_provider = config.time_provider.clone();
+    server.max_fragment_size = terms.max_fragment_size;
+    server.time_provider = terms.time_provider.clone();
     server.enable_secret_extraction = true;
     server.require_ems = false;
     Ok(server)
 }
 
 fn client_config(
-    state: &State,
+    terms: &Terms<'_>,
     provider: Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
-    scheme: SignatureScheme,
+    nobody: Arc<Nobody>,
+    asks: bool,
 ) -> Result<ClientConfig, Error> {
-    let certificates = state.certificates.iter();
-    let certificates = certificates.map(|der| CertificateDer::from(der.clone()));
-    let nobody = Arc::new(Nobody::new(scheme, certificates.collect()));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)?
         .dangerous()
         .with_custom_certificate_verifier(nobody.clone());
-    let mut client = if state.certificates.is_empty() {
-        builder.with_no_client_auth()
-    } else {
+    let mut client = if asks {
         builder.with_client_cert_resolver(nobody)
+    } else {
+        builder.with_no_client_auth()
     };
+    // A ticket that comes later belongs to secrets that are not here.
     client.resumption = Resumption::disabled();
+    client.max_fragment_size = terms.max_fragment_size;
+    client.time_provider = terms.time_provider.clone();
+    client.enable_secret_extraction = true;
     client.require_ems = false;
     Ok(client)
 }

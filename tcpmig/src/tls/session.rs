@@ -1,32 +1,45 @@
-//! A TLS session of a server, without its socket.
+//! A TLS session without its socket.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, BytesMut};
-use rustls::{ServerConfig, ServerConnection, SupportedCipherSuite};
+use bytes::BufMut;
+use rustls::pki_types::ServerName;
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, ServerConfig, ServerConnection,
+    SupportedCipherSuite,
+};
 use tcpmig_format::Octets;
 
 use super::graft::Switches;
 use super::keys::{Begun, Direction, Keys, follow, key_and_iv};
 use super::layer::State;
-use super::{rebuild, records};
+use super::negotiated::Negotiated;
+use super::rebuild::{self, Terms};
+use super::records::{Cut, Tap};
+use super::side::Side;
 use crate::handover::Refusal;
 
-/// A TLS session of a server, without its socket.
-pub(super) struct Session {
-    tls: ServerConnection,
+/// One end of a TLS session, without its socket.
+pub(super) struct Session<C> {
+    tls: C,
+    /// What a client has asked for.
+    server_name: Option<String>,
     keys: Arc<Keys>,
     /// `None` of one that began here.
     switches: Option<Arc<Switches>>,
-    /// Read from TCP. rustls is given whole records, so that it never holds a part of one, which it does not give back.
-    received: BytesMut,
+    /// What rustls holds of a record that has not come to its end.
+    cut: Cut,
+    /// Read from TCP elsewhere: rustls gets it first.
+    received: Octets,
     /// What was decrypted elsewhere.
     unread: Octets,
     /// Records that were made elsewhere.
     unwritten: Octets,
-    client_closed: bool,
-    server_closed: bool,
+    /// The other end has said `close_notify`.
+    is_ended: bool,
+    /// This end has.
+    is_closed: bool,
     /// rustls gave the session up.
     failed: bool,
 }
@@ -38,8 +51,8 @@ pub(super) enum NotCarried {
     Handshake,
     #[error("the TLS session has failed")]
     Failed,
-    #[error("the cipher suite does not give its keys out")]
-    Suite,
+    #[error("the cipher suite {0:?} of this provider of cryptography does not give its keys out")]
+    Suite(CipherSuite),
     #[error("the secrets of the TLS session do not lead to the keys in use")]
     Secrets,
     #[error(transparent)]
@@ -50,9 +63,9 @@ fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-impl Session {
+impl Session<ServerConnection> {
     /// One that begins with a handshake.
-    pub(super) fn begin(config: &ServerConfig) -> Result<Self, rustls::Error> {
+    pub(super) fn accept(config: &ServerConfig) -> Result<Self, rustls::Error> {
         let mut config = config.clone();
         let keys = Keys::new(Begun::default(), config.key_log);
         config.key_log = keys.clone();
@@ -60,42 +73,83 @@ impl Session {
         // What came early may come twice, and rustls does not give it back.
         config.max_early_data_size = 0;
         let tls = ServerConnection::new(Arc::new(config))?;
+        Ok(Self::new(tls, keys))
+    }
+}
+
+impl Session<ClientConnection> {
+    /// One that begins with a handshake.
+    pub(super) fn connect(
+        config: &ClientConfig,
+        server: ServerName<'static>,
+    ) -> Result<Self, rustls::Error> {
+        let mut config = config.clone();
+        let keys = Keys::new(Begun::default(), config.key_log);
+        config.key_log = keys.clone();
+        config.enable_secret_extraction = true;
+        config.enable_early_data = false;
+        let name = match &server {
+            ServerName::DnsName(name) => Some(name.as_ref().to_owned()),
+            _ => None,
+        };
+        let tls = ClientConnection::new(Arc::new(config), server)?;
         Ok(Self {
-            tls,
-            keys,
-            switches: None,
-            received: BytesMut::new(),
-            unread: Octets::new(),
-            unwritten: Octets::new(),
-            client_closed: false,
-            server_closed: false,
-            failed: false,
+            server_name: name,
+            ..Self::new(tls, keys)
         })
     }
+}
 
-    /// One that goes on. `unwritten` goes to the client before what it carries.
+impl<C: Side> Session<C> {
+    fn new(tls: C, keys: Arc<Keys>) -> Self {
+        Self {
+            tls,
+            server_name: None,
+            keys,
+            switches: None,
+            cut: Cut::default(),
+            received: Octets::new(),
+            unread: Octets::new(),
+            unwritten: Octets::new(),
+            is_ended: false,
+            is_closed: false,
+            failed: false,
+        }
+    }
+
+    /// One that goes on. `unwritten` goes to the other end before what it carries.
     pub(super) fn resume(
         state: State,
         mut unwritten: Octets,
-        config: &ServerConfig,
+        terms: &Terms<'_>,
     ) -> Result<Self, Refusal> {
-        let (tls, begun, switches) = rebuild::rebuild(&state, config)?;
+        let (tls, begun, switches) = rebuild::rebuild(&state, terms)?;
         unwritten.extend_from_slice(&state.unwritten);
+        let (is_closed, is_ended) = C::own_first(state.client_closed, state.server_closed);
         Ok(Self {
-            tls,
-            keys: Keys::new(begun, config.key_log.clone()),
+            server_name: state.server_name,
             switches: Some(switches),
-            received: BytesMut::from(&state.received[..]),
+            received: state.received,
             unread: state.unread,
             unwritten,
-            client_closed: state.client_closed,
-            server_closed: state.server_closed,
-            failed: false,
+            is_ended,
+            is_closed,
+            ..Self::new(tls, Keys::new(begun, terms.key_log.clone()))
         })
     }
 
-    pub(super) fn tls(&self) -> &ServerConnection {
+    pub(super) fn tls(&self) -> &C {
         &self.tls
+    }
+
+    /// `None` before the handshake has come as far as that.
+    pub(super) fn negotiated(&self) -> Option<Negotiated> {
+        Negotiated::of(&self.tls, self.server_name())
+    }
+
+    fn server_name(&self) -> Option<String> {
+        let known = self.tls.server_name().map(str::to_owned);
+        known.or_else(|| self.server_name.clone())
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -107,13 +161,8 @@ impl Session {
         self.tls.refresh_traffic_keys().unwrap();
     }
 
-    /// Where to put what is read from TCP.
-    pub(super) fn received(&mut self) -> &mut BytesMut {
-        &mut self.received
-    }
-
-    /// Gives out plaintext that the client has sent, as much as fits, and says how much: nothing at its end. `None` before more
-    /// is received.
+    /// Gives out plaintext that the other end has sent, as much as fits, and says how much: nothing at its end. `None` before
+    /// more is received.
     pub(super) fn read(&mut self, into: &mut impl BufMut) -> io::Result<Option<usize>> {
         let most = into.remaining_mut();
         if !self.unread.is_empty() {
@@ -133,29 +182,32 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            if self.client_closed {
+            if self.is_ended {
                 // Where it was said is not here.
                 return Ok(Some(0));
             }
-            if !self.take_record()? {
+            if self.received.is_empty() {
                 return Ok(None);
             }
+            let received = std::mem::take(&mut self.received);
+            let mut rest = &received[..];
+            self.receive(&mut rest)?;
+            self.received = rest.into();
         }
     }
 
-    /// Gives rustls the next record; whether there was one.
-    pub(super) fn take_record(&mut self) -> io::Result<bool> {
-        let Some(len) = records::first(&self.received) else {
-            return Ok(false);
+    /// Lets rustls read, and says how much: nothing at the end. What was read elsewhere comes before that: [`Session::read`]
+    /// has to be asked first.
+    pub(super) fn receive(&mut self, from: &mut dyn Read) -> io::Result<usize> {
+        let mut tap = Tap {
+            from,
+            cut: &mut self.cut,
         };
-        let mut record = &self.received[..len];
-        // rustls takes nothing behind a close_notify.
-        while !record.is_empty() && self.tls.read_tls(&mut record)? > 0 {}
-        self.received.advance(len);
+        let len = self.tls.read_tls(&mut tap)?;
         match self.tls.process_new_packets() {
             Ok(state) => {
-                self.client_closed |= state.peer_has_closed();
-                Ok(true)
+                self.is_ended |= state.peer_has_closed();
+                Ok(len)
             }
             Err(error) => {
                 self.failed = true;
@@ -164,9 +216,9 @@ impl Session {
         }
     }
 
-    /// Takes plaintext for the client, and says how much of it: nothing if too much waits for TCP.
+    /// Takes plaintext for the other end, and says how much of it: nothing if too much waits for TCP.
     pub(super) fn write(&mut self, plaintext: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        if self.server_closed {
+        if self.is_closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let switches = self.switches.as_ref();
@@ -188,8 +240,8 @@ impl Session {
 
     /// Says `close_notify`.
     pub(super) fn close(&mut self) {
-        if !self.server_closed {
-            self.server_closed = true;
+        if !self.is_closed {
+            self.is_closed = true;
             self.tls.send_close_notify();
         }
     }
@@ -209,8 +261,12 @@ impl Session {
         Ok(written)
     }
 
-    /// Takes the session apart.
-    pub(super) fn into_state(mut self) -> Result<State, NotCarried> {
+    /// Whether it can be taken apart.
+    ///
+    /// # Errors
+    ///
+    /// Why not; [`Session::into_state`] would end the session.
+    pub(super) fn check(&self) -> Result<SupportedCipherSuite, NotCarried> {
         if self.tls.is_handshaking() {
             return Err(NotCarried::Handshake);
         }
@@ -219,17 +275,31 @@ impl Session {
         }
         let suite = self.tls.negotiated_cipher_suite();
         let suite = suite.ok_or(NotCarried::Handshake)?;
+        if rebuild::gives_keys(suite) {
+            Ok(suite)
+        } else {
+            Err(NotCarried::Suite(suite.suite()))
+        }
+    }
+
+    /// Takes the session apart.
+    pub(super) fn into_state(mut self) -> Result<State, NotCarried> {
+        let suite = self.check()?;
+        let (client_closed, server_closed) = C::own_first(self.is_closed, self.is_ended);
         let mut state = State {
             version: suite.version().version.into(),
             suite: suite.suite().into(),
-            server_name: self.tls.server_name().map(str::to_owned),
+            server_name: self.server_name(),
             alpn: self.tls.alpn_protocol().map(<[u8]>::to_vec),
             certificates: self.certificates(),
-            received: self.received[..].into(),
-            client_closed: self.client_closed,
-            server_closed: self.server_closed,
+            client_closed,
+            server_closed,
             ..State::default()
         };
+        if !self.is_ended {
+            state.received = self.cut.bytes().into();
+            state.received.extend_from_slice(&self.received);
+        }
         state.unread = std::mem::take(&mut self.unread);
         while let Ok(chunk @ [_, ..]) = self.tls.reader().fill_buf() {
             let len = chunk.len();
@@ -237,7 +307,7 @@ impl Session {
             self.tls.reader().consume(len);
         }
         // The answer to a key update, for which the key has changed already, waits for the next write.
-        if !self.server_closed {
+        if !self.is_closed {
             // An empty write does not fail.
             let _ = self.tls.writer().write(&[]);
         }
@@ -251,23 +321,23 @@ impl Session {
             state.unwritten.extend_from_slice(&records);
         }
         let begun = self.keys.begun();
-        let used = self.tls.dangerous_extract_secrets()?;
-        let (sent, received) = (key_and_iv(&used.tx.1), key_and_iv(&used.rx.1));
-        let (sent, received) = (
-            sent.ok_or(NotCarried::Suite)?,
-            received.ok_or(NotCarried::Suite)?,
-        );
+        let used = self.tls.extract()?;
+        let lacking = || NotCarried::Suite(suite.suite());
+        let keys = |(count, secrets)| Some((key_and_iv(secrets)?, count));
+        let own = keys((used.tx.0, &used.tx.1)).ok_or_else(lacking)?;
+        let other = keys((used.rx.0, &used.rx.1)).ok_or_else(lacking)?;
+        let (client, server) = C::own_first(own, other);
         match suite {
             SupportedCipherSuite::Tls13(suite) => {
-                let server = follow(suite, &begun.server, sent.0, used.tx.0);
-                let client = follow(suite, &begun.client, received.0, used.rx.0);
-                state.server = server.ok_or(NotCarried::Secrets)?;
+                let client = follow(suite, &begun.client, client.0.0, client.1);
+                let server = follow(suite, &begun.server, server.0.0, server.1);
                 state.client = client.ok_or(NotCarried::Secrets)?;
+                state.server = server.ok_or(NotCarried::Secrets)?;
                 state.exporter = begun.exporter;
             }
             SupportedCipherSuite::Tls12(_) => {
-                state.server = direction12(&begun.server, sent, used.tx.0);
-                state.client = direction12(&begun.client, received, used.rx.0);
+                state.client = direction12(&begun.client, client.0, client.1);
+                state.server = direction12(&begun.server, server.0, server.1);
             }
         }
         Ok(state)

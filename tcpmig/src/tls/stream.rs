@@ -2,29 +2,30 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Negotiated;
 use super::session::Session;
+use super::side::Side;
 use crate::session::{Carrier, Parts};
 
-/// How much is read from TCP at a time, in bytes.
-const READ: usize = 16 << 10;
-
-/// A TLS session of a server: what is read and written is plaintext.
+/// One end of a TLS session: what is read and written is plaintext.
 ///
-/// Made by [`Tls`](super::Tls). Like a stream of tokio-rustls it ends cleanly only after the client's `close_notify`, and a
-/// flush, which comes with a shutdown, brings out what rustls holds.
-pub struct TlsStream {
+/// [`Tls`](super::Tls) makes those of servers, and [`TlsClient`](super::TlsClient) those of clients, with `C` a
+/// [`ClientConnection`](rustls::ClientConnection). Like a stream of tokio-rustls it ends cleanly only after the other end's
+/// `close_notify`, and a flush, which comes with a shutdown, brings out what rustls holds.
+pub struct TlsStream<C = ServerConnection> {
     pub(super) tcp: TcpStream,
-    pub(super) session: Session,
+    pub(super) session: Session<C>,
 }
+
+/// Nothing in it is pinned.
+impl<C> Unpin for TlsStream<C> {}
 
 /// The socket, for rustls.
 struct Socket<'a, 'b> {
@@ -36,6 +37,14 @@ fn blocks<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
     match polled {
         Poll::Ready(result) => result,
         Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl io::Read for Socket<'_, '_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buffer = ReadBuf::new(bytes);
+        blocks(Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buffer))?;
+        Ok(buffer.filled().len())
     }
 }
 
@@ -53,14 +62,15 @@ impl io::Write for Socket<'_, '_> {
     }
 }
 
-impl TlsStream {
-    /// The connection of rustls, for what was negotiated: the protocol, the server's name, the client's certificates.
+#[expect(private_bounds, reason = "the two ends are those of rustls")]
+impl<C: Side> TlsStream<C> {
+    /// The connection of rustls, for what was negotiated: the protocol, the server's name, the other end's certificates.
     ///
     /// After a move it is another connection with the same session. Of what it can tell, the group of
     /// the key exchange and the kind of handshake are not the session's, nor is what TLS 1.2 exports
     /// (`export_keying_material`).
     #[must_use]
-    pub fn tls(&self) -> &ServerConnection {
+    pub fn tls(&self) -> &C {
         self.session.tls()
     }
 
@@ -71,31 +81,25 @@ impl TlsStream {
             if !self.session.is_handshaking() {
                 return Ok(());
             }
-            match self.session.take_record() {
-                Ok(true) => {}
-                Ok(false) => std::future::poll_fn(|cx| self.poll_receive(cx)).await?,
-                Err(error) => {
-                    // It is told why, if it still listens.
-                    let _ = std::future::poll_fn(|cx| self.poll_records(cx)).await;
-                    return Err(error);
-                }
+            if let Err(error) = std::future::poll_fn(|cx| self.poll_receive(cx)).await {
+                // The other end is told why, if it still listens.
+                let _ = std::future::poll_fn(|cx| self.poll_records(cx)).await;
+                return Err(error);
             }
         }
     }
 
     /// Receives something.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let received = self.session.received();
-        if received.is_empty() {
-            // A connection at rest holds no memory for what may come.
-            *received = BytesMut::new();
-        }
-        ready!(self.tcp.poll_read_ready(cx))?;
-        received.reserve(READ);
-        let read = pin!(self.tcp.read_buf(received));
-        match ready!(read.poll(cx))? {
-            0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-            _ => Poll::Ready(Ok(())),
+        let mut socket = Socket {
+            tcp: &mut self.tcp,
+            cx,
+        };
+        match self.session.receive(&mut socket) {
+            Ok(0) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
         }
     }
 
@@ -117,32 +121,35 @@ impl TlsStream {
     }
 }
 
-impl AsyncRead for TlsStream {
+impl<C: Side> AsyncRead for TlsStream<C> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            match self.session.read(buffer) {
+            let failed = match self.session.read(buffer) {
                 Ok(Some(_)) => return Poll::Ready(Ok(())),
-                Ok(None) => {}
-                Err(error) => {
-                    // The client is told why as far as TCP takes it.
-                    let _ = self.poll_records(cx);
-                    return Poll::Ready(Err(error));
+                Ok(None) => {
+                    // Nobody else may flush while the other end is waited for.
+                    if let Poll::Ready(Err(error)) = self.poll_records(cx) {
+                        return Poll::Ready(Err(error));
+                    }
+                    match ready!(self.poll_receive(cx)) {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
                 }
-            }
-            // Nobody else may flush while the peer is waited for.
-            if let Poll::Ready(Err(error)) = self.poll_records(cx) {
-                return Poll::Ready(Err(error));
-            }
-            ready!(self.poll_receive(cx))?;
+                Err(error) => error,
+            };
+            // The other end is told why as far as TCP takes it.
+            let _ = self.poll_records(cx);
+            return Poll::Ready(Err(failed));
         }
     }
 }
 
-impl AsyncWrite for TlsStream {
+impl<C: Side> AsyncWrite for TlsStream<C> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -187,7 +194,7 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-impl Carrier for TlsStream {
+impl<C: Side + Send + 'static> Carrier for TlsStream<C> {
     type Facts = Negotiated;
 
     fn tcp(&self) -> &TcpStream {
@@ -195,18 +202,23 @@ impl Carrier for TlsStream {
     }
 
     fn facts(&self) -> Option<Negotiated> {
-        Negotiated::of(self.session.tls())
+        self.session.negotiated()
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let checked = self.session.check().map(drop);
+        checked.map_err(io::Error::other)
     }
 
     fn into_parts(self) -> io::Result<Parts> {
         let state = self.session.into_state().map_err(io::Error::other)?;
         let mut parts = self.tcp.into_parts()?;
-        parts.layers.push(state.to_layer());
+        parts.layers.push(state.to_layer(C::KIND));
         Ok(parts)
     }
 }
 
-impl std::fmt::Debug for TlsStream {
+impl<C> std::fmt::Debug for TlsStream<C> {
     // No secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let peer: Option<SocketAddr> = self.tcp.peer_addr().ok();

@@ -1,22 +1,28 @@
 //! A client of rustls, which knows of nothing, keeps its session while that moves again and again.
 
+use std::collections::VecDeque;
 use std::io::{IoSlice, Read, Write};
+use std::ops::DerefMut;
 use std::sync::Arc;
 
+use rustls::client::ClientConnectionData;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ServerConnectionData, WebPkiClientVerifier};
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind,
-    RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite,
+    CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, DigitallySignedStruct, Error,
+    HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
+    SupportedCipherSuite,
 };
 use tcpmig_format::{Layer, LayerReader, Octets};
 use tcpmig_transport::keys::Authority;
 
 use super::layer::State;
+use super::rebuild::Terms;
 use super::session::{NotCarried, Session};
+use super::side::Side;
 use super::{KIND, Tls, VERSION};
 use crate::handover::Code;
 use crate::session::Carriers;
@@ -155,20 +161,92 @@ fn numbered(from: usize, len: usize) -> Vec<u8> {
     (from..from + len).map(|at| (at % 251) as u8).collect()
 }
 
-/// A client and a server's session, and what is under way between them.
-struct Pair {
-    config: ServerConfig,
-    client: ClientConnection,
-    server: Session,
-    to_server: Vec<u8>,
-    to_client: Vec<u8>,
+/// An end of a session that moves, and how the other one is made, which knows of nothing.
+trait End: Side + Send + 'static {
+    type Config: Clone;
+    type Peer: DerefMut<Target = ConnectionCommon<Self::PeerData>>;
+    type PeerData;
+
+    fn config(suite: SupportedCipherSuite, identity: &Identity) -> Self::Config;
+    /// Both ends, before their handshake.
+    fn pair(config: &Self::Config, identity: &Identity) -> (Session<Self>, Self::Peer);
+    fn begin(config: &Self::Config) -> Session<Self>;
+    fn terms(config: &Self::Config) -> Terms<'_>;
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("server.example").unwrap()
+}
+
+/// The one suite of a provider.
+fn suite_of(provider: &CryptoProvider) -> SupportedCipherSuite {
+    provider.cipher_suites[0]
+}
+
+impl End for ServerConnection {
+    type Config = ServerConfig;
+    type Peer = ClientConnection;
+    type PeerData = ClientConnectionData;
+
+    fn config(suite: SupportedCipherSuite, identity: &Identity) -> ServerConfig {
+        server(suite, identity)
+    }
+
+    fn pair(config: &ServerConfig, _: &Identity) -> (Session<Self>, ClientConnection) {
+        let client = client(suite_of(config.crypto_provider()));
+        let client = ClientConnection::new(client.into(), name()).unwrap();
+        (Self::begin(config), client)
+    }
+
+    fn begin(config: &ServerConfig) -> Session<Self> {
+        Session::accept(config).unwrap()
+    }
+
+    fn terms(config: &ServerConfig) -> Terms<'_> {
+        config.into()
+    }
+}
+
+impl End for ClientConnection {
+    type Config = ClientConfig;
+    type Peer = ServerConnection;
+    type PeerData = ServerConnectionData;
+
+    fn config(suite: SupportedCipherSuite, _: &Identity) -> ClientConfig {
+        client(suite)
+    }
+
+    fn pair(config: &ClientConfig, identity: &Identity) -> (Session<Self>, ServerConnection) {
+        let server = server(suite_of(config.crypto_provider()), identity);
+        let server = ServerConnection::new(server.into()).unwrap();
+        (Self::begin(config), server)
+    }
+
+    fn begin(config: &ClientConfig) -> Session<Self> {
+        Session::connect(config, name()).unwrap()
+    }
+
+    fn terms(config: &ClientConfig) -> Terms<'_> {
+        config.into()
+    }
+}
+
+/// The end of a session that moves and its peer, and what is under way between them.
+struct Pair<C: End = ServerConnection> {
+    config: C::Config,
+    peer: C::Peer,
+    here: Session<C>,
+    to_here: Vec<u8>,
+    /// What TCP has received here.
+    arrived: VecDeque<u8>,
+    to_peer: Vec<u8>,
     /// How much each has written, how much each has read.
     written: [usize; 2],
     read: [usize; 2],
 }
 
-const CLIENT: usize = 0;
-const SERVER: usize = 1;
+const PEER: usize = 0;
+const HERE: usize = 1;
 
 impl Pair {
     fn new(config: ServerConfig, client: ClientConfig) -> Self {
@@ -176,102 +254,117 @@ impl Pair {
     }
 
     fn with(config: ServerConfig, client: Arc<ClientConfig>) -> Self {
-        let name = ServerName::try_from("server.example").unwrap();
-        let mut pair = Self {
-            client: ClientConnection::new(client, name).unwrap(),
-            server: Session::begin(&config).unwrap(),
-            config,
-            to_server: Vec::new(),
-            to_client: Vec::new(),
-            written: [0; 2],
-            read: [0; 2],
-        };
-        while pair.client.is_handshaking() || pair.server.is_handshaking() {
-            pair.deliver_to_server(usize::MAX);
-            while pair.server.take_record().unwrap() {}
-            pair.deliver_to_client(usize::MAX);
-        }
-        pair
+        let client = ClientConnection::new(client, name()).unwrap();
+        let here = Session::accept(&config).unwrap();
+        Self::shake_hands(config, here, client)
     }
 
     fn of(suite: SupportedCipherSuite) -> Self {
         Self::new(server(suite, &Identity::of(suite)), client(suite))
     }
+}
 
-    /// The client's records, as many bytes of them as that, reach the server.
-    fn deliver_to_server(&mut self, most: usize) {
-        while self.client.wants_write() {
-            self.client.write_tls(&mut self.to_server).unwrap();
+impl<C: End> Pair<C> {
+    fn shake_hands(config: C::Config, here: Session<C>, peer: C::Peer) -> Self {
+        let mut pair = Self {
+            config,
+            peer,
+            here,
+            to_here: Vec::new(),
+            arrived: VecDeque::new(),
+            to_peer: Vec::new(),
+            written: [0; 2],
+            read: [0; 2],
+        };
+        while pair.peer.is_handshaking() || pair.here.is_handshaking() {
+            pair.deliver_here(usize::MAX);
+            while !pair.arrived.is_empty() {
+                pair.here.receive(&mut pair.arrived).unwrap();
+            }
+            pair.deliver_to_peer(usize::MAX);
         }
-        let len = most.min(self.to_server.len());
-        self.server.received().extend(self.to_server.drain(..len));
+        pair
     }
 
-    fn deliver_to_client(&mut self, most: usize) {
-        while self.server.wants_write() {
-            self.server.write_records(&mut self.to_client).unwrap();
+    /// The peer's records, as many bytes of them as that, reach this end.
+    fn deliver_here(&mut self, most: usize) {
+        while self.peer.wants_write() {
+            self.peer.write_tls(&mut self.to_here).unwrap();
         }
-        let len = most.min(self.to_client.len());
-        let bytes: Vec<u8> = self.to_client.drain(..len).collect();
+        let len = most.min(self.to_here.len());
+        self.arrived.extend(self.to_here.drain(..len));
+    }
+
+    fn deliver_to_peer(&mut self, most: usize) {
+        while self.here.wants_write() {
+            self.here.write_records(&mut self.to_peer).unwrap();
+        }
+        let len = most.min(self.to_peer.len());
+        let bytes: Vec<u8> = self.to_peer.drain(..len).collect();
         let mut bytes = &bytes[..];
         while !bytes.is_empty() {
-            self.client.read_tls(&mut bytes).unwrap();
-            self.client
+            self.peer.read_tls(&mut bytes).unwrap();
+            self.peer
                 .process_new_packets()
-                .expect("the client takes every record");
-            self.client_reads();
+                .expect("the peer takes every record");
+            self.peer_reads();
         }
     }
 
-    fn client_reads(&mut self) {
+    fn peer_reads(&mut self) {
         let mut got = Vec::new();
         // There may be no more for now.
-        let _ = self.client.reader().read_to_end(&mut got);
+        let _ = self.peer.reader().read_to_end(&mut got);
         assert!(
-            got == numbered(self.read[CLIENT], got.len()),
-            "the client's bytes"
+            got == numbered(self.read[PEER], got.len()),
+            "the peer's bytes"
         );
-        self.read[CLIENT] += got.len();
+        self.read[PEER] += got.len();
     }
 
-    /// Whether the client has ended its side.
-    fn server_reads(&mut self, most: usize) -> bool {
+    /// Whether the peer has ended its side.
+    fn here_reads(&mut self, most: usize) -> bool {
         let mut got = Vec::new();
-        let read = self
-            .server
-            .read(&mut bytes::BufMut::limit(&mut got, most))
-            .unwrap();
+        let read = loop {
+            let mut into = bytes::BufMut::limit(&mut got, most);
+            match self.here.read(&mut into).unwrap() {
+                None if !self.arrived.is_empty() => {
+                    self.here.receive(&mut self.arrived).unwrap();
+                }
+                read => break read,
+            }
+        };
         assert!(
-            got == numbered(self.read[SERVER], got.len()),
-            "the server's bytes"
+            got == numbered(self.read[HERE], got.len()),
+            "this end's bytes"
         );
-        self.read[SERVER] += got.len();
+        self.read[HERE] += got.len();
         most > 0 && read == Some(0)
     }
 
-    fn client_writes(&mut self, len: usize) {
-        let bytes = numbered(self.written[CLIENT], len);
-        self.written[CLIENT] += self.client.writer().write(&bytes).unwrap();
+    fn peer_writes(&mut self, len: usize) {
+        let bytes = numbered(self.written[PEER], len);
+        self.written[PEER] += self.peer.writer().write(&bytes).unwrap();
     }
 
-    fn server_writes(&mut self, len: usize) {
-        let bytes = numbered(self.written[SERVER], len);
-        self.written[SERVER] += self.server.write(&[IoSlice::new(&bytes)]).unwrap();
+    fn here_writes(&mut self, len: usize) {
+        let bytes = numbered(self.written[HERE], len);
+        self.written[HERE] += self.here.write(&[IoSlice::new(&bytes)]).unwrap();
     }
 
     /// What the session is; it can be rebuilt, once.
     fn take(&mut self) -> Layer {
-        let next = Session::begin(&self.config).unwrap();
-        let server = std::mem::replace(&mut self.server, next);
-        server.into_state().unwrap().to_layer()
+        let next = C::begin(&self.config);
+        let here = std::mem::replace(&mut self.here, next);
+        here.into_state().unwrap().to_layer(C::KIND)
     }
 
     fn put(&mut self, layer: Layer) {
         let layers = [layer];
         let mut layers = LayerReader::new(&layers);
-        let state = State::read(&mut layers).unwrap();
+        let state = State::read(&mut layers, C::KIND).unwrap();
         layers.finish().unwrap();
-        self.server = Session::resume(state, Octets::new(), &self.config).unwrap();
+        self.here = Session::resume(state, Octets::new(), &C::terms(&self.config)).unwrap();
     }
 
     fn moves(&mut self) {
@@ -281,33 +374,35 @@ impl Pair {
 
     /// Everything arrives, and both end.
     fn end(mut self) {
-        self.client.send_close_notify();
-        self.deliver_to_server(usize::MAX);
-        while !self.server_reads(1000) {}
+        self.peer.send_close_notify();
+        self.deliver_here(usize::MAX);
+        while !self.here_reads(1000) {}
         // An end that was seen is carried, too.
         self.moves();
-        assert!(self.server_reads(1000));
-        self.server_writes(100);
-        self.server.close();
+        assert!(self.here_reads(1000));
+        self.here_writes(100);
+        self.here.close();
         self.moves();
-        self.deliver_to_client(usize::MAX);
+        self.deliver_to_peer(usize::MAX);
         let Self { written, read, .. } = self;
-        assert_eq!(read, [written[SERVER], written[CLIENT]]);
+        assert_eq!(read, [written[HERE], written[PEER]]);
         // A clean end.
-        assert_eq!(self.client.reader().read(&mut [0]).unwrap(), 0);
+        assert_eq!(self.peer.reader().read(&mut [0]).unwrap(), 0);
     }
 }
 
-/// Between two servers with the same suite, each of its own provider.
-fn play(
+/// Between two hosts with the same suite, each of its own provider.
+fn play<C: End>(
     suite: SupportedCipherSuite,
     other: SupportedCipherSuite,
     seed: u64,
     steps: usize,
 ) -> usize {
     let identity = Identity::of(suite);
-    let mut pair = Pair::new(server(suite, &identity), client(suite));
-    let mut other = server(other, &identity);
+    let config = C::config(suite, &identity);
+    let (here, peer) = C::pair(&config, &identity);
+    let mut pair = Pair::<C>::shake_hands(config, here, peer);
+    let mut other = C::config(other, &identity);
     let is_13 = matches!(suite, SupportedCipherSuite::Tls13(_));
     let mut dice = Dice(seed);
     let mut moves = 0;
@@ -316,13 +411,13 @@ fn play(
         let most = [3, 40, 1000, 40_000][dice.below(4)];
         let len = dice.below(most) + 1;
         match dice.below(10) {
-            0 => pair.client_writes(len),
-            1 => pair.server_writes(len),
-            2 | 3 => pair.deliver_to_server(len),
-            4 | 5 => pair.deliver_to_client(len),
-            6 => drop(pair.server_reads(len)),
-            7 if is_13 => pair.client.refresh_traffic_keys().unwrap(),
-            8 if is_13 => pair.server.refresh(),
+            0 => pair.peer_writes(len),
+            1 => pair.here_writes(len),
+            2 | 3 => pair.deliver_here(len),
+            4 | 5 => pair.deliver_to_peer(len),
+            6 => drop(pair.here_reads(len)),
+            7 if is_13 => pair.peer.refresh_traffic_keys().unwrap(),
+            8 if is_13 => pair.here.refresh(),
             _ => {
                 if dice.below(2) == 0 {
                     std::mem::swap(&mut pair.config, &mut other);
@@ -338,6 +433,15 @@ fn play(
 
 #[test]
 fn sessions_of_every_suite_move_at_any_time() {
+    every_suite::<ServerConnection>();
+}
+
+#[test]
+fn sessions_of_clients_move_as_well() {
+    every_suite::<ClientConnection>();
+}
+
+fn every_suite<C: End>() {
     let all = suites();
     assert_eq!(all.len(), 18);
     let halves = all.split_at(9);
@@ -345,7 +449,7 @@ fn sessions_of_every_suite_move_at_any_time() {
         for &suite in from {
             let is_same = |other: &&SupportedCipherSuite| other.suite() == suite.suite();
             let other = *to.iter().find(is_same).unwrap();
-            let moves: usize = (1..=4).map(|seed| play(suite, other, seed, 400)).sum();
+            let moves: usize = (1..=4).map(|seed| play::<C>(suite, other, seed, 400)).sum();
             assert!(moves > 100, "{:?} moved {moves} times", suite.suite());
         }
     }
@@ -393,23 +497,23 @@ fn negotiated(suite: SupportedCipherSuite) {
 
     let mut pair = Pair::new(server, client);
     for _ in 0..3 {
-        let tls = pair.server.tls();
+        let tls = pair.here.tls();
         assert_eq!(tls.server_name(), Some("server.example"));
         assert_eq!(tls.alpn_protocol(), Some(&b"http/1.1"[..]));
         assert_eq!(tls.peer_certificates(), Some(&chain[..]));
         if let SupportedCipherSuite::Tls13(_) = suite {
             let here = tls.export_keying_material([0; 32], b"label", Some(b"context"));
             let there = pair
-                .client
+                .peer
                 .export_keying_material([0; 32], b"label", Some(b"context"));
             assert_eq!(here.unwrap(), there.unwrap());
         }
         pair.moves();
-        pair.server_writes(100);
-        pair.client_writes(100);
-        pair.deliver_to_client(usize::MAX);
-        pair.deliver_to_server(usize::MAX);
-        pair.server_reads(100);
+        pair.here_writes(100);
+        pair.peer_writes(100);
+        pair.deliver_to_peer(usize::MAX);
+        pair.deliver_here(usize::MAX);
+        pair.here_reads(100);
     }
     pair.end();
 }
@@ -422,15 +526,15 @@ fn sessions_that_were_resumed_move() {
         let client = Arc::new(client(suite));
         for visit in 0..3 {
             let mut pair = Pair::with(server.clone(), client.clone());
-            let resumed = pair.client.handshake_kind() == Some(HandshakeKind::Resumed);
+            let resumed = pair.peer.handshake_kind() == Some(HandshakeKind::Resumed);
             assert_eq!(resumed, visit > 0, "{:?}", suite.suite());
             for _ in 0..3 {
-                pair.server_writes(100);
-                pair.client_writes(100);
+                pair.here_writes(100);
+                pair.peer_writes(100);
                 pair.moves();
-                pair.deliver_to_client(usize::MAX);
-                pair.deliver_to_server(usize::MAX);
-                pair.server_reads(100);
+                pair.deliver_to_peer(usize::MAX);
+                pair.deliver_here(usize::MAX);
+                pair.here_reads(100);
             }
             pair.end();
         }
@@ -440,19 +544,18 @@ fn sessions_that_were_resumed_move() {
 #[test]
 fn a_handshake_is_not_taken_apart() {
     let suite = aes();
-    let session = Session::begin(&server(suite, &Identity::of(suite))).unwrap();
+    let session = Session::accept(&server(suite, &Identity::of(suite))).unwrap();
     assert!(matches!(session.into_state(), Err(NotCarried::Handshake)));
 }
 
 #[test]
 fn a_session_that_failed_is_not_taken_apart() {
     let mut pair = Pair::of(aes());
-    pair.client_writes(10);
-    pair.deliver_to_server(usize::MAX);
-    let received = pair.server.received();
-    *received.last_mut().unwrap() ^= 1;
-    assert!(pair.server.read(&mut Vec::new()).is_err());
-    assert!(matches!(pair.server.into_state(), Err(NotCarried::Failed)));
+    pair.peer_writes(10);
+    pair.deliver_here(usize::MAX);
+    *pair.arrived.back_mut().unwrap() ^= 1;
+    pair.here.receive(&mut pair.arrived).unwrap_err();
+    assert!(matches!(pair.here.into_state(), Err(NotCarried::Failed)));
 }
 
 #[test]
@@ -497,24 +600,29 @@ fn tls_of(config: &ServerConfig) -> Tls {
 fn a_damaged_layer_is_harmless() {
     for suite in suites() {
         let mut pair = Pair::of(suite);
-        pair.client_writes(100);
-        pair.deliver_to_server(50);
+        pair.peer_writes(100);
+        pair.deliver_here(50);
+        pair.here.receive(&mut pair.arrived).unwrap();
         let layer = pair.take();
         for at in 0..layer.payload.len() {
             for flip in [1, 0x80, 0xff] {
                 let mut bytes = layer.payload.to_vec();
                 bytes[at] ^= flip;
                 let layers = [Layer::new(KIND, VERSION, bytes)];
-                let Ok(state) = State::read(&mut LayerReader::new(&layers)) else {
+                let Ok(state) = State::read(&mut LayerReader::new(&layers), KIND) else {
                     continue;
                 };
-                let Ok(mut session) = Session::resume(state, Octets::new(), &pair.config) else {
+                let Ok(mut session) = Session::<ServerConnection>::resume(
+                    state,
+                    Octets::new(),
+                    &(&pair.config).into(),
+                ) else {
                     continue;
                 };
                 // What the client has sent does not decrypt, or does.
                 let _ = session.read(&mut Vec::with_capacity(100));
                 let _ = session.write(&[IoSlice::new(b"answer")]);
-                let _ = session.into_state().map(|state| state.to_layer());
+                let _ = session.into_state().map(|state| state.to_layer(KIND));
             }
         }
     }
@@ -541,10 +649,12 @@ fn a_key_wears_out_over_moves() {
         }
         let mut pair = Pair::of(suite);
         let layers = [pair.take()];
-        let mut state = State::read(&mut LayerReader::new(&layers)).unwrap();
+        let mut state = State::read(&mut LayerReader::new(&layers), KIND).unwrap();
         state.server.next = limit - 10;
         let secret = state.server.secret.clone();
-        let mut session = Session::resume(state, Octets::new(), &pair.config).unwrap();
+        let mut session =
+            Session::<ServerConnection>::resume(state, Octets::new(), &(&pair.config).into())
+                .unwrap();
         let mut write = || session.write(&[IoSlice::new(b"octets")]);
         assert_eq!(write().unwrap(), 6);
         let again = write();
