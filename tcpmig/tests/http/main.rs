@@ -25,6 +25,8 @@ mod served;
 mod side_by_side;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
+mod tls_owner;
 mod told;
 mod upgraded;
 mod websockets;

@@ -1,8 +1,10 @@
 //! Two hosts that serve the application, and clients at the peer.
 
+use std::future::Future;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,13 +13,13 @@ use axum::Router;
 use axum::http::Request;
 use axum::routing::MethodRouter;
 use hyper_util::service::TowerToHyperService;
-use tcpmig::driver::{Acceptor, Options, Reason, Report};
+use tcpmig::driver::{Acceptor, Destination, Options, Reason, Report};
 use tcpmig::http::{Doing, Movable, NotMoved, Resumed, Server, SessionError};
-use tcpmig::session::{Carriers, Tcp};
+use tcpmig::session::{Carriers, Tcp, Way};
 use tokio::net::TcpListener;
 
 use crate::app::{App, NewVisits, Slow, Visits, app, app_with};
-use crate::support::{Net, PATIENCE, Running, Site, until};
+use crate::support::{Here, Net, PATIENCE, Running, Site, until};
 
 pub(crate) const URL: &str = "http://198.18.0.80:8080";
 
@@ -177,6 +179,32 @@ impl<K: Carriers + Clone> Scene<K> {
         let (site, server) = &self.hosts[self.at];
         let handle = server.connections().remove(0);
         site.begin(|here| async move { handle.move_to(&here.mover(), &here.other()).await })
+    }
+
+    /// The same by another way.
+    pub(crate) fn move_by<W>(
+        &self,
+        way: fn(&Here) -> W,
+    ) -> Running<Result<W::Report, NotMoved<W::Cause>>>
+    where
+        W: Way<Destination = Destination>,
+    {
+        until("one connection lives here", || self.server().count() == 1);
+        let (site, server) = &self.hosts[self.at];
+        let handle = server.connections().remove(0);
+        site.begin(move |here| async move { handle.move_to(&way(&here), &here.other()).await })
+    }
+
+    /// Begins something on the host where the connection is not.
+    pub(crate) fn on_other<T, F>(
+        &self,
+        work: impl FnOnce(Rc<Here>) -> F + Send + 'static,
+    ) -> Running<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        self.hosts[1 - self.at].0.begin(work)
     }
 
     /// Waits until a slow answer has been asked for.

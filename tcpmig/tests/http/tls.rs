@@ -9,7 +9,9 @@ use axum::Extension;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+};
 use tcpmig::tls::{Negotiated, Tls};
 use tcpmig_transport::keys::Authority;
 use tempfile::NamedTempFile;
@@ -35,6 +37,39 @@ pub(crate) async fn negotiated(negotiated: Option<Extension<Negotiated>>) -> Str
     )
 }
 
+/// How a server speaks TLS 1.3 and 1.2, and who has signed its certificate.
+pub(crate) fn server_config() -> (Authority, ServerConfig) {
+    let authority = Authority::create("web").unwrap();
+    let config = config(&authority, &[&TLS12, &TLS13]);
+    (authority, config)
+}
+
+fn config(authority: &Authority, versions: &[Version]) -> ServerConfig {
+    let issued = authority.issue("server.example").unwrap();
+    let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+    let mut provider = rustls::crypto::ring::default_provider();
+    let is_spoken = |suite: &SupportedCipherSuite| versions.contains(&suite.version());
+    provider.cipher_suites.retain(is_spoken);
+    let config = ServerConfig::builder_with_provider(Arc::new(provider));
+    let config = config.with_protocol_versions(versions).unwrap();
+    let config = config.with_no_client_auth();
+    let mut config = config.with_single_cert(vec![chain], key).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// A client that trusts nobody else.
+pub(crate) fn client_config(authority: &Authority) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.ca_pem().as_bytes()).unwrap();
+    roots.add(root).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    config.with_root_certificates(roots).with_no_client_auth()
+}
+
 /// Two hosts that serve over TLS, each with a certificate of its own, and what the peer knows them by.
 struct Secure {
     scene: Scene<Tls>,
@@ -47,20 +82,7 @@ impl Secure {
     /// Host A speaks these versions, host B those.
     fn new(on_a: &[Version], on_b: &[Version]) -> Self {
         let authority = Authority::create("web").unwrap();
-        let tls = |versions: &[Version]| {
-            let issued = authority.issue("server.example").unwrap();
-            let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap();
-            let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-            let mut provider = rustls::crypto::ring::default_provider();
-            let is_spoken = |suite: &SupportedCipherSuite| versions.contains(&suite.version());
-            provider.cipher_suites.retain(is_spoken);
-            let config = ServerConfig::builder_with_provider(Arc::new(provider));
-            let config = config.with_protocol_versions(versions).unwrap();
-            let config = config.with_no_client_auth();
-            let mut config = config.with_single_cert(vec![chain], key).unwrap();
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-            Tls::new(config)
-        };
+        let tls = |versions: &[Version]| Tls::new(config(&authority, versions));
         let scene = Scene::over([tls(on_a), tls(on_b)], &OnB::Visits, Duration::from_secs(5));
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(authority.ca_pem().as_bytes()).unwrap();
