@@ -3,6 +3,8 @@
 
 pub use crate::handover::fuzz::{Story, handover};
 pub use crate::segments::fuzz::{Capture, segments};
+#[cfg(feature = "tls")]
+pub use crate::tls::fuzz::{Import, tls};
 
 /// Runs something and returns the bytes that it had allocated at most at one time. Only who
 /// installs the global allocator can tell.

@@ -53,6 +53,8 @@
 //! the move comes between them; no library known does that.
 
 mod client;
+#[cfg(feature = "arbitrary")]
+pub(crate) mod fuzz;
 mod graft;
 mod keys;
 mod layer;

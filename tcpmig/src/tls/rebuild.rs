@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::cipher::{AeadKey, Iv};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::time_provider::TimeProvider;
 use rustls::{
@@ -93,6 +93,14 @@ pub(super) fn check<C: Side>(
         let reason = "the TLS session of a client does not know its server's certificate";
         return Err(refuse(Code::Image, reason));
     }
+    check_shown::<C>(state)?;
+    let (_, is_ended) = C::own_first(state.client_closed, state.server_closed);
+    if is_ended && !state.received.is_empty() {
+        return Err(refuse(
+            Code::Image,
+            "something was received behind the end of the TLS session",
+        ));
+    }
     let counts = [state.client.next, state.server.next];
     // The first record of TLS 1.2 is that of the handshake's end.
     let least = u64::from(matches!(suite, SupportedCipherSuite::Tls12(_)));
@@ -140,6 +148,33 @@ pub(super) fn rebuild<C: Side>(state: &State, terms: &Terms<'_>) -> Result<Rebui
         return Err(refuse(Code::Other, "rustls made another TLS session of it"));
     }
     Ok((rebuilt, begun, switches))
+}
+
+/// How many bytes the certificates of one end may have; rustls takes no handshake of more than 65 535.
+const MOST_CERTIFICATES: usize = 60_000;
+
+/// Whether a handshake can show what was negotiated.
+fn check_shown<C: Side>(state: &State) -> Result<(), Refusal> {
+    let certificates = || state.certificates.iter().map(Vec::len);
+    let is_alpn = |alpn: &Vec<u8>| (1..=255).contains(&alpn.len());
+    // A server has the name as it came, which is in lower case and without a dot behind it.
+    let came =
+        |name: &str| !name.bytes().any(|byte| byte.is_ascii_uppercase()) && !name.ends_with('.');
+    let is_name =
+        |name: &String| DnsName::try_from(name.as_str()).is_ok() && (C::IS_CLIENT || came(name));
+    let what = if !state.alpn.iter().all(is_alpn) {
+        "a protocol (ALPN) that has no name"
+    } else if !state.server_name.iter().all(is_name) {
+        "a server that has no name"
+    } else if certificates().any(|len| len == 0)
+        || certificates().sum::<usize>() > MOST_CERTIFICATES
+    {
+        "certificates that are empty, or longer than a handshake has"
+    } else {
+        return Ok(());
+    };
+    let reason = format!("the TLS session was negotiated with {what}");
+    Err(refuse(Code::Image, reason))
 }
 
 /// Whether the keys that a provider has for a suite can be taken out of it.
