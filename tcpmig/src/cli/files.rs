@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tcpmig_format::{Envelope, Image, Limits};
+use tcpmig::tls;
+use tcpmig_format::{Envelope, Image, Layer, Limits};
 use tcpmig_sys::files::{open_without_waiting, rename_new};
 
 /// A new file for an image. It has its name only when it is complete, and is removed again unless it is kept.
@@ -170,6 +171,17 @@ const LIMITS: Limits = {
 /// Whether [`read`] would take an image.
 pub(crate) fn check(bytes: &[u8]) -> anyhow::Result<()> {
     Image::decode(bytes, &LIMITS)?;
+    Ok(())
+}
+
+/// Fails if an image has the secrets of a TLS session: they are taken from no file, as none is written.
+pub(crate) fn refuse_secrets(image: &Image) -> anyhow::Result<()> {
+    let is_secret = |layer: &&Layer| [tls::KIND, tls::CLIENT_KIND].contains(&&*layer.kind);
+    if let Some(layer) = image.layers.iter().find(is_secret) {
+        bail!(
+            "it has the secrets of a TLS session (the layer {layer}), which are not taken from a file"
+        );
+    }
     Ok(())
 }
 

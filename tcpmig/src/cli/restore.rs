@@ -31,6 +31,8 @@ pub(super) use self::witness::{VERB as WITNESS, Witness, WitnessArgs, main as ma
 ///
 /// The image of a listener makes one like it: COMMAND gets it as descriptor 3, and its standard input and output are those of this command.
 ///
+/// An image with a layer of a TLS session is refused: the secrets of sessions are not kept in files.
+///
 /// Nothing in the image is held against a policy: it can bring any address, mark and option that you may set. Restore
 /// only what you trust.
 ///
@@ -83,6 +85,7 @@ impl From<Policy> for Unsupported {
 
 pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCode> {
     let (image, _) = files::read(&args.file)?;
+    files::refuse_secrets(&image).with_context(|| args.file.display().to_string())?;
     warn_of_age(&image, output);
     let file = args.file.canonicalize().context("find the image")?;
     // A command that cannot be started would end the connection.

@@ -410,17 +410,21 @@ fn graft(suite: SupportedCipherSuite) -> SupportedCipherSuite {
     }
 }
 
+/// Where a suite is, which is for ever.
+pub(super) fn address(suite: SupportedCipherSuite) -> usize {
+    match suite {
+        SupportedCipherSuite::Tls13(suite) => std::ptr::from_ref(suite) as usize,
+        SupportedCipherSuite::Tls12(suite) => std::ptr::from_ref(suite) as usize,
+    }
+}
+
 /// The suite, in a form that a [`Graft`] reaches. rustls wants suites that live for ever, so each is made once.
 pub(super) fn grafted(suite: SupportedCipherSuite) -> SupportedCipherSuite {
     static MADE: Mutex<Option<HashMap<usize, SupportedCipherSuite>>> = Mutex::new(None);
-    let address = match suite {
-        SupportedCipherSuite::Tls13(suite) => std::ptr::from_ref(suite) as usize,
-        SupportedCipherSuite::Tls12(suite) => std::ptr::from_ref(suite) as usize,
-    };
     // A panic elsewhere leaves whole values only.
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     *made
         .get_or_insert_default()
-        .entry(address)
+        .entry(address(suite))
         .or_insert_with(|| graft(suite))
 }

@@ -1,4 +1,4 @@
-//! TLS sessions of servers that move: a client keeps its connection, and sees no handshake.
+//! TLS sessions that move: a client keeps its connection, and sees no handshake.
 //!
 //! [`Tls`] serves TLS 1.3 and 1.2 with an ordinary `ServerConfig` of rustls, and makes a session on one server what it was on another. Give it to
 //! [`Movable::over`](crate::http::Movable::over), and HTTP/1 and WebSocket sessions move over it as they do over plain TCP:
@@ -22,6 +22,8 @@
 //!
 //! HTTP/2 does not move: name `http/1.1` alone in `alpn_protocols`, or nothing.
 //!
+//! [`TlsClient`] does the same for the connections of a proxy to its backends.
+//!
 //! A handler finds what was negotiated among the extensions of a request, as [`Negotiated`].
 //!
 //! # What moves
@@ -36,19 +38,17 @@
 //! A connection in its handshake is not moved: the move waits for the end of that. Early data is not accepted, whatever the
 //! `ServerConfig` says.
 //!
-//! # What a layer gives away
+//! # Secrets
 //!
-//! The layer has the secrets of the session. Whoever reads it can read and forge what follows in this session, but not what came
-//! before the last key update, nor any other session: the server's private key and tickets are not in it. Nothing here prints or
-//! logs a secret, and the memory of those that are carried is zeroed when it is given back. What rustls itself holds is its own to zero.
-//!
-//! **Only one may go on with a session.** Two that write with the same keys and numbers break the
-//! protection of both (nonces are used twice). [`Carrier::into_parts`](crate::session::Carrier::into_parts) ends the session where it was, and a
-//! [`Way`](crate::session::Way) gives the parts to one place. Do not write them to a file that outlives the move.
+//! The layer has the secrets of the session: whoever reads it can read and forge what follows in this session. **Only one may go on
+//! with it.** Two that write with the same keys and numbers break the protection of both (nonces are used twice).
+//! [`Carrier::into_parts`](crate::session::Carrier::into_parts) ends the session where it was, and a
+//! [`Way`](crate::session::Way) gives the parts to one place. [`manual`] has the threat model, and says which providers of cryptography and
+//! versions of rustls work.
 //!
 //! # What does not move
 //!
-//! Client connections, sessions of kernel TLS, and suites of other providers that do not give their keys out. `export_keying_material` of TLS
+//! Sessions of kernel TLS, and suites of other providers that do not give their keys out. `export_keying_material` of TLS
 //! 1.2 gives something else after a move. A key update that its sender has cut into several records is lost if
 //! the move comes between them; no library known does that.
 
@@ -58,6 +58,7 @@ pub(crate) mod fuzz;
 mod graft;
 mod keys;
 mod layer;
+pub mod manual;
 mod negotiated;
 mod nothing;
 mod rebuild;

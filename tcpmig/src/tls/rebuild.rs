@@ -1,6 +1,7 @@
 //! A session goes on: a connection of rustls with carried secrets.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -79,10 +80,7 @@ pub(super) fn check<C: Side>(
         );
         return Err(refuse(Code::Session, reason));
     };
-    let len = match suite {
-        SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider.output_len(),
-        SupportedCipherSuite::Tls12(suite) => suite.aead_alg.key_block_shape().enc_key_len + IV,
-    };
+    let len = secret_len(*suite);
     let lens = [&state.client, &state.server].map(|direction| direction.secret.len());
     if lens != [len; 2] || ![0, len].contains(&state.exporter.len()) {
         let reason =
@@ -120,7 +118,49 @@ pub(super) fn check<C: Side>(
         );
         return Err(refuse(Code::Session, reason));
     }
+    if !goes_on::<C>(*suite, terms) {
+        let reason = format!(
+            "sessions of the cipher suite {:?} do not go on with this version of rustls and its provider",
+            suite.suite()
+        );
+        return Err(refuse(Code::Session, reason));
+    }
     Ok(*suite)
+}
+
+/// Whether sessions of this suite go on here, which is tried once with one that is made up: another version of rustls may come to
+/// its keys in another way, and so may another provider.
+fn goes_on<C: Side>(suite: SupportedCipherSuite, terms: &Terms<'_>) -> bool {
+    static TRIED: Mutex<Option<HashMap<(usize, bool), bool>>> = Mutex::new(None);
+    let lock = || TRIED.lock().unwrap_or_else(PoisonError::into_inner);
+    let suite_and_end = (graft::address(suite), C::IS_CLIENT);
+    if let Some(tried) = lock().as_ref().and_then(|tried| tried.get(&suite_and_end)) {
+        return *tried;
+    }
+    let direction = |byte| Direction {
+        secret: vec![byte; secret_len(suite)].into(),
+        next: 7,
+    };
+    let state = State {
+        version: suite.version().version.into(),
+        suite: suite.suite().into(),
+        client: direction(1),
+        server: direction(2),
+        certificates: vec![vec![0]],
+        ..State::default()
+    };
+    let goes_on = make::<C>(&state, suite, terms).is_ok();
+    lock()
+        .get_or_insert_default()
+        .insert(suite_and_end, goes_on);
+    goes_on
+}
+
+fn secret_len(suite: SupportedCipherSuite) -> usize {
+    match suite {
+        SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider.output_len(),
+        SupportedCipherSuite::Tls12(suite) => suite.aead_alg.key_block_shape().enc_key_len + IV,
+    }
 }
 
 /// Rebuilds the connection of a session.
@@ -130,6 +170,14 @@ pub(super) fn check<C: Side>(
 /// Those of [`check`], and whatever rustls says.
 pub(super) fn rebuild<C: Side>(state: &State, terms: &Terms<'_>) -> Result<Rebuilt<C>, Refusal> {
     let suite = check::<C>(state, terms)?;
+    make(state, suite, terms)
+}
+
+fn make<C: Side>(
+    state: &State,
+    suite: SupportedCipherSuite,
+    terms: &Terms<'_>,
+) -> Result<Rebuilt<C>, Refusal> {
     let switches = Arc::new(Switches::default());
     let (graft, begun, scheme) = prepare::<C>(state, suite, switches.clone());
     let handshake = || handshake::<C>(state, terms, suite, scheme);

@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use rustls::client::ClientConnectionData;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
+use rustls::crypto::cipher::{
+    AeadKey, Iv, MessageDecrypter, MessageEncrypter, Tls13AeadAlgorithm, UnsupportedOperationError,
+};
+use rustls::crypto::{CipherSuiteCommon, CryptoProvider, aws_lc_rs, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ServerConnectionData, WebPkiClientVerifier};
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, DigitallySignedStruct, Error,
-    HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
-    SupportedCipherSuite,
+    CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, ConnectionTrafficSecrets,
+    DigitallySignedStruct, Error, HandshakeKind, KeyLog, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme, SupportedCipherSuite, Tls13CipherSuite,
 };
 use tcpmig_format::{Layer, LayerReader, Octets};
 use tcpmig_transport::keys::Authority;
@@ -23,7 +26,7 @@ use super::layer::State;
 use super::rebuild::Terms;
 use super::session::{NotCarried, Session};
 use super::side::Side;
-use super::{KIND, Tls, VERSION};
+use super::{KIND, Tls, TlsClient, VERSION};
 use crate::handover::Code;
 use crate::session::Carriers;
 
@@ -518,6 +521,35 @@ fn negotiated(suite: SupportedCipherSuite) {
     pair.end();
 }
 
+/// That of a proxy's connection to its backend.
+#[test]
+fn a_client_knows_what_was_negotiated() {
+    for suite in suites() {
+        let identity = Identity::of(suite);
+        let config = client(suite);
+        let (here, peer) = ClientConnection::pair(&config, &identity);
+        let mut pair = Pair::<ClientConnection>::shake_hands(config, here, peer);
+        for _ in 0..3 {
+            let known = pair.here.negotiated().unwrap();
+            assert_eq!(known.version(), suite.version().version);
+            assert_eq!(known.cipher_suite(), suite.suite());
+            assert_eq!(known.server_name(), Some("server.example"));
+            assert_eq!(known.alpn(), Some(&b"http/1.1"[..]));
+            assert_eq!(known.peer_certificates(), identity.parse().0);
+            let layers = [pair.take()];
+            let check = TlsClient::new(pair.config.clone()).check(&mut LayerReader::new(&layers));
+            assert_eq!(format!("{:?}", check.unwrap()), format!("{known:?}"));
+            // A server does not go on with it.
+            let server = Tls::new(server(suite, &identity));
+            let refused = server.check(&mut LayerReader::new(&layers)).unwrap_err();
+            assert_eq!(refused.code, Code::Session);
+            let [layer] = layers;
+            pair.put(layer);
+        }
+        pair.end();
+    }
+}
+
 /// A client that comes back has a session by a ticket, or by its number.
 #[test]
 fn sessions_that_were_resumed_move() {
@@ -666,5 +698,143 @@ fn a_key_wears_out_over_moves() {
         let state = session.into_state().unwrap();
         assert_eq!(state.server.next, 1);
         assert!(state.server.secret != secret[..]);
+    }
+}
+
+/// Protects records as another one does, and keeps its keys.
+struct Secretive(&'static dyn Tls13AeadAlgorithm);
+
+impl Tls13AeadAlgorithm for Secretive {
+    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
+        self.0.encrypter(key, iv)
+    }
+
+    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
+        self.0.decrypter(key, iv)
+    }
+
+    fn key_len(&self) -> usize {
+        self.0.key_len()
+    }
+
+    fn extract_keys(
+        &self,
+        _: AeadKey,
+        _: Iv,
+    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
+        Err(UnsupportedOperationError)
+    }
+}
+
+/// A provider that does not give keys out is known before anything is touched, here and there.
+#[test]
+fn a_provider_that_keeps_its_keys_is_refused_by_name() {
+    let SupportedCipherSuite::Tls13(suite) = aes() else {
+        panic!("it is one of TLS 1.3");
+    };
+    let secretive = SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: suite.common.suite,
+            hash_provider: suite.common.hash_provider,
+            confidentiality_limit: suite.common.confidentiality_limit,
+        },
+        hkdf_provider: suite.hkdf_provider,
+        aead_alg: Box::leak(Box::new(Secretive(suite.aead_alg))),
+        quic: None,
+    })));
+    let mut pair = Pair::of(secretive);
+    let refused = pair.here.check().unwrap_err().to_string();
+    assert!(refused.contains("TLS13_AES_128_GCM_SHA256"), "{refused}");
+    pair.here_writes(100);
+    pair.deliver_to_peer(usize::MAX);
+    assert_eq!(pair.read[PEER], 100, "it goes on where it is");
+
+    let layers = [Pair::of(aes()).take()];
+    let target = Tls::new(pair.config);
+    let refused = target.check(&mut LayerReader::new(&layers)).unwrap_err();
+    assert_eq!(refused.code, Code::Session);
+    assert!(
+        refused.reason.contains("TLS13_AES_128_GCM_SHA256"),
+        "{refused}"
+    );
+}
+
+/// What comes before the end of a handshake can come twice: no server here takes it.
+#[test]
+fn early_data_is_not_taken() {
+    let mut server = server(aes(), &Identity::of(aes()));
+    server.max_early_data_size = 1000;
+    let mut client = client(aes());
+    client.enable_early_data = true;
+    let client = Arc::new(client);
+    for visit in 0..2 {
+        let pair = Pair::with(server.clone(), client.clone());
+        let resumed = pair.peer.handshake_kind() == Some(HandshakeKind::Resumed);
+        assert_eq!(resumed, visit > 0);
+        assert!(!pair.peer.is_early_data_accepted());
+        pair.end();
+    }
+}
+
+/// The versions of rustls whose sources were read for what this module relies on.
+const READ: &[&str] = &["0.23.46"];
+
+/// Fails when rustls is updated: `tls::manual` says what is to be done then.
+#[test]
+fn this_version_of_rustls_was_read() {
+    let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
+    let lock = std::fs::read_to_string(lock).unwrap();
+    let (_, entry) = lock.split_once("name = \"rustls\"\nversion = \"").unwrap();
+    let (version, _) = entry.split_once('"').unwrap();
+    assert!(READ.contains(&version), "rustls {version}");
+}
+
+/// Keeps what is logged.
+#[derive(Debug, Default)]
+struct Labels(std::sync::Mutex<Vec<(String, Vec<u8>)>>);
+
+impl KeyLog for Labels {
+    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+        let mut labels = self.0.lock().unwrap();
+        labels.push((label.to_owned(), secret.to_vec()));
+    }
+}
+
+/// Each thing that an update of rustls could change, by itself: the tests above would fail for it without saying why.
+#[test]
+fn rustls_does_what_is_relied_on() {
+    for suite in suites() {
+        let logged = Arc::new(Labels::default());
+        let mut config = server(suite, &Identity::of(suite));
+        config.key_log = logged.clone();
+        let mut pair = Pair::new(config, client(suite));
+        // As many records as were written and not more are counted.
+        for _ in 0..3 {
+            pair.here_writes(10);
+        }
+        pair.deliver_to_peer(usize::MAX);
+        let SupportedCipherSuite::Tls13(_) = suite else {
+            let state = pair.here.into_state().unwrap();
+            // The end of the handshake was one as well.
+            assert_eq!((state.client.next, state.server.next), (1, 4));
+            continue;
+        };
+        let secret = |label: &str| {
+            let logged = logged.0.lock().unwrap();
+            let found = logged.iter().find(|(known, _)| known == label);
+            found.unwrap_or_else(|| panic!("no {label}")).1.clone()
+        };
+        let begun = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"].map(secret);
+        let exporter = secret("EXPORTER_SECRET");
+        // The answer to a key update waits, and is sent by a write of nothing.
+        pair.peer.refresh_traffic_keys().unwrap();
+        pair.deliver_here(usize::MAX);
+        pair.here_reads(1);
+        assert!(!pair.here.wants_write(), "the answer waits");
+        let state = pair.here.into_state().unwrap();
+        assert!(!state.unwritten.is_empty(), "the answer is carried");
+        assert_eq!((state.client.next, state.server.next), (0, 0));
+        assert!(state.client.secret != begun[0] && state.server.secret != begun[1]);
+        assert!(state.exporter == exporter);
     }
 }

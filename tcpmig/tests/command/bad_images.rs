@@ -160,11 +160,14 @@ fn images_of_no_connection_are_refused_with_the_reason() {
             };
             let mut nothing = Image::default();
             nothing.layers = vec![Layer::default()];
+            let mut encrypted = connection();
+            encrypted.layers = vec![Layer::new(tcpmig::tls::KIND, 1, &b"keys"[..])];
             for (image, reason) in [
                 (in_state(TcpState::Listen), "LISTEN"),
                 (in_state(TcpState::SynRecv), "SYN-RECEIVED"),
                 (in_state(TcpState::TimeWait), "TIME-WAIT"),
                 (nothing, "no IP layer"),
+                (encrypted, "the secrets of a TLS session"),
                 (without_tcp(), "no TCP layer"),
             ] {
                 fs::write(&path, image.encode().unwrap()).unwrap();
