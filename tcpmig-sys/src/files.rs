@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, MemfdFlags, RenameFlags, memfd_create, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -18,6 +18,18 @@ use crate::error::{Error, Result};
 pub fn open_without_waiting(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+/// `memfd_create(name, MFD_CLOEXEC)`: a file in memory, which lasts as long as somebody has a descriptor of it.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+#[doc(alias = "memfd_create")]
+pub fn in_memory(name: &str) -> Result<File> {
+    let made = memfd_create(name, MemfdFlags::CLOEXEC);
+    let made = made.map_err(|error| Error::new("memfd_create", error.into()))?;
+    Ok(made.into())
 }
 
 /// `renameat2(from, to, RENAME_NOREPLACE)` (Linux 3.15): renames a file, but never over another one. Both names have to

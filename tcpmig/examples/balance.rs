@@ -1,14 +1,14 @@
 //! Web servers behind one address share their keep-alive connections while wrk uses them.
 //!
-//! `cargo run --release --example balance [-- --servers N --clients K --seconds S]`
+//! `cargo run --release --example balance [-- --servers N --clients K --seconds S --tls]`
 //!
 //! Every client connects to the first server, because that one answers for the address. Its connections are moved until
 //! every server has its share; then the last server is drained for good and its connections go back and
 //! are shared by the others. wrk (of Debian's package `wrk`) is the load and counts failures; a few connections of this
-//! program's own, which move like the others, time every request. Ends with 0 if none failed.
+//! program's own, which move like the others, time every request. With `--tls` all of it is HTTPS. Ends with 0 if none failed.
 
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -20,11 +20,16 @@ use axum::Router;
 use axum::extract::Extension;
 use axum::routing::get;
 use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::policy::{Policy, Rules};
 use tcpmig::driver::{Acceptor, Destination, Mover, Options, Reason, Report};
 use tcpmig::http::{ConnectionState, Movable, NotMoved, Server, State, move_connections};
+use tcpmig::session::{Carriers, Tcp};
 use tcpmig::steer::Redirected;
+use tcpmig::tls::Tls;
 use tcpmig_sys::lab::{Host, Lab};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::keys::{Authority, Issued};
@@ -59,9 +64,12 @@ async fn hello(Extension(served): Extension<State<Served>>) -> String {
 type App = TowerToHyperService<Router>;
 type Moved = std::result::Result<Report, NotMoved<Reason>>;
 
-/// A web server: a thread in its host's network namespace.
-struct Site {
-    server: Server<App>,
+/// The name by which clients know the service, over TLS.
+const NAME: &str = "balance.example";
+
+/// A web server over one of these: a thread in its host's network namespace.
+struct Site<K> {
+    server: Server<App, K>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -81,15 +89,47 @@ fn own_name(number: usize) -> String {
     format!("server-{}", number + 1)
 }
 
-impl Site {
-    fn start(host: &Host, number: usize, issued: &Issued, authority: &str) -> Result<Self> {
+/// How a server speaks TLS, with a certificate of its own.
+fn tls(authority: &Authority) -> Result<Tls> {
+    let issued = authority.issue(NAME)?;
+    let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![chain], key)?;
+    Ok(Tls::new(config))
+}
+
+/// A client that checks the servers' certificates.
+fn client(authority: &Authority) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(
+        authority.ca_pem().as_bytes(),
+    )?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(Arc::new(config.with_no_client_auth()))
+}
+
+impl<K: Carriers> Site<K> {
+    fn start(
+        host: &Host,
+        number: usize,
+        issued: &Issued,
+        authority: &str,
+        carriers: K,
+    ) -> Result<Self> {
         let namespace = Namespace::open(&host.namespace().path())?;
         let (cert, key) = (issued.cert_pem.clone(), issued.key_pem.clone());
         let authority = authority.to_owned();
         let (ready, is_ready) = std::sync::mpsc::channel();
         thread::spawn(move || {
             let run = async || -> Result<()> {
-                let (site, work) = Self::open(number, &cert, &key, &authority).await?;
+                let (site, work) = Self::open(number, &cert, &key, &authority, carriers).await?;
                 let _ = ready.send(site);
                 work.await
             };
@@ -113,7 +153,8 @@ impl Site {
         cert: &str,
         key: &str,
         authority: &str,
-    ) -> Result<(Self, impl Future<Output = Result<()>> + use<>)> {
+        carriers: K,
+    ) -> Result<(Self, impl Future<Output = Result<()>> + use<K>)> {
         let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes())?;
         let authorities = Authorities::from_pem(authority.as_bytes())?;
         let trust = Trust::only(authorities, (0..60).map(own_name));
@@ -123,7 +164,9 @@ impl Site {
         let options = Options::default();
         let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
         let router = Router::new().route("/", get(hello));
-        let movable = Movable::new(TowerToHyperService::new(router)).with_state::<Served>();
+        let movable = Movable::new(TowerToHyperService::new(router))
+            .with_state::<Served>()
+            .over(carriers);
         let server = Server::new(movable.clone());
         let lease = options.redirect_lease;
         // Nothing but connections of the service, whatever the other servers bring.
@@ -178,7 +221,12 @@ impl Site {
     }
 }
 
-async fn obey(server: Server<App>, mover: Mover, order: Order, steer: Arc<Redirected>) {
+async fn obey<K: Carriers>(
+    server: Server<App, K>,
+    mover: Mover,
+    order: Order,
+    steer: Arc<Redirected>,
+) {
     let to = Destination {
         address: own_address(order.to),
         name: own_name(order.to),
@@ -201,16 +249,18 @@ struct Watched {
 }
 
 /// One keep-alive connection that checks every answer and times it.
-fn watch(mut stream: &TcpStream, watched: &Watched) -> Result<u64> {
-    let mut reader = BufReader::new(stream);
+fn watch(stream: impl Read + Write, watched: &Watched) -> Result<u64> {
+    let mut stream = BufReader::new(stream);
     let mut count = 0;
     while !watched.stop.load(Ordering::Relaxed) {
         let phase = watched.phase.load(Ordering::Relaxed);
         let begin = Instant::now();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: balance\r\n\r\n")?;
+        let request = b"GET / HTTP/1.1\r\nhost: balance\r\n\r\n";
+        stream.get_mut().write_all(request)?;
+        stream.get_mut().flush()?;
         let mut answer = String::new();
         while !answer.ends_with("connection\n") {
-            if reader.read_line(&mut answer)? == 0 {
+            if stream.read_line(&mut answer)? == 0 {
                 return Err("a server closed a watched connection".into());
             }
         }
@@ -231,6 +281,7 @@ struct Args {
     servers: usize,
     clients: usize,
     seconds: u64,
+    tls: bool,
 }
 
 fn arguments() -> Result<Args> {
@@ -238,9 +289,14 @@ fn arguments() -> Result<Args> {
         servers: 3,
         clients: 300,
         seconds: 3,
+        tls: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        if word == "--tls" {
+            args.tls = true;
+            continue;
+        }
         let number = words.next().and_then(|number| number.parse().ok());
         let number: usize = number.ok_or_else(|| format!("a number after {word}"))?;
         match word.as_str() {
@@ -249,7 +305,7 @@ fn arguments() -> Result<Args> {
             "--seconds" if number > 0 => args.seconds = number as u64,
             _ => {
                 return Err(format!(
-                    "{word} {number}: give --servers 2 to 60, --clients or --seconds"
+                    "{word} {number}: give --servers 2 to 60, --clients, --seconds or --tls"
                 )
                 .into());
             }
@@ -271,6 +327,14 @@ end
 
 fn main() -> Result<ExitCode> {
     let args = arguments()?;
+    if args.tls {
+        run(&args, tls)
+    } else {
+        run(&args, |_| Ok(Tcp))
+    }
+}
+
+fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Result<ExitCode> {
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace()?;
     }
@@ -289,17 +353,27 @@ fn main() -> Result<ExitCode> {
             host
         };
         let issued = authority.issue(&own_name(number))?;
-        sites.push(Site::start(&host, number, &issued, authority.ca_pem())?);
+        let carriers = carriers(&authority)?;
+        let site = Site::start(&host, number, &issued, authority.ca_pem(), carriers)?;
+        sites.push(site);
         hosts.push(host);
     }
     let watched = Arc::new(Watched::default());
     let mut watchers = Vec::new();
+    let config = client(&authority)?;
     for _ in 0..WATCHERS {
         let stream = peer.run(|| TcpStream::connect(SERVICE))??;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let watched = watched.clone();
-        watchers.push(thread::spawn(move || watch(&stream, &watched)));
+        watchers.push(if args.tls {
+            let name = ServerName::try_from(NAME)?;
+            let connection = ClientConnection::new(config.clone(), name)?;
+            let stream = StreamOwned::new(connection, stream);
+            thread::spawn(move || watch(stream, &watched))
+        } else {
+            thread::spawn(move || watch(stream, &watched))
+        });
     }
     let all = args.clients + WATCHERS;
 
@@ -311,7 +385,12 @@ fn main() -> Result<ExitCode> {
         .args(["-t1", "-d3600s", "-s"])
         .arg(&script)
         .arg(format!("-c{}", args.clients))
-        .arg(format!("http://{SERVICE}/"))
+        .arg(if args.tls {
+            // It checks no certificate.
+            format!("https://{SERVICE}/")
+        } else {
+            format!("http://{SERVICE}/")
+        })
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();

@@ -89,6 +89,55 @@ pub fn receive_byte(from: impl AsFd) -> Result<Option<(u8, Option<OwnedFd>)>> {
     Ok((received.bytes > 0).then_some((byte[0], descriptor)))
 }
 
+/// The most descriptors that go with one message (`SCM_MAX_FD`).
+pub const MOST: usize = 253;
+
+/// Sends a message with duplicates of these descriptors, over a socket that keeps messages apart.
+///
+/// # Errors
+///
+/// [`Error::Call`]; nothing was sent. `EINVAL` if there are more than [`MOST`].
+pub fn send_message(to: impl AsFd, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Error::new(
+            "sendmsg(SCM_RIGHTS)",
+            rustix::io::Errno::INVAL.into(),
+        ));
+    }
+    sendmsg(
+        to,
+        &[IoSlice::new(message)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(|error| Error::new("sendmsg(SCM_RIGHTS)", error.into()))
+}
+
+/// Receives what [`send_message`] has sent, as much of the message as fits; the descriptors are close-on-exec.
+///
+/// # Errors
+///
+/// [`Error::Call`].
+pub fn receive_message(from: impl AsFd, message: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        from,
+        &mut [IoSliceMut::new(message)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .map_err(|error| Error::new("recvmsg(SCM_RIGHTS)", error.into()))?;
+    let descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((received.bytes, descriptors.flatten().collect()))
+}
+
 /// The user and the process at the other end of a connected socket, as they were when it was connected (`SO_PEERCRED`).
 ///
 /// # Errors
@@ -140,6 +189,23 @@ mod tests {
         assert!(matches!(next(), Some((2, Some(_)))));
         assert!(next().is_none());
         assert_eq!(peer(&there).unwrap(), (own_user(), std::process::id()));
+    }
+
+    #[test]
+    fn messages_come_with_their_descriptors() {
+        let (here, there) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let (passed, _other) = UnixStream::pair().unwrap();
+        for count in [0, 1, MOST] {
+            send_message(&here, b"message", &vec![passed.as_fd(); count]).unwrap();
+            let mut message = [0; 100];
+            let (len, descriptors) = receive_message(&there, &mut message).unwrap();
+            assert_eq!(
+                (&message[..len], descriptors.len()),
+                (&b"message"[..], count)
+            );
+        }
+        let error = send_message(&here, b"message", &[passed.as_fd(); MOST + 1]).unwrap_err();
+        assert_eq!(error.errno(), Some(22));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What it costs that HTTP sessions can move: requests per second and processor time beside plain hyper, and the
-//! latency of requests while their connections move.
+//! latency of requests while their connections move. With `--tls` HTTPS beside HTTP: the rate is that of HTTPS, beside plain
+//! hyper over tokio-rustls, and the moves are those of both.
 //!
-//! `cargo bench -p tcpmig --bench http [-- --rounds N] [--seconds S] [--connections K] [--only rate|moves] [--json]`
+//! `cargo bench -p tcpmig --bench http [-- --tls] [--rounds N] [--seconds S] [--connections K] [--only rate|moves] [--json]`
 //!
 //! The load is wrk, of Debian's package `wrk`.
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
@@ -15,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use servers::{Servers, Which};
+use servers::{Over, Servers, Which};
 use support::{tcp_counter, until};
+use tcpmig::session::Carriers;
 use wrk::Load;
 
 struct Args {
@@ -25,6 +27,7 @@ struct Args {
     connections: usize,
     rate: bool,
     moves: bool,
+    tls: bool,
     json: bool,
 }
 
@@ -35,6 +38,7 @@ fn arguments() -> Args {
         connections: 64,
         rate: true,
         moves: true,
+        tls: false,
         json: false,
     };
     let mut words = std::env::args().skip(1);
@@ -52,11 +56,12 @@ fn arguments() -> Args {
                 Some("moves") => args.rate = false,
                 other => panic!("{other:?}: rate or moves after --only"),
             },
+            "--tls" => args.tls = true,
             "--json" => args.json = true,
             // What cargo passes to every benchmark.
             "--bench" => {}
             other => panic!(
-                "{other:?}: give --rounds N, --seconds S, --connections K, --only rate|moves or --json"
+                "{other:?}: give --tls, --rounds N, --seconds S, --connections K, --only rate|moves or --json"
             ),
         }
     }
@@ -68,9 +73,21 @@ fn main() {
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace().unwrap();
     }
-    let servers = Servers::start();
-    let rate = args.rate.then(|| Rate::measure(&servers, &args));
-    let moves = args.moves.then(|| Moves::measure(&servers, &args));
+    let (rate, moves) = if args.tls {
+        let servers = Servers::over_tls();
+        let rate = args.rate.then(|| Rate::measure(&servers, &args));
+        let over_tls = args.moves.then(|| Moves::measure(&servers, &args));
+        drop(servers);
+        let over_tcp = args
+            .moves
+            .then(|| Moves::measure(&Servers::over_tcp(), &args));
+        (rate, over_tcp.into_iter().chain(over_tls).collect())
+    } else {
+        let servers = Servers::over_tcp();
+        let rate = args.rate.then(|| Rate::measure(&servers, &args));
+        let moves = args.moves.then(|| Moves::measure(&servers, &args));
+        (rate, Vec::from_iter(moves))
+    };
     if args.json {
         let both = serde_json::json!({ "rate": rate, "moves": moves });
         println!("{}", serde_json::to_string_pretty(&both).unwrap());
@@ -107,14 +124,14 @@ struct OneRate {
 }
 
 impl OneRate {
-    fn measure(servers: &Servers, which: Which, args: &Args) -> Self {
+    fn measure(servers: &Servers<impl Carriers + Clone>, which: Which, args: &Args) -> Self {
         let load = Load {
             connections: args.connections,
             duration: Some(Duration::from_secs(args.seconds)),
             pause_ms: None,
         };
         let before = servers.processor_time();
-        let said = wrk::run(&servers.net.peer, which.url(), &load);
+        let said = wrk::run(&servers.net.peer, &which.url(servers.over), &load);
         let spent = servers.processor_time() - before;
         said.assert_no_errors();
         Self {
@@ -125,7 +142,7 @@ impl OneRate {
 }
 
 impl Rate {
-    fn measure(servers: &Servers, args: &Args) -> Self {
+    fn measure(servers: &Servers<impl Carriers + Clone>, args: &Args) -> Self {
         // The first run warms up what both share.
         OneRate::measure(servers, Which::Plain, args);
         let rounds: Vec<Round> = (0..args.rounds)
@@ -194,6 +211,7 @@ impl Rate {
 /// Requests at a steady rate while all connections move to and fro, and while none does.
 #[derive(Serialize)]
 struct Moves {
+    over: &'static str,
     connections: usize,
     quiet: Window,
     moving: Window,
@@ -214,7 +232,7 @@ struct Window {
 }
 
 impl Moves {
-    fn measure(servers: &Servers, args: &Args) -> Self {
+    fn measure(servers: &Servers<impl Carriers + Clone>, args: &Args) -> Self {
         let load = Load {
             connections: args.connections,
             duration: None,
@@ -226,7 +244,7 @@ impl Moves {
                     .map(|counter| tcp_counter(&servers.net.peer, counter))
             };
             let before = sent_again();
-            let wrk = wrk::start(&servers.net.peer, Which::Movable.url(), &load);
+            let wrk = wrk::start(&servers.net.peer, &Which::Movable.url(servers.over), &load);
             until("wrk has connected", || {
                 servers.counts() == [args.connections, 0]
             });
@@ -258,6 +276,10 @@ impl Moves {
         let (quiet, _) = window(false);
         let (moving, still) = window(true);
         Self {
+            over: match servers.over {
+                Over::Tcp => "HTTP",
+                Over::Tls => "HTTPS",
+            },
             connections: args.connections,
             quiet,
             moving,
@@ -268,8 +290,8 @@ impl Moves {
 
     fn print(&self) {
         println!(
-            "{} connections that ask now and then, latency in ms: middle / 99 % / worst",
-            self.connections
+            "{} connections of {} that ask now and then, latency in ms: middle / 99 % / worst",
+            self.connections, self.over
         );
         let ms = |[middle, high, worst]: [u64; 3]| {
             let ms = |us: u64| us as f64 / 1000.0;

@@ -1,7 +1,8 @@
 //! Plain hyper and a movable server on one host, and a second host to move to.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,17 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tcpmig::driver::{Acceptor, Options};
 use tcpmig::http::{Movable, Server};
+use tcpmig::session::{Carriers, Tcp};
+use tcpmig::tls::Tls;
+use tcpmig_transport::keys::Authority;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Net, Site};
 
@@ -24,12 +33,37 @@ pub(crate) enum Which {
 }
 
 impl Which {
-    pub(crate) fn url(self) -> &'static str {
-        match self {
-            Self::Plain => "http://198.18.0.80:8081/",
-            Self::Movable => "http://198.18.0.80:8080/",
-        }
+    pub(crate) fn url(self, over: Over) -> String {
+        let scheme = match over {
+            Over::Tcp => "http",
+            Over::Tls => "https",
+        };
+        let port = match self {
+            Self::Plain => 8081,
+            Self::Movable => 8080,
+        };
+        format!("{scheme}://198.18.0.80:{port}/")
     }
+}
+
+/// What HTTP runs over.
+#[derive(Clone, Copy)]
+pub(crate) enum Over {
+    Tcp,
+    Tls,
+}
+
+/// How servers speak TLS 1.3.
+fn config() -> Arc<ServerConfig> {
+    let issued = Authority::create("bench").unwrap().issue("bench.example");
+    let issued = issued.unwrap();
+    let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider);
+    let config = config.with_protocol_versions(&[&rustls::version::TLS13]);
+    let config = config.unwrap().with_no_client_auth();
+    config.with_single_cert(vec![chain], key).unwrap().into()
 }
 
 /// One short frame.
@@ -71,48 +105,78 @@ impl<B> Service<Request<B>> for Greet {
     }
 }
 
-pub(crate) struct Servers {
+pub(crate) struct Servers<K> {
     pub(crate) net: Net,
+    pub(crate) over: Over,
     /// Host A has plain hyper as well, on the same thread.
-    hosts: [(Site, Server<Greet>); 2],
+    hosts: [(Site, Server<Greet, K>); 2],
 }
 
-impl Servers {
-    pub(crate) fn start() -> Self {
+impl Servers<Tcp> {
+    pub(crate) fn over_tcp() -> Self {
+        Self::start(Over::Tcp, Tcp, None)
+    }
+}
+
+impl Servers<Tls> {
+    pub(crate) fn over_tls() -> Self {
+        let config = config();
+        let plain = TlsAcceptor::from(config.clone());
+        Self::start(Over::Tls, Tls::new(config), Some(plain))
+    }
+}
+
+/// What does not move.
+fn serve_plain(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> impl Future<Output = ()> {
+    let http = http1::Builder::new();
+    let connection = http.serve_connection(TokioIo::new(stream), Greet);
+    // The load hangs up.
+    async move { drop(connection.await) }
+}
+
+impl<K: Carriers + Clone> Servers<K> {
+    /// What does not move has its TLS, if any, from there.
+    fn start(over: Over, carriers: K, plain: Option<TlsAcceptor>) -> Self {
         let net = Net::new();
         let options = Options {
             settle: Duration::from_millis(20),
             ..Options::default()
         };
         let (a, b) = Site::pair(&net, &options);
-        let (on_a, on_b) = (movable(&a), movable(&b));
+        let (on_a, on_b) = (movable(&a, carriers.clone()), movable(&b, carriers));
         a.call({
             let server = on_a.clone();
             |_| async move {
                 let listener = TcpListener::bind("198.18.0.80:8080").await.unwrap();
-                tokio::spawn(async move {
+                tokio::task::spawn_local(async move {
                     loop {
                         let (stream, _) = listener.accept().await.unwrap();
                         stream.set_nodelay(true).unwrap();
                         let server = server.clone();
-                        tokio::spawn(async move { server.serve(stream).await.unwrap() });
+                        tokio::task::spawn_local(
+                            async move { server.serve(stream).await.unwrap() },
+                        );
                     }
                 });
                 let listener = TcpListener::bind("198.18.0.80:8081").await.unwrap();
-                tokio::spawn(async move {
+                tokio::task::spawn_local(async move {
                     loop {
                         let (stream, _) = listener.accept().await.unwrap();
                         stream.set_nodelay(true).unwrap();
-                        let http = http1::Builder::new();
-                        let connection = http.serve_connection(TokioIo::new(stream), Greet);
-                        // The load hangs up.
-                        tokio::spawn(async move { drop(connection.await) });
+                        let plain = plain.clone();
+                        tokio::task::spawn_local(async move {
+                            match plain {
+                                None => serve_plain(stream).await,
+                                Some(tls) => serve_plain(tls.accept(stream).await.unwrap()).await,
+                            }
+                        });
                     }
                 });
             }
         });
         Self {
             net,
+            over,
             hosts: [(a, on_a), (b, on_b)],
         }
     }
@@ -148,11 +212,11 @@ impl Servers {
     }
 }
 
-fn movable(site: &Site) -> Server<Greet> {
+fn movable<K: Carriers>(site: &Site, carriers: K) -> Server<Greet, K> {
     site.call(|here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
-        let server = Server::new(Movable::new(Greet));
-        let movable = Movable::new(Greet);
+        let movable = Movable::new(Greet).over(carriers);
+        let server = Server::new(movable.clone());
         let mut arrivals = Acceptor::new(endpoint, locker)
             .options(here.options.clone())
             .accept_if(move |offered| Ok(movable.check(offered.layers)?))

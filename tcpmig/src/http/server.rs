@@ -131,6 +131,11 @@ impl Handle {
         self.seen.doing()
     }
 
+    /// Ready when the connection does not live here any longer: it is over, or it has moved.
+    pub async fn gone(&self) {
+        self.orders.closed().await;
+    }
+
     /// Moves the connection at its next safe point, and waits for the end of that.
     ///
     /// Dropping the future does not take the order back.

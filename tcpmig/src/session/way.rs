@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tcpmig_format::{FourTuple, Layer, Octets};
 
@@ -32,6 +33,8 @@ pub struct Arrival {
     pub layers: Vec<Layer>,
     /// What the session's server made ready before the connection came, if it was asked.
     pub ready: Option<Box<dyn Any + Send>>,
+    /// It has come, and nobody serves it yet.
+    pub(crate) waits: Option<Arc<()>>,
 }
 
 impl Arrival {
@@ -44,6 +47,7 @@ impl Arrival {
             unwritten: Octets::new(),
             layers: parts.layers,
             ready: None,
+            waits: None,
         }
     }
 }

@@ -129,8 +129,9 @@ pub fn tls(input: &Import<'_>, server: &ServerConfig, client: &ClientConfig, pea
     }
 }
 
-/// What a handshake in memory and a connection of rustls take.
-const MEMORY: u64 = 512 << 10;
+/// What a handshake in memory and a connection of rustls take, and what serde reserves for a list of which it has only the length
+/// (1 MiB).
+const MEMORY: u64 = 1536 << 10;
 
 fn import<C: Side>(input: &Import<'_>, layer: &Layer, terms: &Terms<'_>, peak: Peak) {
     let bytes = (layer.payload.len() + input.arrives.len()) as u64;

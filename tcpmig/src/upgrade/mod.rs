@@ -26,13 +26,34 @@
 //! A connection that waits in the listen queue is accepted by either process: the queue belongs to the listener, which
 //! both of them have.
 //!
+//! # systemd
+//!
+//! [`systemd`] has what a service says to systemd and gets from it. A unit for a server that replaces itself:
+//!
+//! ```ini
+//! [Service]
+//! Type=notify-reload
+//! NotifyAccess=main
+//! ExecStart=/usr/bin/app
+//! RuntimeDirectory=app
+//! FileDescriptorStoreMax=20000
+//! ```
+//!
+//! - **`systemctl reload`** sends `SIGHUP` to the main process. That answers with [`Notify::reloading`](systemd::Notify::reloading) and starts the program
+//!   anew, as its child; when [`Predecessor::next`] gives the new process, it says [`Notify::replaced_by`](systemd::Notify::replaced_by), which ends the
+//!   reload, gives away what it has, and ends. If the new version fails instead, it says [`Notify::ready`](systemd::Notify::ready) and goes on.
+//! - **Socket activation**: [`Passed::listener`](systemd::Passed::listener) is the listener of a socket unit. What waits in it outlives the service.
+//! - **A crash**: the `Store` (with the feature `http`) has systemd keep sessions at rest, and says exactly which survive.
+//!
+//! Started by hand the same program does the same: it takes over from whoever waits at the path.
+//!
 //! # Who may take over
 //!
 //! A process of the same user (`SO_PEERCRED`), whichever of them is asked by the other. The socket is a file that only this user can
 //! open (mode 0600).
 //!
 //! ```no_run
-//! use tcpmig::upgrade::{Predecessor, Successor};
+//! use tcpmig::upgrade::{Arrivals, Predecessor, Successor};
 //! # use tcpmig::http::{Movable, Server, RequestBody};
 //! # use std::convert::Infallible;
 //! # async fn service(_: hyper::Request<RequestBody>) -> Result<hyper::Response<String>, Infallible> { Ok(Default::default()) }
@@ -46,9 +67,13 @@
 //! let (listener, mut arrivals) = match Successor::connect(path, check).await? {
 //!     Some(mut successor) => {
 //!         let listener = successor.listener("http").ok_or("the old version does not listen")?;
-//!         (listener, Some(successor.ready().await?))
+//!         (listener, successor.ready().await?)
 //!     }
-//!     None => (std::net::TcpListener::bind("0.0.0.0:8080")?, None),
+//!     None => (std::net::TcpListener::bind("0.0.0.0:8080")?, Arrivals::none()),
+//! };
+//! let arrived = |arrival| {
+//!     let server = server.clone();
+//!     tokio::spawn(async move { server.arrived(arrival).await.map(drop) });
 //! };
 //! let mut predecessor = Predecessor::bind(path)?.listener("http", &listener)?;
 //! listener.set_nonblocking(true)?;
@@ -59,18 +84,10 @@
 //!             let (server, (stream, _)) = (server.clone(), accepted?);
 //!             tokio::spawn(async move { server.serve(stream).await.map(drop) });
 //!         }
-//!         Some(arrival) = async { arrivals.as_mut()?.next().await } => {
-//!             let server = server.clone();
-//!             tokio::spawn(async move { server.arrived(arrival).await.map(drop) });
-//!         }
+//!         Some(arrival) = arrivals.next() => arrived(arrival),
 //!         next = predecessor.next() => {
 //!             // It accepts now; this version stops, and gives away what it has until nothing is left.
-//!             while server.count() > 0 && !next.is_gone() {
-//!                 server.move_all(&next, &(), usize::MAX).await;
-//!                 // What could not move yet, or was refused, is tried again.
-//!                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-//!             }
-//!             if next.finish().await.is_ok() {
+//!             if next.take_all(&server, &mut arrivals, arrived).await.is_ok() {
 //!                 return Ok(());
 //!             }
 //!         }
@@ -82,13 +99,18 @@
 mod frame;
 mod predecessor;
 mod socket;
+#[cfg(feature = "http")]
+mod store;
 mod successor;
+pub mod systemd;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 
 pub use predecessor::{Next, Predecessor};
+#[cfg(feature = "http")]
+pub use store::{NotNoted, Store};
 pub use successor::{Arrivals, Successor};
 
 /// Why a process cannot take over, or be taken over.

@@ -24,6 +24,9 @@ use crate::session::{Departed, Parts, Way};
 
 /// How long a new process may take for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long a session stays before another attempt to give it away.
+#[cfg(feature = "http")]
+const AGAIN: Duration = Duration::from_millis(20);
 /// How long nobody is accepted after an attempt to do so has failed.
 const FAILED: Duration = Duration::from_millis(100);
 
@@ -274,6 +277,43 @@ impl Next {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.0.gone.load(Ordering::Acquire)
+    }
+
+    /// Gives it all sessions of this server, and what an even older version still brings here: give that to `serve`, which has
+    /// [`Server::arrived`] called for it in a task, as ever. It tries again what could not move at once, and says at the end that nothing else will come.
+    ///
+    /// Stop accepting before. When it returns without an error nothing is left here.
+    ///
+    /// [`Server::arrived`]: crate::http::Server::arrived
+    ///
+    /// # Errors
+    ///
+    /// [`UpgradeError::Gone`]: the new process has ended, or hangs. What it did not take goes on here: accept again, and wait for
+    /// another one.
+    #[cfg(feature = "http")]
+    pub async fn take_all<S, K>(
+        self,
+        server: &crate::http::Server<S, K>,
+        arrivals: &mut super::Arrivals,
+        mut serve: impl FnMut(crate::session::Arrival),
+    ) -> Result<(), UpgradeError> {
+        let mut more = true;
+        loop {
+            if self.is_gone() {
+                return Err(UpgradeError::Gone);
+            }
+            if !more && !arrivals.are_waiting() && server.count() == 0 {
+                return self.finish().await;
+            }
+            server.move_all(&self, &(), usize::MAX).await;
+            tokio::select! {
+                arrival = arrivals.next(), if more => match arrival {
+                    Some(arrival) => serve(arrival),
+                    None => more = false,
+                },
+                () = sleep(AGAIN) => {}
+            }
+        }
     }
 
     /// Says that nothing else will come.

@@ -105,7 +105,10 @@ impl Successor {
             .name("upgrade".to_owned())
             .spawn(take);
         thread.map_err(UpgradeError::call("start a thread"))?;
-        Ok(Arrivals(arrivals))
+        Ok(Arrivals {
+            arrivals,
+            waiting: Arc::default(),
+        })
     }
 }
 
@@ -164,12 +167,34 @@ fn greeted(path: &Path, check: Check) -> Result<Option<Successor>, UpgradeError>
 
 /// What the old process gives away.
 #[derive(Debug)]
-pub struct Arrivals(mpsc::UnboundedReceiver<Arrival>);
+pub struct Arrivals {
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// Those that came and are not served yet have one each.
+    waiting: Arc<()>,
+}
 
 impl Arrivals {
+    /// Those of a process that takes over from nobody.
+    #[must_use]
+    pub fn none() -> Self {
+        let (_, arrivals) = mpsc::unbounded_channel();
+        Self {
+            arrivals,
+            waiting: Arc::default(),
+        }
+    }
+
     /// The next session; none when the old process has no more, or has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Arrival> {
-        self.0.recv().await
+        let mut arrival = self.arrivals.recv().await?;
+        arrival.waits = Some(self.waiting.clone());
+        Some(arrival)
+    }
+
+    /// Whether something came that no server has begun to serve.
+    #[cfg(feature = "http")]
+    pub(super) fn are_waiting(&self) -> bool {
+        Arc::strong_count(&self.waiting) > 1
     }
 }
 

@@ -8,8 +8,10 @@ mod app;
 #[path = "../http/chat.rs"]
 mod chat;
 mod server;
+mod service;
 #[path = "../support/mod.rs"]
 mod support;
+mod systemd;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -213,6 +215,13 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("app.sock");
     (folder, path)
+}
+
+/// Not a test: the service that the tests of systemd start.
+#[test]
+#[ignore = "it is run by the other tests, in processes of its own"]
+fn service_of_the_tests() {
+    service::run();
 }
 
 /// Not a test: the server that the others start.

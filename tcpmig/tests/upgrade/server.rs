@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tcpmig::handover::Refusal;
 use tcpmig::http::Server;
-use tcpmig::upgrade::{Arrivals, Next, Predecessor, Successor};
+use tcpmig::upgrade::{Arrivals, Predecessor, Successor};
 use tcpmig_format::Layer;
 use tokio::task::LocalSet;
 
-use crate::app::{App, Visits, app};
+use crate::app::{Visits, app};
 use crate::chat::handler;
 
 /// Where versions find each other, and what this one does wrong.
@@ -83,11 +83,11 @@ async fn serve(path: &Path, bad: Option<Bad>) {
         None => Ok(movable.check(layers)?),
     };
     let (listener, mut arrivals) = match Successor::connect(path, check).await.unwrap() {
-        None => (TcpListener::bind("127.0.0.1:0").unwrap(), None),
+        None => (TcpListener::bind("127.0.0.1:0").unwrap(), Arrivals::none()),
         Some(_) if bad == Some(Bad::Early) => return,
         Some(mut successor) => {
             let listener = successor.listener("http").unwrap();
-            (listener, Some(successor.ready().await.unwrap()))
+            (listener, successor.ready().await.unwrap())
         }
     };
     let predecessor = match bad {
@@ -99,6 +99,10 @@ async fn serve(path: &Path, bad: Option<Bad>) {
     let mut predecessor = predecessor.listener("http", &listener).unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let arrived = |arrival| {
+        let server = server.clone();
+        tokio::task::spawn_local(async move { server.arrived(arrival).await.map(drop) });
+    };
     println!("\nserving on {}", listener.local_addr().unwrap().port());
     loop {
         tokio::select! {
@@ -107,29 +111,13 @@ async fn serve(path: &Path, bad: Option<Bad>) {
                 println!("\naccepted");
                 tokio::task::spawn_local(async move { server.serve(stream).await.map(drop) });
             }
-            Some(arrival) = arrival(&mut arrivals) => {
-                let server = server.clone();
-                tokio::task::spawn_local(async move { server.arrived(arrival).await.map(drop) });
-            }
+            Some(arrival) = arrivals.next() => arrived(arrival),
             next = predecessor.next() => {
-                if give_away(&server, next).await {
+                if next.take_all(&server, &mut arrivals, arrived).await.is_ok() {
                     return;
                 }
                 println!("\ngoes on");
             }
         }
     }
-}
-
-async fn arrival(arrivals: &mut Option<Arrivals>) -> Option<tcpmig::session::Arrival> {
-    arrivals.as_mut()?.next().await
-}
-
-/// Whether nothing is left here.
-async fn give_away(server: &Server<App>, next: Next) -> bool {
-    while server.count() > 0 && !next.is_gone() {
-        server.move_all(&next, &(), usize::MAX).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    next.finish().await.is_ok()
 }
