@@ -45,7 +45,7 @@ impl From<Arrived> for Arrival {
             unwritten: arrived.unwritten,
             layers: arrived.layers,
             ready: arrived.ready,
-            waits: None,
+            _waits: None,
         }
     }
 }

@@ -34,7 +34,7 @@ pub struct Arrival {
     /// What the session's server made ready before the connection came, if it was asked.
     pub ready: Option<Box<dyn Any + Send>>,
     /// It has come, and nobody serves it yet.
-    pub(crate) waits: Option<Arc<()>>,
+    pub(crate) _waits: Option<Arc<()>>,
 }
 
 impl Arrival {
@@ -47,7 +47,7 @@ impl Arrival {
             unwritten: Octets::new(),
             layers: parts.layers,
             ready: None,
-            waits: None,
+            _waits: None,
         }
     }
 }

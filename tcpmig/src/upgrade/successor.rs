@@ -187,7 +187,7 @@ impl Arrivals {
     /// The next session; none when the old process has no more, or has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Arrival> {
         let mut arrival = self.arrivals.recv().await?;
-        arrival.waits = Some(self.waiting.clone());
+        arrival._waits = Some(self.waiting.clone());
         Some(arrival)
     }
 
