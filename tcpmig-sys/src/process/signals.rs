@@ -141,3 +141,16 @@ impl Drop for Watcher {
         let _ = self.before.thread_set_mask();
     }
 }
+
+/// `kill(process, SIGINT)`: asks a process to end, as a person at its terminal does.
+///
+/// # Errors
+///
+/// [`Error::Call`]: there is no such process, or it is another user's.
+pub fn interrupt(process: u32) -> Result<()> {
+    let process = rustix::process::Pid::from_raw(process.cast_signed());
+    let sent =
+        process.map(|process| rustix::process::kill_process(process, rustix::process::Signal::INT));
+    sent.unwrap_or(Err(rustix::io::Errno::SRCH))
+        .map_err(|error| Error::new("kill", error.into()))
+}

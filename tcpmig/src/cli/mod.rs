@@ -85,6 +85,9 @@ enum Verb {
     /// A process of a measurement; it is told what to do on standard input
     #[command(hide = true, name = bench::PART)]
     BenchPart(bench::PartArgs),
+    /// A version of the demo's server that is replaced; it is told what to do on standard input
+    #[command(hide = true, name = demo::VERSION)]
+    DemoVersion,
     /// A web server of the demo; it is told what to do on standard input
     #[command(hide = true)]
     DemoServer,
@@ -141,6 +144,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Guardian(args) => guardian::main(&args),
         Verb::RestoreWitness(args) => restore::main_witness(&args),
         Verb::BenchPart(args) => bench::main_part(&args),
+        Verb::DemoVersion => demo::main_version(),
         Verb::DemoServer => demo::main_server(),
     };
     let code = result.unwrap_or_else(|error| failure::print(&error, output));

@@ -305,7 +305,11 @@ impl Next {
             if !more && !arrivals.are_waiting() && server.count() == 0 {
                 return self.finish().await;
             }
-            server.move_all(&self, &(), usize::MAX).await;
+            for (peer, moved) in server.move_all(&self, &(), usize::MAX).await {
+                if let Err(why) = moved {
+                    tracing::debug!(%peer, %why, "a session stays for now");
+                }
+            }
             tokio::select! {
                 arrival = arrivals.next(), if more => match arrival {
                     Some(arrival) => serve(arrival),

@@ -125,6 +125,57 @@ fn is_whole(arguments: &[&str], hops: usize) {
 }
 
 #[test]
+fn a_server_is_replaced_and_its_clients_do_not_notice() {
+    for tls in ["1.3", "1.2"] {
+        let arguments = ["--upgrade", "--tls", tls, "--size", "32", "--hops", "5"];
+        let mut demo = Demo::start(&arguments);
+        let output = demo.output();
+        demo.leaves_nothing();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{report}");
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value["ok"], true);
+        assert_eq!(value["load"]["failed"], 0);
+        assert!(value["load"]["requests"].as_u64().unwrap() > 0);
+        assert!(value["messages"].as_u64().unwrap() > 0);
+        assert_eq!(value["events"]["in_order"], true);
+        for client in ["download", "events"] {
+            assert_eq!(value[client]["curl"]["num_connects"], 1);
+        }
+        let hops = value["hops"].as_array().unwrap();
+        assert_eq!(hops.len(), 5);
+        let mut processes: Vec<_> = hops.iter().map(|hop| hop["process"].as_u64()).collect();
+        processes.dedup();
+        assert_eq!(processes.len(), 5, "each version is a process of its own");
+        assert!(
+            hops.iter()
+                .all(|hop| hop["connections"].as_u64().unwrap() > 0)
+        );
+        let expected = &value["connections_expected"];
+        assert_eq!(&value["connections_accepted"], expected);
+    }
+}
+
+#[test]
+fn a_killed_demo_of_upgrades_leaves_nothing() {
+    let demo = Demo::start(&["--upgrade", "--hops", "1000", "--size", "4096"]);
+    until("versions and clients run", || {
+        let running = marked(&demo.mark);
+        ["demo-version", "curl ", "wrk "]
+            .iter()
+            .all(|name| running.iter().any(|(_, command)| command.contains(name)))
+    });
+    demo.signal(Signal::SIGKILL);
+    demo.leaves_nothing();
+    let name = format!("tcpmig-demo-{}-", demo.child.as_ref().unwrap().id());
+    let left = fs::read_dir(std::env::temp_dir()).unwrap();
+    let names = left.map_while(Result::ok).map(|entry| entry.file_name());
+    let mut names = names.map(|name| name.to_string_lossy().into_owned());
+    assert_eq!(names.find(|found| found.starts_with(&name)), None);
+}
+
+#[test]
 fn a_download_changes_servers_and_curl_does_not_notice() {
     is_whole(&["--size", "16", "--hops", "4"], 4);
 }

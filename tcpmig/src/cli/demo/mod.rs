@@ -9,6 +9,7 @@ mod run;
 mod server;
 mod timeline;
 mod tls;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ use super::{FAILED, Output};
 use crate::cli::print::tell;
 
 pub(crate) use net::Net;
+pub(crate) use upgrade::VERB as VERSION;
 
 /// Watch a download change servers in the middle, on this machine alone.
 ///
@@ -25,7 +27,7 @@ pub(crate) use net::Net;
 /// on B and curl in the peer, and moves curl's one connection A -> B -> A -> ... in the middle of the
 /// body: lock, image, QUIC, rebuild, redirect. Then compares checksums and counts curl's
 /// connections. An ordinary user can run it; nothing outside the namespaces changes, and all of it is gone
-/// afterwards.
+/// afterwards. With --upgrade it is one server that is replaced by its next version, on one host.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// How often the connection moves
@@ -54,6 +56,11 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "1.3")]
     pub(crate) tls: Option<tls::Version>,
 
+    /// Replace one server instead, on this machine as it is: each version takes over from the one before, under a curl that downloads,
+    /// another that listens to events, a WebSocket and wrk, all over TLS
+    #[arg(long, conflicts_with_all = ["plot", "lock", "settle", "ipv6"])]
+    pub(crate) upgrade: bool,
+
     /// Use IPv6
     #[arg(long, short = '6')]
     pub(crate) ipv6: bool,
@@ -74,6 +81,9 @@ fn positions(size: u64, hops: u32) -> Vec<u64> {
 }
 
 pub(crate) fn main(args: &DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
+    if args.upgrade {
+        return main_upgrade(args, output);
+    }
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace()?;
     }
@@ -89,6 +99,30 @@ pub(crate) fn main(args: &DemoArgs, output: Output) -> anyhow::Result<ExitCode> 
     };
     timeline::print_end(&summary, output)?;
     Ok(ExitCode::from(if summary.ok { 0 } else { FAILED }))
+}
+
+fn main_upgrade(args: &DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let result = runtime()?.block_on(async {
+        tokio::select! {
+            result = upgrade::run(args, output) => result.map(Some),
+            _ = tokio::signal::ctrl_c() => Ok(None),
+        }
+    })?;
+    let Some(summary) = result else {
+        tell!("interrupted; everything the demo made is gone");
+        return Ok(ExitCode::from(FAILED));
+    };
+    upgrade::print_end(&summary, output)?;
+    Ok(ExitCode::from(if summary.ok { 0 } else { FAILED }))
+}
+
+/// A version of the server that is replaced.
+pub(crate) fn main_version() -> anyhow::Result<ExitCode> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(upgrade::run_version());
+    // A thread may still wait for standard input.
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// A web server of the demo.
