@@ -166,10 +166,11 @@ impl<K: Carriers + Clone> Servers<K> {
                             match plain {
                                 None => serve_plain(stream).await,
                                 // The load hangs up in handshakes as well.
-                                Some(tls) => match tls.accept(stream).await {
-                                    Ok(stream) => serve_plain(stream).await,
-                                    Err(_) => {}
-                                },
+                                Some(tls) => {
+                                    if let Ok(stream) = tls.accept(stream).await {
+                                        serve_plain(stream).await;
+                                    }
+                                }
                             }
                         });
                     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +35,7 @@ const NAMES: [&str; 2] = ["tcpmig-socket-", "tcpmig-state-"];
 /// | | |
 /// |---|---|
 /// | a session of which nothing was read and to which nothing was written since it was noted | goes on from the state that was noted, with all that its peer has sent since and all that the peer has not fetched |
+/// | a request that had been read and not begun when its session was noted | may be begun twice, if it was not answered before the crash |
 /// | one that was read or written since | is closed: what the server knew of it is gone with it |
 /// | one over TLS | is not noted: its secrets are not given to anybody but the next owner |
 /// | what waits to be accepted | survives with a listener that systemd has (a socket unit) |
@@ -55,7 +56,7 @@ pub struct Store(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     notify: Notify,
-    kept: Mutex<HashMap<SocketAddr, Kept>>,
+    kept: Mutex<HashMap<FourTuple, Kept>>,
     next: AtomicU64,
 }
 
@@ -117,7 +118,7 @@ impl Store {
                         state,
                         is_followed,
                     };
-                    kept.insert(arrival.flow.remote(), one);
+                    kept.insert(arrival.flow, one);
                     arrivals.push(arrival);
                 }
                 Err(why) => {
@@ -152,22 +153,21 @@ impl Store {
     ///
     /// [`NotNoted`]; the session goes on.
     pub async fn note(&self, session: &Handle) -> Result<(), NotNoted> {
-        match session.move_to(&Noting(self.0.clone()), &()).await {
+        let flow = match session.move_to(&Noting(self.0.clone()), &()).await {
             Err(NotMoved::Kept(Noted(noted))) => noted?,
             Err(other) => return Err(NotNoted::NotAtRest(other.to_string())),
             Ok(never) => match never {},
-        }
-        let peer = session.peer();
+        };
         let is_new = self
             .0
             .lock()
-            .get_mut(&peer)
+            .get_mut(&flow)
             .is_some_and(|kept| !std::mem::replace(&mut kept.is_followed, true));
         if is_new {
             let (session, shared) = (session.clone(), self.0.clone());
             tokio::spawn(async move {
                 session.gone().await;
-                let kept = shared.lock().remove(&peer);
+                let kept = shared.lock().remove(&flow);
                 if let Some(kept) = kept
                     && let Err(error) = forget(&shared.notify, kept.number)
                 {
@@ -209,23 +209,26 @@ fn taken([socket, state]: [Option<OwnedFd>; 2]) -> Result<(Arrival, File), Strin
     if noted.payload[..] != now.layer().payload[..] {
         return Err("it was used after it had been noted".to_owned());
     }
-    let stream = TcpStream::from(socket);
-    let ends = stream
-        .local_addr()
-        .and_then(|local| Ok((local, stream.peer_addr()?)));
-    let (local, remote) = ends.map_err(|error| text(&error))?;
-    let flow = FourTuple::new(local, remote).map_err(|error| text(&error))?;
-    let socket = stream.into();
+    let flow = flow(&socket).map_err(|error| text(&error))?;
     Ok((Arrival::new(Parts { socket, layers }, flow), state))
 }
 
+fn flow(socket: &OwnedFd) -> Result<FourTuple, UpgradeError> {
+    let ends = || -> io::Result<FourTuple> {
+        let stream = TcpStream::from(socket.try_clone()?);
+        let flow = FourTuple::new(stream.local_addr()?, stream.peer_addr()?);
+        flow.map_err(io::Error::other)
+    };
+    ends().map_err(UpgradeError::call("ask for the addresses of a connection"))
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Kept>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FourTuple, Kept>> {
         // A panic elsewhere leaves whole values only.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, parts: &Parts) -> Result<(), NotNoted> {
+    fn note(&self, parts: &Parts) -> Result<FourTuple, NotNoted> {
         if let Some(layer) = parts.layers.iter().find(|layer| is_secret(layer)) {
             return Err(NotNoted::Secret(layer.kind.clone()));
         }
@@ -233,7 +236,7 @@ impl Shared {
             .map_err(|error| NotNoted::Kept(Arc::new(error)))
     }
 
-    fn keep(&self, parts: &Parts) -> Result<(), UpgradeError> {
+    fn keep(&self, parts: &Parts) -> Result<FourTuple, UpgradeError> {
         let now = read_and_written(&parts.socket)?;
         let mut image = Image::default();
         image.layers.clone_from(&parts.layers);
@@ -242,12 +245,10 @@ impl Shared {
         let bytes = image
             .encode()
             .map_err(|error| UpgradeError::call("encode the session")(invalid(error)))?;
-        let stream = parts.socket.try_clone().map(TcpStream::from);
-        let peer = stream.and_then(|stream| stream.peer_addr());
-        let peer = peer.map_err(UpgradeError::call("ask for the peer's address"))?;
+        let flow = flow(&parts.socket)?;
         let mut kept = self.lock();
-        if let Some(kept) = kept.get_mut(&peer) {
-            return write(&mut kept.state, &bytes);
+        if let Some(kept) = kept.get_mut(&flow) {
+            return write(&mut kept.state, &bytes).map(|()| flow);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut state = files::in_memory("tcpmig-state")?;
@@ -260,14 +261,14 @@ impl Shared {
             return Err(error);
         }
         kept.insert(
-            peer,
+            flow,
             Kept {
                 number,
                 state,
                 is_followed: false,
             },
         );
-        Ok(())
+        Ok(flow)
     }
 }
 
@@ -341,7 +342,7 @@ struct Noting(Arc<Shared>);
 /// What became of that.
 #[derive(Debug, thiserror::Error)]
 #[error("the session was looked at")]
-struct Noted(Result<(), NotNoted>);
+struct Noted(Result<FourTuple, NotNoted>);
 
 impl Way for Noting {
     type Destination = ();
@@ -351,5 +352,110 @@ impl Way for Noting {
     async fn depart(&self, parts: Parts, (): &()) -> Departed<Self::Report, Noted> {
         let cause = Noted(self.0.note(&parts));
         Departed::Kept { parts, cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixDatagram;
+
+    use tcpmig_sys::process::passing::receive_message;
+
+    use super::*;
+
+    /// A store, and who is told.
+    fn store(passed: Vec<(String, OwnedFd)>) -> (Store, Vec<Arrival>, UnixDatagram) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let told = UnixDatagram::bind(&path).unwrap();
+        told.set_nonblocking(true).unwrap();
+        let notify = Notify::to(&path).unwrap();
+        let (store, arrivals) = Store::open(notify, &mut Passed::of(passed)).unwrap();
+        (store, arrivals, told)
+    }
+
+    /// What was said, and the descriptors that came.
+    fn said(told: &UnixDatagram) -> Vec<(String, Vec<OwnedFd>)> {
+        let mut message = [0; 1000];
+        let mut said = Vec::new();
+        while let Ok((len, descriptors)) = receive_message(told, &mut message) {
+            said.push((
+                String::from_utf8_lossy(&message[..len]).into_owned(),
+                descriptors,
+            ));
+        }
+        said
+    }
+
+    fn session(kind: &str) -> (TcpStream, Parts) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = listener.accept().unwrap().0.into();
+        let layers = vec![Layer::new(kind, 1, &b"state"[..])];
+        (peer, Parts { socket, layers })
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn secrets_are_not_given_away() {
+        let (store, _, told) = store(Vec::new());
+        for kind in [crate::tls::KIND, crate::tls::CLIENT_KIND] {
+            let (_peer, parts) = session(kind);
+            let refused = store.0.note(&parts).unwrap_err();
+            assert!(refused.to_string().contains(kind), "{refused}");
+        }
+        assert!(said(&told).is_empty());
+        assert_eq!(store.count(), 0);
+    }
+
+    /// A session survives as it was noted, or not at all.
+    #[test]
+    fn a_state_that_is_older_than_its_connection_is_not_taken() {
+        let (here, _, told) = store(Vec::new());
+        let (mut peer, parts) = session("org.example.chat");
+        here.0.note(&parts).unwrap();
+        let kept: Vec<(String, OwnedFd)> = said(&told)
+            .into_iter()
+            .map(|(text, mut descriptors)| {
+                let name = text.split_once("FDNAME=").unwrap().1.to_owned();
+                (name, descriptors.pop().unwrap())
+            })
+            .collect();
+        assert_eq!(kept.len(), 2);
+        let after_a_crash = || {
+            let kept = kept.iter();
+            let kept = kept.map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()));
+            let (_, arrivals, told) = store(kept.collect());
+            (arrivals, said(&told).len())
+        };
+        let comes_back = || {
+            let (arrivals, removed) = after_a_crash();
+            assert_eq!((arrivals.len(), removed), (1, 0));
+            assert_eq!(arrivals[0].layers, parts.layers);
+        };
+        let is_gone = || {
+            let (arrivals, removed) = after_a_crash();
+            assert_eq!((arrivals.len(), removed), (0, 2));
+        };
+        comes_back();
+        // What the peer sends, and fetches, is not for the server to know.
+        peer.write_all(b"question").unwrap();
+        comes_back();
+        let mut server = TcpStream::from(parts.socket.try_clone().unwrap());
+        server.read_exact(&mut [0; 8]).unwrap();
+        is_gone();
+        here.0.note(&parts).unwrap();
+        comes_back();
+        server.write_all(b"answer").unwrap();
+        is_gone();
+        here.0.note(&parts).unwrap();
+        comes_back();
+        // One of its descriptors alone is nothing.
+        let (_, arrivals, told) = store(vec![(kept[0].0.clone(), kept[0].1.try_clone().unwrap())]);
+        assert_eq!((arrivals.len(), said(&told).len()), (0, 2));
+        drop(peer);
+        server.read_exact(&mut [0]).unwrap_err();
+        is_gone();
     }
 }

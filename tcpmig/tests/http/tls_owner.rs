@@ -262,7 +262,7 @@ struct Doubtful {
 }
 
 impl Doubtful {
-    fn is_settled(self) -> Moved {
+    fn settle(self) -> Moved {
         self.go.send(()).unwrap();
         let moved = self.moving.wait();
         self.target.wait();
@@ -302,7 +302,7 @@ kernel_test!(
         });
         case.asks();
         assert_eq!(case.owners.count(), 0);
-        let why = doubtful.is_settled().unwrap_err().to_string();
+        let why = doubtful.settle().unwrap_err().to_string();
         assert!(why.contains("too late"), "{why}");
         case.answer_of("a");
         assert_eq!(case.owners.begun(), 2);
@@ -313,7 +313,7 @@ kernel_test!(
 kernel_test!(a_session_that_lives_at_the_target_has_no_owner_here, || {
     let mut case = Case::new(&OnB::Nothing);
     let doubtful = case.is_in_doubt(|id| Message::Active { id, activate_us: 1 });
-    doubtful.is_settled().unwrap();
+    doubtful.settle().unwrap();
     assert_eq!((case.owners.count(), case.owners.begun()), (0, 1));
     case.ends();
 });
@@ -324,7 +324,7 @@ kernel_test!(a_session_that_ended_at_the_target_is_not_taken_back, || {
         id,
         reason: "the process was killed".to_owned(),
     });
-    let why = doubtful.is_settled().unwrap_err().to_string();
+    let why = doubtful.settle().unwrap_err().to_string();
     assert!(why.contains("killed"), "{why}");
     assert_eq!((case.owners.count(), case.owners.begun()), (0, 1));
     case.ends();

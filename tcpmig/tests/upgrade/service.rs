@@ -2,13 +2,14 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use tcpmig::http::Server;
 use tcpmig::upgrade::systemd::{Notify, Passed};
 use tcpmig::upgrade::{Arrivals, Predecessor, Store, Successor};
 use tcpmig_format::Layer;
+use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
@@ -87,7 +88,8 @@ async fn serve() {
                 store.notify().reloading().unwrap();
                 let mut next = Command::new(std::env::current_exe().unwrap());
                 // It has the same environment and standard input; what systemd has passed is not for it.
-                next.args(ARGUMENTS).stdin(Stdio::inherit()).spawn().unwrap();
+                let next = next.args(ARGUMENTS).stdin(Stdio::inherit()).spawn();
+                assert!(next.is_ok(), "{next:?}");
             }
             _ = note.recv() => {
                 let mut noted = 0;
