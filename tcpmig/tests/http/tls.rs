@@ -1,4 +1,4 @@
-//! Sessions that move over TLS, under clients that know nothing of it: curl, python3 and its websockets, openssl.
+//! Sessions that move over TLS, under clients that know nothing of it: curl, python3 and its websockets, openssl, gnutls-cli, wrk.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -13,6 +13,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
 };
 use tcpmig::tls::{Negotiated, Tls};
+use tcpmig_sys::process::signals::interrupt;
 use tcpmig_transport::keys::Authority;
 use tempfile::NamedTempFile;
 
@@ -248,4 +249,68 @@ kernel_test!(a_version_that_the_target_does_not_speak_stays, || {
     body.extend(curl.end_of_curl(2));
     let expected = [&numbered(0, SIZE)[..], b"a 1 \n"].concat();
     assert!(body == expected, "{} octets", body.len());
+});
+
+kernel_test!(gnutls_renews_its_keys_before_and_after_moves, || {
+    let mut secure = Secure::new(&[&TLS13], &[&TLS13]);
+    let mut command = secure.scene.command("gnutls-cli");
+    command.args(["--x509cafile", secure.authority(), "--inline-commands"]);
+    command.args(["--sni-hostname", "server.example"]);
+    command.args(["--verify-hostname", "server.example"]);
+    command.args(["--port", "8080", "198.18.0.80"]);
+    command.stdin(Stdio::piped());
+    let mut gnutls = Client(command.spawn().expect("gnutls-cli starts"));
+    let tell = |gnutls: &mut Client, line: &str, answer: &str| {
+        let stdin = gnutls.0.stdin.as_mut().unwrap();
+        stdin.write_all(line.as_bytes()).unwrap();
+        while gnutls.line().trim_end() != answer {}
+    };
+    for visit in 1..=9 {
+        if visit % 2 == 0 {
+            tell(&mut gnutls, "^rekey^\n", "- Rekey was completed");
+        }
+        if visit % 3 == 0 {
+            secure.scene.hop();
+        }
+        let host = ["a", "b"][secure.scene.at];
+        let request = "GET /who HTTP/1.1\r\nhost: server.example\r\n\r\n";
+        tell(&mut gnutls, request, &format!("{host} {visit}"));
+        secure.scene.hop();
+    }
+    drop(gnutls.0.stdin.take());
+    gnutls.end();
+    until("the connection is over", || secure.scene.counts() == [0, 0]);
+});
+
+kernel_test!(a_load_of_https_loses_nothing_while_all_of_it_moves, || {
+    let mut secure = Secure::new(&[&TLS12, &TLS13], &[&TLS12, &TLS13]);
+    let script = NamedTempFile::new().unwrap();
+    let done = "done = function(summary)\n  local e = summary.errors\n  \
+                print(summary.requests, e.connect + e.read + e.write + e.status + e.timeout)\nend\n";
+    std::fs::write(&script, done).unwrap();
+    let mut command = secure.scene.command("wrk");
+    command.args(["-t1", "-c10", "-d3600s", "--timeout", "60s", "-s"]);
+    command
+        .arg(script.path())
+        .arg("https://198.18.0.80:8080/who");
+    let wrk = Client(command.spawn().expect("wrk is installed"));
+    until("all are there", || secure.scene.counts() == [10, 0]);
+    for _ in 0..6 {
+        assert_eq!(secure.scene.hop_all(), 10);
+        let all = if secure.scene.at == 0 {
+            [10, 0]
+        } else {
+            [0, 10]
+        };
+        until("all have arrived", || secure.scene.counts() == all);
+    }
+    interrupt(wrk.0.id()).unwrap();
+    let said = String::from_utf8(wrk.end().stdout).unwrap();
+    let last = said.lines().last().unwrap();
+    let numbers: Vec<u64> = last
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
+    assert!(numbers[0] > 100, "{said}");
+    assert_eq!(numbers[1], 0, "{said}");
 });
