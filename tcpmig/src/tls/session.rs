@@ -189,10 +189,12 @@ impl<C: Side> Session<C> {
             if self.received.is_empty() {
                 return Ok(None);
             }
-            let received = std::mem::take(&mut self.received);
+            let mut received = std::mem::take(&mut self.received);
             let mut rest = &received[..];
             self.receive(&mut rest)?;
-            self.received = rest.into();
+            let used = received.len() - rest.len();
+            received.split_to(used);
+            self.received = received;
         }
     }
 
