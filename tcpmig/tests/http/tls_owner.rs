@@ -231,7 +231,7 @@ impl Case {
             here.keep(here.locker.lock(&[flow], PATIENCE * 2).unwrap());
             let mut fake = Fake::new(&here);
             let mut talk = fake.exchange().await;
-            let (id, _) = talk.offer().await;
+            let id = talk.take().await;
             let prepared = Message::Prepared { id, rebuild_us: 1 };
             talk.say(prepared).await;
             talk.commit(id).await;
@@ -312,7 +312,11 @@ kernel_test!(
 
 kernel_test!(a_session_that_lives_at_the_target_has_no_owner_here, || {
     let mut case = Case::new(&OnB::Nothing);
-    let doubtful = case.is_in_doubt(|id| Message::Active { id, activate_us: 1 });
+    let doubtful = case.is_in_doubt(|id| Message::Active {
+        id,
+        rebuild_us: 1,
+        activate_us: 1,
+    });
     doubtful.settle().unwrap();
     assert_eq!((case.owners.count(), case.owners.begun()), (0, 1));
     case.ends();
