@@ -58,7 +58,8 @@
 //! - between hosts an image travels over mutually authenticated QUIC and nothing else; on one host over a Unix socket that
 //!   only the same user opens;
 //! - the memory of secrets, plaintext and images is zeroed when it is given back. What rustls and its provider hold is
-//!   theirs to zero, and a swapped page or a core dump has what memory has;
+//!   theirs to zero: after a session had gone on in rustls 0.23.46, copies of its traffic secret (TLS 1.3) or key block (TLS 1.2) were found in
+//!   memory that had been given back. A swapped page or a core dump has what memory has;
 //! - no type that has a secret shows it (`Debug`), and no error, log or journal has one;
 //! - the command takes no TLS session from a file and writes none: `tcpmig dump` reads the socket of a process that
 //!   has its session for itself, and `tcpmig restore` refuses an image with a layer of a TLS session. The descriptor store of

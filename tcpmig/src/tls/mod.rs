@@ -68,6 +68,8 @@ mod side;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wiped_tests;
 
 use std::future::Future;
 use std::io;
