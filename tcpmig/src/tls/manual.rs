@@ -93,6 +93,6 @@
 //!    for every new version.
 //! 2. Read the changes of rustls to `KeyLog`, `conn.rs`, `common_state.rs`, `record_layer.rs`, the two `tls13/key_schedule.rs` and `tls12`, and to what
 //!    buffers records: does the connection hold anything new that is not carried?
-//! 3. Add the version to the list in `tls/tests.rs`. If the layer has to say more, raise [`VERSION`](super::VERSION), and read the earlier one.
+//! 3. Add the version to the list in `tls/tests/relied_on.rs`. If the layer has to say more, raise [`VERSION`](super::VERSION), and read the earlier one.
 //!
 //! Where somebody links a version that was not tried, [`Carriers::check`](crate::session::Carriers::check) finds out with sessions that are made up, and refuses.

@@ -68,8 +68,6 @@ mod side;
 mod stream;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod wiped_tests;
 
 use std::future::Future;
 use std::io;

@@ -1,5 +1,9 @@
 //! A client of rustls, which knows of nothing, keeps its session while that moves again and again.
 
+mod refusals;
+mod relied_on;
+mod wiped;
+
 use std::collections::VecDeque;
 use std::io::{IoSlice, Read, Write};
 use std::ops::DerefMut;
@@ -7,17 +11,14 @@ use std::sync::Arc;
 
 use rustls::client::ClientConnectionData;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::cipher::{
-    AeadKey, Iv, MessageDecrypter, MessageEncrypter, Tls13AeadAlgorithm, UnsupportedOperationError,
-};
-use rustls::crypto::{CipherSuiteCommon, CryptoProvider, aws_lc_rs, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ServerConnectionData, WebPkiClientVerifier};
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, ConnectionTrafficSecrets,
-    DigitallySignedStruct, Error, HandshakeKind, KeyLog, RootCertStore, ServerConfig,
-    ServerConnection, SignatureScheme, SupportedCipherSuite, Tls13CipherSuite,
+    CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, DigitallySignedStruct, Error,
+    HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
+    SupportedCipherSuite,
 };
 use tcpmig_format::{Layer, LayerReader, Octets};
 use tcpmig_transport::keys::Authority;
@@ -580,60 +581,6 @@ fn sessions_that_were_resumed_move() {
     }
 }
 
-#[test]
-fn a_handshake_is_not_taken_apart() {
-    let suite = aes();
-    let session = Session::accept(&server(suite, &Identity::of(suite))).unwrap();
-    assert!(matches!(session.into_state(), Err(NotCarried::Handshake)));
-}
-
-#[test]
-fn a_session_that_failed_is_not_taken_apart() {
-    let mut pair = Pair::of(aes());
-    pair.peer_writes(10);
-    pair.deliver_here(usize::MAX);
-    *pair.arrived.back_mut().unwrap() ^= 1;
-    pair.here.receive(&mut pair.arrived).unwrap_err();
-    assert!(matches!(pair.here.into_state(), Err(NotCarried::Failed)));
-}
-
-#[test]
-fn what_is_not_known_here_is_refused_by_name() {
-    let mut pair = Pair::of(aes());
-    let layer = pair.take();
-    let other = suites().into_iter();
-    let other = other.filter(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
-    let other = other.collect::<Vec<_>>();
-    let tls = |suite| Tls::new(server(suite, &Identity::of(suite)));
-    let refusal = |tls: &Tls, layer: &Layer| {
-        let layers = [layer.clone()];
-        tls.check(&mut LayerReader::new(&layers)).unwrap_err()
-    };
-    tls(aes())
-        .check(&mut LayerReader::new(std::slice::from_ref(&layer)))
-        .unwrap();
-
-    let refused = refusal(&tls(other[0]), &layer);
-    assert_eq!(refused.code, Code::Session);
-    assert!(refused.reason.contains("0x1301"), "{refused}");
-    let mut newer = layer.clone();
-    newer.version = VERSION + 1;
-    let refused = refusal(&tls(aes()), &newer);
-    assert_eq!(refused.code, Code::Session);
-    assert!(refused.reason.contains("version 2"), "{refused}");
-    let refused = refusal(&tls(aes()), &Layer::new("tcpmig-http", 1, Octets::new()));
-    assert_eq!(refused.code, Code::Session);
-    assert!(refused.reason.contains(KIND), "{refused}");
-    for len in 0..layer.payload.len() {
-        let cut = Layer::new(KIND, VERSION, &layer.payload[..len]);
-        assert_eq!(refusal(&tls_of(&pair.config), &cut).code, Code::Image);
-    }
-}
-
-fn tls_of(config: &ServerConfig) -> Tls {
-    Tls::new(config.clone())
-}
-
 /// Whatever is in a layer, it is refused or goes on as something: nothing panics.
 #[test]
 fn a_damaged_layer_is_harmless() {
@@ -705,143 +652,5 @@ fn a_key_wears_out_over_moves() {
         let state = session.into_state().unwrap();
         assert_eq!(state.server.next, 1);
         assert!(state.server.secret != secret[..]);
-    }
-}
-
-/// Protects records as another one does, and keeps its keys.
-struct Secretive(&'static dyn Tls13AeadAlgorithm);
-
-impl Tls13AeadAlgorithm for Secretive {
-    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        self.0.encrypter(key, iv)
-    }
-
-    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
-        self.0.decrypter(key, iv)
-    }
-
-    fn key_len(&self) -> usize {
-        self.0.key_len()
-    }
-
-    fn extract_keys(
-        &self,
-        _: AeadKey,
-        _: Iv,
-    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
-        Err(UnsupportedOperationError)
-    }
-}
-
-/// A provider that does not give keys out is known before anything is touched, here and there.
-#[test]
-fn a_provider_that_keeps_its_keys_is_refused_by_name() {
-    let SupportedCipherSuite::Tls13(suite) = aes() else {
-        panic!("it is one of TLS 1.3");
-    };
-    let secretive = SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
-        common: CipherSuiteCommon {
-            suite: suite.common.suite,
-            hash_provider: suite.common.hash_provider,
-            confidentiality_limit: suite.common.confidentiality_limit,
-        },
-        hkdf_provider: suite.hkdf_provider,
-        aead_alg: Box::leak(Box::new(Secretive(suite.aead_alg))),
-        quic: None,
-    })));
-    let mut pair = Pair::of(secretive);
-    let refused = pair.here.check().unwrap_err().to_string();
-    assert!(refused.contains("TLS13_AES_128_GCM_SHA256"), "{refused}");
-    pair.here_writes(100);
-    pair.deliver_to_peer(usize::MAX);
-    assert_eq!(pair.read[PEER], 100, "it goes on where it is");
-
-    let layers = [Pair::of(aes()).take()];
-    let target = Tls::new(pair.config);
-    let refused = target.check(&mut LayerReader::new(&layers)).unwrap_err();
-    assert_eq!(refused.code, Code::Session);
-    assert!(
-        refused.reason.contains("TLS13_AES_128_GCM_SHA256"),
-        "{refused}"
-    );
-}
-
-/// What comes before the end of a handshake can come twice: no server here takes it.
-#[test]
-fn early_data_is_not_taken() {
-    let mut server = server(aes(), &Identity::of(aes()));
-    server.max_early_data_size = 1000;
-    let mut client = client(aes());
-    client.enable_early_data = true;
-    let client = Arc::new(client);
-    for visit in 0..2 {
-        let pair = Pair::with(server.clone(), client.clone());
-        let resumed = pair.peer.handshake_kind() == Some(HandshakeKind::Resumed);
-        assert_eq!(resumed, visit > 0);
-        assert!(!pair.peer.is_early_data_accepted());
-        pair.end();
-    }
-}
-
-/// The versions of rustls whose sources were read for what this module relies on.
-const READ: &[&str] = &["0.23.46"];
-
-/// Fails when rustls is updated: `tls::manual` says what is to be done then.
-#[test]
-fn this_version_of_rustls_was_read() {
-    let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
-    let lock = std::fs::read_to_string(lock).unwrap();
-    let (_, entry) = lock.split_once("name = \"rustls\"\nversion = \"").unwrap();
-    let (version, _) = entry.split_once('"').unwrap();
-    assert!(READ.contains(&version), "rustls {version}");
-}
-
-/// Keeps what is logged.
-#[derive(Debug, Default)]
-struct Labels(std::sync::Mutex<Vec<(String, Vec<u8>)>>);
-
-impl KeyLog for Labels {
-    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
-        let mut labels = self.0.lock().unwrap();
-        labels.push((label.to_owned(), secret.to_vec()));
-    }
-}
-
-/// Each thing that an update of rustls could change, by itself: the tests above would fail for it without saying why.
-#[test]
-fn rustls_does_what_is_relied_on() {
-    for suite in suites() {
-        let logged = Arc::new(Labels::default());
-        let mut config = server(suite, &Identity::of(suite));
-        config.key_log = logged.clone();
-        let mut pair = Pair::new(config, client(suite));
-        // As many records as were written and not more are counted.
-        for _ in 0..3 {
-            pair.here_writes(10);
-        }
-        pair.deliver_to_peer(usize::MAX);
-        let SupportedCipherSuite::Tls13(_) = suite else {
-            let state = pair.here.into_state().unwrap();
-            // The end of the handshake was one as well.
-            assert_eq!((state.client.next, state.server.next), (1, 4));
-            continue;
-        };
-        let secret = |label: &str| {
-            let logged = logged.0.lock().unwrap();
-            let found = logged.iter().find(|(known, _)| known == label);
-            found.unwrap_or_else(|| panic!("no {label}")).1.clone()
-        };
-        let begun = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"].map(secret);
-        let exporter = secret("EXPORTER_SECRET");
-        // The answer to a key update waits, and is sent by a write of nothing.
-        pair.peer.refresh_traffic_keys().unwrap();
-        pair.deliver_here(usize::MAX);
-        pair.here_reads(1);
-        assert!(!pair.here.wants_write(), "the answer waits");
-        let state = pair.here.into_state().unwrap();
-        assert!(!state.unwritten.is_empty(), "the answer is carried");
-        assert_eq!((state.client.next, state.server.next), (0, 0));
-        assert!(state.client.secret != begun[0] && state.server.secret != begun[1]);
-        assert!(state.exporter == exporter);
     }
 }

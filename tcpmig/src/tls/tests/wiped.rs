@@ -10,9 +10,9 @@ use rustls::server::ResolvesServerCertUsingSni;
 use rustls::{ServerConfig, ServerConnection, SupportedCipherSuite};
 use tcpmig_format::LayerReader;
 
-use super::keys::{Direction, IV};
-use super::layer::State;
-use super::{KIND, rebuild};
+use super::super::keys::{Direction, IV};
+use super::super::layer::State;
+use super::super::{KIND, rebuild};
 
 /// Nobody has the secret itself but those who are looked at.
 const MASK: u8 = 0xa5;
