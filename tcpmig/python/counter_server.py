@@ -12,6 +12,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 
 from tcpmig_agent import Agent, Arrived, Drain, Refused, Want, readable, writable
 
@@ -83,7 +84,7 @@ class Server:
             try:
                 await session.run()
             except OSError as error:
-                print("error", error, flush=True)
+                print("error", error, session.sock, file=sys.stderr, flush=True)
             self.sessions.discard(session)
             session.sock.close()
 

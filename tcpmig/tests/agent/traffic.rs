@@ -61,7 +61,10 @@ impl Traffic {
             thread::spawn(move || {
                 let mut count = 0;
                 for read in BufReader::new(stream).lines() {
-                    let read = read.map_err(|error| format!("after {count}: {error}"))?;
+                    let read = read.map_err(|error| {
+                        println!("a connection has ended: {error}");
+                        format!("after {count}: {error}")
+                    })?;
                     count += 1;
                     let expected = format!("{count} {}", line(count));
                     if read != expected {

@@ -111,7 +111,8 @@ impl Service {
     }
 
     /// It takes connections in: `accepts` is asked before one leaves its host, and what it makes ready comes with the connection as
-    /// [`Arrival::ready`]. If that does not come after all, it is dropped. The connection stands still meanwhile: the agent waits two seconds.
+    /// [`Arrival::ready`]. If that does not come after all, it is dropped. Nobody serves the connection meanwhile: the agent waits two
+    /// seconds.
     #[must_use]
     pub fn takes<F, T>(mut self, accepts: impl Fn(Offer) -> F + Send + Sync + 'static) -> Self
     where

@@ -16,7 +16,8 @@ use crate::agent::wire::{self, ToClient};
 use crate::driver::{Arrived, Offer};
 use crate::handover::{Code, Refusal};
 
-/// How long a client may take for an answer: the connection stands still, and the source waits a little longer, to hear why it is refused.
+/// How long a client may take for an answer: nobody serves the connection meanwhile. The source waits a little longer, to hear why it is
+/// refused.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Who gets a connection.
