@@ -237,3 +237,95 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::{Ready, ready};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+    use http_body_util::StreamBody;
+    use hyper::Request;
+    use hyper::header::HeaderValue;
+    use hyper::service::Service;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::http::{Ended, Movable, Obstacle, RequestBody, Resume};
+
+    type Endless = StreamBody<stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+    /// Answers without an end, with a body that it only marks; with these headers.
+    #[derive(Clone)]
+    struct Marks(HeaderMap);
+
+    impl Service<Request<RequestBody>> for Marks {
+        type Response = Response<Endless>;
+        type Error = BoxError;
+        type Future = Ready<Result<Self::Response, BoxError>>;
+
+        fn call(&self, request: Request<RequestBody>) -> Self::Future {
+            let resume = match Resume::<u64>::of(request.extensions()) {
+                Ok(resume) => resume,
+                Err(error) => return ready(Err(error.into())),
+            };
+            let pieces = resume.unfold(0, async |number: u64| {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let piece = Frame::data(format!("{number}\n").into());
+                Some((Ok(piece), number + 1))
+            });
+            let mut response = Response::new(StreamBody::new(pieces.boxed()));
+            *response.headers_mut() = self.0.clone();
+            resume.mark(&mut response);
+            ready(Ok(response))
+        }
+    }
+
+    /// Drains a connection in the middle of such a response.
+    async fn drained(headers: HeaderMap) -> Result<(), Obstacle> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let mut client = client.unwrap();
+        let movable = Movable::new(Marks(headers)).drain_within(Duration::from_millis(50));
+        let connection = movable.connection(server.unwrap().0).unwrap();
+        let (ask, asked) = oneshot::channel::<()>();
+        let running = connection.run(async {
+            let _ = asked.await;
+        });
+        let asking = async {
+            let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+            client.write_all(request).await.unwrap();
+            let mut got = Vec::new();
+            while !got.windows(3).any(|end| end == b"\n9\n") {
+                assert!(client.read_buf(&mut got).await.unwrap() > 0);
+            }
+            ask.send(()).unwrap();
+            // It is read on, so that nothing waits for it.
+            let _ = client.read_to_end(&mut got).await;
+        };
+        tokio::select! {
+            ended = running => match ended.unwrap() {
+                Ended::Drained(drained) => {
+                    assert!(drained.session.is_in_response());
+                    Ok(())
+                }
+                Ended::Busy(_, obstacle) => Err(obstacle),
+                _ => panic!("it was to be drained"),
+            },
+            () = asking => panic!("it ends"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_marked_response_moves_unless_it_is_encoded() {
+        assert_eq!(drained(HeaderMap::new()).await, Ok(()));
+        let gzip = HeaderValue::from_static("gzip");
+        let encoded = HeaderMap::from_iter([(CONTENT_ENCODING, gzip)]);
+        assert_eq!(drained(encoded).await, Err(Obstacle::Changed));
+    }
+}
