@@ -153,3 +153,47 @@ kernel_test!(
         });
     }
 );
+
+kernel_test!(a_drain_that_is_called_again_goes_on, || {
+    let hosts = Hosts::with(|of| {
+        let service = open_service(of);
+        let closed = r#"from = []"#;
+        if of == "b" {
+            service.replace(r#"from = ["a.example"]"#, closed)
+        } else {
+            service
+        }
+    });
+    let (mut a, _b) = (hosts.python("a"), hosts.python("b"));
+    let traffic: Vec<Traffic> = (0..2).map(|_| Traffic::start(&hosts.peer)).collect();
+    for one in &traffic {
+        one.goes_on();
+    }
+    // The other host takes nothing, and says so.
+    let drain = ["drain", "--to", "b.example", "--wait", "--json"];
+    let within = [&drain[..], &["--within", "1"]].concat();
+    fails(&hosts.verb("a", &within), 1, &["connections are left"]);
+    assert!(
+        a.hear()
+            .contains("connections of the service counter are not taken")
+    );
+    for one in &traffic {
+        one.goes_on();
+    }
+    hosts
+        .agent("b")
+        .reload(&|text| text.replace("from = []", r#"from = ["a.example"]"#));
+    let drained = succeeds(&hosts.verb("a", &drain));
+    let last: Value = serde_json::from_str(drained.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["left"], &last["done"]),
+        (&Value::from(0), &Value::Bool(true))
+    );
+    assert!(a.ends());
+    for one in traffic {
+        one.goes_on();
+        one.ends_well();
+    }
+    let unknown = hosts.verb("a", &["drain", "--to", "c.example"]);
+    fails(&unknown, 1, &["no host \"c.example\""]);
+});
