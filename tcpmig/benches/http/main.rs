@@ -1,12 +1,14 @@
 //! What it costs that HTTP sessions can move: requests per second and processor time beside plain hyper, and the
 //! latency of requests while their connections move. With `--tls` HTTPS beside HTTP: the rate is that of HTTPS, beside plain
-//! hyper over tokio-rustls, and the moves are those of both.
+//! hyper over tokio-rustls, and the moves are those of both; and it says what it costs to take a TLS session apart and
+//! to go on with it, beside a handshake.
 //!
 //! `cargo bench -p tcpmig --bench http [-- --tls] [--rounds N] [--seconds S] [--connections K] [--only rate|moves] [--json]`
 //!
 //! The load is wrk, of Debian's package `wrk`.
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
 
+mod costs;
 mod servers;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use costs::Costs;
 use servers::{Over, Servers, Which};
 use support::{tcp_counter, until};
 use tcpmig::session::Carriers;
@@ -73,6 +76,11 @@ fn main() {
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace().unwrap();
     }
+    let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let costs: Vec<Costs> = match args.tls {
+        true => versions.map(Costs::measure).into(),
+        false => Vec::new(),
+    };
     let (rate, moves) = if args.tls {
         let servers = Servers::over_tls();
         let rate = args.rate.then(|| Rate::measure(&servers, &args));
@@ -89,10 +97,11 @@ fn main() {
         (rate, Vec::from_iter(moves))
     };
     if args.json {
-        let both = serde_json::json!({ "rate": rate, "moves": moves });
+        let both = serde_json::json!({ "rate": rate, "moves": moves, "tls": costs });
         println!("{}", serde_json::to_string_pretty(&both).unwrap());
         return;
     }
+    costs.iter().for_each(Costs::print);
     rate.iter().for_each(Rate::print);
     moves.iter().for_each(Moves::print);
 }

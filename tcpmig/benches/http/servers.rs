@@ -12,9 +12,9 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tcpmig::driver::{Acceptor, Options};
 use tcpmig::http::{Movable, Server};
 use tcpmig::session::{Carriers, Tcp};
@@ -53,15 +53,17 @@ pub(crate) enum Over {
     Tls,
 }
 
-/// How servers speak TLS 1.3.
-fn config() -> Arc<ServerConfig> {
-    let issued = Authority::create("bench").unwrap().issue("bench.example");
-    let issued = issued.unwrap();
+/// How a server speaks TLS.
+pub(crate) fn config(
+    authority: &Authority,
+    version: &'static SupportedProtocolVersion,
+) -> Arc<ServerConfig> {
+    let issued = authority.issue("bench.example").unwrap();
     let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider);
-    let config = config.with_protocol_versions(&[&rustls::version::TLS13]);
+    let config = config.with_protocol_versions(&[version]);
     let config = config.unwrap().with_no_client_auth();
     config.with_single_cert(vec![chain], key).unwrap().into()
 }
@@ -120,7 +122,8 @@ impl Servers<Tcp> {
 
 impl Servers<Tls> {
     pub(crate) fn over_tls() -> Self {
-        let config = config();
+        let authority = Authority::create("bench").unwrap();
+        let config = config(&authority, &rustls::version::TLS13);
         let plain = TlsAcceptor::from(config.clone());
         Self::start(Over::Tls, Tls::new(config), Some(plain))
     }
@@ -207,12 +210,15 @@ impl<K: Carriers + Clone> Servers<K> {
 
     /// What the thread of host A has used of a processor.
     pub(crate) fn processor_time(&self) -> Duration {
-        self.hosts[0].0.call(|_| async {
-            let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-            let nanos = schedstat.split_whitespace().next().unwrap();
-            Duration::from_nanos(nanos.parse().unwrap())
-        })
+        self.hosts[0].0.call(|_| async { processor_time() })
     }
+}
+
+/// What this thread has used of a processor.
+pub(crate) fn processor_time() -> Duration {
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanos = schedstat.split_whitespace().next().unwrap();
+    Duration::from_nanos(nanos.parse().unwrap())
 }
 
 fn movable<K: Carriers>(site: &Site, carriers: K) -> Server<Greet, K> {
