@@ -248,7 +248,8 @@ fn downloads_outlive_the_versions_of_their_server() {
         versions += 1;
     }
     println!("{versions} versions, {} messages", chat.ends());
-    assert!(versions > 2, "the downloads took no time");
+    // On a busy machine one may take as long as the downloads.
+    assert!(versions > 1, "the downloads took no time");
     are_whole(curls);
     answers(&port);
     drop(version);
