@@ -86,7 +86,7 @@ impl Drop for InDoubt {
         if let Some(mut open) = self.open.take() {
             let worker = open.mover.worker.clone();
             let waits = open.mover.locker.features().waits;
-            worker.leave(waits, move || open.discard());
+            worker.leave(waits, move || open.give_away());
         }
     }
 }

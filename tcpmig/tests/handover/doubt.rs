@@ -307,3 +307,76 @@ kernel_test!(a_question_that_nobody_waits_for_is_asked_to_its_end, || {
     assert!(asked.wait() >= 1);
     drop(lock);
 });
+
+// Until the target has built it a lock alone keeps it silent there, and nobody knows for how long.
+kernel_test!(
+    what_was_committed_at_once_is_kept_here_until_the_target_answers,
+    || {
+        let options = Options {
+            answer_within: Duration::from_millis(200),
+            ask_for: Duration::from_millis(300),
+            ..Options::default()
+        };
+        let mut case = Case::with(Net::new(), &options);
+        let flow = case.flow;
+        let target = case.b.begin(move |here| async move {
+            let mut fake = Fake::new(&here);
+            let id = fake.exchange().await.take_at_once().await;
+            fake.hang_up();
+            (fake, id)
+        });
+        let mut open = doubt(case.move_out().wait());
+        let (mut fake, id) = target.wait();
+        let is_locked = |case: &Case| {
+            let entries = case.a.entries(flow);
+            matches!(&entries[..], [entry] if entry.kind == EntryKind::Lock)
+        };
+        assert!(is_locked(&case), "{:?}", case.a.entries(flow));
+        let port = flow.remote().port();
+        let [forwarded, heard] = [
+            case.net.b.count(&format!("tcp sport {port}")),
+            case.net.peer.count(&format!("tcp dport {port}")),
+        ];
+        case.peer.write_all(SENT).unwrap();
+        let (other, end) = case.net.connect(Family::V4);
+        both_ways(&other, &end);
+        assert_eq!(
+            forwarded.packets(),
+            0,
+            "it went where nobody answers for it"
+        );
+        assert_eq!(heard.packets(), 0, "somebody answered");
+
+        let target = case.b.begin(move |_| async move {
+            let (rebuild_us, activate_us) = (1, 1);
+            loop {
+                let mut talk = fake.exchange().await;
+                if matches!(talk.hear().await, Some(Message::Commit { .. })) {
+                    talk.say(Message::Active {
+                        id,
+                        rebuild_us,
+                        activate_us,
+                    })
+                    .await;
+                    return talk.end().await;
+                }
+            }
+        });
+        loop {
+            match case.a.call(|_| async { open.ask().await.ending }) {
+                Ending::InDoubt(again) => {
+                    assert!(is_locked(&case), "{:?}", case.a.entries(flow));
+                    open = *again;
+                }
+                ending => break assert!(matches!(ending, Ending::Moved), "{ending:?}"),
+            }
+        }
+        target.wait();
+        // From now on it goes to the target.
+        let entries = case.a.entries(flow);
+        assert!(
+            matches!(&entries[..], [entry] if matches!(entry.kind, EntryKind::Redirect { .. })),
+            "{entries:?}"
+        );
+    }
+);

@@ -89,6 +89,21 @@ impl Talk {
         }
     }
 
+    /// Takes what is offered, and the image that COMMIT follows at once.
+    pub(crate) async fn take_at_once(&mut self) -> HandoverId {
+        let id = match self.answer().await {
+            Message::Offer { id, .. } => id,
+            other => panic!("{other:?} instead of OFFER"),
+        };
+        let locked_ms = 60_000;
+        match self.ask(Message::Accepted { id, locked_ms }).await {
+            Message::Image { waits: false, .. } => {}
+            other => panic!("{other:?} instead of IMAGE that nobody waits for"),
+        }
+        self.commit(id).await;
+        id
+    }
+
     /// The same once OFFER has come.
     pub(crate) async fn take_image(&mut self, id: HandoverId) -> HandoverId {
         let locked_ms = 0;

@@ -157,7 +157,7 @@ impl Outgoing {
     }
 
     /// It lives on the target, or nowhere: packets go where they went, and it ends here.
-    fn give_away(&mut self) {
+    pub(in crate::driver) fn give_away(&mut self) {
         let flow = self.flow();
         if let Held::Frozen(frozen) = &mut self.held
             && let Err(error) = frozen.resume()
@@ -183,7 +183,7 @@ impl Outgoing {
     }
 
     /// It ends here, in silence.
-    pub(in crate::driver) fn discard(&mut self) {
+    fn discard(&mut self) {
         if let Held::Frozen(mut frozen) = std::mem::replace(&mut self.held, Held::Nothing) {
             frozen.make_sure(&*self.mover.locker);
             if let Err(error) = frozen.discard() {
