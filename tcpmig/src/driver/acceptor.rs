@@ -241,7 +241,8 @@ impl Acceptor {
     /// with it as [`Arrived::ready`]. If the connection does not come after all, that is dropped. With both hooks, this one is
     /// asked last.
     ///
-    /// The connection lives meanwhile, and its source waits for [`Options::prepared_within`]. A decision is dropped in its middle if the endpoint is closed.
+    /// The connection lives meanwhile, and its source waits for [`Options::prepared_within`]. A decision is dropped in its middle if the
+    /// endpoint is closed.
     pub fn accept_async<F, T>(
         mut self,
         accepts: impl Fn(Offer) -> F + Send + Sync + 'static,

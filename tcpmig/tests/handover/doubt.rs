@@ -52,6 +52,27 @@ async fn answer(
     lock
 }
 
+fn active(id: HandoverId) -> Message {
+    let (rebuild_us, activate_us) = (1, 1);
+    Message::Active {
+        id,
+        rebuild_us,
+        activate_us,
+    }
+}
+
+/// Answers the first COMMIT that comes. A link on which the source has given up waiting brings none.
+async fn answer_when_asked(mut fake: Fake, answer: Message) {
+    loop {
+        let mut talk = fake.exchange().await;
+        let heard = talk.hear().await;
+        if matches!(heard, Some(Message::Commit { id, .. }) if Some(id) == answer.id()) {
+            talk.say(answer).await;
+            return talk.end().await;
+        }
+    }
+}
+
 pub(crate) const SENT: &[u8] = b"is somebody there?";
 
 /// A connection whose COMMIT is not answered at once.
@@ -134,13 +155,7 @@ pub(crate) fn doubt(outcome: Outcome) -> InDoubt {
 kernel_test!(a_target_that_says_active_when_asked_has_it, || {
     let mut case = Case::new();
     let flow = case.flow;
-    let target = case.b.begin(move |here| {
-        answer(here, flow, |id| Message::Active {
-            id,
-            rebuild_us: 1,
-            activate_us: 1,
-        })
-    });
+    let target = case.b.begin(move |here| answer(here, flow, active));
     let outcome = case.move_out().wait();
     assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
     let _lock = target.wait();
@@ -174,12 +189,7 @@ kernel_test!(a_late_answer_is_asked_for_again, || {
         let mut talk = fake.committed(id).await;
         talk.say(Message::Prepared { id, rebuild_us: 1 }).await;
         let mut talk = fake.committed(id).await;
-        talk.say(Message::Active {
-            id,
-            rebuild_us: 1,
-            activate_us: 1,
-        })
-        .await;
+        talk.say(active(id)).await;
         talk.end().await;
         lock
     });
@@ -233,23 +243,12 @@ kernel_test!(
         };
         assert_eq!(second.id(), Some(id));
 
-        let target = case.b.begin(move |_| async move {
-            let mut fake = fake;
-            loop {
-                // A link on which the source has given up waiting brings nothing.
-                let mut talk = fake.exchange().await;
-                if matches!(talk.hear().await, Some(Message::Commit { id: about, .. }) if about == id) {
-                    let reason = "for a test".to_owned();
-                    talk.say(Message::Aborted {
-                        id,
-                        code: Code::Other,
-                        reason,
-                    })
-                    .await;
-                    return talk.end().await;
-                }
-            }
-        });
+        let aborted = Message::Aborted {
+            id,
+            code: Code::Other,
+            reason: "for a test".to_owned(),
+        };
+        let target = case.b.begin(move |_| answer_when_asked(fake, aborted));
         let mut ending = case.a.call(|_| async { second.ask().await.ending });
         while let Ending::InDoubt(again) = ending {
             ending = case.a.call(|_| async { again.ask().await.ending });
@@ -286,23 +285,9 @@ kernel_test!(a_question_that_nobody_waits_for_is_asked_to_its_end, || {
         assert!(matches!(ending, Ending::Moved), "{ending:?}");
         asked
     });
-    let Committed { mut fake, id, lock } = target.wait();
+    let Committed { fake, id, lock } = target.wait();
     is_in_doubt.recv().unwrap();
-    let target = case.b.begin(move |_| async move {
-        let (rebuild_us, activate_us) = (1, 1);
-        loop {
-            let mut talk = fake.exchange().await;
-            if matches!(talk.hear().await, Some(Message::Commit { .. })) {
-                talk.say(Message::Active {
-                    id,
-                    rebuild_us,
-                    activate_us,
-                })
-                .await;
-                return talk.end().await;
-            }
-        }
-    });
+    let target = case.b.begin(move |_| answer_when_asked(fake, active(id)));
     target.wait();
     assert!(asked.wait() >= 1);
     drop(lock);
@@ -326,7 +311,7 @@ kernel_test!(
             (fake, id)
         });
         let mut open = doubt(case.move_out().wait());
-        let (mut fake, id) = target.wait();
+        let (fake, id) = target.wait();
         let is_locked = |case: &Case| {
             let entries = case.a.entries(flow);
             matches!(&entries[..], [entry] if entry.kind == EntryKind::Lock)
@@ -347,21 +332,7 @@ kernel_test!(
         );
         assert_eq!(heard.packets(), 0, "somebody answered");
 
-        let target = case.b.begin(move |_| async move {
-            let (rebuild_us, activate_us) = (1, 1);
-            loop {
-                let mut talk = fake.exchange().await;
-                if matches!(talk.hear().await, Some(Message::Commit { .. })) {
-                    talk.say(Message::Active {
-                        id,
-                        rebuild_us,
-                        activate_us,
-                    })
-                    .await;
-                    return talk.end().await;
-                }
-            }
-        });
+        let target = case.b.begin(move |_| answer_when_asked(fake, active(id)));
         loop {
             match case.a.call(|_| async { open.ask().await.ending }) {
                 Ending::InDoubt(again) => {

@@ -182,28 +182,23 @@ impl Host {
             Some(guard) => guard,
             None => self.locker.lock(&[building.flow], lease)?,
         };
-        match Prepared::build_locked(image, guard, lease, unsupported) {
+        let built = match Prepared::build_locked(image, guard, lease, unsupported) {
             Ok(mut prepared) => {
                 prepared.leave_out(std::mem::take(&mut building.left_out));
                 building.prepared = Some(Box::new(prepared));
+                Ok(())
             }
             Err(not_built) => {
                 // Its packets may be steered here until its source is told.
                 building.lock = Some(not_built.lock);
-                drop(building);
-                self.keep_unless(is_kept, slot);
-                return Err(not_built.error);
+                Err(not_built.error)
             }
-        }
+        };
         drop(building);
-        self.keep_unless(is_kept, slot);
-        Ok(())
-    }
-
-    fn keep_unless(&self, is_kept: bool, slot: Arc<Mutex<Slot>>) {
         if !is_kept {
             self.keep(slot);
         }
+        built
     }
 
     fn note(&self, id: HandoverId, note: Note) -> TargetResult {

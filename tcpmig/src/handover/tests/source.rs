@@ -154,6 +154,17 @@ impl Host {
         assert!(self.session.has_committed());
     }
 
+    fn commit_at_once(&mut self) {
+        self.offer();
+        self.accepted(true);
+        self.freeze();
+        self.does("waits: false", DONE);
+        let packets = Vec::new();
+        self.does("Confirm", SourceResult::Confirmed { packets });
+        self.does("Note(Committing)", DONE);
+        self.does("COMMIT", DONE);
+    }
+
     #[track_caller]
     fn keeps(&mut self) {
         self.does("Keep", DONE);
@@ -185,14 +196,7 @@ fn a_connection_moves() {
 #[test]
 fn commit_follows_a_small_image_at_once_where_packets_are_locked() {
     let mut host = Host::new();
-    host.offer();
-    host.accepted(true);
-    host.freeze();
-    host.does("waits: false", DONE);
-    let packets = Vec::new();
-    host.does("Confirm", SourceResult::Confirmed { packets });
-    host.does("Note(Committing)", DONE);
-    host.does("COMMIT", DONE);
+    host.commit_at_once();
     host.hears(active());
     host.does("Discard", DONE);
     host.does("Note(Moved)", DONE);
@@ -202,14 +206,7 @@ fn commit_follows_a_small_image_at_once_where_packets_are_locked() {
 
     // A target that could not build it says so instead.
     let mut host = Host::new();
-    host.offer();
-    host.accepted(true);
-    host.freeze();
-    host.does("waits: false", DONE);
-    let packets = Vec::new();
-    host.does("Confirm", SourceResult::Confirmed { packets });
-    host.does("Note(Committing)", DONE);
-    host.does("COMMIT", DONE);
+    host.commit_at_once();
     host.hears(aborted());
     host.keeps();
     host.ends(Fate::Kept);
@@ -223,14 +220,7 @@ fn commit_follows_a_small_image_at_once_where_packets_are_locked() {
             },
             id(),
         ));
-        host.offer();
-        host.accepted(true);
-        host.freeze();
-        host.does("waits: false", DONE);
-        let packets = Vec::new();
-        host.does("Confirm", SourceResult::Confirmed { packets });
-        host.does("Note(Committing)", DONE);
-        host.does("COMMIT", DONE);
+        host.commit_at_once();
         host
     };
     let mut host = commit(Duration::from_secs(20));
