@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::json;
+use tcpmig::agent::AgentError;
 use tcpmig::capture::CaptureError;
 use tcpmig::options::NotSet;
 use tcpmig::restore::RestoreError;
@@ -77,6 +78,9 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(cause) = cause.downcast_ref::<LockError>() {
             return of_lock(cause);
         }
+        if let Some(cause) = cause.downcast_ref::<AgentError>() {
+            return of_agent(cause);
+        }
         if cause.is::<NotSet>() {
             return Some(
                 "make this host have it (for TCP_CONGESTION: modprobe tcp_NAME), or leave it out with --options warn",
@@ -111,6 +115,21 @@ fn of_socket(error: &tcpmig_sys::Error) -> Option<&'static str> {
         tcpmig_sys::Error::NoPermission { .. } => {
             Some("run as root or with CAP_NET_ADMIN; `tcpmig doctor` tells what is missing")
         }
+        _ => None,
+    }
+}
+
+fn of_agent(error: &AgentError) -> Option<&'static str> {
+    let AgentError::Unreachable { source, .. } = error else {
+        return None;
+    };
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Some(
+            "start it (tcpmig agent --config FILE), or name the socket that it has (--agent PATH, TCPMIG_AGENT)",
+        ),
+        io::ErrorKind::PermissionDenied => Some(
+            "run as a user that its configuration names: socket_mode and socket_group, users of a service, admins",
+        ),
         _ => None,
     }
 }

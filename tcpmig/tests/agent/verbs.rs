@@ -107,7 +107,7 @@ kernel_test!(connections_are_listed_and_one_of_them_moves, || {
     let all = hosts.verb("a", &["move", "--to", "b.example"]);
     fails(&all, 1, &["say which connections"]);
     let absent = tcpmig(&hosts.a, &["status", "--agent", "/nowhere/agent.sock"]);
-    fails(&absent, 1, &["/nowhere/agent.sock"]);
+    fails(&absent, 1, &["/nowhere/agent.sock", "hint: start it"]);
 });
 
 kernel_test!(
