@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -208,6 +209,23 @@ fn ten_thousand_flows_in_one_call() {
         );
         assert_eq!(locker.list().unwrap().len(), 1);
         drop(guard);
+    });
+}
+
+/// The kernel makes a set's table larger some time after elements were added, and reorders them; a list that it gives in several parts
+/// then names some twice and others not at all.
+#[test]
+fn a_list_is_complete_while_the_kernel_resizes_a_set() {
+    isolated("a_list_is_complete_while_the_kernel_resizes_a_set", || {
+        for number in 0..60 {
+            let locker = Nftables::with_table(&format!("resized{number}")).unwrap();
+            let flows = flows(600 + 40 * number);
+            let guard = locker.lock(&flows, LEASE).unwrap();
+            let listed: HashSet<_> = locker.list().unwrap().iter().map(|e| e.flow).collect();
+            let missing = flows.iter().filter(|flow| !listed.contains(flow)).count();
+            assert_eq!(missing, 0, "of {} flows", flows.len());
+            guard.unlock().unwrap();
+        }
     });
 }
 

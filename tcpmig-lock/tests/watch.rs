@@ -6,12 +6,14 @@ mod common;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::capture::{Capture, RST};
 use common::net::{Connection, Host, expect, expect_nothing, send, switch};
-use common::{eventually, families, isolated, slowed};
+use common::{Ends, eventually, families, isolated, slowed};
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{Event, LockError, Locker, Nftables};
@@ -306,6 +308,61 @@ fn what_is_checked_is_there_afterwards() {
 }
 
 /// Several handles of one table do not set it up in turns for ever.
+/// Whoever asks in the same moment, in whatever way, does not take for ended what somebody else has removed and the handle sets up again.
+#[test]
+fn what_is_removed_while_it_is_asked_about_has_not_ended() {
+    isolated(
+        "what_is_removed_while_it_is_asked_about_has_not_ended",
+        || {
+            let net = Net::new();
+            let [service, target, peer] = families()[0];
+            let moved = net.connection(service);
+            let locked = net.connection(service);
+            let hop = net.locker.next_hop(target, peer).unwrap();
+            let lease = Duration::from_secs(60);
+            let mut lock = net.locker.lock(&[locked.flow()], lease).unwrap();
+            let guard = net.locker.lock(&[moved.flow()], lease).unwrap();
+            let mut redirect = guard.redirect(&hop, lease).unwrap();
+            let ends = [
+                moved.client.local_addr().unwrap(),
+                moved.server.local_addr().unwrap(),
+            ];
+            let segments = net.raw();
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let _over = Ends(&over);
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        acknowledge(&segments, ends);
+                    }
+                });
+                let flushes = scope.spawn(|| {
+                    for _ in 0..40 {
+                        net.source.nft("flush ruleset");
+                        eventually("everything is there again", || {
+                            (net.locker.list().unwrap().len() == 2).then_some(())
+                        });
+                    }
+                });
+                let mut longer = lease;
+                while !flushes.is_finished() {
+                    // A renewal that has something to do, and what asks without one.
+                    longer += Duration::from_millis(1);
+                    redirect.renew(longer).unwrap();
+                    redirect.check().unwrap();
+                    assert_eq!(redirect.closed().unwrap(), []);
+                    lock.renew(longer).unwrap();
+                }
+            });
+            redirect.check().unwrap();
+            lock.renew(lease).unwrap();
+            assert_eq!(net.locker.list().unwrap().len(), 2);
+            let failed = |told: &String| !told.starts_with(|first: char| first.is_ascii_digit());
+            assert_eq!(net.told.try_iter().find(failed), None);
+        },
+    );
+}
+
 #[test]
 fn handles_that_share_a_table_leave_each_other_in_peace() {
     isolated(

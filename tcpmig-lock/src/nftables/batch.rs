@@ -259,6 +259,11 @@ impl Batch {
     pub(super) fn finish(&mut self) -> &[u8] {
         // Errors are always answered; this makes the kernel say that there were none.
         wire::add_flags(&mut self.bytes, self.last_at, ACK);
+        self.close()
+    }
+
+    /// Like [`finish`](Self::finish), without an answer if all goes well.
+    pub(super) fn close(&mut self) -> &[u8] {
         let seq = self.next_seq();
         let at = wire::open_message(&mut self.bytes, END, REQUEST, seq, 0, SUBSYSTEM);
         wire::close_message(&mut self.bytes, at);

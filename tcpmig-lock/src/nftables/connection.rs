@@ -7,7 +7,6 @@ use netlink_sys::{Socket, SocketAddr};
 use tcpmig_format::FourTuple;
 
 use super::batch::{self, Batch, DESTROY_CALL};
-use super::element::{self, Element};
 use super::names::{self, Set, Table};
 use crate::LockError;
 use crate::netlink::wire;
@@ -26,11 +25,6 @@ const NFTA_GENERATION_ID: u16 = 1;
 const REPLY: usize = 65536;
 /// What the kernel keeps of a socket's send buffer for itself.
 const SEND_RESERVE: usize = 32;
-/// How many elements are asked for at once: each is a datagram of its own, and takes a page of the receive buffer.
-const GET_AT_ONCE: usize = 16;
-/// How often a dump is begun again because something changed meanwhile; the last is taken as it is.
-const DUMP_TRIES: usize = 8;
-
 /// Why a batch was not carried out: its first error.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -152,6 +146,16 @@ impl Connection {
         Batch::new(self.next_seq, generation)
     }
 
+    /// Waits for a transaction of somebody else that the kernel is committing: what it removes is not found from its first moment on,
+    /// and others are told of it in its last. A batch with nothing in it waits for the same lock, and changes nothing, not even the
+    /// generation.
+    pub(super) fn wait_for_others(&mut self) {
+        let mut batch = self.batch(None);
+        self.next_seq = batch.end_seq().wrapping_add(1);
+        // If it cannot be sent, nothing has been waited for, and nothing is worse than before.
+        let _ = self.socket.send(batch.close(), 0);
+    }
+
     /// Has a batch carried out. After an error nothing of it was.
     pub(super) fn send(&mut self, mut batch: Batch) -> Result<(), Failure> {
         if batch.is_empty() {
@@ -200,113 +204,6 @@ impl Connection {
                 }
             }
         }
-    }
-
-    /// The elements of a set, or None if there is no such set.
-    pub(super) fn elements(
-        &mut self,
-        table: &str,
-        set: Set,
-        v4: bool,
-    ) -> Result<Option<Vec<Element>>, LockError> {
-        let name = |bytes: &mut Vec<u8>| batch::put_set(bytes, table, set.name(v4));
-        self.dump(set.table(), name, |list| element::read(list).collect())
-    }
-
-    /// Whether a set has any elements. If so their number does not matter, and the rest of the answer is left in the socket: it is not
-    /// to be used again.
-    pub(super) fn has_elements(
-        &mut self,
-        table: &str,
-        set: Set,
-        v4: bool,
-    ) -> Result<bool, LockError> {
-        const CALL: &str = "NFT_MSG_GETSETELEM";
-        let mut found = false;
-        let asked = self.ask_until(
-            libc::NFT_MSG_GETSETELEM as u16,
-            libc::NLM_F_DUMP as u16,
-            set.table().family(),
-            |bytes| batch::put_set(bytes, table, set.name(v4)),
-            |payload| {
-                found |= element::read(batch::elements_of(payload)).next().is_some();
-                found
-            },
-        );
-        match asked {
-            Ok(_) => Ok(found),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(LockError::call(CALL)(error)),
-        }
-    }
-
-    /// The element of a flow in a set; none if there is no such set.
-    pub(super) fn get(
-        &mut self,
-        table: &str,
-        set: Set,
-        flow: &FourTuple,
-    ) -> Result<Option<Element>, LockError> {
-        let mut element = None;
-        let found = self.ask(
-            libc::NFT_MSG_GETSETELEM as u16,
-            libc::NLM_F_ACK as u16,
-            set.table().family(),
-            |bytes| {
-                batch::put_set(bytes, table, set.name(flow.is_ipv4()));
-                let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
-                element::put(bytes, flow, None);
-                wire::close(bytes, list);
-            },
-            |payload| element = element::read(batch::elements_of(payload)).next(),
-        );
-        match found {
-            Ok(_) => Ok(element),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
-        }
-    }
-
-    /// The elements of these flows in a set, of those that have one, in order. Of IPv4 and of IPv6 apart.
-    pub(super) fn get_each(
-        &mut self,
-        table: &str,
-        set: Set,
-        flows: &[FourTuple],
-    ) -> Result<Vec<Element>, LockError> {
-        let mut found = Vec::new();
-        for same in flows.chunk_by(|one, next| one.is_ipv4() == next.is_ipv4()) {
-            let mut rest = same;
-            while let Some(first) = rest.first() {
-                let asked = &rest[..rest.len().min(GET_AT_ONCE)];
-                let mut answered = 0;
-                let answer = self.ask(
-                    libc::NFT_MSG_GETSETELEM as u16,
-                    libc::NLM_F_ACK as u16,
-                    set.table().family(),
-                    |bytes| {
-                        batch::put_set(bytes, table, set.name(first.is_ipv4()));
-                        let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
-                        for flow in asked {
-                            element::put(bytes, flow, None);
-                        }
-                        wire::close(bytes, list);
-                    },
-                    |payload| {
-                        answered += 1;
-                        found.extend(element::read(batch::elements_of(payload)));
-                    },
-                );
-                match answer {
-                    Ok(_) => {}
-                    // The kernel stops at the first that is not there.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => answered += 1,
-                    Err(error) => return Err(LockError::call("NFT_MSG_GETSETELEM")(error)),
-                }
-                rest = &rest[answered.clamp(1, asked.len())..];
-            }
-        }
-        Ok(found)
     }
 
     /// The number of a table, which no other one gets; none if it is not there.
@@ -365,34 +262,6 @@ impl Connection {
         self.port
     }
 
-    /// All elements of the set that `name` appends the name of, or None if there is no such set.
-    pub(super) fn dump<T>(
-        &mut self,
-        table: Table,
-        name: impl Fn(&mut Vec<u8>),
-        read: impl Fn(&[u8]) -> Vec<T>,
-    ) -> Result<Option<Vec<T>>, LockError> {
-        const CALL: &str = "NFT_MSG_GETSETELEM";
-        for last in (0..DUMP_TRIES).rev() {
-            let mut found = Vec::new();
-            let consistent = self.ask(
-                libc::NFT_MSG_GETSETELEM as u16,
-                libc::NLM_F_DUMP as u16,
-                table.family(),
-                &name,
-                |payload| found.extend(read(batch::elements_of(payload))),
-            );
-            match consistent {
-                Ok(true) => return Ok(Some(found)),
-                Ok(false) if last == 0 => return Ok(Some(found)),
-                Ok(false) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-                Err(error) => return Err(LockError::call(CALL)(error)),
-            }
-        }
-        Ok(None)
-    }
-
     /// The number that every change of the rules in this network namespace moves on.
     pub(super) fn generation(&mut self) -> Result<u32, LockError> {
         let mut id = None;
@@ -416,7 +285,7 @@ impl Connection {
 
     /// Sends a request, and gives the payload of each message of its answer to `take`. False if what was read is
     /// inconsistent.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         message: u16,
         flags: u16,
@@ -431,7 +300,7 @@ impl Connection {
     }
 
     /// Like [`ask`](Self::ask), until `take` has enough.
-    fn ask_until(
+    pub(super) fn ask_until(
         &mut self,
         message: u16,
         flags: u16,
@@ -464,7 +333,14 @@ impl Connection {
             for message in wire::messages(&self.reply).filter(|message| message.seq == seq) {
                 consistent &= message.flags & DUMP_INTERRUPTED == 0;
                 match message.kind {
-                    NLMSG_DONE => return Ok(consistent),
+                    NLMSG_DONE => {
+                        // What was given so far is not all if it ends with an error.
+                        return match errno(message.payload) {
+                            0 => Ok(consistent),
+                            libc::EINTR | libc::EAGAIN => Ok(false),
+                            errno => Err(io::Error::from_raw_os_error(errno)),
+                        };
+                    }
                     NLMSG_ERROR => {
                         return match errno(message.payload) {
                             0 => Ok(consistent),

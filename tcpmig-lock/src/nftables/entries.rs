@@ -8,7 +8,7 @@ use tcpmig_format::FourTuple;
 
 use super::element::Element;
 use super::names::Set;
-use super::shared::{FEW, Shared, State};
+use super::shared::Shared;
 use crate::{Entry, EntryKind, LockError};
 
 impl Shared {
@@ -77,31 +77,6 @@ impl Shared {
             }
         }
         Ok(entries)
-    }
-
-    /// The elements of these flows in a set.
-    pub(super) fn elements_of(
-        &self,
-        state: &mut State,
-        set: Set,
-        flows: &[FourTuple],
-    ) -> Result<Vec<Element>, LockError> {
-        let mut found = Vec::new();
-        if flows.len() <= FEW {
-            for flow in flows {
-                found.extend(state.connection.get(&self.table, set, flow)?);
-            }
-            return Ok(found);
-        }
-        let wanted: HashSet<&FourTuple> = flows.iter().collect();
-        for v4 in [true, false] {
-            if flows.iter().any(|flow| flow.is_ipv4() == v4) {
-                let elements = state.connection.elements(&self.table, set, v4)?;
-                let elements = elements.into_iter().flatten();
-                found.extend(elements.filter(|element| wanted.contains(&element.flow)));
-            }
-        }
-        Ok(found)
     }
 }
 

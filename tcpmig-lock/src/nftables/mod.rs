@@ -6,6 +6,7 @@ mod capture;
 mod care;
 mod connection;
 mod copy;
+mod doubles;
 mod element;
 mod entries;
 mod expression;
@@ -17,6 +18,7 @@ mod hooks;
 mod later;
 mod layout;
 mod lease;
+mod listing;
 mod monitor;
 mod names;
 mod object;
@@ -363,8 +365,17 @@ impl Nftables {
                     stale.remove(&element.flow);
                 }
             }
-            let stale: Vec<FourTuple> = stale.into_iter().collect();
+            let mut stale: Vec<FourTuple> = stale.into_iter().collect();
             let state = &mut *self.shared.state();
+            // The lists may have left some out.
+            for set in [Set::Device, Set::Hop] {
+                let table = &self.shared.table;
+                let found = state
+                    .connection
+                    .elements_of(table, set, &stale, usize::MAX)?;
+                let redirected: HashSet<_> = found.iter().map(|element| element.flow).collect();
+                stale.retain(|flow| !redirected.contains(flow));
+            }
             // Only if nobody has changed anything since, who might just have redirected one of them.
             let mut batch = state.connection.batch(Some(generation));
             for flows in stale.chunks(SWEPT_AT_ONCE) {

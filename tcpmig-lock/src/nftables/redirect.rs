@@ -15,7 +15,7 @@ use super::layout;
 use super::lease::Class;
 use super::names::{Set, Table};
 use super::registry::{HopData, Moved};
-use super::shared::{FEW, REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};
+use super::shared::{REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};
 use crate::{LockError, NextHop};
 
 impl Shared {
@@ -98,6 +98,8 @@ impl Shared {
                     .is_some_and(|set| set == Set::Locked || state.destroy);
             if failure.lacks_destroy() && state.destroy {
                 state.destroy = false;
+            } else if not_held && tries.next().is_some() && self.catch_up_with_all(state) {
+                // Somebody removed it just now, and it is there again.
             } else if not_held {
                 return Err(LockError::NotHeld(self.blame(
                     state,
@@ -187,6 +189,20 @@ impl Shared {
         let data = &*data;
         let state = &mut *self.state();
         self.catch_up(state);
+        self.unless_removed(state, |state| {
+            self.renew_in(state, flows, token, data, lease)
+        })
+    }
+
+    fn renew_in(
+        &self,
+        state: &mut State,
+        flows: &[FourTuple],
+        token: u64,
+        data: &Arc<HopData>,
+        lease: Duration,
+    ) -> Result<(), LockError> {
+        let lease_ms = element::lease_ms(lease)?;
         if let Some(flow) = flows
             .iter()
             .find(|flow| state.redirects.get(flow) != Some(&token))
@@ -221,8 +237,8 @@ impl Shared {
     /// Whether this flow is redirected, by whatever process.
     pub(super) fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
         let state = &mut *self.state();
-        let found = self.elements_of(state, Set::Device, std::slice::from_ref(flow))?;
-        Ok(!found.is_empty())
+        let found = state.connection.get(&self.table, Set::Device, flow)?;
+        Ok(found.is_some())
     }
 
     /// Whether redirects are certainly there, without asking the kernel, which tells what others do to them. If not, only the
@@ -255,22 +271,13 @@ impl Shared {
         state: &mut State,
         flows: &[FourTuple],
     ) -> Result<Vec<(FourTuple, Option<Duration>)>, LockError> {
-        let mut left = Vec::with_capacity(flows.len());
-        if flows.len() <= FEW {
-            for flow in flows {
-                let found = state.connection.get(&self.table, Set::Device, flow)?;
-                left.push((*flow, found.map(|element| element.remaining)));
-            }
-            return Ok(left);
-        }
-        let mut found = HashMap::new();
-        for v4 in [true, false] {
-            let elements = state.connection.elements(&self.table, Set::Device, v4)?;
-            let elements = elements.into_iter().flatten();
-            found.extend(elements.map(|element| (element.flow, element.remaining)));
-        }
-        left.extend(flows.iter().map(|flow| (*flow, found.get(flow).copied())));
-        Ok(left)
+        let found = self.elements_of(state, Set::Device, flows)?;
+        let found: HashMap<_, _> = found
+            .into_iter()
+            .map(|element| (element.flow, element.remaining))
+            .collect();
+        let left = |flow: &FourTuple| (*flow, found.get(flow).copied());
+        Ok(flows.iter().map(left).collect())
     }
 
     /// Those of these flows whose end was seen, and whose redirect has ended for that. So does this host's silence for
@@ -291,6 +298,10 @@ impl Shared {
                 && state.redirects.get(flow) == Some(&token)
                 && state.kept.redirected(flow).is_some_and(early)
         });
+        // What somebody removed just now, or could not be set up again yet, is not over.
+        if over.is_empty() || self.catch_up_with_all(state) {
+            return Ok(HashSet::new());
+        }
         self.remove(state, &over, &REDIRECT)?;
         Ok(over.into_iter().collect())
     }

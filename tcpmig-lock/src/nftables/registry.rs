@@ -150,12 +150,20 @@ impl Registry {
         self.next_look.filter(|_| self.has_redirects())
     }
 
+    /// All of it is there: what the kernel said before is worth nothing.
+    pub(super) fn set_up_again(&mut self) {
+        let now = Instant::now();
+        for moved in self.redirects.values_mut() {
+            moved.known = now;
+        }
+    }
+
     /// Takes over what the kernel says of redirects that were known before `asked`: those that it did not name are
     /// over.
     pub(super) fn learn(&mut self, asked: Instant, left: &HashMap<FourTuple, Duration>) {
         let now = Instant::now();
         self.redirects.retain(|flow, moved| {
-            if moved.known > asked {
+            if moved.known >= asked {
                 return true;
             }
             let Some(left) = left.get(flow) else {

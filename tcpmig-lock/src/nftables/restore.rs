@@ -1,6 +1,6 @@
 //! Sets up again what somebody removed, and what else is due between calls.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,14 +19,6 @@ use super::shared::{FEW as FEW_ASKED, REDIRECT, Shared, State, TRIES, left_ms};
 use super::watch;
 use crate::{Event, LockError};
 
-/// Longer than the rules take for a packet.
-pub(super) const PACKET: Duration = Duration::from_millis(1);
-/// How long to collect what was made before it is looked at.
-const COLLECT: Duration = Duration::from_millis(10);
-/// How long after the first look at what was made there is a second one, the last.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// How often a packet can have made a double while others were looked at.
-const DOUBLES: usize = 4;
 /// How soon what failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How often the kernel is asked at most, and at least, how long redirects last.
@@ -125,6 +117,13 @@ impl Shared {
         }
     }
 
+    /// Like [`catch_up`](Self::catch_up), for whoever found something missing: also takes in what is being removed this moment. True
+    /// also if it could not be set up again so far.
+    pub(super) fn catch_up_with_all(&self, state: &mut State) -> bool {
+        state.connection.wait_for_others();
+        self.catch_up(state) || state.later.is_damaged()
+    }
+
     /// Takes in what others did, and says whether anything had to be set up again. Costs little if that is nothing.
     pub(super) fn catch_up(&self, state: &mut State) -> bool {
         if !self.watching.load(Ordering::Acquire) {
@@ -199,6 +198,7 @@ impl Shared {
         let event = match self.set_up_again(state, damage, &locks, &redirects) {
             Ok(()) => {
                 state.later.damage = None;
+                state.kept.set_up_again();
                 self.capture.lost();
                 Event::Restored {
                     table: self.table.clone(),
@@ -208,6 +208,11 @@ impl Shared {
                 }
             }
             Err(error) => {
+                state.connection.wait_for_others();
+                if !self.monitor.is_quiet() {
+                    // Somebody has removed it once more meanwhile; the watching thread, or the next call, begins again.
+                    return;
+                }
                 // Once for each change, and not for each time that it is tried.
                 if state.later.failed {
                     return;
@@ -243,7 +248,10 @@ impl Shared {
                 Ok(()) => break,
                 Err(failure) if failure.lacks_destroy() && state.destroy => state.destroy = false,
                 Err(failure) if tries == 0 => return Err(failure.into_error(&self.table)),
-                Err(_) => {}
+                Err(failure) => {
+                    let flows = state.kept.flows(Set::Gone);
+                    self.remove_doubled(state, &flows, &failure)?;
+                }
             }
         }
         state.ready = true;
@@ -262,8 +270,16 @@ impl Shared {
         for ((data, left), flows) in &groups.redirects {
             self.hook_class(state, data.class)?;
             let extras = self.redirect_extras(*left, data);
-            let put = self.put_elements(state, damage, flows, &extras[1..]);
-            put.map_err(|failure| failure.into_error(&self.table))?;
+            let mut tries = 0..TRIES;
+            loop {
+                match self.put_elements(state, damage, flows, &extras[1..]) {
+                    Ok(()) => break,
+                    Err(failure)
+                        if tries.next().is_some()
+                            && self.remove_doubled(state, flows, &failure)? => {}
+                    Err(failure) => return Err(failure.into_error(&self.table)),
+                }
+            }
             self.look_for_doubles(state, flows);
         }
         if damage.all {
@@ -326,12 +342,12 @@ impl Shared {
         extras: &[(Set, element::Extra<'_>)],
     ) -> Result<(), Box<Failure>> {
         let destroy = state.destroy;
-        self.apply(state, flows, 2 * extras.len(), |batch, flows| {
+        self.apply(state, flows, 3 * extras.len(), |batch, flows| {
             for (set, extra) in extras {
                 // Somebody may have loaded an old copy of the rules, with other leases. Where the elements stayed,
                 // traffic may have kept them up for longer than is known here.
                 if damage.all && destroy {
-                    batch.elements(&self.table, *set, Op::Destroy, flows);
+                    self.put_removal_of_both(batch, *set, flows);
                 }
                 batch.elements(&self.table, *set, Op::Keep(*extra), flows);
             }
@@ -348,181 +364,16 @@ impl Shared {
     ) {
         for (set, extra) in extras {
             if state.destroy {
-                batch.elements(&self.table, *set, Op::Destroy, flows);
+                self.put_removal_of_both(batch, *set, flows);
             }
             batch.elements(&self.table, *set, Op::Keep(*extra), flows);
         }
     }
 
-    /// Notes that redirects were removed, which a packet that was being looked at may have put back.
-    pub(super) fn remove_later(&self, state: &mut State, flows: Vec<FourTuple>) {
-        if flows.is_empty() {
-            return;
-        }
-        // Without the thread it is done when the handle ends.
-        state.later.removed.push((Instant::now() + PACKET, flows));
-        self.monitor.wake();
-    }
-
-    /// Removes what packets have put back. Looking for it may take long, so nobody waits for that.
-    fn remove_again(&self) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let (due, rest) = std::mem::take(&mut state.later.removed)
-            .into_iter()
-            .partition(|(due, _)| *due <= now);
-        state.later.removed = rest;
-        drop(state);
-        for (_, flows) in due as Vec<(Instant, Vec<FourTuple>)> {
-            for set in REDIRECT {
-                let made = self.those_of(set, &flows, |owner| owner.is_none());
-                self.remove_left(set, made);
-                // Where there were two, the one that was removed may be that of a rule.
-                let mut own = self.those_of(set, &flows, |owner| owner == Some(std::process::id()));
-                let state = self.state();
-                let is_kept = |flow: &FourTuple| {
-                    state.kept.has(Set::Gone, flow) || state.kept.has(Set::Locked, flow)
-                };
-                own.retain(|flow| !is_kept(flow));
-                drop(state);
-                self.remove_left(set, own);
-            }
-        }
-    }
-
-    fn remove_left(&self, set: Set, flows: Vec<FourTuple>) {
-        if flows.is_empty() {
-            return;
-        }
-        let state = &mut *self.state();
-        // The next packet may have come in this moment.
-        if self.remove_once(state, &flows, &[set]).is_ok() {
-            let due = Instant::now() + PACKET;
-            state.later.removed.push((due, flows));
-        }
-    }
-
-    /// Those of the flows whose element is of such a process, or (none) was made by a rule.
-    fn those_of(
-        &self,
-        set: Set,
-        flows: &[FourTuple],
-        is_such: impl Fn(Option<u32>) -> bool,
-    ) -> Vec<FourTuple> {
-        let is_such =
-            |element: &element::Element| is_such(element.owner.as_ref().map(|owner| owner.pid));
-        // To read all takes longer the more there are.
-        let most = FEW_ASKED.max(self.state().kept.redirected_flows() / 4);
-        let Ok(mut reader) = self.reader.lock() else {
-            return Vec::new();
-        };
-        let mut found = Vec::new();
-        if flows.len() <= most {
-            found = reader.get_each(&self.table, set, flows).unwrap_or_default();
-            found.retain(is_such);
-        } else {
-            let flows: HashSet<&FourTuple> = flows.iter().collect();
-            for v4 in [true, false] {
-                if flows.iter().any(|flow| flow.is_ipv4() == v4) {
-                    let elements = reader.elements(&self.table, set, v4);
-                    found.extend(elements.ok().flatten().unwrap_or_default());
-                }
-            }
-            found.retain(|element| is_such(element) && flows.contains(&element.flow));
-        }
-        found.into_iter().map(|element| element.flow).collect()
-    }
-
-    /// Notes that elements of redirects were added.
-    ///
-    /// As long as the kernel commits them they are found by packets, but a rule that prolongs one does not find it
-    /// (`NFT_GENMASK_ANY` in `nft_rhash_update`), and makes a second one, with the values that the rule names. Packets would find
-    /// that one first, and go nowhere.
-    ///
-    /// The rule prolongs the element in `device*` and then that in `hop*`, which is committed before the other: where it found the
-    /// first it finds the second, too, so that a flow without a double in `device*` has none.
-    pub(super) fn look_for_doubles(&self, state: &mut State, flows: &[FourTuple]) {
-        if flows.is_empty() {
-            return;
-        }
-        if let Some((_, made)) = &mut state.later.made {
-            made.extend_from_slice(flows);
-            return;
-        }
-        let due = Instant::now() + COLLECT;
-        state.later.made = Some((due, flows.to_vec()));
-        if state.later.sleeps.is_none_or(|sleeps| due < sleeps) {
-            self.monitor.wake();
-        }
-    }
-
-    /// Removes second elements of redirects which packets have made, if that is due. One that is found has been made by a rule
-    /// if it names no process: the newer one is found first.
-    fn remove_doubles(&self, now: Instant) {
-        let mut state = self.state();
-        let again = state.later.looked_at.take_if(|(due, _)| *due <= now);
-        let first = state.later.made.take_if(|(due, _)| *due <= now);
-        if let Some((_, flows)) = &first {
-            let due = now + SECOND_LOOK;
-            let (_, looked_at) = state.later.looked_at.get_or_insert((due, Vec::new()));
-            looked_at.extend_from_slice(flows);
-        }
-        drop(state);
-        for (_, flows) in [first, again].into_iter().flatten() {
-            // What was ended meanwhile is removed as a whole.
-            let is_there = |state: &State, flow: &FourTuple| {
-                state.kept.has(Set::Gone, flow) || state.care.has(Set::Gone, flow)
-            };
-            self.remove_doubles_of(&flows, is_there);
-        }
-    }
-
-    pub(super) fn remove_doubles_of(
-        &self,
-        flows: &[FourTuple],
-        is_wanted: impl Fn(&State, &FourTuple) -> bool,
-    ) {
-        let doubled = self.remove_doubles_in(Set::Device, flows, &is_wanted);
-        if !doubled.is_empty() {
-            self.remove_doubles_in(Set::Hop, &doubled, is_wanted);
-        }
-    }
-
-    /// Which of the flows had one in this set.
-    fn remove_doubles_in(
-        &self,
-        set: Set,
-        flows: &[FourTuple],
-        is_wanted: impl Fn(&State, &FourTuple) -> bool,
-    ) -> Vec<FourTuple> {
-        let mut all = Vec::new();
-        let mut flows = flows.to_vec();
-        for tries in 0..DOUBLES {
-            flows = self.those_of(set, &flows, |owner| owner.is_none());
-            let state = &mut *self.state();
-            flows.retain(|flow| is_wanted(state, flow));
-            if tries == 0 {
-                all.clone_from(&flows);
-            }
-            // What fails here is tried again by whoever prolongs or ends the redirect.
-            if flows.is_empty() || self.remove_once(state, &flows, &[set]).is_err() {
-                break;
-            }
-        }
-        all
-    }
-
-    /// Does what is due later now: the handle ends.
-    pub(super) fn finish(&self) {
-        let made = self.state().later.made.as_ref().map(|(due, _)| *due);
-        if let Some(due) = made {
-            self.remove_doubles(due);
-        }
-        for _ in 0..DOUBLES {
-            let due = self.state().later.removed.last().map(|(due, _)| *due);
-            let Some(due) = due else { return };
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.remove_again();
+    /// Each removes one: packets may have made a second.
+    fn put_removal_of_both(&self, batch: &mut super::batch::Batch, set: Set, flows: &[FourTuple]) {
+        for _ in 0..2 {
+            batch.elements(&self.table, set, Op::Destroy, flows);
         }
     }
 
@@ -532,26 +383,20 @@ impl Shared {
         if self.state().later.look.is_none_or(|look| look > now) {
             return;
         }
+        let flows = self.state().kept.flows(Set::Device);
         let Ok(mut reader) = self.reader.lock() else {
             return;
         };
-        let mut left = HashMap::new();
-        for v4 in [true, false] {
-            match reader.elements(&self.table, Set::Device, v4) {
-                Ok(Some(elements)) => {
-                    left.extend(
-                        elements
-                            .into_iter()
-                            .map(|element| (element.flow, element.remaining)),
-                    );
-                }
-                // Somebody removed the table, which is seen elsewhere.
-                Ok(None) | Err(_) => return,
-            }
-        }
+        let Ok(found) = reader.elements_of(&self.table, Set::Device, &flows, FEW_ASKED + 1) else {
+            return;
+        };
         drop(reader);
+        let left = found
+            .into_iter()
+            .map(|element| (element.flow, element.remaining))
+            .collect();
         let mut state = self.state();
-        // What somebody flushed meanwhile is not over.
+        // What somebody flushed meanwhile is not over; nor is what another thread has set up again since.
         if !self.catch_up(&mut state) {
             state.kept.learn(now, &left);
         }

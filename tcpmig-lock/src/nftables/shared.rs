@@ -12,7 +12,7 @@ use super::batch::{Batch, Op};
 use super::capture::{self, Capture};
 use super::care::Care;
 use super::connection::{Connection, Failure};
-use super::element::{self, Extra};
+use super::element::{self, Element, Extra};
 use super::frame::Frame;
 use super::later::Later;
 use super::layout;
@@ -43,6 +43,8 @@ const CLOSING_MS: u64 = 60_000;
 
 /// How often a step is tried again because somebody else, or the end of a lease, came in between.
 pub(super) const TRIES: usize = 4;
+/// For so long a step is tried again while somebody else removes again and again what it needs.
+const REMOVED_FOR: Duration = Duration::from_secs(1);
 /// More than the messages that set tables up, and all headers, take in a batch.
 const FIXED: usize = 32768;
 
@@ -356,9 +358,28 @@ impl Shared {
         let extras = |lease_ms| [(Set::Locked, self.extra(lease_ms, Some(&group)))];
         let state = &mut *self.state();
         self.catch_up(state);
-        self.replace(state, flows, extras, lease_ms, until)?;
+        self.unless_removed(state, |state| {
+            self.replace(state, flows, extras, lease_ms, until)
+        })?;
         state.kept.lock(flows, deadline);
         Ok(deadline)
+    }
+
+    /// Does something to what is held, and does it again where somebody has removed that just now and it has been set up again.
+    pub(super) fn unless_removed<T>(
+        &self,
+        state: &mut State,
+        mut renew: impl FnMut(&mut State) -> Result<T, LockError>,
+    ) -> Result<T, LockError> {
+        let begun = Instant::now();
+        loop {
+            match renew(state) {
+                // Whoever does that without end is not waited for.
+                Err(LockError::NotHeld(_))
+                    if begun.elapsed() < REMOVED_FOR && self.catch_up_with_all(state) => {}
+                done => return done,
+            }
+        }
     }
 
     /// Gives elements that exist a new lease. Removing and adding them in one batch does so on every kernel, and
@@ -371,20 +392,38 @@ impl Shared {
         lease_ms: u64,
         until: Instant,
     ) -> Result<(), LockError> {
-        let replace = |state: &mut State, flows: &[FourTuple], lease_ms| {
-            self.apply(state, flows, 2 * N, |batch, flows| {
+        let replace = |state: &mut State, flows: &[FourTuple], lease_ms, are_doubled: bool| {
+            self.apply(state, flows, 3 * N, |batch, flows| {
                 for (set, extra) in extras(lease_ms) {
                     batch.elements(&self.table, set, Op::Delete, flows);
+                    if are_doubled {
+                        batch.elements(&self.table, set, Op::Destroy, flows);
+                    }
                     batch.elements(&self.table, set, Op::Add(extra), flows);
                 }
             })
         };
-        let Err((done, failure)) = replace(state, flows, lease_ms) else {
-            return Ok(());
+        let mut tries = 0..TRIES;
+        let mut are_doubled = false;
+        let (done, failure) = loop {
+            match replace(state, flows, lease_ms, are_doubled) {
+                Ok(()) => return Ok(()),
+                // Packets have made second elements, which go with the first ones.
+                Err((0, failure)) if tries.next().is_some() && failure.already_there() => {
+                    are_doubled = state.destroy;
+                    if !state.destroy {
+                        self.remove_doubled(state, flows, &failure)?;
+                    }
+                }
+                Err((0, failure)) if failure.lacks_destroy() => {
+                    (state.destroy, are_doubled) = (false, false);
+                }
+                Err(failed) => break failed,
+            }
         };
         if let (Some(done @ [_, ..]), Ok(lease_ms)) = (flows.get(..done), left_ms(until)) {
             // What cannot be put back ends with the newer lease; the first error is the one to tell.
-            let _ = replace(state, done, lease_ms);
+            let _ = replace(state, done, lease_ms, are_doubled);
         }
         if failure.is(libc::ENOENT) {
             let set = failure.set.unwrap_or(Set::Locked);
@@ -507,22 +546,20 @@ impl Shared {
         flows: &[FourTuple],
         set: Set,
     ) -> Result<HashSet<FourTuple>, LockError> {
-        let mut present = HashSet::new();
-        if flows.len() <= FEW {
-            for flow in flows {
-                if state.connection.get(&self.table, set, flow)?.is_some() {
-                    present.insert(*flow);
-                }
-            }
-            return Ok(present);
-        }
-        for v4 in [true, false] {
-            if flows.iter().any(|flow| flow.is_ipv4() == v4) {
-                let elements = state.connection.elements(&self.table, set, v4)?;
-                present.extend(elements.into_iter().flatten().map(|element| element.flow));
-            }
-        }
-        Ok(present)
+        let found = self.elements_of(state, set, flows)?;
+        Ok(found.into_iter().map(|element| element.flow).collect())
+    }
+
+    /// The elements of these flows in a set.
+    pub(super) fn elements_of(
+        &self,
+        state: &mut State,
+        set: Set,
+        flows: &[FourTuple],
+    ) -> Result<Vec<Element>, LockError> {
+        state
+            .connection
+            .elements_of(&self.table, set, flows, FEW + 1)
     }
 
     pub(super) fn put_removals(
