@@ -1,12 +1,15 @@
 //! What a lock costs with each locker, as a table: the time of one call for 1 to 10 000 flows, and what it adds to the
 //! round trip of an unrelated connection. `cargo bench -p tcpmig-lock` as root, or `unshare -Urn cargo bench ..`, which
 //! shows the cost with an ordinary user's buffers. It works in network namespaces of its own.
+//!
+//! `cargo bench -p tcpmig-lock --bench lock -- --list`: how long it takes to list many redirects.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tcpmig_lock::conformance::Ground;
 use tcpmig_lock::conformance::lab::Connection;
-use tcpmig_lock::{Backend, FourTuple, LockError, Locker, Nftables};
+use tcpmig_lock::{Backend, FourTuple, LockError, Locker, NextHop, Nftables};
 
 const LEASE: Duration = Duration::from_secs(600);
 /// How many flows, and how often they are locked with a locker that starts programs, and with one that does not.
@@ -82,7 +85,42 @@ fn measure(name: &str, ground: &Ground, locker: &dyn Locker, slow: bool) -> Resu
     Ok(())
 }
 
+/// How long it takes to list very many redirects.
+fn list(ground: &Ground) -> Result<(), LockError> {
+    println!("\n| redirects | listed in |\n|---|---|");
+    let locker = ground.server.run(Nftables::new)?;
+    ground.server.ip("link set lo up");
+    let hop = NextHop {
+        device: "lo".to_owned(),
+        address: Ipv4Addr::new(10, 0, 0, 2).into(),
+        ingress: "lo".to_owned(),
+    };
+    let mut redirected = 0_u32;
+    for count in [1_000, 20_000, 100_000, 200_000] {
+        while redirected < count {
+            let flow = |number: u32| {
+                let local = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1), 80));
+                let [_, a, b, c] = number.to_be_bytes();
+                let peer = SocketAddr::from((Ipv4Addr::new(10, a + 1, b, c), 1025));
+                FourTuple::new(local, peer).expect("a flow")
+            };
+            let flows: Vec<_> = (redirected..redirected + 1000).map(flow).collect();
+            locker.lock(&flows, LEASE)?.redirect(&hop, LEASE)?.leave();
+            redirected += 1000;
+        }
+        let start = Instant::now();
+        let entries = locker.list()?;
+        let took = start.elapsed();
+        assert_eq!(entries.len() as u32, count, "all are listed");
+        println!("| {count} | {} |", short(took));
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), LockError> {
+    if std::env::args().any(|argument| argument == "--list") {
+        return list(&Ground::new());
+    }
     println!(
         "| locker | 1 flow | 100 | 1 000 | 10 000 | bytes there and back with 10 000 locked |"
     );

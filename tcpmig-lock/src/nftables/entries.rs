@@ -2,7 +2,9 @@
 
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::PoisonError;
 
 use tcpmig_format::FourTuple;
 
@@ -12,6 +14,49 @@ use super::shared::Shared;
 use crate::{Entry, EntryKind, LockError};
 
 impl Shared {
+    /// All that the tables hold. With very many redirects it takes seconds, and no call but another of these waits for it.
+    pub(super) fn list(&self) -> Result<Vec<Entry>, LockError> {
+        let table = &self.table;
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locked = Vec::new();
+        let mut closing = Vec::new();
+        let mut device = Vec::new();
+        let mut gone = Vec::new();
+        for v4 in [true, false] {
+            locked.extend(reader.elements(table, Set::Locked, v4)?.unwrap_or_default());
+            closing.extend(
+                reader
+                    .elements(table, Set::Closing, v4)?
+                    .unwrap_or_default(),
+            );
+            // What is listed of these twice would be by far the most: what one list left out, the other has.
+            device.extend(reader.elements_once(table, Set::Device, v4)?);
+            gone.extend(reader.elements_once(table, Set::Gone, v4)?);
+        }
+        let flows = |elements: &[Element]| -> HashSet<FourTuple> {
+            elements.iter().map(|element| element.flow).collect()
+        };
+        let (in_device, in_gone) = (flows(&device), flows(&gone));
+        let left_out: Vec<_> = in_gone.difference(&in_device).copied().collect();
+        device.extend(reader.elements_of(table, Set::Device, &left_out, usize::MAX)?);
+        let left_out: Vec<_> = in_device.difference(&in_gone).copied().collect();
+        gone.extend(reader.elements_of(table, Set::Gone, &left_out, usize::MAX)?);
+        let redirected: Vec<_> = in_device.union(&in_gone).copied().collect();
+        // To ask for each takes as long for the last one as for the first.
+        let mut hop = reader.elements_of(table, Set::Hop, &redirected, usize::MAX)?;
+        drop(reader);
+        self.entries(|set| {
+            Ok(match set {
+                Set::Locked => mem::take(&mut locked),
+                Set::Gone => mem::take(&mut gone),
+                Set::Device => mem::take(&mut device),
+                Set::Hop => mem::take(&mut hop),
+                Set::Closing => mem::take(&mut closing),
+                Set::Back | Set::Ended => Vec::new(),
+            })
+        })
+    }
+
     /// Makes entries of what `read` says each set holds.
     pub(super) fn entries(
         &self,

@@ -541,7 +541,7 @@ impl Locker for Nftables {
     }
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {
-        self.shared.entries(|set| self.elements(set))
+        self.shared.list()
     }
 }
 
