@@ -13,11 +13,12 @@ use tcpmig_format::{
     TcpParts, TcpState,
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
-use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked, route};
+use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked};
 use tcpmig_sys::info::State;
 use tcpmig_sys::netns;
 use tcpmig_sys::repair::{ClosedSocket, Numbers, QueueStart, RestoringSocket, write_unsent};
 
+mod stand_in;
 mod stood;
 
 use crate::convert;
@@ -26,6 +27,8 @@ pub use crate::inject::INJECT_MARK;
 use crate::inject::deliver;
 use crate::options::{self, Fresh, NotSet, Setter, Unsupported};
 use crate::segments::{self, Taken};
+#[cfg(feature = "driver")]
+pub(crate) use stand_in::StandIn;
 use stood::Stood;
 
 /// Why a connection was not restored. Nothing of it is left on this host.
@@ -462,26 +465,6 @@ impl Prepared {
         })
     }
 
-    /// Makes room for another socket with the same four-tuple. If this one can stay beside it until that is there, it is given
-    /// back: packets may come here already, and without any socket they draw an RST as soon as the lock has ended, which
-    /// it does if this process is stopped just now.
-    fn step_aside(&mut self) -> Option<RestoringSocket> {
-        let socket = self.socket.take()?;
-        // Two sockets of one device cannot have the same four-tuple.
-        if self.ip.bound_device.is_some() {
-            return None;
-        }
-        let device = match &self.ip.scope {
-            Some(name) => name.clone(),
-            None => {
-                let (remote, local) = (self.ip.flow.remote().ip(), self.ip.flow.local().ip());
-                route::lookup(remote, Some(local)).ok()?.device
-            }
-        };
-        socket.step_aside(&device).ok()?;
-        Some(socket)
-    }
-
     /// Makes what arrived part of the connection, and takes its socket.
     fn take_in<'a>(
         &mut self,
@@ -508,7 +491,8 @@ impl Prepared {
             if self.has_moved_on() {
                 return Err(RestoreError::MovedOn);
             }
-            let before = self.step_aside();
+            let socket = self.socket.take();
+            let before = socket.and_then(|socket| stand_in::step_aside(socket, &self.ip));
             // What was injected for the first one may have closed it for connection tracking.
             self.known.renew()?;
             self.not_set.clear();
@@ -619,6 +603,14 @@ fn rebuild(
     Ok((socket, built))
 }
 
+/// The device of link-local addresses, 0 if it has none.
+fn scope(ip: &IpImage) -> Result<u32, RestoreError> {
+    match &ip.scope {
+        Some(name) => Ok(netns::device_index(name)?),
+        None => Ok(0),
+    }
+}
+
 /// The address as the socket's family has it.
 fn endpoint(address: SocketAddr, ip: &IpImage, scope: u32) -> SocketAddr {
     match (address, ip.family) {
@@ -640,10 +632,7 @@ fn connect(
     (unsupported, fresh): (Unsupported, Option<Fresh>),
     not_set: &mut Vec<NotSet>,
 ) -> Result<RestoringSocket, RestoreError> {
-    let scope = match &ip.scope {
-        Some(name) => netns::device_index(name)?,
-        None => 0,
-    };
+    let scope = scope(ip)?;
     let mut set = Setter::new(closed.as_fd(), unsupported, not_set).knowing(fresh);
     let flow_label = options::before_bind(&mut set, ip, &tcp.socket)?;
     if tcp.negotiated.window_scale.is_none() {

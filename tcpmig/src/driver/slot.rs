@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::{LockGuard, Locker};
+use tracing::debug;
 
 use super::acceptor::Ready;
 use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
-use crate::restore::{Prepared, RestoreError, Restored};
+use crate::restore::{Prepared, RestoreError, Restored, StandIn};
 
 /// What this host has of one handover.
 pub(super) struct Slot {
@@ -29,6 +30,8 @@ pub(super) struct Slot {
     pub(super) restored: Option<Box<Restored>>,
     /// Of what is not built yet, or was discarded.
     pub(super) lock: Option<LockGuard>,
+    /// Beside the lock of what is not built yet.
+    pub(super) stand_in: Option<StandIn>,
     /// Of each lock.
     lease: Duration,
 }
@@ -51,6 +54,7 @@ impl Slot {
             prepared: None,
             restored: None,
             lock: None,
+            stand_in: None,
             lease,
         }
     }
@@ -68,6 +72,28 @@ impl Slot {
     pub(super) fn has_moved_on(&self) -> bool {
         let built = self.prepared.as_ref();
         built.is_some_and(|built| built.has_moved_on())
+    }
+
+    /// Silences this host for the connection that is to be built from the draft, beside the lock, whatever becomes of that.
+    pub(super) fn stand_in(&mut self) {
+        let draft = self.draft.as_ref();
+        let made = draft.and_then(|draft| Some((draft.ip()?, draft.tcp()?)));
+        let made = made.map(|(ip, tcp)| StandIn::new(ip, tcp.socket()));
+        self.stand_in = match made {
+            Some(Ok(made)) => Some(made),
+            Some(Err(error)) => {
+                // What is in the way says so when the connection is built.
+                debug!(flow = %self.flow, "nothing but its lock keeps a connection silent until it is built: {error}");
+                None
+            }
+            None => None,
+        };
+    }
+
+    /// Ends its silence.
+    pub(super) fn unlock(&mut self) {
+        self.stand_in = None;
+        self.lock = None;
     }
 
     pub(super) fn discard(&mut self) {

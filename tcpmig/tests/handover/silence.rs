@@ -326,6 +326,73 @@ kernel_test!(what_is_prepared_waits_for_longer_than_its_lease, || {
     assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
 });
 
+/// Has what is locked on host B let through, as if it were not locked: locks let this mark pass, if it is set before them.
+fn pass_locks(net: &Net, flow: FourTuple) {
+    let port = flow.local().port();
+    let passing = format!(
+        "table inet passing {{
+            chain to {{
+                type filter hook prerouting priority -400;
+                tcp dport {port} meta mark set {INJECT_MARK}
+            }}
+            chain from {{
+                type filter hook output priority -400;
+                tcp sport {port} meta mark set {INJECT_MARK}
+            }}
+        }}"
+    );
+    net.b.nft(&passing);
+}
+
+// Packets are steered to a target that has accepted a connection before it has the image.
+kernel_test!(what_is_accepted_is_silent_without_its_lock, || {
+    let net = Net::new();
+    let (a, b) = Site::pair(&net, &options());
+    b.serve();
+    let (peer, server) = net.connect(Family::V4);
+    let flow = flow(&server);
+    let socket: OwnedFd = server.into();
+    let (accepted, is_accepted) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = tokio::sync::oneshot::channel();
+    let giving = a.begin(move |here| async move {
+        let plan = Plan::read(socket.as_fd()).unwrap();
+        let lease = Duration::from_secs(60);
+        let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
+        let image: Bytes = frozen.capture(None).unwrap().encode().unwrap().into();
+        let mut talk = Talk::with_other(&here).await;
+        let (id, queued, draft) = (id(), 0, image.clone());
+        let answer = talk.ask(Message::Offer { id, queued, draft }).await;
+        assert_eq!(answer.name(), "ACCEPTED", "{answer:?}");
+        let hop = here
+            .locker
+            .next_hop("198.18.0.2".parse().unwrap(), flow.remote().ip());
+        frozen.redirect(&hop.unwrap(), lease).unwrap();
+        accepted.send(()).unwrap();
+        goes_on.await.unwrap();
+        let waits = true;
+        let answer = talk.ask(Message::Image { id, waits, image }).await;
+        assert_eq!(answer.name(), "PREPARED", "{answer:?}");
+        let answer = talk.ask(Message::commit(id)).await;
+        assert_eq!(answer.name(), "ACTIVE", "{answer:?}");
+        frozen
+    });
+    is_accepted.blocking_recv().unwrap();
+    pass_locks(&net, flow);
+    let mut silence = Silence::of(&net, &peer, flow);
+    silence.lasts(Duration::from_millis(500));
+    let sent = silence.sent;
+    let ends = net.peer.count(&end_of(flow));
+    net.b.nft("delete table inet passing");
+    go_on.send(()).unwrap();
+    let frozen = giving.wait();
+    let server = TcpStream::from(b.arrival().socket);
+    server.set_nonblocking(false).unwrap();
+    frozen.discard().unwrap();
+    expect(&server, &sent);
+    both_ways(&peer, &server);
+    assert_eq!(ends.packets(), 0, "RST or FIN at the peer");
+});
+
 kernel_test!(what_a_target_gave_up_stays_silent_until_abort, || {
     let options = Options {
         commit_within: Duration::from_millis(500),
@@ -379,21 +446,7 @@ fn make_it_hear(flow: FourTuple) {
 
 /// Bytes that the target has taken before it owned the connection, against all that it does.
 fn moves_on(case: &Prepared) {
-    // Locks let this mark pass, if it is set before them.
-    let port = case.flow.local().port();
-    let passing = format!(
-        "table inet passing {{
-            chain to {{
-                type filter hook prerouting priority -400;
-                tcp dport {port} meta mark set {INJECT_MARK}
-            }}
-            chain from {{
-                type filter hook output priority -400;
-                tcp sport {port} meta mark set {INJECT_MARK}
-            }}
-        }}"
-    );
-    case.net.b.nft(&passing);
+    pass_locks(&case.net, case.flow);
     make_it_hear(case.flow);
     (&case.peer).write_all(b"?").unwrap();
     until("host B acknowledges it", || {

@@ -40,7 +40,7 @@ impl Host {
             Action::Activate { packets } => self.activate(id, &packets),
             Action::Discard { reason } => self.discard(id, &reason),
             Action::Unlock => {
-                self.forget_slot(id, |slot| slot.lock = None);
+                self.forget_slot(id, Slot::unlock);
                 TargetResult::Done
             }
             Action::Deliver => {
@@ -134,7 +134,12 @@ impl Host {
             return Ok(Duration::ZERO);
         }
         let lease = self.options.lease;
-        lock(&slot).lock = Some(self.locker.lock(&[flow], lease)?);
+        let guard = self.locker.lock(&[flow], lease)?;
+        {
+            let mut slot = lock(&slot);
+            slot.lock = Some(guard);
+            slot.stand_in();
+        }
         self.keep(slot);
         // Whenever the process ends, it was renewed this long before.
         Ok(lease.saturating_sub(every(lease)))
@@ -182,6 +187,8 @@ impl Host {
             Some(guard) => guard,
             None => self.locker.lock(&[building.flow], lease)?,
         };
+        let stand_in = building.stand_in.take();
+        let aside = stand_in.and_then(|stand_in| stand_in.step_aside(image.ip()?));
         let built = match Prepared::build_locked(image, guard, lease, unsupported) {
             Ok(mut prepared) => {
                 prepared.leave_out(std::mem::take(&mut building.left_out));
@@ -191,6 +198,7 @@ impl Host {
             Err(not_built) => {
                 // Its packets may be steered here until its source is told.
                 building.lock = Some(not_built.lock);
+                building.stand_in = aside;
                 Err(not_built.error)
             }
         };
