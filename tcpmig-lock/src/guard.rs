@@ -156,7 +156,8 @@ impl LockGuard {
         if let Some(held) = &mut held {
             held.release(&self.flows)?;
         }
-        Ok(Unlocked::new(&mut self, held))
+        self.held = held;
+        Ok(self.ended())
     }
 
     /// Ends the lock as a redirect: from now on packets of these flows that arrive here are sent on to `hop`, and
@@ -189,8 +190,7 @@ impl LockGuard {
             };
         };
         let redirecting = held.redirect(&self.flows, hop, lease)?;
-        self.held = None;
-        Ok(Redirect::new(self.flows.clone(), Some(redirecting)))
+        Ok(self.redirected(redirecting))
     }
 
     /// Makes one guard of each flow, in their order: for who locks many in one step and has each go its own way. What was captured goes
@@ -218,6 +218,24 @@ impl LockGuard {
     /// Leaves the lock to its lease: nothing is undone here any more.
     pub fn leave(mut self) {
         self.held = None;
+    }
+
+    /// Its flows and what it holds, until that has ended.
+    pub(crate) fn part(&mut self) -> Option<(&[FourTuple], &mut dyn LockBackend)> {
+        let held = self.held.as_deref_mut()?;
+        Some((&self.flows, held))
+    }
+
+    /// Its lock was ended.
+    pub(crate) fn ended(mut self) -> Unlocked {
+        let held = self.held.take();
+        Unlocked::new(&mut self, held)
+    }
+
+    /// Its lock was ended as this redirect.
+    pub(crate) fn redirected(&mut self, redirecting: Box<dyn RedirectBackend>) -> Redirect {
+        self.held = None;
+        Redirect::new(self.flows.clone(), Some(redirecting))
     }
 }
 

@@ -94,6 +94,7 @@ mod redirected_by;
 pub mod route;
 mod rtnl;
 mod runtime;
+mod together;
 
 pub use backend::Backend;
 pub use captured::{Captured, Packet};

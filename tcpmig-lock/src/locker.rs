@@ -1,5 +1,6 @@
 //! What a locker is.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -224,6 +225,36 @@ pub trait LockBackend: Send + Sync {
         hop: &NextHop,
         lease: Duration,
     ) -> Result<Box<dyn RedirectBackend>, LockError>;
+
+    /// For a locker that works on several of its locks in one step ([`release_with`](Self::release_with),
+    /// [`redirect_with`](Self::redirect_with)), and has to know its own. `None` unless it is implemented.
+    fn as_any(&mut self) -> Option<&mut dyn Any> {
+        None
+    }
+
+    /// Does for this lock and others what [`release`](Self::release) does for each. `None` if nothing was done, because the
+    /// locker cannot, or one of them is of another locker or has ended: which is what this answers unless it is implemented.
+    fn release_with(
+        &mut self,
+        flows: &[FourTuple],
+        others: &mut [(&[FourTuple], &mut dyn LockBackend)],
+    ) -> Option<Result<(), LockError>> {
+        let _ = (flows, others);
+        None
+    }
+
+    /// Does for this lock and others what [`redirect`](Self::redirect) does for each: either all are redirected, this one first, or all
+    /// are as they were. `None` as [`release_with`](Self::release_with).
+    fn redirect_with(
+        &mut self,
+        flows: &[FourTuple],
+        others: &mut [(&[FourTuple], &mut dyn LockBackend)],
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Option<Result<Vec<Box<dyn RedirectBackend>>, LockError>> {
+        let _ = (flows, others, hop, lease);
+        None
+    }
 }
 
 /// What a [`Redirect`](crate::Redirect) holds: the part of a locker that ends or prolongs one redirect.

@@ -70,7 +70,8 @@ impl Exchange {
         Self {
             sender: ExchangeSender {
                 outlet,
-                unsent: [Bytes::new(), Bytes::new()],
+                unsent: Vec::new(),
+                is_behind: false,
                 ended: false,
                 max_frame,
                 frames: 0,
@@ -96,6 +97,14 @@ impl Exchange {
     /// Those of [`ExchangeSender::send`].
     pub async fn send(&mut self, frame: Bytes) -> Result<(), TransportError> {
         self.sender.send(frame).await
+    }
+
+    /// Has one frame sent along with the next one; see [`ExchangeSender::queue`].
+    ///
+    /// # Errors
+    /// Those of [`ExchangeSender::queue`].
+    pub fn queue(&mut self, frame: Bytes) -> Result<(), TransportError> {
+        self.sender.queue(frame)
     }
 
     /// Receives the next frame; see [`ExchangeReceiver::recv`]. Cancel-safe.
@@ -135,8 +144,10 @@ impl Exchange {
 #[derive(Debug)]
 pub struct ExchangeSender {
     outlet: SendHalf,
-    /// What is left of the length prefix and the frame of a `send` that was dropped half-way.
-    unsent: [Bytes; 2],
+    /// Length prefixes and frames that were not written yet: queued ones, and what is left of a `send` that was dropped half-way.
+    unsent: Vec<Bytes>,
+    /// A `send` was dropped half-way.
+    is_behind: bool,
     ended: bool,
     max_frame: usize,
     frames: u64,
@@ -155,15 +166,26 @@ impl ExchangeSender {
     /// other side reads no more; [`TransportError::Ended`] after [`finish`](Self::finish); the end
     /// of the connection.
     pub async fn send(&mut self, frame: Bytes) -> Result<(), TransportError> {
-        if self.ended {
-            return Err(TransportError::Ended);
+        if self.is_behind {
+            // So that those that are dropped half-way do not pile up.
+            self.check(&frame)?;
+            self.flush().await?;
         }
-        let prefix = frame::prefix(frame.len(), self.max_frame)?;
-        self.flush().await?;
+        self.queue(frame)?;
+        self.flush().await
+    }
+
+    /// Has one frame sent along with the next one that [`send`](Self::send) sends, or before the end. Frames that travel together cost
+    /// both sides little more than one.
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLong`] and [`TransportError::Ended`] as [`send`](Self::send): the frame is not taken.
+    pub fn queue(&mut self, frame: Bytes) -> Result<(), TransportError> {
+        let prefix = self.check(&frame)?;
         self.frames += 1;
         self.bytes += frame.len() as u64;
-        self.unsent = [prefix, frame];
-        self.flush().await
+        self.unsent.extend([prefix, frame]);
+        Ok(())
     }
 
     /// Tells the other side that no more frames come from here, so that its `recv` returns `None`.
@@ -173,9 +195,8 @@ impl ExchangeSender {
     /// Like [`send`](Self::send), apart from the length.
     pub async fn finish(&mut self) -> Result<(), TransportError> {
         if !self.ended {
-            self.flush().await?;
             self.ended = true;
-            self.unsent = [frame::end(), Bytes::new()];
+            self.unsent.push(frame::end());
         }
         self.flush().await?;
         self.outlet.finish();
@@ -192,10 +213,21 @@ impl ExchangeSender {
         }
     }
 
+    /// The prefix of a frame that may be sent.
+    fn check(&self, frame: &Bytes) -> Result<Bytes, TransportError> {
+        if self.ended {
+            return Err(TransportError::Ended);
+        }
+        frame::prefix(frame.len(), self.max_frame)
+    }
+
     async fn flush(&mut self) -> Result<(), TransportError> {
+        self.is_behind = true;
         while self.unsent.iter().any(|piece| !piece.is_empty()) {
             self.outlet.write(&mut self.unsent).await?;
         }
+        self.unsent.clear();
+        self.is_behind = false;
         Ok(())
     }
 }

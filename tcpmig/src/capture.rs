@@ -19,6 +19,8 @@ use tcpmig_sys::repair::{self, FrozenSocket, Progress};
 
 #[cfg(feature = "driver")]
 use crate::draft;
+#[cfg(feature = "driver")]
+use crate::hold::Holding;
 use crate::hold::{Hold, Keep};
 use crate::inject::{INJECT_MARK, deliver};
 use crate::segments::{self, Taken};
@@ -374,6 +376,12 @@ impl Frozen {
             );
         }
         Ok(discarded?)
+    }
+
+    /// For whoever redirects several in one step, which counts as [`Frozen::redirect`].
+    #[cfg(feature = "driver")]
+    pub(crate) fn holding(&self) -> Holding {
+        self.hold.holding()
     }
 
     /// For whoever renews the lock or redirect until the connection is settled.

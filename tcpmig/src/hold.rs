@@ -65,8 +65,8 @@ pub(crate) struct Hold(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// `None` once it has ended.
-    held: Option<Held>,
+    /// `None` once it has ended. Apart, because whoever renews it remembers the rest for a while after that.
+    held: Option<Box<Held>>,
     /// The redirect that a lock stands for meanwhile.
     suspended: Option<(NextHop, Duration)>,
     /// What was captured by what is held no more.
@@ -86,7 +86,7 @@ enum Held {
 impl Hold {
     pub(crate) fn locked(lock: LockGuard, lease: Duration) -> Self {
         Self(Arc::new(Mutex::new(State {
-            held: Some(Held::Locked(lock, lease)),
+            held: Some(Box::new(Held::Locked(lock, lease))),
             suspended: None,
             earlier: Vec::new(),
             renewed: Instant::now(),
@@ -94,9 +94,8 @@ impl Hold {
         })))
     }
 
-    /// A panic elsewhere left it as it was: its steps are complete or not begun.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        state(&self.0)
     }
 
     /// For whoever keeps it.
@@ -109,7 +108,10 @@ impl Hold {
     /// Those of [`Frozen::captured`](crate::capture::Frozen::captured).
     pub(crate) fn captured(&mut self) -> Result<Vec<Packet>, LockError> {
         let state = &mut *self.state();
-        let newer = state.held.as_mut().map_or(Ok(Vec::new()), Held::captured)?;
+        let newer = state
+            .held
+            .as_mut()
+            .map_or(Ok(Vec::new()), |held| held.captured())?;
         let mut packets = std::mem::take(&mut state.earlier);
         packets.extend(newer);
         Ok(packets)
@@ -117,12 +119,13 @@ impl Hold {
 
     /// Makes a redirect of a lock.
     pub(crate) fn redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
-        let mut state = self.state();
-        if let Some(Held::Locked(lock, _)) = &mut state.held {
-            let redirect = lock.try_redirect(hop, lease)?;
-            state.held = Some(Held::Redirected(redirect, lease, hop.clone()));
-        }
-        Ok(())
+        self.state().redirect(hop, lease)
+    }
+
+    /// For whoever redirects several in one step.
+    #[cfg(feature = "driver")]
+    pub(crate) fn holding(&self) -> Holding {
+        Holding(self.0.clone())
     }
 
     /// Locks what is redirected, with this lease, until it is [resumed](Self::resume). On an error it is redirected still.
@@ -133,20 +136,22 @@ impl Hold {
         lease: Duration,
     ) -> Result<(), LockError> {
         let state = &mut *self.state();
-        let Some(Held::Redirected(redirect, ..)) = &state.held else {
+        let Some(held) = &mut state.held else {
+            return Ok(());
+        };
+        let Held::Redirected(redirect, ..) = &**held else {
             return Ok(());
         };
         // Before the redirect ends, so that no packet passes in between.
         let lock = locker.lock(redirect.flows(), lease)?;
-        let locked = Some(Held::Locked(lock, lease));
-        match std::mem::replace(&mut state.held, locked) {
-            Some(Held::Redirected(mut redirect, lease, hop)) => {
+        match std::mem::replace(&mut **held, Held::Locked(lock, lease)) {
+            Held::Redirected(mut redirect, lease, hop) => {
                 let captured = redirect.captured().unwrap_or_default();
                 state.earlier.extend(captured.packets);
                 state.suspended = Some((hop, lease));
                 redirect.end()
             }
-            _ => Ok(()),
+            Held::Locked(..) => Ok(()),
         }
     }
 
@@ -160,7 +165,7 @@ impl Hold {
     /// Prolongs it by its own lease.
     pub(crate) fn renew(&mut self) -> Result<(), LockError> {
         let mut state = self.state();
-        state.held.as_mut().map_or(Ok(()), Held::renew)
+        state.held.as_mut().map_or(Ok(()), |held| held.renew())
     }
 
     /// Makes sure that it is there, and lasts for its lease if it was not looked at for a while: from here on no socket keeps
@@ -180,7 +185,7 @@ impl Hold {
     pub(crate) fn end(self) -> (Vec<Packet>, Result<Option<Unlocked>, LockError>) {
         let state = &mut *self.state();
         let mut packets = std::mem::take(&mut state.earlier);
-        let ended = match state.held.take() {
+        let ended = match state.held.take().map(|held| *held) {
             Some(Held::Locked(lock, _)) => lock.unlocked().map(|mut unlocked| {
                 // One that ended before has nothing more.
                 packets.extend(unlocked.captured().unwrap_or_default().packets);
@@ -203,6 +208,40 @@ impl Hold {
     }
 }
 
+/// A panic elsewhere left it as it was: its steps are complete or not begun.
+fn state(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a [`Hold`] holds, for as long as that is so.
+#[cfg(feature = "driver")]
+#[derive(Clone)]
+pub(crate) struct Holding(Arc<Mutex<State>>);
+
+/// Like [`Hold::redirect`] for each of these, in one step if they can be redirected together.
+#[cfg(feature = "driver")]
+pub(crate) fn redirect_each(
+    all: &[Holding],
+    hop: &NextHop,
+    lease: Duration,
+) -> Vec<Result<(), LockError>> {
+    // Whoever else has one of them locks no second one.
+    let mut states: Vec<_> = all.iter().map(|holding| state(&holding.0)).collect();
+    let locks = states.iter_mut().map(|state| state.lock());
+    let Some(mut locks) = locks.collect::<Option<Vec<_>>>() else {
+        return states
+            .iter_mut()
+            .map(|state| state.redirect(hop, lease))
+            .collect();
+    };
+    let redirects = LockGuard::redirect_each(&mut locks, hop, lease);
+    let redirected = |(state, redirect): (&mut MutexGuard<'_, State>, Result<Redirect, _>)| {
+        state.redirected(redirect?, hop, lease);
+        Ok(())
+    };
+    states.iter_mut().zip(redirects).map(redirected).collect()
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         // Here and now, also if it is being renewed.
@@ -212,9 +251,29 @@ impl Drop for Hold {
 }
 
 impl State {
+    /// If it is one.
+    fn lock(&mut self) -> Option<&mut LockGuard> {
+        match self.held.as_deref_mut() {
+            Some(Held::Locked(lock, _)) => Some(lock),
+            _ => None,
+        }
+    }
+
+    fn redirect(&mut self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
+        if let Some(lock) = self.lock() {
+            let redirect = lock.try_redirect(hop, lease)?;
+            self.redirected(redirect, hop, lease);
+        }
+        Ok(())
+    }
+
+    fn redirected(&mut self, redirect: Redirect, hop: &NextHop, lease: Duration) {
+        self.held = Some(Box::new(Held::Redirected(redirect, lease, hop.clone())));
+    }
+
     /// Whether it has not ended; what cannot be asked may have.
     fn is_there(&mut self) -> bool {
-        match &mut self.held {
+        match self.held.as_deref_mut() {
             // A renewal never shortens a lease, and changes nothing of one that runs for longer anyway.
             Some(Held::Locked(lock, _)) => lock.renew(Duration::from_millis(1)).is_ok(),
             Some(Held::Redirected(redirect, ..)) => redirect.check().is_ok(),

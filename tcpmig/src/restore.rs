@@ -96,6 +96,57 @@ pub struct Prepared {
     merged: Option<Result<bool, RestoreError>>,
 }
 
+/// A [`Prepared`] connection that is not mute any more, while its lock ends.
+struct Opened {
+    socket: RestoringSocket,
+    known: Known,
+    built: Numbers,
+    flow: FourTuple,
+    tcp: TcpParts,
+    layers: Vec<Layer>,
+    not_set: Vec<NotSet>,
+}
+
+impl Opened {
+    /// Its lock has ended, or could not be.
+    fn finish(self, unlocked: Result<Unlocked, LockError>) -> Result<Restored, Box<NotActivated>> {
+        let Self {
+            socket, built, tcp, ..
+        } = self;
+        // From here on the socket takes what is let in, and keeps it: first it may hear, then packets come.
+        let unlocked = match unlocked {
+            Ok(unlocked) => unlocked,
+            Err(error) => {
+                let moved_on = moved_on(&socket, &built);
+                return Err(not_activated(error.into(), None, moved_on));
+            }
+        };
+        let options = tcp.socket;
+        let reuse_addr = options.reuse_addr.unwrap_or(false);
+        let socket = socket.activate(reuse_addr).map_err(|failed| {
+            let moved_on = moved_on(&failed.socket, &built);
+            not_activated(failed.error.into(), None, moved_on)
+        })?;
+        self.known.keep();
+        let flow = self.flow;
+        let mut late = Late { flow, unlocked };
+        late.deliver(socket.as_fd());
+        Ok(Restored {
+            socket,
+            late: Some(late),
+            flow,
+            unwritten: if tcp.state.fin_sent() {
+                Octets::default()
+            } else {
+                tcp.send.unsent
+            },
+            layers: self.layers,
+            not_set: self.not_set,
+            options,
+        })
+    }
+}
+
 /// How often what arrives is merged before the connection lives. Each time takes as long as
 /// rebuilding it, and what arrives after the last is sent again by the peer.
 const MERGES: usize = 4;
@@ -414,9 +465,43 @@ impl Prepared {
     ///
     /// [`NotActivated`]: the connection was discarded without a packet.
     pub fn activate_with<'a>(
-        mut self,
+        self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<Restored, Box<NotActivated>> {
+        let (opened, lock) = self.open(arrived)?;
+        opened.finish(lock.released())
+    }
+
+    /// Like [`Prepared::activate_with`] for each of these, which are unlocked in one step if they can be.
+    #[cfg(feature = "driver")]
+    pub(crate) fn activate_each<'a, P: IntoIterator<Item = &'a [u8]>>(
+        all: impl IntoIterator<Item = (Self, P)>,
+    ) -> Vec<Result<Restored, Box<NotActivated>>> {
+        let mut locks = Vec::new();
+        let opened: Vec<Result<_, Box<NotActivated>>> = all
+            .into_iter()
+            .map(|(prepared, arrived)| {
+                let (opened, lock) = prepared.open(arrived)?;
+                locks.push(lock);
+                Ok(opened)
+            })
+            .collect();
+        let mut unlocked = LockGuard::release_each(locks).into_iter();
+        opened
+            .into_iter()
+            .map(|opened| {
+                let opened = opened?;
+                // INVARIANT: each that was opened has a lock, in the same order.
+                opened.finish(unlocked.next().expect("it was locked"))
+            })
+            .collect()
+    }
+
+    /// Lets it hear what its lock lets through, which has to end at once. Its lock comes with it.
+    fn open<'a>(
+        mut self,
+        arrived: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(Opened, LockGuard), Box<NotActivated>> {
         let mut socket = match self.take_in(arrived) {
             Ok(socket) => socket,
             Err(error) => {
@@ -430,39 +515,16 @@ impl Prepared {
             drop(socket);
             return Err(not_activated(error.into(), Some(self.lock), moved_on));
         }
-        // From here on the socket takes what is let in, and keeps it: first it may hear, then packets come.
-        let unlocked = match self.lock.released() {
-            Ok(unlocked) => unlocked,
-            Err(error) => {
-                let moved_on = moved_on(&socket, &self.built);
-                return Err(not_activated(error.into(), None, moved_on));
-            }
-        };
-        let options = self.tcp.socket;
-        let reuse_addr = options.reuse_addr.unwrap_or(false);
-        let socket = socket.activate(reuse_addr).map_err(|failed| {
-            let moved_on = moved_on(&failed.socket, &self.built);
-            not_activated(failed.error.into(), None, moved_on)
-        })?;
-        self.known.keep();
-        let mut late = Late {
-            flow: self.ip.flow,
-            unlocked,
-        };
-        late.deliver(socket.as_fd());
-        Ok(Restored {
+        let opened = Opened {
             socket,
-            late: Some(late),
+            known: self.known,
+            built: self.built,
             flow: self.ip.flow,
-            unwritten: if self.tcp.state.fin_sent() {
-                Octets::default()
-            } else {
-                self.tcp.send.unsent
-            },
+            tcp: self.tcp,
             layers: self.layers,
             not_set: self.left_out.into_iter().chain(self.not_set).collect(),
-            options,
-        })
+        };
+        Ok((opened, self.lock))
     }
 
     /// Makes what arrived part of the connection, and takes its socket.

@@ -36,6 +36,12 @@ pub trait Steering: Send {
     ///
     /// [`SteerError`]: the connection is then kept.
     fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError>;
+
+    /// Where to and for how long [`Steering::steer`] [redirects](Frozen::redirect) the packets, if it does that and no more: then many
+    /// connections are redirected in one step of the locker, and it is not called. `None` unless it is implemented.
+    fn redirects_to(&self) -> Option<(&NextHop, Duration)> {
+        None
+    }
 }
 
 /// Why packets could not be steered.
@@ -129,5 +135,9 @@ impl Steer for Redirected {
 impl Steering for Planned {
     fn steer(self: Box<Self>, frozen: &mut Frozen) -> Result<(), SteerError> {
         Ok(frozen.redirect(&self.hop, self.lease)?)
+    }
+
+    fn redirects_to(&self) -> Option<(&NextHop, Duration)> {
+        Some((&self.hop, self.lease))
     }
 }

@@ -1,5 +1,6 @@
 //! What the guards of this locker hold.
 
+use std::any::Any;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,14 +107,80 @@ impl LockBackend for Lock {
     ) -> Result<Box<dyn RedirectBackend>, LockError> {
         self.check(flows)?;
         let (token, data) = self.shared.redirect(flows, hop, lease, self.until)?;
-        Ok(Box::new(Redirected {
+        Ok(self.redirected(flows, token, data))
+    }
+
+    fn as_any(&mut self) -> Option<&mut dyn Any> {
+        Some(self)
+    }
+
+    fn release_with(
+        &mut self,
+        flows: &[FourTuple],
+        others: &mut [(&[FourTuple], &mut dyn LockBackend)],
+    ) -> Option<Result<(), LockError>> {
+        let (all, _) = self.together(flows, others)?;
+        Some(self.shared.release(&all, true))
+    }
+
+    fn redirect_with(
+        &mut self,
+        flows: &[FourTuple],
+        others: &mut [(&[FourTuple], &mut dyn LockBackend)],
+        hop: &NextHop,
+        lease: Duration,
+    ) -> Option<Result<Vec<Box<dyn RedirectBackend>>, LockError>> {
+        let (all, until) = self.together(flows, others)?;
+        let (token, data) = match self.shared.redirect(&all, hop, lease, until) {
+            Ok(done) => done,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut redirects = vec![self.redirected(flows, token, data.clone())];
+        for (flows, other) in others {
+            // INVARIANT: they were found to be its own.
+            let other = own(*other).expect("a lock of this locker");
+            redirects.push(other.redirected(flows, token, data.clone()));
+        }
+        Some(Ok(redirects))
+    }
+}
+
+/// One of this kind of locker.
+fn own(other: &mut dyn LockBackend) -> Option<&mut Lock> {
+    other.as_any()?.downcast_mut()
+}
+
+impl Lock {
+    /// The flows of this lock and of others of the same handle, and until when all of them last. None if one has ended.
+    fn together(
+        &self,
+        flows: &[FourTuple],
+        others: &mut [(&[FourTuple], &mut dyn LockBackend)],
+    ) -> Option<(Vec<FourTuple>, Instant)> {
+        let mut all = flows.to_vec();
+        let mut until = self.until;
+        for (flows, other) in others {
+            let other = own(*other).filter(|other| Arc::ptr_eq(&other.shared, &self.shared))?;
+            all.extend_from_slice(flows);
+            until = until.min(other.until);
+        }
+        (Instant::now() < until).then_some((all, until))
+    }
+
+    fn redirected(
+        &mut self,
+        flows: &[FourTuple],
+        token: u64,
+        data: Arc<HopData>,
+    ) -> Box<dyn RedirectBackend> {
+        Box::new(Redirected {
             shared: Arc::clone(&self.shared),
             flows: flows.to_vec(),
             over: Vec::new(),
             token,
             data,
             receipt: self.receipt.take(),
-        }))
+        })
     }
 }
 

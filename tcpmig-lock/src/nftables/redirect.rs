@@ -237,6 +237,9 @@ impl Shared {
     /// Whether this flow is redirected, by whatever process.
     pub(super) fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
         let state = &mut *self.state();
+        if self.is_nothing_redirected(state) {
+            return Ok(false);
+        }
         let found = state.connection.get(&self.table, Set::Device, flow)?;
         Ok(found.is_some())
     }

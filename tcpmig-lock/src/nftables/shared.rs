@@ -448,7 +448,7 @@ impl Shared {
 
     /// Whether there is no redirect in the tables, whoever made it, so that whoever ends one need not look for it. Others are seen
     /// to redirect before their call returns; rules only make elements of flows that somebody has redirected.
-    fn is_nothing_redirected(&self, state: &mut State) -> bool {
+    pub(super) fn is_nothing_redirected(&self, state: &mut State) -> bool {
         if state.has_redirected || state.others_redirect || state.care.due.is_some() {
             return false;
         }

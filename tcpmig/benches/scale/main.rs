@@ -10,6 +10,8 @@ mod roles;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use support::{Keys, Net};
 
@@ -103,6 +105,15 @@ struct Sent {
     captured_packets: u64,
     /// Bytes of memory that the process has more than before.
     memory: i64,
+    /// Of its process, from the first connection that moved to the last.
+    cpu: Duration,
+}
+
+/// What the target saw.
+#[derive(Serialize, Deserialize)]
+struct Taken {
+    memory: i64,
+    cpu: Duration,
 }
 
 #[derive(Serialize)]
@@ -119,6 +130,8 @@ struct Measured {
     captured_packets: u64,
     source_bytes_each: i64,
     target_bytes_each: i64,
+    source_cpu_us: f64,
+    target_cpu_us: f64,
     phases_us: Vec<(String, f64)>,
     alive: usize,
 }
@@ -136,7 +149,7 @@ fn measure(task: &Task) -> Measured {
     source.say("move");
     let sent: Sent = serde_json::from_str(&source.hear()).unwrap();
     assert_eq!(sent.not_moved, Vec::<String>::new());
-    let memory: i64 = target.hear().parse().unwrap();
+    let taken: Taken = serde_json::from_str(&target.hear()).unwrap();
     // Each connection has to answer, with nothing lost or repeated before.
     peer.say("check");
     let alive: usize = peer.hear().parse().unwrap();
@@ -149,6 +162,7 @@ fn measure(task: &Task) -> Measured {
     blackouts.sort_unstable();
     let at = |percent: usize| blackouts[(blackouts.len() * percent / 100).min(blackouts.len() - 1)];
     let all = task.connections();
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / all as f64;
     Measured {
         connections: task.size,
         rounds: task.rounds,
@@ -161,7 +175,9 @@ fn measure(task: &Task) -> Measured {
         blackout_max_us: at(100),
         captured_packets: sent.captured_packets,
         source_bytes_each: sent.memory / all as i64,
-        target_bytes_each: memory / all as i64,
+        target_bytes_each: taken.memory / all as i64,
+        source_cpu_us: each(sent.cpu),
+        target_cpu_us: each(taken.cpu),
         phases_us: sent.phases_us,
         alive,
     }
@@ -170,11 +186,11 @@ fn measure(task: &Task) -> Measured {
 impl Measured {
     fn print_head() {
         println!(
-            "{:>11} {:>8} {:>10} {:>9} | {:^26} | {:>8} | {:^15}",
-            "", "", "", "", "blackout", "arrived", "memory each"
+            "{:>11} {:>8} {:>10} {:>9} | {:^26} | {:>8} | {:^15} | {:^15}",
+            "", "", "", "", "blackout", "arrived", "memory each", "µs of CPU each"
         );
         println!(
-            "{:>11} {:>8} {:>10} {:>9} | {:>8} {:>8} {:>8} | {:>8} | {:>7} {:>7}",
+            "{:>11} {:>8} {:>10} {:>9} | {:>8} {:>8} {:>8} | {:>8} | {:>7} {:>7} | {:>7} {:>7}",
             "connections",
             "",
             "time",
@@ -184,6 +200,8 @@ impl Measured {
             "max",
             "meanwhile",
             "source",
+            "target",
+            "source",
             "target"
         );
     }
@@ -191,7 +209,7 @@ impl Measured {
     fn print(&self) {
         let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
         println!(
-            "{:>11} {:>8} {:>7.1} ms {:>9.0} | {:>8} {:>8} {:>8} | {:>8} | {:>7} {:>7}",
+            "{:>11} {:>8} {:>7.1} ms {:>9.0} | {:>8} {:>8} {:>8} | {:>8} | {:>7} {:>7} | {:>7.0} {:>7.0}",
             self.connections,
             if self.pinging { "pinging" } else { "idle" },
             self.seconds * 1000.0,
@@ -202,6 +220,8 @@ impl Measured {
             self.captured_packets,
             self.source_bytes_each,
             self.target_bytes_each,
+            self.source_cpu_us,
+            self.target_cpu_us,
         );
         let phases: Vec<String> = self
             .phases_us

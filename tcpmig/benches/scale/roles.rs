@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Outcome, Report};
 use tcpmig::steer::Redirected;
 use tcpmig_sys::flags;
@@ -13,7 +15,7 @@ use tcpmig_sys::process::descriptors;
 use tokio::task::JoinSet;
 
 use crate::support::endpoint;
-use crate::{Sent, Task};
+use crate::{Sent, Taken, Task};
 
 const SERVICE: &str = "198.18.0.80:80";
 const SOURCE: &str = "198.18.0.1:7077";
@@ -61,6 +63,16 @@ fn memory() -> i64 {
     number.parse::<i64>().unwrap() << 10
 }
 
+/// Time of processors that this process has taken.
+fn cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let times = [usage.user_time(), usage.system_time()];
+    times
+        .iter()
+        .map(|time| Duration::from_micros(time.num_microseconds() as u64))
+        .sum()
+}
+
 fn options(task: &Task) -> Options {
     Options {
         in_flight: task.in_flight,
@@ -94,7 +106,7 @@ async fn source(task: &Task) {
     endpoint.connect(target, &to.name).await.unwrap();
     assert_eq!(hear(), "move");
     let mover = Mover::new(endpoint, locker, options(task));
-    let before = memory();
+    let (before, worked) = (memory(), cpu());
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(task.connections());
     let mut taken = Duration::ZERO;
     let mut sockets = sockets.into_iter();
@@ -118,6 +130,7 @@ async fn source(task: &Task) {
         phases_us: phases(&outcomes),
         captured_packets: outcomes.iter().map(|o| o.report.captured_packets).sum(),
         memory: memory() - before,
+        cpu: cpu() - worked,
     };
     say(&serde_json::to_string(&sent).unwrap());
     hear();
@@ -166,7 +179,7 @@ async fn target(task: &Task) {
         .options(options(task))
         .serve();
     say("serving");
-    let before = memory();
+    let (before, worked) = (memory(), cpu());
     let mut echoes = JoinSet::new();
     for _ in 0..task.connections() {
         let arrived = arrivals.next().await.unwrap();
@@ -175,7 +188,11 @@ async fn target(task: &Task) {
         echoes.spawn(echo(arrived.socket));
     }
     // Of this, the application's task and registration are some hundred bytes.
-    say(&(memory() - before).to_string());
+    let taken = Taken {
+        memory: memory() - before,
+        cpu: cpu() - worked,
+    };
+    say(&serde_json::to_string(&taken).unwrap());
     while echoes.join_next().await.is_some() {}
 }
 

@@ -150,19 +150,16 @@ pub(super) fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destinatio
     let (sender, outcomes) = mpsc::unbounded_channel();
     let (cancel, cancelled) = watch::channel(false);
     let limits = Arc::new(Limits::new(mover));
-    let to = Arc::new(to.clone());
-    let moves: Vec<_> = connections
-        .into_iter()
-        .map(|connection| {
-            let (mover, cancelled) = (mover.clone(), cancelled.clone());
-            let delivery = mover.unclaimed.delivery(Receiver::Many(sender.clone()));
-            let outgoing = Outgoing::new(mover, to.clone(), connection, cancelled);
-            (outgoing, delivery)
-        })
-        .collect();
-    let left = moves.len();
+    let left = connections.len();
+    let waiting = Waiting {
+        mover: mover.clone(),
+        to: Arc::new(to.clone()),
+        connections: connections.into_iter(),
+        cancelled,
+        outcomes: sender,
+    };
     let at_once = mover.options.in_flight.max(1).saturating_mul(AHEAD);
-    let feeding = feed(moves, limits.clone(), at_once);
+    let feeding = feed(waiting, limits.clone(), at_once);
     // What is logged of them is logged where their caller's is.
     tokio::spawn(feeding.in_current_span().with_current_subscriber());
     Moves {
@@ -178,9 +175,36 @@ pub(super) fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destinatio
 /// for their send queues to become short.
 const AHEAD: usize = 4;
 
-async fn feed(moves: Vec<(Box<Outgoing>, Delivery)>, limits: Arc<Limits>, at_once: usize) {
+/// Those that are not begun. What a move needs besides its connection is made when it begins: there may be very many.
+struct Waiting {
+    mover: Mover,
+    to: Arc<Destination>,
+    connections: std::vec::IntoIter<Connection>,
+    cancelled: watch::Receiver<bool>,
+    outcomes: mpsc::UnboundedSender<Option<Outcome>>,
+}
+
+impl Waiting {
+    fn next(&mut self) -> Option<(Box<Outgoing>, Delivery)> {
+        let connection = self.connections.next()?;
+        let (mover, cancelled) = (self.mover.clone(), self.cancelled.clone());
+        let receiver = Receiver::Many(self.outcomes.clone());
+        let delivery = mover.unclaimed.delivery(receiver);
+        let outgoing = Outgoing::new(mover, self.to.clone(), connection, cancelled);
+        Some((outgoing, delivery))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // Only when its runtime ended: then they are among the unclaimed.
+        while self.next().is_some() {}
+    }
+}
+
+async fn feed(mut waiting: Waiting, limits: Arc<Limits>, at_once: usize) {
     let mut tasks = JoinSet::new();
-    for (outgoing, delivery) in moves {
+    while let Some((outgoing, delivery)) = waiting.next() {
         while tasks.len() >= at_once && tasks.join_next().await.is_some() {}
         let limits = limits.clone();
         let moving = async move {
@@ -190,5 +214,6 @@ async fn feed(moves: Vec<(Box<Outgoing>, Delivery)>, limits: Arc<Limits>, at_onc
         };
         tasks.spawn(moving.in_current_span().with_current_subscriber());
     }
+    drop(waiting);
     while tasks.join_next().await.is_some() {}
 }

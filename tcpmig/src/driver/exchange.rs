@@ -1,42 +1,62 @@
 //! One exchange with a source: hands what it says to [`Host`], and sends the answers.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use tcpmig_transport::{Exchange, TransportError};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tracing::{Instrument, Span, debug, info, warn};
 
+use super::slot::lock;
 use super::spans;
 use super::target::{Action, Host};
 use crate::handover::{Frame, HandoverId, Heard, Link, LinkError, Message};
 
 /// Answers for an exchange, from whichever task works on the handover.
-#[derive(Clone)]
-pub(super) struct Outbox(mpsc::UnboundedSender<Message>);
+///
+/// Nearly all answers are sent by the exchange itself, so that this has to be small and not fast.
+#[derive(Clone, Default)]
+pub(super) struct Outbox(Arc<Answers>);
+
+#[derive(Default)]
+struct Answers {
+    waiting: Mutex<VecDeque<Message>>,
+    passed: Notify,
+}
 
 impl Outbox {
     pub(super) fn pass(&self, answer: Message) {
         // Its exchange may have ended.
-        let _ = self.0.send(answer);
+        lock(&self.0.waiting).push_back(answer);
+        self.0.passed.notify_one();
+    }
+
+    /// The next answer that another task puts there. Only the exchange asks.
+    async fn next(&self) -> Message {
+        loop {
+            let answer = lock(&self.0.waiting).pop_front();
+            if let Some(answer) = answer {
+                return answer;
+            }
+            self.0.passed.notified().await;
+        }
     }
 }
 
 impl PartialEq for Outbox {
     fn eq(&self, other: &Self) -> bool {
-        self.0.same_channel(&other.0)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 /// Serves the messages of one exchange.
 pub(super) async fn serve_exchange(exchange: Exchange, host: Arc<Host>, from: Arc<str>) {
     let span = spans::target(&from);
-    let (sender, answers) = mpsc::unbounded_channel();
     let serving = Serving {
         exchange,
         host,
         from,
-        outbox: Outbox(sender),
-        answers,
+        outbox: Outbox::default(),
     };
     let serving = async {
         let ended = serving.messages().await;
@@ -51,8 +71,6 @@ struct Serving {
     host: Arc<Host>,
     from: Arc<str>,
     outbox: Outbox,
-    /// What other tasks put there.
-    answers: mpsc::UnboundedReceiver<Message>,
 }
 
 impl Serving {
@@ -138,10 +156,10 @@ impl Serving {
         match answered {
             Some(answered) => answered,
             None if !wants_answer => Ok(()),
-            None => match self.answers.recv().await {
-                Some(answer) => self.send(answer).await,
-                None => Ok(()),
-            },
+            None => {
+                let answer = outbox.next().await;
+                self.send(answer).await
+            }
         }
     }
 

@@ -62,6 +62,7 @@ mod slot;
 mod source;
 mod spans;
 mod target;
+mod together;
 mod unclaimed;
 mod worker;
 

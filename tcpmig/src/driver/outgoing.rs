@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tcpmig_format::{FourTuple, Layer};
+use tcpmig_lock::LockError;
 use tcpmig_transport::{Exchange, TransportError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ use super::journal::{Decision, Note};
 use super::report::since;
 use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
 use super::spans;
+use super::together::{self, Locked};
 use crate::capture::{Frozen, Plan};
 use crate::handover::{
     Decoder, Fate, HandoverId, Message, SourceAction, SourceResult, SourceSession, Why,
@@ -46,6 +48,10 @@ pub(super) struct Outgoing {
     /// Once it is known.
     flow: Option<FourTuple>,
     steering: Option<Box<dyn Steering>>,
+    /// Its lock, if it was made along with others.
+    locked: Option<Locked>,
+    /// What became of its redirect, if it was made along with others.
+    redirected: Option<std::result::Result<(), LockError>>,
     exchange: Option<Exchange>,
     decoder: Decoder,
     report: Report,
@@ -124,6 +130,8 @@ impl Outgoing {
             layers: Vec::new(),
             flow,
             steering: None,
+            locked: None,
+            redirected: None,
             exchange: None,
             decoder: Decoder::default(),
             report: Report::default(),
@@ -259,6 +267,14 @@ impl Outgoing {
                 .await
             }
             SourceAction::Finish => self.in_time(Self::finish).await,
+            SourceAction::Freeze if self.locks_together() => {
+                self.locked = Some(self.mover.together.locks.lock(self.flow()).await);
+                return self.do_aside(SourceAction::Freeze).await;
+            }
+            SourceAction::Confirm if self.redirects_together() => {
+                self.redirect_together().await;
+                return self.do_aside(SourceAction::Confirm).await;
+            }
             action => return self.do_aside(action).await,
         };
         if let Some(result) = result {
@@ -274,7 +290,9 @@ impl Outgoing {
         // What tells the target of an end is not cut off by it.
         let cancelled = cancelled(self.cancelled.clone().filter(|_| !self.session.is_ending()));
         let late = late(self.time_left());
+        // What is done at once needs no alarm.
         tokio::select! {
+            biased;
             ended = doing(self) => return Some(done(ended)),
             () = late => self.session.handle_timeout(self.now()),
             () = cancelled => self.cancel(),
@@ -350,19 +368,51 @@ impl Outgoing {
     }
 
     async fn send(&mut self, message: Message) -> std::result::Result<(), Reason> {
+        // It leaves with the link's own task, and is on its way while the rest is done. Who redirects along with others waits anyway.
+        let lets_leave = matches!(message, Message::Image { .. }) && !self.redirects_together();
         let Some(exchange) = &mut self.exchange else {
             return Err(Reason::Closed);
         };
-        let is_image = matches!(message, Message::Image { .. });
-        let (first, second) = message.encode();
-        for frame in [Some(first), second].into_iter().flatten() {
-            exchange.send(frame).await?;
+        match message.encode() {
+            (first, Some(second)) => {
+                exchange.queue(first)?;
+                exchange.send(second).await?;
+            }
+            (only, None) => exchange.send(only).await?,
         }
-        if is_image {
-            // It leaves with the link's own task, and is on its way while the rest is done.
+        if lets_leave {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// Whether its packets are locked in one step with those of others.
+    fn locks_together(&self) -> bool {
+        let is_alive = matches!(&self.held, Held::Live(_, Some(plan)) if !plan.has_ended());
+        is_alive && !self.mover.waits() && self.mover.together.locks.help()
+    }
+
+    /// Whether they are redirected so.
+    fn redirects_together(&self) -> bool {
+        let steering = self.steering.as_ref();
+        !self.to.steer.waits()
+            && !self.mover.waits()
+            && self.mover.together.locks.help()
+            && steering.is_some_and(|steering| steering.redirects_to().is_some())
+    }
+
+    async fn redirect_together(&mut self) {
+        let (Held::Frozen(frozen), Some(steering)) = (&self.held, &self.steering) else {
+            return;
+        };
+        let Some((hop, lease)) = steering.redirects_to() else {
+            return;
+        };
+        let item = (frozen.holding(), hop.clone(), lease);
+        self.note_end_of_phase(&SourceAction::Confirm);
+        let redirects = &self.mover.together.redirects;
+        // If whoever was to do it has gone it is done alone.
+        self.redirected = redirects.join(item, together::redirect_each).await.ok();
     }
 
     async fn finish(&mut self) -> std::result::Result<(), Reason> {
@@ -393,6 +443,7 @@ impl Outgoing {
             }
         };
         let heard = tokio::select! {
+            biased;
             heard = receiving => Some(heard),
             () = late(left) => None,
             () = cancelled => return self.cancel(),

@@ -13,16 +13,21 @@ use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
 use crate::restore::{Prepared, RestoreError, Restored, StandIn};
 
+/// With whoever works on it.
+pub(super) type SharedSlot = Arc<Mutex<Slot>>;
+
 /// What this host has of one handover.
+///
+/// What is large is apart: whoever renews the lock remembers this for a while after the rest has gone.
 pub(super) struct Slot {
     pub(super) from: Arc<str>,
     pub(super) flow: FourTuple,
     /// Examined, and waiting for the rest.
-    pub(super) draft: Option<Image>,
+    pub(super) draft: Option<Box<Image>>,
     /// What was left out of it.
     pub(super) left_out: Vec<NotSet>,
     /// The whole, not built yet.
-    pub(super) image: Option<Result<Image, RestoreError>>,
+    pub(super) image: Option<Box<Result<Image, RestoreError>>>,
     /// What the application made ready for it.
     pub(super) ready: Option<Ready>,
     pub(super) prepared: Option<Box<Prepared>>,
@@ -47,7 +52,7 @@ impl Slot {
         Self {
             from,
             flow,
-            draft: Some(draft),
+            draft: Some(Box::new(draft)),
             left_out,
             image: None,
             ready: None,
@@ -88,6 +93,11 @@ impl Slot {
             }
             None => None,
         };
+    }
+
+    /// Whether this flow is accepted and does not live yet.
+    pub(super) fn is_coming(&self, flow: FourTuple) -> bool {
+        self.flow == flow && (self.stand_in.is_some() || self.prepared.is_some())
     }
 
     /// Ends its silence.

@@ -16,6 +16,7 @@ use super::doubt::InDoubt;
 use super::journal::{Journal, NoJournal};
 use super::keeper::Keeper;
 use super::moving::{self, Move};
+use super::together::{Locks, Redirects};
 use super::unclaimed::Unclaimed;
 use super::worker::Worker;
 use super::{Options, Report};
@@ -32,7 +33,14 @@ pub struct Mover {
     pub(super) journal: Arc<dyn Journal>,
     pub(super) unclaimed: Arc<Unclaimed>,
     pub(super) worker: Worker,
+    pub(super) together: Arc<SourceTogether>,
     keeper: Arc<Keeper>,
+}
+
+/// What handovers of a source do together.
+pub(super) struct SourceTogether {
+    pub(super) locks: Locks,
+    pub(super) redirects: Redirects,
 }
 
 /// A connection that is to leave this host.
@@ -180,6 +188,10 @@ impl Mover {
             endpoint,
             keeper: Arc::new(Keeper::new(locker.clone())),
             worker: Worker::new(),
+            together: Arc::new(SourceTogether {
+                locks: Locks::new(locker.clone(), options.lease),
+                redirects: Redirects::default(),
+            }),
             locker,
             options,
             journal: Arc::new(NoJournal),
@@ -324,8 +336,9 @@ impl Mover {
         let peer = self.endpoint.connect(address, name).await?;
         let opening = async {
             let mut exchange = peer.open().await?;
+            // It leaves with the first message.
             let (hello, _) = Message::hello().encode();
-            exchange.send(hello).await?;
+            exchange.queue(hello)?;
             Ok(exchange)
         };
         let within = self.options.prepared_within;

@@ -21,8 +21,9 @@ use super::exchange::Outbox;
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::policy::{Policy, ThisHost};
-use super::slot::{Slot, lock, try_lock};
+use super::slot::{SharedSlot, Slot, lock, try_lock};
 use super::spans;
+use super::together::{Locks, Together};
 use super::worker::Worker;
 use crate::handover::{
     HandoverId, Heard, Message, Recalled, Refusal, TargetAction, TargetResult, TargetSessions,
@@ -51,12 +52,14 @@ pub(super) struct Host {
     /// Decides. Locked for a moment only, never while something is done.
     sessions: Mutex<TargetSessions<Outbox>>,
     /// What there is of each handover here.
-    slots: Mutex<HashMap<HandoverId, Arc<Mutex<Slot>>>>,
+    slots: Mutex<HashMap<HandoverId, SharedSlot>>,
     /// The sessions count time from here.
     start: Instant,
     clock: Clock,
     worker: Worker,
     keeper: Keeper,
+    locks: Locks,
+    activations: Together<(HandoverId, Vec<Bytes>), Option<TargetResult>>,
 }
 
 /// When the task that keeps the time looks next.
@@ -85,6 +88,8 @@ impl Host {
         Self {
             policy: RwLock::new(Arc::new(policy)),
             facts: ThisHost::default(),
+            locks: Locks::new(locker.clone(), options.lease),
+            activations: Together::default(),
             accepts,
             accepts_async,
             locker,
@@ -223,6 +228,22 @@ impl Host {
                 let result = self.ask(id, &from, draft).await;
                 return doing.ended(result);
             }
+            Action::Lock if self.works_together() => {
+                let doing = self.doing(id);
+                let result = self.lock_together(id).await;
+                return doing.ended(result);
+            }
+            Action::Activate { ref packets } if self.works_together() => {
+                let doing = self.doing(id);
+                let together = self
+                    .activations
+                    .join((id, packets.clone()), |all| self.activate_each(&all));
+                match together.await {
+                    Ok(Some(result)) => return doing.ended(result),
+                    // It is done by itself.
+                    _ => doing.leave(),
+                }
+            }
             Action::Build { ref image } => self.complete(id, image.clone()),
             _ => {}
         }
@@ -242,6 +263,11 @@ impl Host {
             None
         };
         self.worker.call(true, working).await
+    }
+
+    /// Whether locks are made and ended along with those of others.
+    fn works_together(&self) -> bool {
+        self.locks.help() && !self.worker.is_elsewhere()
     }
 
     /// Does something here; what is to be done next.
@@ -314,7 +340,7 @@ impl Host {
             Action::Note(_) => self.journal.waits(),
             Action::Lock => locker,
             Action::Build { .. } => {
-                let image = slot.and_then(|slot| slot.image.as_ref());
+                let image = slot.and_then(|slot| slot.image.as_deref());
                 let waits = |image: &Result<Image, _>| image.as_ref().is_ok_and(restore::waits);
                 any || is_taken || image.is_some_and(waits)
             }
@@ -325,7 +351,7 @@ impl Host {
         }
     }
 
-    fn slot(&self, id: HandoverId) -> Option<Arc<Mutex<Slot>>> {
+    fn slot(&self, id: HandoverId) -> Option<SharedSlot> {
         lock(&self.slots).get(&id).cloned()
     }
 }
@@ -341,6 +367,11 @@ struct Doing<'a> {
 }
 
 impl Doing<'_> {
+    /// It was not done.
+    fn leave(mut self) {
+        self.is_reported = true;
+    }
+
     /// What is to be done next.
     fn ended(mut self, result: TargetResult) -> Option<Action> {
         self.is_reported = true;

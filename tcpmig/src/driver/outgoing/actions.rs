@@ -1,6 +1,6 @@
 //! What a source does with the connection itself.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::Image;
@@ -12,7 +12,9 @@ use crate::capture::{CaptureError, Frozen, NotFrozen};
 use crate::driver::journal::{Decision, HandoverInfo, Note, Role};
 use crate::driver::report::since;
 use crate::driver::source::{Destination, Reason};
+use crate::driver::together::Locked;
 use crate::handover::SourceAction;
+use crate::steer::SteerError;
 
 impl Outgoing {
     /// Does something that is about the connection alone.
@@ -79,20 +81,23 @@ impl Outgoing {
 
     /// Locks and freezes the connection and reads it.
     fn freeze(&mut self) -> std::result::Result<Result, Reason> {
-        let begin = Instant::now();
-        self.times.locking = Some(begin);
-        let locker: &dyn Locker = match &self.held {
-            Held::Live(_, Some(plan)) if plan.has_ended() => &NoLock,
-            _ => &*self.mover.locker,
-        };
         let lease = self.mover.options.lease;
-        let locked = locker.lock(&[self.flow()], lease);
-        let lock = locked.map_err(CaptureError::from)?;
+        let Locked { guard, since, took } = match (self.locked.take(), &self.held) {
+            (Some(locked), _) => locked,
+            (None, Held::Live(_, Some(plan))) if plan.has_ended() => Locked {
+                guard: NoLock.lock(&[self.flow()], lease),
+                since: Instant::now(),
+                took: Duration::ZERO,
+            },
+            (None, _) => self.mover.together.locks.lock_now(self.flow()),
+        };
+        self.times.locking = Some(since);
+        let lock = guard.map_err(CaptureError::from)?;
         let Held::Live(socket, Some(plan)) = std::mem::replace(&mut self.held, Held::Nothing)
         else {
             return Err(Reason::Cancelled);
         };
-        self.report.lock = begin.elapsed();
+        self.report.lock = took;
         let reading = Instant::now();
         let mut frozen = match Frozen::freeze_locked(socket, plan, lock, lease) {
             Ok(frozen) => frozen,
@@ -136,7 +141,10 @@ impl Outgoing {
         let (Held::Frozen(frozen), Some(steering)) = (&mut self.held, self.steering.take()) else {
             return Err(Reason::Cancelled);
         };
-        steering.steer(frozen)?;
+        match self.redirected.take() {
+            Some(redirected) => redirected.map_err(SteerError::from)?,
+            None => steering.steer(frozen)?,
+        }
         // A packet can have passed the lock's beginning until now.
         frozen.check_unchanged()?;
         let packets = frozen.captured().map_err(CaptureError::from)?;
@@ -193,7 +201,7 @@ impl Outgoing {
     }
 
     /// A phase ends with this action, which comes next.
-    fn note_end_of_phase(&mut self, action: &SourceAction) {
+    pub(super) fn note_end_of_phase(&mut self, action: &SourceAction) {
         let (rebuild, activate) = self.session.target_took();
         let Self {
             report,
@@ -203,7 +211,8 @@ impl Outgoing {
         } = self;
         match action {
             SourceAction::Freeze => report.accept = since(times.offering),
-            SourceAction::Confirm => {
+            // Redirected along with others, that was before.
+            SourceAction::Confirm if self.redirected.is_none() => {
                 // Without PREPARED nobody knows yet.
                 if !rebuild.is_zero() {
                     report.transfer = since(times.sending).saturating_sub(rebuild);

@@ -1,6 +1,6 @@
 //! What a target does with the connection itself.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,11 +15,12 @@ use crate::draft;
 use crate::driver::Options;
 use crate::driver::acceptor::{Arrived, Offered};
 use crate::driver::journal::{HandoverInfo, Note, Role};
-use crate::driver::slot::{Slot, lock};
+use crate::driver::slot::{SharedSlot, Slot, lock, try_lock};
+use crate::driver::together::Locked;
 use crate::handover::{Code, HandoverId, Refusal, TargetResult};
 use crate::hold::{Keep, every};
 use crate::options::{self, Unsupported};
-use crate::restore::{NotActivated, Prepared, RestoreError};
+use crate::restore::{NotActivated, Prepared, RestoreError, Restored};
 
 impl Host {
     pub(super) fn work(&self, id: HandoverId, action: Action) -> TargetResult {
@@ -28,10 +29,7 @@ impl Host {
                 Ok(examined) => self.examined(id, &from, examined, None),
                 Err(refusal) => TargetResult::Failed(refusal),
             },
-            Action::Lock => match self.lock(id) {
-                Ok(lasts) => TargetResult::Locked(lasts),
-                Err(error) => TargetResult::Failed(refusal(&error)),
-            },
+            Action::Lock => locked(self.lock(id)),
             Action::Build { .. } => match self.build(id) {
                 Ok(()) => TargetResult::Done,
                 Err(error) => TargetResult::Failed(refusal(&error)),
@@ -91,8 +89,19 @@ impl Host {
             None => Ok(()),
             // It gives way.
             Some(found) if found.state == State::TimeWait => Ok(()),
+            Some(_) if self.is_coming(flow) => Err(Refusal::other(format!(
+                "{flow} is locked: another handover brings it here"
+            ))),
             Some(found) => Err(Refusal::other(format!("{flow}: {found}"))),
         }
+    }
+
+    /// Whether what is found of it is what stands in for it.
+    fn is_coming(&self, flow: FourTuple) -> bool {
+        let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
+        // What is being worked on is not waited for: this decides about words only.
+        let mut free = slots.iter().filter_map(|slot| try_lock(slot));
+        free.any(|slot| slot.is_coming(flow))
     }
 
     fn sockets(&self) -> tcpmig_sys::Result<&Lookup> {
@@ -126,27 +135,47 @@ impl Host {
     /// Locks what was examined, unless its packets are redirected from here to where it lives. For how long it is locked if nobody renews
     /// that.
     fn lock(&self, id: HandoverId) -> Result<Duration, RestoreError> {
+        match self.to_lock(id)? {
+            Some((slot, flow)) => self.locked(slot, self.locks.lock_now(flow)),
+            None => Ok(Duration::ZERO),
+        }
+    }
+
+    /// The same along with others.
+    pub(super) async fn lock_together(&self, id: HandoverId) -> TargetResult {
+        let locking = async {
+            match self.to_lock(id)? {
+                Some((slot, flow)) => self.locked(slot, self.locks.lock(flow).await),
+                None => Ok(Duration::ZERO),
+            }
+        };
+        locked(locking.await)
+    }
+
+    fn to_lock(&self, id: HandoverId) -> Result<Option<(SharedSlot, FourTuple)>, RestoreError> {
         let Some(slot) = self.slot(id) else {
-            return Ok(Duration::ZERO);
+            return Ok(None);
         };
         let flow = lock(&slot).flow;
-        if self.locker.redirects(&flow)? {
-            return Ok(Duration::ZERO);
-        }
-        let lease = self.options.lease;
-        let guard = self.locker.lock(&[flow], lease)?;
+        let is_redirected = self.locker.redirects(&flow)?;
+        Ok((!is_redirected).then_some((slot, flow)))
+    }
+
+    fn locked(&self, slot: SharedSlot, locked: Locked) -> Result<Duration, RestoreError> {
+        let guard = locked.guard?;
         {
             let mut slot = lock(&slot);
             slot.lock = Some(guard);
             slot.stand_in();
         }
         self.keep(slot);
+        let lease = self.options.lease;
         // Whenever the process ends, it was renewed this long before.
         Ok(lease.saturating_sub(every(lease)))
     }
 
     /// Renews its lock until it has none.
-    fn keep(&self, slot: Arc<Mutex<Slot>>) {
+    fn keep(&self, slot: SharedSlot) {
         let slot: Arc<dyn Keep> = slot;
         self.keeper
             .keep((Arc::downgrade(&slot), every(self.options.lease)));
@@ -159,14 +188,14 @@ impl Host {
         };
         let rest = Image::decode_shared(image.into(), &Limits::default());
         let mut slot = lock(&slot);
-        slot.image = Some(match rest {
+        slot.image = Some(Box::new(match rest {
             Ok(rest) => slot
                 .draft
                 .take()
-                .and_then(|draft| draft::complete(draft, rest))
+                .and_then(|draft| draft::complete(*draft, rest))
                 .ok_or(RestoreError::Layer("TCP")),
             Err(error) => Err(RestoreError::Image(error)),
-        });
+        }));
     }
 
     fn build(&self, id: HandoverId) -> Result<(), RestoreError> {
@@ -177,7 +206,7 @@ impl Host {
         let Some(image) = building.image.take() else {
             return Ok(());
         };
-        let image = image?;
+        let image = (*image)?;
         let Options {
             lease, unsupported, ..
         } = self.options;
@@ -252,8 +281,45 @@ impl Host {
             return TargetResult::Failed(Refusal::other("nothing was built"));
         };
         let arrived = packets.iter().map(|packet| &packet[..]);
-        let flow = prepared.flow();
-        match prepared.activate_with(arrived) {
+        let activated = prepared.activate_with(arrived);
+        self.activated(id, &mut slot, activated)
+    }
+
+    /// Activates those that wait for nothing, and unlocks them in one step; `None` of the others, which are as they were.
+    pub(super) fn activate_each(
+        &self,
+        all: &[(HandoverId, Vec<Bytes>)],
+    ) -> Vec<Option<TargetResult>> {
+        let slots: Vec<_> = all.iter().map(|(id, _)| self.slot(*id)).collect();
+        let mut going = Vec::with_capacity(all.len());
+        let mut built = Vec::with_capacity(all.len());
+        for (index, (slot, (_, packets))) in slots.iter().zip(all).enumerate() {
+            // What is renewed just now has a turn of its own.
+            let slot = slot.as_deref().and_then(try_lock);
+            if let Some(mut slot) = slot
+                && !self.arrived.is_closed()
+                && slot.is_ready(packets)
+                && let Some(prepared) = slot.prepared.take()
+            {
+                built.push((*prepared, packets.iter().map(|packet| &packet[..])));
+                going.push((index, slot));
+            }
+        }
+        let mut results: Vec<_> = all.iter().map(|_| None).collect();
+        for ((index, mut slot), activated) in going.into_iter().zip(Prepared::activate_each(built))
+        {
+            results[index] = Some(self.activated(all[index].0, &mut slot, activated));
+        }
+        results
+    }
+
+    fn activated(
+        &self,
+        id: HandoverId,
+        slot: &mut Slot,
+        activated: Result<Restored, Box<NotActivated>>,
+    ) -> TargetResult {
+        match activated {
             Ok(live) => {
                 slot.restored = Some(Box::new(live));
                 TargetResult::Done
@@ -265,6 +331,7 @@ impl Host {
                     moved_on,
                 } = *failed;
                 // Until ABORT comes, as after any other end.
+                let flow = slot.flow;
                 slot.lock = lock.or_else(|| {
                     let again = self.locker.lock(&[flow], self.options.lease);
                     again
@@ -334,6 +401,13 @@ impl Host {
         if self.arrived.send(arrived).is_err() {
             warn!("a connection arrived after the application stopped: it is closed");
         }
+    }
+}
+
+fn locked(locked: Result<Duration, RestoreError>) -> TargetResult {
+    match locked {
+        Ok(lasts) => TargetResult::Locked(lasts),
+        Err(error) => TargetResult::Failed(refusal(&error)),
     }
 }
 
