@@ -168,15 +168,16 @@ impl Endpoint {
             return Ok(peer.clone());
         }
         *slot = None;
-        let peer = handshake::connect(
+        // Apart: it is large, seldom needed, and would be in the task of everything that asks for a connection.
+        let connecting = Box::pin(handshake::connect(
             &self.inner.endpoint,
             &self.inner.credentials,
             Arc::clone(&self.inner.connecting),
             (addr, name),
             &self.inner.limits,
             Arc::clone(&self.inner.budget),
-        )
-        .await?;
+        ));
+        let peer = connecting.await?;
         Ok(slot.insert(peer).clone())
     }
 

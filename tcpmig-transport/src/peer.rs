@@ -94,11 +94,12 @@ impl Peer {
         }
         let heard = || self.link.connection.stats().udp_rx.datagrams;
         let before = heard();
-        let probe = async {
+        // Apart, as it is seldom needed.
+        let probe = Box::pin(async {
             let (mut send, _receive) = self.link.connection.open_bi().await.ok()?;
             send.finish().ok()?;
             send.stopped().await.ok()
-        };
+        });
         let answered = tokio::time::timeout(PROBE, probe).await;
         // All its exchanges may be in use: then anything that came from it will do.
         let there = matches!(answered, Ok(Some(_))) || (answered.is_err() && heard() > before);

@@ -1,7 +1,9 @@
 //! How a connection's packets reach the host that it moves to.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 use tcpmig_lock::route::Routes;
@@ -86,7 +88,18 @@ pub struct Redirected {
     target: IpAddr,
     lease: Duration,
     routes: Routes,
+    asked: Mutex<Asked>,
 }
+
+/// What the routes of this host said lately, by the peer.
+#[derive(Debug)]
+struct Asked {
+    since: Instant,
+    hops: HashMap<IpAddr, NextHop>,
+}
+
+/// For so long they are taken to say the same. A plan can wait for longer than that until its connection is steered.
+const LASTS: Duration = Duration::from_millis(50);
 
 impl Redirected {
     /// Forwards to the host with the address `target`, for `lease`, from the network
@@ -100,7 +113,27 @@ impl Redirected {
             target,
             lease,
             routes: Routes::new()?,
+            asked: Mutex::new(Asked {
+                since: Instant::now(),
+                hops: HashMap::new(),
+            }),
         })
+    }
+
+    /// On the way from this peer.
+    fn hop(&self, peer: IpAddr) -> Result<NextHop, LockError> {
+        // Every change is one call, so that it is whole after a panic.
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.since.elapsed() > LASTS {
+            asked.hops.clear();
+            asked.since = Instant::now();
+        }
+        if let Some(hop) = asked.hops.get(&peer) {
+            return Ok(hop.clone());
+        }
+        let hop = self.routes.next_hop(self.target, peer)?;
+        asked.hops.insert(peer, hop.clone());
+        Ok(hop)
     }
 }
 
@@ -123,7 +156,7 @@ impl Steer for Redirected {
             }
             .into());
         }
-        let hop = self.routes.next_hop(self.target, flow.remote().ip())?;
+        let hop = self.hop(flow.remote().ip())?;
         locker.get_ready(&hop, self.lease)?;
         Ok(Box::new(Planned {
             hop,

@@ -30,6 +30,8 @@ const INET_DIAG_MD5SIG: u16 = 18;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const ANSWER: usize = 72;
+/// An answer with its extensions, of which `struct tcp_info` and the keys are the longest: it is cut off if it is longer.
+const LONGEST_ANSWER: usize = 1 << 12;
 /// In `struct inet_diag_sockid`, which the answer has after four bytes.
 const COOKIE: usize = HEADER + 4 + 40;
 
@@ -127,10 +129,9 @@ fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
     let asked = with_netlink(fd, |mut netlink| {
         seam::announce(CALL)?;
         netlink.write_all(&request(local, remote, device))?;
-        let mut answer = vec![0; 1 << 13];
+        let mut answer = [0; LONGEST_ANSWER];
         let len = netlink.read(&mut answer)?;
-        answer.truncate(len);
-        Ok(answer)
+        Ok(answer[..len].to_vec())
     });
     match asked {
         Ok(answer) => Ok((answer, cookie)),

@@ -225,7 +225,7 @@ impl Host {
             Action::Deliver => tokio::task::yield_now().await,
             Action::Examine { from, draft } if self.accepts_async.is_some() => {
                 let doing = self.doing(id);
-                let result = self.ask(id, &from, draft).await;
+                let result = Box::pin(self.ask(id, &from, draft)).await;
                 return doing.ended(result);
             }
             Action::Lock if self.works_together() => {

@@ -5,6 +5,7 @@
 mod support;
 
 mod batch;
+mod calls;
 mod captured;
 mod doubt;
 mod ended;
