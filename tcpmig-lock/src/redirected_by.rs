@@ -63,6 +63,7 @@ impl Locker for RedirectedBy {
             redirects: redirects.redirects,
             takes_over: locks.takes_over && redirects.takes_over,
             waits: locks.waits || redirects.waits,
+            splits: false,
             ..locks
         }
     }

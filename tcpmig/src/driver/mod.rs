@@ -36,7 +36,8 @@
 //! back to life whose peer has to be listened for. A panic of such a call goes on in the task that waits for it.
 //!
 //! The rest are system calls on sockets and netlink that wait for nobody; they run on the task that calls, because to change
-//! threads takes longer than most of them, and the connection stands still meanwhile. A network namespace belongs to a thread:
+//! threads takes longer than most of them, and the connection stands still meanwhile. What several handovers need at the same time of a
+//! locker that does not wait, one of their tasks does for all. A network namespace belongs to a thread:
 //! use a runtime whose threads are all in the namespace of the connections. A mover's own threads are in the namespace of
 //! the thread that polls its first move, an acceptor's in that of the thread that calls [`Acceptor::serve`]. A process can have some
 //! of each in several namespaces.

@@ -11,12 +11,16 @@ use tcpmig_format::FourTuple;
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
+use tokio::time::timeout;
 
 use super::slot::lock;
 use crate::hold::{self, Holding};
 
 /// So many go together at most: each of them stands still until all are done.
 const MOST: usize = 64;
+
+/// For so long the others wait for the first one's turn, which does not come if something blocks the thread that it is on.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Tasks that wait for the same kind of work.
 pub(super) struct Together<I, O>(Mutex<VecDeque<(I, oneshot::Sender<O>)>>);
@@ -39,7 +43,7 @@ impl<I, O> Together<I, O> {
         item: I,
         work: impl Fn(Vec<I>) -> Vec<O>,
     ) -> Result<O, oneshot::error::RecvError> {
-        let (answer, result) = oneshot::channel();
+        let (answer, mut result) = oneshot::channel();
         let is_first = {
             let mut waiting = lock(&self.0);
             waiting.push_back((item, answer));
@@ -48,16 +52,24 @@ impl<I, O> Together<I, O> {
         if is_first {
             let turn = Turn(self);
             yield_now().await;
-            while let Some((items, answers)) = self.next() {
-                for (answer, done) in answers.into_iter().zip(work(items)) {
-                    // Whoever does not wait any longer has no use for it: it is dropped.
-                    let _ = answer.send(done);
-                }
-            }
+            self.work(&work);
             // Whoever came meanwhile has a turn of its own.
             std::mem::forget(turn);
+        } else if let Ok(done) = timeout(PATIENCE, &mut result).await {
+            return done;
+        } else {
+            self.work(&work);
         }
         result.await
+    }
+
+    fn work(&self, work: impl Fn(Vec<I>) -> Vec<O>) {
+        while let Some((items, answers)) = self.next() {
+            for (answer, done) in answers.into_iter().zip(work(items)) {
+                // Whoever does not wait any longer has no use for it: it is dropped.
+                let _ = answer.send(done);
+            }
+        }
     }
 
     fn next(&self) -> Option<(Vec<I>, Vec<oneshot::Sender<O>>)> {
@@ -158,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(flavor = "current_thread")]
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
     async fn what_is_asked_at_the_same_time_is_done_in_one_go() {
         let together = Arc::new(Together::<u32, u32>::default());
         let calls = Arc::new(AtomicUsize::new(0));
@@ -185,7 +197,21 @@ mod tests {
         assert_eq!(calls.load(Ordering::Relaxed), 3);
     }
 
-    #[tokio::test(flavor = "current_thread")]
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn nobody_waits_for_a_task_that_does_not_run() {
+        let together = Together::<(), ()>::default();
+        let mut first = std::pin::pin!(together.join((), |all| all));
+        // It has asked, and is not polled again.
+        let begun = std::future::poll_fn(|cx| {
+            let polled = first.as_mut().poll(cx);
+            std::task::Poll::Ready(polled.is_pending())
+        });
+        assert!(begun.await);
+        assert!(together.join((), |all| all).await.is_ok());
+        assert!(first.await.is_ok());
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
     async fn who_waits_for_a_task_that_goes_is_told() {
         let together = Arc::new(Together::<(), ()>::default());
         let ask = || {

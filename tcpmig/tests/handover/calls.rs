@@ -33,15 +33,15 @@ struct Most {
 
 /// One after the other, so that nothing is done for two of them in one call.
 const ALONE: Most = Most {
-    source: 190,
-    target: 130,
-    others: 40,
+    source: 210,
+    target: 150,
+    others: 60,
 };
 /// In one call of `move_all`.
 const TOGETHER: Most = Most {
-    source: 160,
+    source: 170,
     target: 100,
-    others: 30,
+    others: 60,
 };
 
 kernel_test!(a_connection_takes_few_system_calls, || {
