@@ -422,7 +422,8 @@ class Agent:
                 packet, rights, flags, _ = self._sock.recvmsg(
                     MAX_PACKET, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
                 )
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionResetError):
+                # An agent that died before it had read everything: that is said once, and before what it had sent.
                 continue
             descriptor = None
             for level, kind, data in rights:

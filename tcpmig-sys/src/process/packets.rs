@@ -127,7 +127,7 @@ pub fn send(to: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> 
     sent.map(drop).map_err(call("sendmsg"))
 }
 
-/// Receives a packet into this buffer.
+/// Receives a packet into this buffer, also one that the other end had sent before it was closed.
 ///
 /// # Errors
 ///
@@ -136,8 +136,13 @@ pub fn receive(from: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut buffers = [IoSliceMut::new(buffer)];
-    let received = recvmsg(from, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        .map_err(call("recvmsg"))?;
+    let mut receive = || recvmsg(&from, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+    let received = match receive() {
+        // The other end was closed before it had read everything. That is said once, and before what it had sent.
+        Err(rustix::io::Errno::CONNRESET) => receive(),
+        received => received,
+    };
+    let received = received.map_err(call("recvmsg"))?;
     let mut descriptors = ancillary.drain().flat_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
         _ => Vec::new(),
@@ -193,6 +198,20 @@ mod tests {
         let two = receive(&there, &mut buffer).unwrap();
         assert_eq!((&buffer[..two.len], two.is_cut), (&big[..], false));
         assert!(two.descriptor.is_some());
+        assert_eq!(receive(&there, &mut buffer).unwrap().len, 0);
+    }
+
+    #[test]
+    fn what_was_sent_is_there_after_an_end_that_read_nothing() {
+        let (here, there) = pair(LARGEST).unwrap();
+        let (passed, _other) = UnixStream::pair().unwrap();
+        send(&there, b"unread", None).unwrap();
+        send(&here, b"last words", Some(passed.as_fd())).unwrap();
+        drop(here);
+        let mut buffer = vec![0; LARGEST];
+        let last = receive(&there, &mut buffer).unwrap();
+        assert_eq!(&buffer[..last.len], b"last words");
+        assert!(last.descriptor.is_some());
         assert_eq!(receive(&there, &mut buffer).unwrap().len, 0);
     }
 

@@ -15,6 +15,7 @@ mod keys;
 mod list;
 mod lockers;
 mod locks;
+mod manual;
 mod move_;
 mod print;
 mod restore;
@@ -76,6 +77,7 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    Manual(manual::ManualArgs),
     /// Plugs a device in again when the lease of a lock has ended whose process is dead
     #[command(hide = true, name = guardian::VERB)]
     Guardian(guardian::GuardianArgs),
@@ -141,6 +143,7 @@ pub(crate) fn main() -> ExitCode {
             print::to_output(format_args!("{}", String::from_utf8_lossy(&script)), "");
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Manual(args) => manual::main(&args, Cli::command()),
         Verb::Guardian(args) => guardian::main(&args),
         Verb::RestoreWitness(args) => restore::main_witness(&args),
         Verb::BenchPart(args) => bench::main_part(&args),

@@ -23,13 +23,15 @@ use super::journal::{Journal, NoJournal};
 use super::policy::Policy;
 use super::target::Host;
 use super::worker::Worker;
-use crate::handover::Refusal;
+use crate::handover::{HandoverId, Refusal};
 use crate::options::NotSet;
 
 /// A connection that moved to this host.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Arrived {
+    /// The handover by which it came; both hosts name it in what they log.
+    pub id: HandoverId,
     /// Its socket.
     pub socket: OwnedFd,
     /// Its addresses and ports.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig_format::{EncodeError, FourTuple, Layer};
-use tcpmig_lock::Locker;
+use tcpmig_lock::{LockError, LockGuard, Locker};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::timeout;
@@ -315,6 +315,23 @@ impl Mover {
     pub(super) fn end_redirect(&self, flow: FourTuple) {
         if let Err(error) = self.locker.end_redirects(&[flow]) {
             tracing::debug!(%flow, %error, "what the process that died left is left to its lease");
+        }
+    }
+
+    /// Ends the redirect that a process left which has died. One that was made since, for another handover of the same connection,
+    /// goes on.
+    pub(super) fn end_left(&self, flow: FourTuple) {
+        let ended = match self.locker.redirects(&flow) {
+            Ok(false) => return,
+            Ok(true) => self.locker.take_over(&[flow], self.options.lease),
+            Err(error) => Err(error),
+        };
+        match ended.and_then(LockGuard::release) {
+            Err(LockError::Unsupported { .. }) => self.end_redirect(flow),
+            Err(error) => {
+                tracing::debug!(%flow, %error, "what the process that died left is left to its lease");
+            }
+            Ok(()) => {}
         }
     }
 

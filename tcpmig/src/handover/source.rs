@@ -197,6 +197,12 @@ impl<E> SourceSession<E> {
             && !pauses
     }
 
+    /// Whether its process has died, and this one has it from the journal: [`orphaned`](Self::orphaned).
+    #[must_use]
+    pub fn is_orphaned(&self) -> bool {
+        self.is_orphan
+    }
+
     /// Whether the target has said anything about the [orphaned](Self::orphaned) handover.
     #[must_use]
     pub fn has_heard(&self) -> bool {

@@ -1,17 +1,20 @@
 //! Two hosts with agents.
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use tcpmig_sys::lab::Host;
 
 use crate::support::{Net, Program, TCPMIG, succeeds, tcpmig, text, until};
 
-/// How many descriptors an agent may have.
+/// How many descriptors an agent may have, unless a test says otherwise.
 pub(crate) const DESCRIPTORS: usize = 400;
 
 /// The system's own: one in a folder of root's is out of reach for servers.
@@ -40,6 +43,8 @@ pub(crate) fn user() -> u32 {
 /// Both hosts with their keys and configurations, and agents.
 pub(crate) struct Hosts {
     net: Net,
+    /// How many descriptors each agent may have.
+    descriptors: usize,
     pub(crate) agents: Vec<Agent>,
 }
 
@@ -54,6 +59,7 @@ impl Deref for Hosts {
 /// An agent, as a process.
 pub(crate) struct Agent {
     pub(crate) program: Program,
+    log: Arc<Mutex<Vec<String>>>,
     pub(crate) socket: PathBuf,
     config: PathBuf,
 }
@@ -107,6 +113,11 @@ impl Hosts {
 
     /// Both run an agent with these services.
     pub(crate) fn with(services: impl Fn(&str) -> String) -> Self {
+        Self::with_descriptors(services, DESCRIPTORS)
+    }
+
+    /// The same, and each agent may have so many descriptors.
+    pub(crate) fn with_descriptors(services: impl Fn(&str) -> String, descriptors: usize) -> Self {
         let net = Net::new();
         // Servers of another user reach the sockets.
         fs::set_permissions(net.folder.path(), Permissions::from_mode(0o755)).unwrap();
@@ -115,6 +126,7 @@ impl Hosts {
         succeeds(&tcpmig(&net.a, &arguments));
         let mut hosts = Self {
             net,
+            descriptors,
             agents: Vec::new(),
         };
         for of in ["a", "b"] {
@@ -150,7 +162,7 @@ impl Hosts {
         }
         let mut command = self.host(of).command("prlimit").unwrap();
         command
-            .args([&format!("--nofile={DESCRIPTORS}"), "--", "setpriv"])
+            .args([&format!("--nofile={}", self.descriptors), "--", "setpriv"])
             .args(["--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all"])
             .args([
                 "--bounding-set",
@@ -161,9 +173,16 @@ impl Hosts {
                 "--config",
             ])
             .arg(&config);
-        let program = Program::spawn(&mut command);
+        let mut program = Program::spawn(command.stderr(Stdio::piped()));
+        let log = Arc::default();
+        let logs = BufReader::new(program.child.stderr.take().unwrap());
+        thread::spawn({
+            let (log, of) = (Arc::clone(&log), of.to_owned());
+            move || follow(logs, &of, &log)
+        });
         let mut agent = Agent {
             program,
+            log,
             socket,
             config,
         };
@@ -239,7 +258,22 @@ impl Hosts {
     }
 }
 
+/// Keeps what an agent logs, and shows it among what the test says.
+fn follow(logs: impl BufRead, of: &str, log: &Mutex<Vec<String>>) {
+    for line in logs.lines().map_while(Result::ok) {
+        eprintln!("{of}: {line}");
+        log.lock().unwrap().push(line);
+    }
+}
+
 impl Agent {
+    /// What it has logged that has this in it.
+    pub(crate) fn logged(&self, what: &str) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        let lines = log.iter().filter(|line| line.contains(what));
+        lines.cloned().collect()
+    }
+
     /// Changes its configuration and tells it.
     pub(crate) fn reload(&self, change: &dyn Fn(String) -> String) {
         let text = fs::read_to_string(&self.config).unwrap();

@@ -94,6 +94,14 @@ kernel_test!(connections_are_listed_and_one_of_them_moves, || {
     assert_eq!(moved["fate"], "moved");
     assert!(moved["report"]["blackout_us"].as_u64().unwrap() > 0);
     assert!(b.hear().starts_with("arrived"));
+    // Both hosts name the handover.
+    let id = a.hear().replace("moved ", "");
+    for (of, said) in [("a", "lives on the target"), ("b", "a connection has come")] {
+        until("the agent has logged it", || {
+            let lines = hosts.agent(of).logged(said);
+            lines.iter().any(|line| line.contains(&format!("id={id}")))
+        });
+    }
     assert_eq!(hosts.list("a", &["--local", ":7000"]).len(), 2);
     assert_eq!(hosts.list("b", &["--local", ":7000"]).len(), 1);
     let moved = hosts.verb("a", &["move", "--to", "b.example", "--service", "counter"]);

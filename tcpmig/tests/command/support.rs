@@ -174,6 +174,11 @@ impl Program {
             .expect("the program says something")
     }
 
+    /// What it has said meanwhile.
+    pub(crate) fn heard(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
     /// Waits for its end.
     pub(crate) fn ends(&mut self) -> bool {
         self.stdin = None;

@@ -27,6 +27,9 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// How long the agent may be gone before connections that it was given count as in doubt.
 const GONE_FOR: Duration = Duration::from_secs(10);
 
+/// How long to wait for what an agent had sent that does not read any more. Of one that is gone the end is there at once.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// What a client is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -287,7 +290,15 @@ impl Actor {
         tokio::pin!(writing);
         loop {
             tokio::select! {
-                error = &mut writing => return error,
+                error = &mut writing => {
+                    // Connections may have come before the agent ended: their only descriptors are in the link.
+                    while let Ok(Ok((message, descriptor))) =
+                        timeout(LAST_WORDS, incoming.next(&link)).await
+                    {
+                        self.hear(message, descriptor);
+                    }
+                    return error;
+                }
                 message = incoming.next(&link) => match message {
                     Ok((message, descriptor)) => self.hear(message, descriptor),
                     Err(error) => return error,

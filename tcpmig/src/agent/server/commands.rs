@@ -48,16 +48,16 @@ impl Shared {
 
     /// Starts the command for a connection that came.
     pub(super) fn start(&self, commanded: &Commanded, arrived: Arrived) {
-        let (flow, service) = (arrived.flow, commanded.service.clone());
+        let (id, flow, service) = (arrived.id, arrived.flow, commanded.service.clone());
         let command = commanded.command.clone();
         self.metrics.count_arrival(&service, "arrived");
         give_to(&arrived.socket, command.account.user);
         // What the kernel did not take is written first, and may wait for the peer.
         tokio::task::spawn_blocking(move || {
             match run(&command, arrived.socket, &arrived.unwritten) {
-                Ok(status) => tracing::info!(%flow, %service, %status, "a command has ended"),
+                Ok(status) => tracing::info!(%id, %flow, %service, %status, "a command has ended"),
                 Err(error) => {
-                    tracing::error!(%flow, %service, %error, "a connection that moved here is closed");
+                    tracing::error!(%id, %flow, %service, %error, "a connection that moved here is closed");
                 }
             }
         });

@@ -43,10 +43,10 @@ mod taking;
 mod users;
 
 use std::collections::HashMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -137,6 +137,10 @@ impl Agent {
         let options = Options::default();
         let (destinations, policy) = hosts::known(&config.hosts, options.redirect_lease)?;
         let (identity, trust) = config.credentials.read(&config.hosts)?;
+        if let Some(folder) = config.journal.parent() {
+            // It says who is connected to whom. One that cannot be made is missed by the journal.
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        }
         // First: one that is in use belongs to an agent that lives, whose sockets are its own.
         let journal: Arc<dyn Journal> = Arc::new(journal::File::open(&config.journal)?);
         let limits = TransportLimits::default();

@@ -150,13 +150,13 @@ impl Shared {
 
     /// A connection that came, for the client that takes it.
     pub(super) fn arrived(&self, mut arrived: Arrived) {
-        let flow = arrived.flow;
+        let (id, flow) = (arrived.id, arrived.flow);
         let taken = arrived.ready.take();
         let Some(taken) = taken.and_then(|ready| ready.downcast::<Taken>().ok()) else {
-            return tracing::error!(%flow, "a connection arrived for which nobody was asked: it is closed");
+            return tracing::error!(%id, %flow, "a connection arrived for which nobody was asked: it is closed");
         };
         for not_set in &arrived.not_set {
-            tracing::warn!(%flow, %not_set, "an option of a connection that moved here is not set");
+            tracing::warn!(%id, %flow, %not_set, "an option of a connection that moved here is not set");
         }
         let mut taken = match *taken {
             Taken::Client(promised) => promised,
@@ -165,12 +165,12 @@ impl Shared {
         if taken.client.is_gone() {
             self.metrics.count_arrival(&taken.service, "lost");
             let service = &taken.service;
-            return tracing::error!(%flow, %service, "the server ended before its connection came: it is closed");
+            return tracing::error!(%id, %flow, %service, "the server ended before its connection came: it is closed");
         }
         taken.has_come = true;
         give_to(&arrived.socket, taken.client.user);
         self.metrics.count_arrival(&taken.service, "arrived");
-        tracing::info!(%flow, from = arrived.from, service = %taken.service, process = taken.client.process, "a connection has come");
+        tracing::info!(%id, %flow, from = arrived.from, service = %taken.service, process = taken.client.process, "a connection has come");
         let message = ToClient::Arrived {
             id: taken.id,
             unwritten: arrived.unwritten,

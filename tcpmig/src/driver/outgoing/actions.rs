@@ -33,6 +33,9 @@ impl Outgoing {
             SourceAction::Silence => self.silence(),
             SourceAction::Keep => self.thaw(),
             SourceAction::Discard => self.give_away(),
+            SourceAction::EndRedirect if self.session.is_orphaned() => {
+                self.mover.end_left(self.flow());
+            }
             SourceAction::EndRedirect => self.mover.end_redirect(self.flow()),
             SourceAction::Doubt => {
                 let Destination { address, name, .. } = &*self.to;

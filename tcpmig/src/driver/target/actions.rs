@@ -390,6 +390,7 @@ impl Host {
             warn!(flow = %restored.flow, %option, "a connection arrived without an option");
         }
         let arrived = Arrived {
+            id,
             socket: restored.socket,
             flow: restored.flow,
             unwritten: restored.unwritten,

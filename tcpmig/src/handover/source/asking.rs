@@ -51,6 +51,9 @@ impl<E> SourceSession<E> {
             State::Committed => self.say_commit(),
             State::Releasing => {
                 self.within(self.answer_within());
+                // First: the target unlocks, and answers packets that are still steered to it with RST. Somebody may have a
+                // duplicate of the socket and let it go on here.
+                self.todo.push_back(SourceAction::EndRedirect);
                 let id = self.id;
                 self.send(Message::Abort { id });
                 self.todo.push_back(SourceAction::Finish);

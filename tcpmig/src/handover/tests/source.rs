@@ -509,14 +509,18 @@ fn a_target_is_told_again_until_it_has_read_that_nobody_has_the_connection() {
     given_back.does("COMMIT", DONE);
     given_back.hears(aborted());
     for mut host in [given_back, Host::orphaned(Note::Offering)] {
-        host.does("Connect", DONE);
-        host.does("ABORT", DONE);
-        host.does("Finish", SourceResult::Failed("cut"));
-        host.waits();
-        host.late();
-        host.does("Connect", DONE);
-        host.does("ABORT", DONE);
-        host.does("Finish", DONE);
+        for finished in [SourceResult::Failed("cut"), DONE] {
+            host.does("Connect", DONE);
+            // A target that is told answers what still comes there with RST.
+            host.does("EndRedirect", DONE);
+            host.does("ABORT", DONE);
+            let is_cut = matches!(finished, SourceResult::Failed(_));
+            host.does("Finish", finished);
+            if is_cut {
+                host.waits();
+                host.late();
+            }
+        }
         host.does("EndRedirect", DONE);
         host.does("Note(Lost)", DONE);
         host.ends(Fate::Lost);
