@@ -13,10 +13,14 @@ use crate::traffic::Traffic;
 const CONNECTIONS: usize = 4;
 
 /// Numbers at random, the same for the same seed.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn of(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -39,12 +43,12 @@ const VICTIMS: [Victim; 4] = [
     Victim::TargetServer,
 ];
 
-fn number(variable: &str) -> Option<u64> {
+pub(crate) fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
 /// What became of a connection that the server gave away: `moved`, `kept`, `lost` or `gone`.
-fn outcome(server: &Program) -> String {
+pub(crate) fn outcome(server: &Program) -> String {
     loop {
         let line = server.hear();
         let word = line.split(' ').next().unwrap_or_default();
@@ -126,7 +130,7 @@ kernel_test!(whoever_is_killed_no_byte_is_lost_or_comes_twice, || {
     let runs = number("TCPMIG_AGENT_KILLS").unwrap_or(4);
     let seed = number("TCPMIG_AGENT_KILLS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("TCPMIG_AGENT_KILLS_SEED={seed}");
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::of(seed);
     let only = std::env::var("TCPMIG_AGENT_KILLS_ONLY").ok();
     let victims = VICTIMS.into_iter().cycle();
     let meant = |victim: &Victim| {

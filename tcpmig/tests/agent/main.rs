@@ -14,4 +14,5 @@ mod rust;
 #[path = "../command/support.rs"]
 mod support;
 mod traffic;
+mod unmodified;
 mod verbs;

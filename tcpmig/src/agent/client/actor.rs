@@ -116,7 +116,15 @@ enum Waiting {
     Register(oneshot::Sender<Result<(), AgentError>>),
     Status(oneshot::Sender<Result<Status, AgentError>>),
     Drain(mpsc::UnboundedSender<Heard>),
-    Move(oneshot::Sender<Result<Fate, AgentError>>),
+    Move(Moving),
+}
+
+/// A connection that an admin moves.
+struct Moving {
+    flow: FourTuple,
+    /// Of one that is taken from its process: the next agent is asked what became of it.
+    socket: Option<OwnedFd>,
+    answer: oneshot::Sender<Result<Fate, AgentError>>,
 }
 
 /// A service that was registered, or is being.
@@ -194,8 +202,10 @@ impl Actor {
             let why = self.talk(connected).await;
             self.outgoing = None;
             self.expected.clear();
-            for (_, waiting) in self.waiting.drain() {
-                gone(waiting);
+            for (id, waiting) in std::mem::take(&mut self.waiting) {
+                if let Some(moving) = gone(waiting) {
+                    self.waiting.insert(id, Waiting::Move(moving));
+                }
             }
             if self.is_over() {
                 return;
@@ -221,6 +231,11 @@ impl Actor {
                 is_told = true;
                 for give in self.given.values() {
                     let _ = give.ended.send(Ended::Doubt);
+                }
+                for (_, waiting) in self.waiting.drain() {
+                    if let Waiting::Move(moving) = waiting {
+                        let _ = moving.answer.send(Ok(Fate::InDoubt));
+                    }
                 }
             }
             let again = Instant::now() + AGAIN;
@@ -328,17 +343,31 @@ impl Actor {
             self.register(*id, &registration.service);
         }
         for (id, give) in &self.given {
-            let recover = ToAgent::Recover {
-                id: *id,
-                service: give.service.clone(),
-                flow: give.flow,
-            };
-            match give.parts.socket.try_clone() {
-                Ok(socket) => self.send(recover, Some(socket)),
-                // It is tried at the next link.
-                Err(error) => {
-                    tracing::error!(flow = %give.flow, %error, "a connection cannot be asked about");
-                }
+            self.recover(*id, &give.service, give.flow, &give.parts.socket);
+        }
+        for (id, waiting) in &self.waiting {
+            if let Waiting::Move(Moving {
+                flow,
+                socket: Some(socket),
+                ..
+            }) = waiting
+            {
+                self.recover(*id, "", *flow, socket);
+            }
+        }
+    }
+
+    fn recover(&self, id: u64, service: &str, flow: FourTuple, socket: &OwnedFd) {
+        let recover = ToAgent::Recover {
+            id,
+            service: service.to_owned(),
+            flow,
+        };
+        match socket.try_clone() {
+            Ok(socket) => self.send(recover, Some(socket)),
+            // It is tried at the next link.
+            Err(error) => {
+                tracing::error!(%flow, %error, "a connection cannot be asked about");
             }
         }
     }
@@ -388,8 +417,23 @@ impl Actor {
                 socket,
                 answer,
             } => {
-                self.send(ToAgent::Move { id, flow, to }, socket);
-                self.waiting.insert(id, Waiting::Move(answer));
+                let sent = socket.as_ref().map(OwnedFd::try_clone).transpose();
+                let sent = match sent {
+                    Ok(sent) => sent,
+                    Err(error) => {
+                        let full = format!("duplicate the descriptor: {error}");
+                        let kept = Fate::Kept(NotGiven::new("full", full));
+                        let _ = answer.send(Ok(kept));
+                        return;
+                    }
+                };
+                self.send(ToAgent::Move { id, flow, to }, sent);
+                let moving = Moving {
+                    flow,
+                    socket,
+                    answer,
+                };
+                self.waiting.insert(id, Waiting::Move(moving));
             }
         }
     }
@@ -488,8 +532,8 @@ impl Actor {
     }
 
     fn answered(&mut self, id: u64, fate: impl FnOnce() -> Fate) {
-        if let Some(Waiting::Move(answer)) = self.waiting.remove(&id) {
-            let _ = answer.send(Ok(fate()));
+        if let Some(Waiting::Move(moving)) = self.waiting.remove(&id) {
+            let _ = moving.answer.send(Ok(fate()));
         }
     }
 
@@ -501,7 +545,7 @@ impl Actor {
                 let _ = answer.send(Err(refused));
             }
             Some(Waiting::Status(answer)) => drop(answer.send(Err(refused))),
-            Some(Waiting::Move(answer)) => drop(answer.send(Err(refused))),
+            Some(Waiting::Move(moving)) => drop(moving.answer.send(Err(refused))),
             Some(Waiting::Drain(progress)) => drop(progress.send(Heard::Failed(refused))),
             // One that was registered with an earlier agent: its next one may allow it.
             None if self.registrations.contains_key(&id) => {
@@ -607,12 +651,15 @@ impl Actor {
     }
 }
 
-fn gone(waiting: Waiting) {
+/// Tells who waits that the agent is gone; but of a connection that it had, what the next one says of it.
+fn gone(waiting: Waiting) -> Option<Moving> {
     match waiting {
         // It is registered with the agent that comes.
         Waiting::Register(answer) => drop(answer.send(Ok(()))),
         Waiting::Status(answer) => drop(answer.send(Err(AgentError::Gone))),
-        Waiting::Move(answer) => drop(answer.send(Err(AgentError::Gone))),
+        Waiting::Move(moving) if moving.socket.is_some() => return Some(moving),
+        Waiting::Move(moving) => drop(moving.answer.send(Err(AgentError::Gone))),
         Waiting::Drain(progress) => drop(progress.send(Heard::Failed(AgentError::Gone))),
     }
+    None
 }

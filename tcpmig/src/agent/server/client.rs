@@ -1,6 +1,6 @@
 //! One program that is connected.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -50,6 +50,8 @@ struct Connection {
     incoming: Incoming,
     /// What it gave and can cancel.
     gives: HashMap<u64, watch::Sender<bool>>,
+    /// Those of processes that stand still only as long as it lives.
+    taken: HashSet<u64>,
     ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     /// Tasks that are for this client alone.
     questions: JoinSet<()>,
@@ -110,6 +112,7 @@ impl Connection {
             link,
             incoming,
             gives: HashMap::new(),
+            taken: HashSet::new(),
             ended: mpsc::unbounded_channel(),
             questions: JoinSet::new(),
             _place: place,
@@ -133,7 +136,10 @@ impl Connection {
                     }
                     Err(error) => return error,
                 },
-                Some(id) = self.ended.1.recv() => drop(self.gives.remove(&id)),
+                Some(id) = self.ended.1.recv() => {
+                    self.gives.remove(&id);
+                    self.taken.remove(&id);
+                }
                 Some(_) = self.questions.join_next() => {}
             }
             in_a_row += 1;
@@ -254,6 +260,9 @@ impl Connection {
         };
         let (cancel, cancelled) = watch::channel(false);
         self.gives.insert(id, cancel);
+        if socket.is_some() {
+            self.taken.insert(id);
+        }
         let (shared, client) = (self.shared.clone(), self.client.clone());
         let ended = self.ended.0.clone();
         tokio::spawn(async move {
@@ -292,9 +301,14 @@ impl Connection {
     }
 }
 
-/// What it gave goes on; nothing else is done for it.
+/// What it gave goes on; nothing else is done for it. What it took from processes, which do not stand still any more, is thawed if it can be.
 impl Drop for Connection {
     fn drop(&mut self) {
+        for (id, cancel) in &self.gives {
+            if self.taken.contains(id) {
+                let _ = cancel.send(true);
+            }
+        }
         self.shared.registry.remove(self.client.number);
         self.client.leave();
         self.link.shut_down();

@@ -295,6 +295,13 @@ impl Locker for Blocking {
         Ok(LockGuard::new(flows.to_vec(), Box::new(guard)))
     }
 
+    /// What another process left has its redirect.
+    fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {
+        let is_left = |open: &Unfinished| open.about.flow == *flow;
+        let is_left = self.calls.state().open.iter().any(is_left);
+        Ok(is_left || self.inner.redirects(flow)?)
+    }
+
     fn sweep(&self) -> Result<Swept, LockError> {
         self.inner.sweep()
     }
