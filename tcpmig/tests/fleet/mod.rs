@@ -32,6 +32,11 @@ impl Keys {
             authority: authority.ca_pem().to_owned(),
         }
     }
+
+    /// Who has signed them, as PEM.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
 }
 
 /// What a part of it is ordered to do, line by line, and what it says.

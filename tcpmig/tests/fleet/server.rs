@@ -110,7 +110,7 @@ async fn chat(socket: WebSocket) {
     }
 }
 
-pub(crate) fn movable(keys: &Keys) -> Movable<App, Tls> {
+pub(crate) fn tls(keys: &Keys) -> Tls {
     let chain = CertificateDer::from_pem_slice(keys.certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(keys.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -120,11 +120,15 @@ pub(crate) fn movable(keys: &Keys) -> Movable<App, Tls> {
         .with_no_client_auth()
         .with_single_cert(vec![chain], key)
         .unwrap();
+    Tls::new(config)
+}
+
+pub(crate) fn movable(keys: &Keys) -> Movable<App, Tls> {
     Movable::new(App)
         .with_state::<Served>()
         .with_websockets(chat)
         .drain_within(PATIENCE)
-        .over(Tls::new(config))
+        .over(tls(keys))
 }
 
 /// Serves until all connections have left, or nobody orders anything any more.

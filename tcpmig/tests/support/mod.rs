@@ -7,6 +7,7 @@
 )]
 
 mod net;
+mod numbered;
 mod site;
 mod talk;
 
@@ -14,17 +15,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 pub(crate) use net::{B, END, Family, Net, end_of, flow, open_from_a, tcp_counter};
+pub(crate) use numbered::numbered;
 pub(crate) use site::{Here, Keys, Running, Site, endpoint, kept, kept_by};
 pub(crate) use talk::{Fake, Talk};
 pub(crate) use tcpmig_sys::kernel_test;
 pub(crate) use tcpmig_sys::lab::{PATIENCE, until};
-
-/// The bytes of a stream of numbers, from this position on: each one tells its place.
-pub(crate) fn numbered(from: u64, len: usize) -> Vec<u8> {
-    (from..from + len as u64)
-        .map(|at| (at / 4 + 1).to_be_bytes()[4 + (at % 4) as usize])
-        .collect()
-}
 
 /// Reads exactly these bytes.
 pub(crate) fn expect(mut stream: &TcpStream, bytes: &[u8]) {
