@@ -10,6 +10,7 @@
 //! Servers, agents and clients are processes of their own. All of them without a word.
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
 
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../../tests/fleet/mod.rs"]
 mod fleet;
 #[allow(dead_code, reason = "the tests use the rest")]

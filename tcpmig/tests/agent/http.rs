@@ -333,7 +333,7 @@ fn sessions_move(keys: Option<Keys>) {
     println!("{moved:?} moved from a");
     assert!(moved.is_some_and(|moved| moved.parse::<u32>().unwrap() >= 4));
     for server in &site.servers {
-        let heard = server.heard();
+        let heard: Vec<String> = server.lines.try_iter().collect();
         assert!(
             !heard.iter().any(|line| line.starts_with("ended: ")),
             "{heard:?}"

@@ -105,7 +105,7 @@ fn run(victim: Victim, random: &mut Random) {
         // One that an agent had activated, and did not get to pass on before it died, has died with it. Of one that it had
         // passed on the next agent knows only that it may have lived, unless its source had been told.
         Victim::TargetAgent => {
-            let heard = servers[1].heard();
+            let heard: Vec<String> = servers[1].lines.try_iter().collect();
             let arrived = heard.iter().filter(|line| line.starts_with("arrived"));
             let least = kept + arrived.count().saturating_sub(is("lost"));
             assert!(

@@ -130,7 +130,8 @@ impl Echo {
 pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
+    /// What it says, line by line.
+    pub(crate) lines: Receiver<String>,
 }
 
 impl Program {
@@ -172,11 +173,6 @@ impl Program {
         self.lines
             .recv_timeout(Duration::from_secs(120))
             .expect("the program says something")
-    }
-
-    /// What it has said meanwhile.
-    pub(crate) fn heard(&self) -> Vec<String> {
-        self.lines.try_iter().collect()
     }
 
     /// Waits for its end.

@@ -50,7 +50,7 @@ pub(crate) struct Seen {
 }
 
 enum Session {
-    Asks(TlsStream<TcpStream>),
+    Asks(Box<TlsStream<TcpStream>>),
     Talks(Box<WebSocketStream<TlsStream<TcpStream>>>),
 }
 
@@ -71,7 +71,7 @@ impl Client {
             let (socket, _) = client_async(format!("ws://{NAME}/"), stream).await.unwrap();
             Session::Talks(Box::new(socket))
         } else {
-            Session::Asks(stream)
+            Session::Asks(Box::new(stream))
         };
         Self {
             session,

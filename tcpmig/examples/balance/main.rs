@@ -1,244 +1,40 @@
 //! Web servers behind one address share their keep-alive connections while wrk uses them.
 //!
-//! `cargo run --release --example balance [-- --servers N --clients K --seconds S --tls]`
+//! `cargo run --release --example balance [-- --servers N --clients K --seconds S --tls --agents]`
 //!
 //! Every client connects to the first server, because that one answers for the address. Its connections are moved until
 //! every server has its share; then the last server is drained for good and its connections go back and
 //! are shared by the others. wrk (of Debian's package `wrk`) is the load and counts failures; a few connections of this
-//! program's own, which move like the others, time every request. With `--tls` all of it is HTTPS. Ends with 0 if none failed.
+//! program's own, which move like the others, time every request. With `--tls` all of it is HTTPS. With `--agents` each server is a
+//! process of its own that runs as nobody, and an agent on its host moves its connections. Ends with 0 if none failed.
+
+mod agents;
+mod site;
+mod tls;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::Extension;
-use axum::routing::get;
-use hyper_util::service::TowerToHyperService;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
-use serde::{Deserialize, Serialize};
-use tcpmig::driver::policy::{Policy, Rules};
-use tcpmig::driver::{Acceptor, Destination, Mover, Options, Reason, Report};
-use tcpmig::http::{ConnectionState, Movable, NotMoved, Server, State, move_connections};
-use tcpmig::session::{Carriers, Tcp};
-use tcpmig::steer::Redirected;
-use tcpmig::tls::Tls;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+use tcpmig::session::Tcp;
 use tcpmig_sys::lab::{Host, Lab};
-use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::keys::{Authority, Issued};
-use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
-use tokio::sync::{mpsc, oneshot};
+
+use agents::{Folder, Unprivileged};
+use site::{Privileged, Site, own_address, own_name};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const SERVICE: &str = "198.18.0.80:80";
+const SERVICE: &str = "198.18.0.80:8080";
 /// Connections that time their requests.
 const WATCHERS: usize = 12;
-/// Moves that run at the same time.
-const AT_ONCE: usize = 4;
-
-/// What a server knows of each connection, and what moves with it.
-#[derive(Default, Serialize, Deserialize)]
-struct Served {
-    requests: u64,
-}
-
-impl ConnectionState for Served {
-    const KIND: &'static str = "balance";
-    const VERSION: u32 = 1;
-}
-
-async fn hello(Extension(served): Extension<State<Served>>) -> String {
-    let mut served = served.lock();
-    served.requests += 1;
-    format!("request {:012} on this connection\n", served.requests)
-}
-
-type App = TowerToHyperService<Router>;
-type Moved = std::result::Result<Report, NotMoved<Reason>>;
-
-/// The name by which clients know the service, over TLS.
-const NAME: &str = "balance.example";
-
-/// A web server over one of these: a thread in its host's network namespace.
-struct Site<K> {
-    server: Server<App, K>,
-    orders: mpsc::UnboundedSender<Order>,
-}
-
-/// Move so many connections to that server.
-struct Order {
-    count: usize,
-    to: usize,
-    done: oneshot::Sender<Vec<Moved>>,
-}
-
-fn own_address(number: usize) -> SocketAddr {
-    // INVARIANT: there are at most 60 servers.
-    SocketAddr::new(IpAddr::from([198, 18, 0, number as u8 + 1]), 7077)
-}
-
-fn own_name(number: usize) -> String {
-    format!("server-{}", number + 1)
-}
-
-/// How a server speaks TLS, with a certificate of its own.
-fn tls(authority: &Authority) -> Result<Tls> {
-    let issued = authority.issue(NAME)?;
-    let chain = CertificateDer::from_pem_slice(issued.cert_pem.as_bytes())?;
-    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![chain], key)?;
-    Ok(Tls::new(config))
-}
-
-/// A client that checks the servers' certificates.
-fn client(authority: &Authority) -> Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(
-        authority.ca_pem().as_bytes(),
-    )?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    Ok(Arc::new(config.with_no_client_auth()))
-}
-
-impl<K: Carriers> Site<K> {
-    fn start(
-        host: &Host,
-        number: usize,
-        issued: &Issued,
-        authority: &str,
-        carriers: K,
-    ) -> Result<Self> {
-        let namespace = Namespace::open(&host.namespace().path())?;
-        let (cert, key) = (issued.cert_pem.clone(), issued.key_pem.clone());
-        let authority = authority.to_owned();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        thread::spawn(move || {
-            let run = async || -> Result<()> {
-                let (site, work) = Self::open(number, &cert, &key, &authority, carriers).await?;
-                let _ = ready.send(site);
-                work.await
-            };
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let ended = namespace
-                .enter_permanently()
-                .map_err(Into::into)
-                .and_then(|()| runtime.map_err(Into::into))
-                .and_then(|runtime| runtime.block_on(run()));
-            if let Err(error) = ended {
-                eprintln!("{}: {error}", own_name(number));
-            }
-        });
-        is_ready.recv().map_err(|_| "a server did not start".into())
-    }
-
-    async fn open(
-        number: usize,
-        cert: &str,
-        key: &str,
-        authority: &str,
-        carriers: K,
-    ) -> Result<(Self, impl Future<Output = Result<()>> + use<K>)> {
-        let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes())?;
-        let authorities = Authorities::from_pem(authority.as_bytes())?;
-        let trust = Trust::only(authorities, (0..60).map(own_name));
-        let limits = TransportLimits::default();
-        let endpoint = Endpoint::bind(own_address(number), &identity, &trust, limits)?;
-        let locker = Arc::new(tcpmig::locker::nftables()?);
-        let options = Options::default();
-        let mover = Mover::new(endpoint.clone(), locker.clone(), options.clone());
-        let router = Router::new().route("/", get(hello));
-        let movable = Movable::new(TowerToHyperService::new(router))
-            .with_state::<Served>()
-            .over(carriers);
-        let server = Server::new(movable.clone());
-        let lease = options.redirect_lease;
-        // Nothing but connections of the service, whatever the other servers bring.
-        let service: SocketAddr = SERVICE.parse()?;
-        let rules = Rules::new().local(service.ip().into());
-        let policy = Policy::new().others(rules.ports(service.port()..=service.port()));
-        let mut arrivals = Acceptor::new(endpoint, locker)
-            .options(options)
-            .policy(policy)
-            .accept_if(move |offered| Ok(movable.check(offered.layers)?))
-            .serve();
-        // All could listen; the network brings new connections to the first.
-        let listener = tokio::net::TcpListener::bind(SERVICE).await?;
-        let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
-        let site = Self {
-            server: server.clone(),
-            orders,
-        };
-        let work = async move {
-            loop {
-                let server = server.clone();
-                tokio::select! {
-                    accepted = listener.accept() => {
-                        let (stream, _) = accepted?;
-                        stream.set_nodelay(true)?;
-                        tokio::spawn(async move { server.serve(stream).await });
-                    }
-                    Some(arrived) = arrivals.next() => {
-                        tokio::spawn(async move {
-                            if let Err(error) = server.arrived(arrived).await {
-                                eprintln!("{}: a connection was closed: {error}", own_name(number));
-                            }
-                        });
-                    }
-                    order = ordered.recv() => {
-                        let Some(order) = order else { return Ok(()) };
-                        let steer = Redirected::new(own_address(order.to).ip(), lease)?;
-                        tokio::spawn(obey(server, mover.clone(), order, Arc::new(steer)));
-                    }
-                }
-            }
-        };
-        Ok((site, work))
-    }
-
-    /// Moves connections; this returns when all have moved.
-    fn move_some(&self, count: usize, to: usize) -> Result<Vec<Moved>> {
-        let (done, is_done) = oneshot::channel();
-        let order = Order { count, to, done };
-        self.orders.send(order).map_err(|_| "a server ended")?;
-        is_done.blocking_recv().map_err(|_| "a server ended".into())
-    }
-}
-
-async fn obey<K: Carriers>(
-    server: Server<App, K>,
-    mover: Mover,
-    order: Order,
-    steer: Arc<Redirected>,
-) {
-    let to = Destination {
-        address: own_address(order.to),
-        name: own_name(order.to),
-        steer,
-    };
-    let mut handles = server.connections();
-    handles.truncate(order.count);
-    let results = move_connections(handles, &mover, &to, AT_ONCE).await;
-    let results = results.into_iter().map(|(_, result)| result).collect();
-    // Nobody asks any more if the program ends.
-    let _ = order.done.send(results);
-}
 
 /// Latencies by phase, in microseconds.
 #[derive(Default)]
@@ -282,6 +78,7 @@ struct Args {
     clients: usize,
     seconds: u64,
     tls: bool,
+    agents: bool,
 }
 
 fn arguments() -> Result<Args> {
@@ -290,12 +87,20 @@ fn arguments() -> Result<Args> {
         clients: 300,
         seconds: 3,
         tls: false,
+        agents: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        if word == "--tls" {
-            args.tls = true;
-            continue;
+        match word.as_str() {
+            "--tls" => {
+                args.tls = true;
+                continue;
+            }
+            "--agents" => {
+                args.agents = true;
+                continue;
+            }
+            _ => {}
         }
         let number = words.next().and_then(|number| number.parse().ok());
         let number: usize = number.ok_or_else(|| format!("a number after {word}"))?;
@@ -305,7 +110,7 @@ fn arguments() -> Result<Args> {
             "--seconds" if number > 0 => args.seconds = number as u64,
             _ => {
                 return Err(format!(
-                    "{word} {number}: give --servers 2 to 60, --clients, --seconds or --tls"
+                    "{word} {number}: give --servers 2 to 60, --clients, --seconds, --tls or --agents"
                 )
                 .into());
             }
@@ -326,23 +131,53 @@ end
 ";
 
 fn main() -> Result<ExitCode> {
-    let args = arguments()?;
-    if args.tls {
-        run(&args, tls)
-    } else {
-        run(&args, |_| Ok(Tcp))
+    if std::env::args().nth(1).as_deref() == Some("server") {
+        return agents::serve().map(|()| ExitCode::SUCCESS);
     }
+    run(&arguments()?)
 }
 
-fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Result<ExitCode> {
+/// The server of a host.
+fn start(
+    (host, number): (&Host, usize),
+    authority: &Authority,
+    issued: &Issued,
+    args: &Args,
+    folder: Option<&Folder>,
+) -> Result<Box<dyn Site>> {
+    let web = args.tls.then(|| authority.issue(tls::NAME)).transpose()?;
+    if let Some(folder) = folder {
+        let site = Unprivileged::start(folder, host, number, issued, web.as_ref())?;
+        return Ok(Box::new(site));
+    }
+    let ca = authority.ca_pem();
+    Ok(match web {
+        Some(web) => {
+            let carriers = tls::server(&web.cert_pem, &web.key_pem)?;
+            Box::new(Privileged::start(host, number, issued, ca, carriers)?)
+        }
+        None => Box::new(Privileged::start(host, number, issued, ca, Tcp)?),
+    })
+}
+
+/// All connections of all servers.
+fn count_all(sites: &[Box<dyn Site>]) -> Result<usize> {
+    sites.iter().map(|site| site.count()).sum()
+}
+
+fn run(args: &Args) -> Result<ExitCode> {
     if !tcpmig_sys::netns::has_capabilities() {
         tcpmig_sys::netns::enter_user_namespace()?;
     }
     let mut lab = Lab::new()?;
     let peer = lab.host("clients", &["198.18.0.200/24"])?;
     let authority = Authority::create("balance")?;
+    let folder = args
+        .agents
+        .then(|| Folder::create(&authority, args.servers));
+    let folder = folder.transpose()?;
     let mut hosts = Vec::new();
-    let mut sites = Vec::new();
+    let mut sites: Vec<Box<dyn Site>> = Vec::new();
     for number in 0..args.servers {
         let own = format!("{}/24", own_address(number).ip());
         let host = if number == 0 {
@@ -353,21 +188,20 @@ fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Resul
             host
         };
         let issued = authority.issue(&own_name(number))?;
-        let carriers = carriers(&authority)?;
-        let site = Site::start(&host, number, &issued, authority.ca_pem(), carriers)?;
-        sites.push(site);
+        let place = (&host, number);
+        sites.push(start(place, &authority, &issued, args, folder.as_ref())?);
         hosts.push(host);
     }
     let watched = Arc::new(Watched::default());
     let mut watchers = Vec::new();
-    let config = client(&authority)?;
+    let config = tls::client(&authority)?;
     for _ in 0..WATCHERS {
         let stream = peer.run(|| TcpStream::connect(SERVICE))??;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let watched = watched.clone();
         watchers.push(if args.tls {
-            let name = ServerName::try_from(NAME)?;
+            let name = ServerName::try_from(tls::NAME)?;
             let connection = ClientConnection::new(config.clone(), name)?;
             let stream = StreamOwned::new(connection, stream);
             thread::spawn(move || watch(stream, &watched))
@@ -395,38 +229,40 @@ fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Resul
         .stderr(Stdio::piped())
         .spawn();
     let wrk = wrk.map_err(|error| format!("wrk: {error} (of Debian's package wrk)"))?;
-    let all_connected = until(Duration::from_secs(30), || sites[0].server.count() == all);
+    let all_connected = until(Duration::from_secs(30), || Ok(sites[0].count()? == all));
     std::fs::remove_file(&script)?;
     all_connected?;
 
     println!(
-        "{all} connections, {} servers; requests run all the time",
-        args.servers
+        "{all} connections, {} servers{}; requests run all the time",
+        args.servers,
+        if args.agents {
+            " without privileges, by agents"
+        } else {
+            ""
+        }
     );
     print!("{:>9}  {:<34}", "seconds", "step");
     (1..=args.servers).for_each(|number| print!("{:>8}", format!("server{number}")));
     println!("{:>8}{:>20}", "moved", "stood still p50/max");
     let begin = Instant::now();
-    let print = |step: &str, reports: &[Report]| {
+    let print = |step: &str, still_us: &[u64]| -> Result<()> {
         print!("{:>9.2}  {step:<34}", begin.elapsed().as_secs_f64());
-        sites
-            .iter()
-            .for_each(|site| print!("{:>8}", site.server.count()));
-        let still: Vec<u64> = reports
-            .iter()
-            .map(|report| report.blackout.as_micros() as u64)
-            .collect();
-        let [p50, _, max] = percentiles(still);
+        for site in &sites {
+            print!("{:>8}", site.count()?);
+        }
+        let [p50, _, max] = percentiles(still_us.to_vec());
         println!(
             "{:>8}{:>20}",
-            reports.len(),
+            still_us.len(),
             format!("{p50:.2} / {max:.2} ms")
         );
+        Ok(())
     };
     let quiet = Duration::from_secs(args.seconds);
-    print("all at the first", &[]);
+    print("all at the first", &[])?;
     thread::sleep(quiet);
-    print("before", &[]);
+    print("before", &[])?;
 
     let before = sent_again(&peer)?;
     watched.phase.store(1, Ordering::Relaxed);
@@ -436,21 +272,16 @@ fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Resul
         while left > 0 {
             let some = left.min(25);
             left -= some;
-            let (good, bad): (Vec<_>, Vec<_>) = sites[from]
-                .move_some(some, to)?
-                .into_iter()
-                .partition(std::result::Result::is_ok);
-            let reports: Vec<Report> = good.into_iter().flatten().collect();
-            moved += reports.len();
-            not_moved += bad.len();
-            for error in bad.into_iter().filter_map(std::result::Result::err) {
+            let done = sites[from].move_some(some, to)?;
+            moved += done.still_us.len();
+            not_moved += done.not_moved.len();
+            for error in done.not_moved {
                 eprintln!("not moved: {error}");
             }
             // What arrives is served a moment after the source knows that it lives there.
-            until(Duration::from_secs(5), || {
-                sites.iter().map(|site| site.server.count()).sum::<usize>() == all
-            })?;
-            print(&format!("{} -> {}", own_name(from), own_name(to)), &reports);
+            until(Duration::from_secs(5), || Ok(count_all(&sites)? == all))?;
+            let step = format!("{} -> {}", own_name(from), own_name(to));
+            print(&step, &done.still_us)?;
         }
         Ok(())
     };
@@ -471,9 +302,9 @@ fn run<K: Carriers>(args: &Args, carriers: fn(&Authority) -> Result<K>) -> Resul
 
     watched.phase.store(2, Ordering::Relaxed);
     thread::sleep(quiet);
-    print("after", &[]);
+    print("after", &[])?;
     let after = sent_again(&peer)?;
-    let drained = sites[last].server.count();
+    let drained = sites[last].count()?;
     watched.stop.store(true, Ordering::Relaxed);
     let mut failed = 0;
     let mut requests = 0;
@@ -547,9 +378,9 @@ fn sent_again(peer: &Host) -> Result<[u64; 2]> {
     Ok([counter("TCPTimeouts")?, counter("TCPLossProbes")?])
 }
 
-fn until(within: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {
+fn until(within: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + within;
-    while !holds() {
+    while !holds()? {
         if Instant::now() > deadline {
             return Err("connections are missing".into());
         }
