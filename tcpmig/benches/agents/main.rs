@@ -150,6 +150,18 @@ pub(crate) fn memory(of: &Program) -> u64 {
     number.parse::<u64>().unwrap() << 10
 }
 
+/// Seconds of a processor that a process has used.
+pub(crate) fn used(of: &Program) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", of.child.id())).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = fields.split(' ').skip(11).take(2);
+    // Linux counts in hundredths of a second here.
+    ticks
+        .map(|ticks| ticks.parse::<f64>().unwrap())
+        .sum::<f64>()
+        / 100.0
+}
+
 fn ms(us: u64) -> String {
     format!("{:.2}", us as f64 / 1000.0)
 }

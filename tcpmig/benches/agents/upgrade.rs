@@ -12,7 +12,7 @@ use crate::fleet::client::Seen;
 use crate::fleet::server::movable;
 use crate::fleet::{Keys, Orders};
 use crate::part::{Part, Role};
-use crate::{Arguments, memory, spread};
+use crate::{Arguments, spread, used};
 
 pub(crate) fn measure(given: &Arguments) {
     let mut lab = Lab::new().unwrap();
@@ -27,21 +27,24 @@ pub(crate) fn measure(given: &Arguments) {
     assert_eq!(clients.hear(), "connected");
     clients.say("load");
     assert_eq!(clients.hear(), "loading");
+    let before = used(&first);
     let begin = Instant::now();
     let second = start();
     assert_eq!(second.hear(), address);
     let ready = begin.elapsed();
     assert_eq!(first.hear(), "ended");
+    let used = [&first, &second].map(|part| used(part));
     assert!(first.child.wait().unwrap().success());
     let took = begin.elapsed();
     clients.say("stop");
     let seen: Seen = serde_json::from_str(&clients.hear()).unwrap();
     println!(
-        "upgrade with {} WebSockets over TLS: {:.2} s from the start of the new process to the end of the old one, of which {:.2} s until it is ready; {} bytes of the new one a session",
+        "upgrade with {} WebSockets over TLS: {:.2} s from the start of the new process to the end of the old one, of which {:.2} s until it is ready; processor time {:.2} s of the old one, {:.2} s of the new one",
         given.sessions,
         took.as_secs_f64(),
         ready.as_secs_f64(),
-        memory(&second) / given.sessions as u64
+        used[0] - before,
+        used[1]
     );
     println!(
         "    {} messages, {} failed {:?}; answered within {}",

@@ -200,6 +200,7 @@ mod inbound;
 mod incoming;
 mod lent;
 mod movable;
+mod moves;
 mod notice;
 #[cfg(feature = "axum")]
 mod once;
@@ -231,6 +232,7 @@ pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use doing::{Activity, Doing};
 pub use incoming::TakesIncoming;
 pub use movable::Movable;
+pub use moves::move_connections;
 pub use notice::{Notice, Noticed};
 #[cfg(feature = "axum")]
 pub use once::{Either, Once, Twofold};
@@ -242,6 +244,6 @@ pub use resumable::{NotResumed, Resumable, Resumed};
 pub use serve::{
     Draining, ForAll, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
 };
-pub use server::{Handle, NotMoved, Server, move_connections};
+pub use server::{Handle, NotMoved, Server};
 pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
 pub use shared::Obstacle;

@@ -18,6 +18,7 @@ use super::asking::chain;
 use super::connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 use super::doing::{Doing, Seen};
 use super::movable::Movable;
+use super::moves::move_connections;
 use super::notice::{self, Noticed};
 use super::order::{Gone, Order, Stays};
 use super::request_body::RequestBody;
@@ -153,7 +154,7 @@ impl Handle {
     }
 
     /// Orders a move. The answer does not come if the connection is over.
-    fn order<W: Way>(
+    pub(super) fn order<W: Way>(
         &self,
         way: &W,
         to: &W::Destination,
@@ -164,33 +165,6 @@ impl Handle {
         let _ = self.orders.send(order);
         answered
     }
-}
-
-/// Moves connections side by side, and says what became of each, in their order.
-///
-/// All of them wait for their safe points at the same time; of those that have come to it,
-/// `at_once` move at the same time, and the others stand still until it is their turn. So it
-/// takes [`Movable::drain_within`](super::Movable::drain_within) at most, and the time of the
-/// moves.
-///
-/// Dropping the future does not take the orders back.
-pub async fn move_connections<W: Way>(
-    connections: impl IntoIterator<Item = Handle>,
-    way: &W,
-    to: &W::Destination,
-    at_once: usize,
-) -> Vec<(SocketAddr, Result<W::Report, NotMoved<W::Cause>>)> {
-    let turns = Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS)));
-    let ordered: Vec<_> = connections
-        .into_iter()
-        .map(|handle| (handle.peer, handle.order(way, to, Some(turns.clone()))))
-        .collect();
-    let mut results = Vec::with_capacity(ordered.len());
-    for (peer, answered) in ordered {
-        let result = answered.await.unwrap_or(Err(NotMoved::Closed));
-        results.push((peer, result));
-    }
-    results
 }
 
 /// The connections that live here.

@@ -95,7 +95,7 @@ pub(super) fn key(suite: &Tls13CipherSuite, secret: &[u8]) -> Octets {
 }
 
 /// The traffic secret that follows a key update.
-fn next_secret(suite: &Tls13CipherSuite, secret: &[u8]) -> Octets {
+pub(super) fn next_secret(suite: &Tls13CipherSuite, secret: &[u8]) -> Octets {
     let from = suite.hkdf_provider.expander_for_okm(&OkmBlock::new(secret));
     expand(&*from, "traffic upd", secret.len())
 }

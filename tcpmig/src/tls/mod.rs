@@ -29,7 +29,7 @@
 //! # What moves
 //!
 //! The session's keys and the numbers of its records, what was negotiated (suite, ALPN, server's name, the client's certificates,
-//! the exporter of TLS 1.3), records that are cut anywhere, plaintext that was read ahead, records that TCP has not taken, the
+//! the exporter of TLS 1.3), records that are cut anywhere, a key update that its sender has cut into several records, plaintext that was read ahead, records that TCP has not taken, the
 //! answer to a key update that has not been written, and who has said `close_notify`. The target's provider of cryptography has to have the
 //! session's cipher suite, which is one of TLS 1.3 or of TLS 1.2: if it does not, the connection is refused before it leaves its source. Which
 //! versions the target takes for new sessions is not asked, and it need not have the same certificate. Tickets that the
@@ -49,8 +49,7 @@
 //! # What does not move
 //!
 //! Sessions of kernel TLS, and suites of other providers that do not give their keys out. `export_keying_material` of TLS
-//! 1.2 gives something else after a move. A key update that its sender has cut into several records is lost if
-//! the move comes between them; no library known does that.
+//! 1.2 gives something else after a move.
 
 mod client;
 #[cfg(feature = "arbitrary")]

@@ -3,7 +3,9 @@
 use std::io::{self, Read};
 
 /// The header of a record: its kind, its version and the length of the rest.
-const HEADER: usize = 5;
+pub(super) const HEADER: usize = 5;
+/// What every protected record of TLS 1.3 says that it is.
+const APPLICATION_DATA: u8 = 23;
 
 /// The beginning of a record of which the rest has not been read.
 ///
@@ -47,23 +49,156 @@ fn whole(bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// So long is what a record protects, at most, for rustls to get it by itself. Longer than a key update with everything around it.
+const SMALL: usize = 64;
+
+/// A whole record that is small.
+pub(super) type Small = ArrayVec<{ HEADER + SMALL }>;
+
+/// What rustls was given at a time.
+pub(super) enum Batch {
+    /// A part of a record, or nothing.
+    Part,
+    /// The end of a record that is not small, and what follows up to one that is.
+    Records,
+    /// One that is.
+    Small(Small),
+}
+
+impl Cut {
+    /// What of these bytes rustls gets at a time: what it makes of a small record is seen only if that comes alone.
+    fn batch(&self, read: &[u8]) -> (usize, Batch) {
+        let (mut at, mut batch) = (0, Batch::Part);
+        loop {
+            let begun = if at == 0 { self.bytes() } else { &[] };
+            let mut record = Small::default();
+            record.extend(begun);
+            record.extend(&read[at..]);
+            let Some(whole) = whole(record.as_ref()) else {
+                return (read.len(), batch);
+            };
+            // What is cut is not whole.
+            let end = at + whole.saturating_sub(begun.len());
+            if end > read.len() {
+                return (read.len(), batch);
+            }
+            if record.as_ref()[0] == APPLICATION_DATA && whole <= HEADER + SMALL {
+                return match batch {
+                    Batch::Part => {
+                        record.truncate(whole);
+                        (end, Batch::Small(record))
+                    }
+                    batch => (at, batch),
+                };
+            }
+            (at, batch) = (end, Batch::Records);
+        }
+    }
+}
+
 /// What rustls reads from, followed.
 pub(super) struct Tap<'a> {
     pub(super) from: &'a mut dyn Read,
     pub(super) cut: &'a mut Cut,
+    /// Whether rustls gets small records by themselves.
+    pub(super) one_by_one: bool,
+    /// What it got.
+    pub(super) batch: Batch,
+    /// What was read and is to come next.
+    pub(super) held: Vec<u8>,
+}
+
+impl<'a> Tap<'a> {
+    pub(super) fn new(from: &'a mut dyn Read, cut: &'a mut Cut, one_by_one: bool) -> Self {
+        Self {
+            from,
+            cut,
+            one_by_one,
+            batch: Batch::Records,
+            held: Vec::new(),
+        }
+    }
 }
 
 impl Read for Tap<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.from.read(buffer)?;
-        self.cut.follow(&buffer[..len]);
-        Ok(len)
+        let mut given = len;
+        if self.one_by_one {
+            (given, self.batch) = self.cut.batch(&buffer[..len]);
+        }
+        self.cut.follow(&buffer[..given]);
+        self.held.extend_from_slice(&buffer[given..len]);
+        Ok(given)
+    }
+}
+
+/// Bytes up to a number; more are left out.
+#[derive(Clone, Copy)]
+pub(super) struct ArrayVec<const MOST: usize> {
+    bytes: [u8; MOST],
+    len: usize,
+}
+
+impl<const MOST: usize> Default for ArrayVec<MOST> {
+    fn default() -> Self {
+        Self {
+            bytes: [0; MOST],
+            len: 0,
+        }
+    }
+}
+
+impl<const MOST: usize> ArrayVec<MOST> {
+    fn extend(&mut self, more: &[u8]) {
+        let len = more.len().min(MOST - self.len);
+        self.bytes[self.len..self.len + len].copy_from_slice(&more[..len]);
+        self.len += len;
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+impl<const MOST: usize> AsRef<[u8]> for ArrayVec<MOST> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A small record comes alone, wherever what is read ends.
+    #[test]
+    fn small_records_come_one_by_one() {
+        let small = [&[23, 3, 3, 0, 18][..], &[1; 18]].concat();
+        let large = [&[23, 3, 3, 1, 0][..], &[2; 256]].concat();
+        let bytes = [&large[..], &large, &small, &small, &large, &small].concat();
+        for piece in 1..=bytes.len() {
+            let (mut cut, mut found, mut given) = (Cut::default(), 0, Vec::new());
+            for chunk in bytes.chunks(piece) {
+                let mut chunk = chunk.to_vec();
+                while !chunk.is_empty() {
+                    let mut from = &chunk[..];
+                    let mut tap = Tap::new(&mut from, &mut cut, true);
+                    let mut buffer = [0; 1000];
+                    let len = tap.read(&mut buffer).unwrap();
+                    assert!(len > 0);
+                    given.extend_from_slice(&buffer[..len]);
+                    if let Batch::Small(record) = tap.batch {
+                        assert_eq!(record.as_ref(), small);
+                        assert!(given.ends_with(&small));
+                        found += 1;
+                    }
+                    chunk = std::mem::take(&mut tap.held);
+                }
+            }
+            assert_eq!((found, given == bytes), (3, true), "{piece} bytes each");
+        }
+    }
 
     /// However the records come, what is left is the beginning of the last one.
     #[test]

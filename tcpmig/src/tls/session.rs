@@ -1,5 +1,6 @@
 //! A TLS session without its socket.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::keys::{Begun, Direction, Keys, follow, key_and_iv};
 use super::layer::State;
 use super::negotiated::Negotiated;
 use super::rebuild::{self, Terms};
-use super::records::{Cut, Tap};
+use super::records::{Batch, Cut, Small, Tap};
 use super::side::Side;
 use crate::handover::Refusal;
 
@@ -30,7 +31,10 @@ pub(super) struct Session<C> {
     switches: Option<Arc<Switches>>,
     /// What rustls holds of a record that has not come to its end.
     cut: Cut,
-    /// Read from TCP elsewhere: rustls gets it first.
+    /// The last records that rustls got, as long as nothing came of them: a message that its sender has cut into several may have
+    /// begun in them, and rustls does not give that back.
+    silent: VecDeque<Small>,
+    /// Read from TCP and not given to rustls yet.
     received: Octets,
     /// What was decrypted elsewhere.
     unread: Octets,
@@ -58,6 +62,9 @@ pub(super) enum NotCarried {
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
 }
+
+/// As many as a key update has bytes, and some that say nothing.
+const MOST_SILENT: usize = 16;
 
 fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
@@ -108,6 +115,7 @@ impl<C: Side> Session<C> {
             keys,
             switches: None,
             cut: Cut::default(),
+            silent: VecDeque::new(),
             received: Octets::new(),
             unread: Octets::new(),
             unwritten: Octets::new(),
@@ -157,6 +165,11 @@ impl<C: Side> Session<C> {
     }
 
     #[cfg(test)]
+    pub(super) fn begun(&self) -> Begun {
+        self.keys.begun()
+    }
+
+    #[cfg(test)]
     pub(super) fn refresh(&mut self) {
         self.tls.refresh_traffic_keys().unwrap();
     }
@@ -189,31 +202,57 @@ impl<C: Side> Session<C> {
             if self.received.is_empty() {
                 return Ok(None);
             }
-            let mut received = std::mem::take(&mut self.received);
+            let received = std::mem::take(&mut self.received);
             let mut rest = &received[..];
-            self.receive(&mut rest)?;
-            let used = received.len() - rest.len();
-            received.split_to(used);
-            self.received = received;
+            let done = self.receive(&mut rest);
+            // Behind what of it comes next.
+            self.received.extend_from_slice(rest);
+            done?;
         }
     }
 
     /// Lets rustls read, and says how much: nothing at the end. What was read elsewhere comes before that: [`Session::read`]
     /// has to be asked first.
     pub(super) fn receive(&mut self, from: &mut dyn Read) -> io::Result<usize> {
-        let mut tap = Tap {
-            from,
-            cut: &mut self.cut,
-        };
+        // In a handshake nobody asks in between. The keys of TLS 1.2 do not change.
+        let one_by_one = !self.tls.is_handshaking() && self.is_tls13();
+        let mut tap = Tap::new(from, &mut self.cut, one_by_one);
         let len = self.tls.read_tls(&mut tap)?;
+        let (batch, held) = (tap.batch, tap.held);
+        if !held.is_empty() {
+            // What was received elsewhere is behind what has just been read from it.
+            let behind = std::mem::replace(&mut self.received, held.into());
+            self.received.extend_from_slice(&behind);
+        }
         match self.tls.process_new_packets() {
             Ok(state) => {
+                let is_silent = state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed();
                 self.is_ended |= state.peer_has_closed();
+                self.note(&batch, is_silent);
                 Ok(len)
             }
             Err(error) => {
                 self.failed = true;
                 Err(invalid(error))
+            }
+        }
+    }
+
+    /// Remembers what nothing came of.
+    fn note(&mut self, batch: &Batch, is_silent: bool) {
+        match batch {
+            Batch::Part => {}
+            Batch::Small(record) if is_silent => {
+                if self.silent.len() == MOST_SILENT {
+                    self.silent.pop_front();
+                }
+                self.silent.push_back(*record);
+            }
+            // It is in memory that nobody needs while the connection is at rest.
+            Batch::Small(_) | Batch::Records => {
+                if !self.silent.is_empty() {
+                    self.silent = VecDeque::new();
+                }
             }
         }
     }
@@ -298,10 +337,6 @@ impl<C: Side> Session<C> {
             server_closed,
             ..State::default()
         };
-        if !self.is_ended {
-            state.received = self.cut.bytes().into();
-            state.received.extend_from_slice(&self.received);
-        }
         state.unread = std::mem::take(&mut self.unread);
         while let Ok(chunk @ [_, ..]) = self.tls.reader().fill_buf() {
             let len = chunk.len();
@@ -324,10 +359,19 @@ impl<C: Side> Session<C> {
         }
         let begun = self.keys.begun();
         let used = self.tls.extract()?;
+        // Those since the key was changed: the target reads them again.
+        let again = used.rx.0.min(self.silent.len() as u64);
+        if !self.is_ended {
+            let silent = self.silent.iter().rev().take(again as usize).rev();
+            silent.for_each(|record| state.received.extend_from_slice(record.as_ref()));
+            state.received.extend_from_slice(self.cut.bytes());
+            state.received.extend_from_slice(&self.received);
+        }
         let lacking = || NotCarried::Suite(suite.suite());
         let keys = |(count, secrets)| Some((key_and_iv(secrets)?, count));
         let own = keys((used.tx.0, &used.tx.1)).ok_or_else(lacking)?;
-        let other = keys((used.rx.0, &used.rx.1)).ok_or_else(lacking)?;
+        let read = if self.is_ended { 0 } else { again };
+        let other = keys((used.rx.0 - read, &used.rx.1)).ok_or_else(lacking)?;
         let (client, server) = C::own_first(own, other);
         match suite {
             SupportedCipherSuite::Tls13(suite) => {

@@ -27,6 +27,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long a session stays before another attempt to give it away.
 #[cfg(feature = "http")]
 const AGAIN: Duration = Duration::from_millis(20);
+/// How many sessions stand still at a time, on their way to the new process.
+#[cfg(feature = "http")]
+const AT_ONCE: usize = 64;
 /// How long nobody is accepted after an attempt to do so has failed.
 const FAILED: Duration = Duration::from_millis(100);
 
@@ -305,7 +308,7 @@ impl Next {
             if !more && !arrivals.are_waiting() && server.count() == 0 {
                 return self.finish().await;
             }
-            for (peer, moved) in server.move_all(&self, &(), usize::MAX).await {
+            for (peer, moved) in server.move_all(&self, &(), AT_ONCE).await {
                 if let Err(why) = moved {
                     tracing::debug!(%peer, %why, "a session stays for now");
                 }

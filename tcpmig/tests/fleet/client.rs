@@ -255,9 +255,10 @@ async fn ask_in_turn(
         }
     }
     for mut client in std::mem::take(&mut clients) {
+        let begin = Instant::now();
         match client.ask().await {
             Ok(()) => {
-                took.push(0);
+                took.push(begin.elapsed().as_micros() as u64);
                 clients.push(client);
             }
             Err(why) => failed.push(why),

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Draining, MakeServices, Serve, ServeError, run};
 use crate::driver::{Destination, Mover, Reason};
-use crate::http::server::{Live, NotMoved, move_connections};
+use crate::http::moves::move_connections;
+use crate::http::server::{Live, NotMoved};
 use crate::session::Carriers;
 
 /// How many move at a time.

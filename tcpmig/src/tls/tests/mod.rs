@@ -1,5 +1,6 @@
 //! A client of rustls, which knows of nothing, keeps its session while that moves again and again.
 
+mod pieces;
 mod refusals;
 mod relied_on;
 mod wiped;
