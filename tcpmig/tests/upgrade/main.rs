@@ -7,6 +7,7 @@ mod app;
 #[allow(dead_code, reason = "each test program uses its own part")]
 #[path = "../http/chat.rs"]
 mod chat;
+mod killed;
 mod server;
 mod service;
 #[path = "../support/mod.rs"]
