@@ -7,8 +7,8 @@
  * - Those that return int give TCPMIG_OK (0) or another enum tcpmig_code. After a failure tcpmig_last_error() says why, for a
  *   person to read. Each function says what it leaves behind on success; on failure everything is as it was before the call,
  *   unless the function says otherwise.
- * - A handle (struct tcpmig_locker, tcpmig_image, tcpmig_frozen, tcpmig_prepared, tcpmig_restored) may be used from any thread,
- *   from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is no error for the
+ * - A handle (struct tcpmig_locker, tcpmig_image, tcpmig_frozen, tcpmig_prepared, tcpmig_restored, tcpmig_agent) may be used from
+ *   any thread, from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is no error for the
  *   functions whose names end in _free.
  * - Nothing of yours is called but what you gave in struct tcpmig_lock_operations, and that on the thread of your own call. The
  *   library sets no signal handler and changes no process-wide setting. A thread that it starts has all signals blocked.
@@ -20,14 +20,16 @@
  * - Times are milliseconds, strings end with a NUL, and are UTF-8. Socket addresses are those of the calling thread's network
  *   namespace.
  *
- * What is needed: Linux 5.14, and CAP_NET_ADMIN in the user namespace that owns the network namespace, for tcpmig_freeze() and
- * tcpmig_prepare(); CAP_NET_RAW for connections that one side has closed.
+ * The groups of functions are independent of each other: "one connection" needs Linux 5.14, and CAP_NET_ADMIN in the user namespace
+ * that owns the network namespace for tcpmig_freeze() and tcpmig_prepare(), CAP_NET_RAW for connections that one side has closed.
+ * "Sessions through the agent" needs no privilege, and an agent (tcpmig agent) on each host.
  */
 #ifndef TCPMIG_H
 #define TCPMIG_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -45,7 +47,7 @@ const char *tcpmig_version(void);
 
 /* Codes stay as they are; there can be more of them in later versions. */
 enum tcpmig_code {
-    TCPMIG_OK = 0,
+TCPMIG_OK = 0,
     TCPMIG_INVALID = 1,     /* An argument: NULL, a descriptor that is not open, a name that does not exist, an unknown flag. */
     TCPMIG_NOT_MOVABLE = 2, /* The connection cannot be moved, and the message says why. Others can. */
     TCPMIG_PERMISSION = 3,  /* The process lacks a capability. */
@@ -59,7 +61,9 @@ enum tcpmig_code {
     TCPMIG_OCCUPIED = 11,   /* Another socket of this host has the connection's addresses and ports. */
     TCPMIG_SYSTEM = 12,     /* A system call failed: tcpmig_last_errno(). */
     TCPMIG_SOME = 13,       /* Of many, at least one failed. */
-    TCPMIG_INTERNAL = 14    /* A defect of the library. The handles of the call can only be freed. */
+    TCPMIG_INTERNAL = 14,   /* A defect of the library. The handles of the call can only be freed. */
+    TCPMIG_UNREACHABLE = 15,/* There is no agent, it does not talk to this user, or it is gone. */
+    TCPMIG_REFUSED = 16     /* The agent refuses, and the message says why. */
 };
 
 /* The message of the last call on this thread that failed, "" if none has. Valid until the next one fails on this thread. */
@@ -92,6 +96,9 @@ struct tcpmig_flow {
 
 /* Writes "10.0.0.1:80,10.0.0.9:51234" into text. */
 int tcpmig_flow_text(const struct tcpmig_flow *flow, char text[TCPMIG_FLOW_TEXT]);
+
+/* The ends of the connection of this socket. */
+int tcpmig_flow_of(int fd, struct tcpmig_flow *flow);
 
 /* ---- One connection: whether it can be moved ----------------------------------------------------------------------------- */
 
@@ -313,6 +320,142 @@ const char *tcpmig_restored_warning(const struct tcpmig_restored *restored, size
 
 /* The connection lives on. */
 void tcpmig_restored_free(struct tcpmig_restored **restored);
+
+/* ---- Sessions through the agent ----------------------------------------------------------------------------------------------
+ *
+ * The agent of this host moves connections for servers that have no privileges. A server connects to it, puts
+ * tcpmig_agent_fd() into its event loop, and takes events when that is readable.
+ *
+ *     tcpmig_agent_give -> TCPMIG_EVENT_MOVED, _KEPT or _LOST, perhaps after _DOUBT
+ *     TCPMIG_EVENT_OFFER -> tcpmig_agent_take -> TCPMIG_EVENT_ARRIVED or _WITHDRAWN
+ *                       \-> tcpmig_agent_refuse
+ *     TCPMIG_EVENT_DRAIN -> tcpmig_agent_give for each connection -> tcpmig_agent_drained
+ *
+ * The link to the agent is kept by a thread of the library, which calls nothing of yours. If the agent ends, connections go on: the
+ * library finds the next one, registers again, and asks what became of the connections that were being given.
+ */
+
+struct tcpmig_agent;
+
+/* The agent's socket unless its configuration says otherwise. */
+#define TCPMIG_AGENT_SOCKET "/run/tcpmig/agent.sock"
+
+/* Connects to the agent at this socket, and waits until it has greeted; that takes ten seconds at most.
+ *
+ * On success *agent is yours until tcpmig_agent_free(). TCPMIG_UNREACHABLE if there is none, or if it does not talk to this
+ * user. */
+int tcpmig_agent_connect(const char *path, struct tcpmig_agent **agent);
+
+/* Ends it. Answers that are outstanding are not waited for: a connection that was given and is kept is closed, and one that arrives
+ * is. So wait for the answers first. */
+void tcpmig_agent_free(struct tcpmig_agent **agent);
+
+/* A descriptor that is readable while there are events (EPOLLIN, level- or edge-triggered). It stays the library's: do not read or
+ * close it. -1 for NULL. */
+int tcpmig_agent_fd(const struct tcpmig_agent *agent);
+
+/* The name of this host, as the other hosts know it. Valid as long as the agent; "" for NULL. */
+const char *tcpmig_agent_host(const struct tcpmig_agent *agent);
+
+/* In tcpmig_service.flags: it takes connections in, and gets TCPMIG_EVENT_OFFER. */
+#define TCPMIG_SERVICE_TAKES 1u
+
+struct tcpmig_service {
+    size_t size;
+    const char *name;             /* That of the agent's configuration. */
+    const char *const *addresses; /* On which it serves: "10.0.0.1:80", "[::]:80". One at least. */
+    size_t address_count;
+    uint32_t flags;
+};
+
+#define TCPMIG_SERVICE_INIT { sizeof(struct tcpmig_service), NULL, NULL, 0, 0 }
+
+/* Registers a service for as long as the agent handle lives, and waits for the answer.
+ *
+ * TCPMIG_REFUSED if the agent's configuration does not allow it. */
+int tcpmig_agent_register(struct tcpmig_agent *agent, const struct tcpmig_service *service);
+
+/* What of a session is to go on elsewhere, beside its connection. Servers that keep the bytes that they have read and not processed,
+ * and those that they have produced and not written, in buffers of their own, can give a connection away at any moment. */
+struct tcpmig_session {
+    size_t size;
+    const struct tcpmig_layer *layers; /* The application's state, from the bottom up; none is allowed. */
+    size_t layer_count;
+    const struct iovec *unprocessed; /* Bytes that were read from the socket and not processed, in order. */
+    size_t unprocessed_count;
+    const struct iovec *unsent; /* Bytes that were produced and not written to the socket, in order. */
+    size_t unsent_count;
+};
+
+#define TCPMIG_SESSION_INIT { sizeof(struct tcpmig_session), NULL, 0, NULL, 0, NULL, 0 }
+
+/* Gives a connection of a service away to a host, by its name. What session points to is copied; NULL stands for a session of
+ * nothing. Up to as many as the agent allows are under way at a time, the others wait for their turn.
+ *
+ * On success the library owns fd, and nobody may use it: TCPMIG_EVENT_MOVED, _KEPT or _LOST follows, with this id; with _KEPT it is
+ * yours again, under its number. On failure fd is yours and nothing happened. */
+int tcpmig_agent_give(struct tcpmig_agent *agent, int fd, const char *service, const char *host,
+                      const struct tcpmig_session *session, uint64_t id);
+
+enum tcpmig_event_kind {
+    TCPMIG_EVENT_NONE = 0,      /* There is none now. */
+    TCPMIG_EVENT_DRAIN = 1,     /* Somebody wants the service empty: id, service, hosts. Accept nothing more, and give the
+                                 * connections to these hosts in turn. */
+    TCPMIG_EVENT_WANTED = 2,    /* Somebody wants one connection to move: service, flow, host. Give it if it is here. */
+    TCPMIG_EVENT_OFFER = 3,     /* A connection wants to come: id, service, flow, host (from), layers. Answer soon: nobody serves it
+                                 * meanwhile, and after two seconds the agent refuses it. */
+    TCPMIG_EVENT_WITHDRAWN = 4, /* One that was taken does not come after all: id. */
+    TCPMIG_EVENT_ARRIVED = 5,   /* One that was taken is here: id of the offer, service, flow, host, layers, fd, which is yours,
+                                 * unwritten and unprocessed. */
+    TCPMIG_EVENT_MOVED = 6,     /* What was given lives on the other host: id. fd was closed. */
+    TCPMIG_EVENT_KEPT = 7,      /* What was given goes on here: id, fd, which is yours again, code, reason. */
+    TCPMIG_EVENT_LOST = 8,      /* What was given is over: id, reason. fd was closed. */
+    TCPMIG_EVENT_DOUBT = 9      /* What was given lives on the other host or nowhere, and nobody answers for it: id. The agent goes
+                                 * on asking, and one of the three above follows. */
+};
+
+/* What it points to is valid until the next call of tcpmig_agent_next_event() or tcpmig_agent_free(). */
+struct tcpmig_event {
+    size_t size;
+    uint64_t id; /* That of tcpmig_agent_give(), or of the offer or drain. */
+    uint32_t kind;
+    int32_t fd; /* -1 if it has none. */
+    struct tcpmig_flow flow;
+    const char *service;
+    const char *host;
+    const char *const *hosts;
+    size_t host_count;
+    const char *code; /* One of AGENT.md, such as "full" or "unreachable". */
+    const char *reason;
+    size_t layer_count; /* tcpmig_agent_layer() has them. */
+    const void *unwritten; /* To be written before anything else. */
+    size_t unwritten_length;
+    const void *unprocessed; /* To be processed as if it had just been read. */
+    size_t unprocessed_length;
+};
+
+/* Takes the next event; its kind is TCPMIG_EVENT_NONE if there is none. Never waits. */
+int tcpmig_agent_next_event(struct tcpmig_agent *agent, struct tcpmig_event *event);
+
+/* One of the layers of the event that was taken last, as they were given to tcpmig_agent_give(), counted from the bottom up; what it
+ * points to is valid as long as what the event points to. */
+int tcpmig_agent_layer(const struct tcpmig_agent *agent, size_t index, struct tcpmig_layer *layer);
+
+/* Takes the connection of an offer in. What this says must hold: you know all of its layers and can go on. TCPMIG_EVENT_ARRIVED or
+ * _WITHDRAWN follows.
+ *
+ * TCPMIG_INVALID if there is no such offer, or it was answered. */
+int tcpmig_agent_take(struct tcpmig_agent *agent, uint64_t offer);
+
+/* Refuses the connection of an offer: it goes on where it is.
+ *
+ * TCPMIG_INVALID as for tcpmig_agent_take(). */
+int tcpmig_agent_refuse(struct tcpmig_agent *agent, uint64_t offer, const char *reason);
+
+/* Says how many connections are left of a drain: when you are through with it, and again when that is 0.
+ *
+ * TCPMIG_INVALID if there is no such drain, or 0 was said of it. */
+int tcpmig_agent_drained(struct tcpmig_agent *agent, uint64_t drain, uint64_t left);
 
 #ifdef __cplusplus
 }

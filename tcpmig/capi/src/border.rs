@@ -9,9 +9,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+#[cfg(feature = "connection")]
 use tcpmig::capture::CaptureError;
+#[cfg(feature = "connection")]
 use tcpmig::restore::RestoreError;
+#[cfg(feature = "connection")]
 use tcpmig_format::{DecodeError, EncodeError};
+#[cfg(feature = "connection")]
 use tcpmig_lock::LockError;
 
 /// `enum tcpmig_code`.
@@ -34,11 +38,13 @@ pub enum Code {
     System = 12,
     Some = 13,
     Internal = 14,
+    Unreachable = 15,
+    Refused = 16,
 }
 
 impl Code {
     /// All of them, with their names in C.
-    pub const NAMES: [(Self, &'static CStr); 15] = [
+    pub const NAMES: [(Self, &'static CStr); 17] = [
         (Self::Ok, c"TCPMIG_OK"),
         (Self::Invalid, c"TCPMIG_INVALID"),
         (Self::NotMovable, c"TCPMIG_NOT_MOVABLE"),
@@ -54,6 +60,8 @@ impl Code {
         (Self::System, c"TCPMIG_SYSTEM"),
         (Self::Some, c"TCPMIG_SOME"),
         (Self::Internal, c"TCPMIG_INTERNAL"),
+        (Self::Unreachable, c"TCPMIG_UNREACHABLE"),
+        (Self::Refused, c"TCPMIG_REFUSED"),
     ];
 }
 
@@ -80,7 +88,7 @@ impl Failure {
         Self::new(Code::Invalid, message)
     }
 
-    fn of(code: Code, error: &(dyn Error + 'static)) -> Self {
+    pub(crate) fn of(code: Code, error: &(dyn Error + 'static)) -> Self {
         Self {
             errno: errno_in(error),
             ..Self::new(code, error)
@@ -120,10 +128,12 @@ fn socket_code(error: &tcpmig_sys::Error) -> Code {
         tcpmig_sys::Error::NoPermission { .. } => Code::Permission,
         tcpmig_sys::Error::Unsupported { .. } => Code::Unsupported,
         tcpmig_sys::Error::Occupied { .. } => Code::Occupied,
+        _ if error.errno() == Some(libc::EBADF) => Code::Invalid,
         _ => Code::System,
     }
 }
 
+#[cfg(feature = "connection")]
 fn lock_code(error: &LockError) -> Code {
     match error {
         LockError::NoPermission { .. } => Code::Permission,
@@ -148,12 +158,14 @@ impl From<tcpmig_sys::Error> for Failure {
     }
 }
 
+#[cfg(feature = "connection")]
 impl From<LockError> for Failure {
     fn from(error: LockError) -> Self {
         Self::of(lock_code(&error), &error)
     }
 }
 
+#[cfg(feature = "connection")]
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
         let code = match &error {
@@ -170,6 +182,7 @@ impl From<CaptureError> for Failure {
     }
 }
 
+#[cfg(feature = "connection")]
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         let code = match &error {
@@ -189,12 +202,14 @@ impl From<RestoreError> for Failure {
     }
 }
 
+#[cfg(feature = "connection")]
 impl From<DecodeError> for Failure {
     fn from(error: DecodeError) -> Self {
         Self::of(Code::Image, &error)
     }
 }
 
+#[cfg(feature = "connection")]
 impl From<EncodeError> for Failure {
     fn from(error: EncodeError) -> Self {
         Self::of(Code::Invalid, &error)

@@ -3,11 +3,13 @@
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 
 use tcpmig_format::FourTuple;
+use tcpmig_sys::ends::Ends;
 
 use crate::border::{Code, Done, Failure, enter};
-use crate::sized::given;
+use crate::sized::{descriptor, given};
 
 /// `struct tcpmig_flow`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,25 @@ impl Flow {
         let local = SocketAddr::new(address(self.local)?, self.local_port);
         let remote = SocketAddr::new(address(self.remote)?, self.remote_port);
         FourTuple::new(local, remote).map_err(Failure::invalid)
+    }
+}
+
+/// The ends of the connection of this socket.
+pub(crate) fn flow_of(fd: BorrowedFd<'_>) -> Done<FourTuple> {
+    let ends = Ends::of(fd)?;
+    FourTuple::new(ends.local, ends.remote).map_err(Failure::invalid)
+}
+
+exported! {
+    /// `tcpmig_flow_of`.
+    fn tcpmig_flow_of(fd: c_int, flow: Option<&mut MaybeUninit<Flow>>) -> c_int {
+        enter(|| {
+            let flow = given(flow, "flow")?;
+            // SAFETY: the caller closes it after the call, if at all.
+            let fd = unsafe { descriptor(fd) }?;
+            flow.write(flow_of(fd)?.into());
+            Ok(())
+        })
     }
 }
 

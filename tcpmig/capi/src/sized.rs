@@ -60,10 +60,12 @@ pub(crate) unsafe fn write<T: Sized_>(given: *mut T, value: &T, what: &str) -> D
     Ok(())
 }
 
+/// How long the struct is that is there.
+///
 /// # Safety
 ///
 /// As for [`read`].
-unsafe fn size_of_given<T: Sized_>(given: *const T, what: &str) -> Done<usize> {
+pub(crate) unsafe fn size_of_given<T: Sized_>(given: *const T, what: &str) -> Done<usize> {
     present(given, what)?;
     // SAFETY: it begins with its size.
     let size = unsafe { given.cast::<usize>().read_unaligned() };
@@ -147,6 +149,21 @@ fn fits<T>(count: usize, what: &str) -> Done {
             "{what}: {count} of them are too many"
         ))),
     }
+}
+
+/// A descriptor for a call that finds out whether it is open.
+///
+/// # Safety
+///
+/// As for [`descriptor`].
+pub(crate) unsafe fn number<'a>(fd: c_int) -> Done<BorrowedFd<'a>> {
+    if fd < 0 {
+        return Err(Failure::invalid(format_args!(
+            "{fd} is not an open descriptor"
+        )));
+    }
+    // SAFETY: as the caller's; a number that is no descriptor is one that calls fail with.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// A descriptor that is open now.

@@ -116,7 +116,7 @@ static void descriptors(struct tcpmig_locker *none)
     IS(TCPMIG_SOME, tcpmig_freeze_many(fds, 2, none, 1, frozen, codes));
     assert(codes[0] == TCPMIG_NOT_MOVABLE && codes[1] == TCPMIG_INVALID && frozen[0] == NULL && frozen[1] == NULL);
     assert(strstr(tcpmig_last_error_of(0), "cannot be moved") != NULL);
-    assert(strstr(tcpmig_last_error_of(1), "not an open descriptor") != NULL);
+    assert(strstr(tcpmig_last_error_of(1), "Bad file descriptor") != NULL);
     fds[1] = opened;
     IS(TCPMIG_INVALID, tcpmig_freeze_many(fds, 2, none, 1, frozen, codes));
 

@@ -6,7 +6,8 @@ use std::mem::{align_of, offset_of, size_of};
 use std::process::Command;
 
 use tcpmig_c::{
-    Code, FLOW_TEXT, Flow, INJECT_MARK, LENIENT, LOCK_EXEMPTS, LayerStruct, LockOperations, Probe,
+    Code, EventKind, EventStruct, FLOW_TEXT, Flow, INJECT_MARK, LENIENT, LOCK_EXEMPTS, LayerStruct,
+    LockOperations, Probe, SERVICE_TAKES, ServiceStruct, SessionStruct,
 };
 
 use crate::built::{HEADER, How, Installed, built, run};
@@ -50,10 +51,18 @@ macro_rules! layouts {
 
 fn layouts() -> (String, String) {
     layouts! {
+        "tcpmig_event" EventStruct {
+            size, id, kind, fd, flow, service, host, hosts, host_count, code, reason, layer_count, unwritten, unwritten_length,
+            unprocessed, unprocessed_length
+        }
         "tcpmig_flow" Flow { local, remote, local_port, remote_port, family, reserved }
         "tcpmig_layer" LayerStruct { size, kind, payload, payload_length, version }
         "tcpmig_lock_operations" LockOperations { size, flags, lock, renew, unlock, leave }
         "tcpmig_probe" Probe { size, flow, state, unread, unacked, unsent }
+        "tcpmig_service" ServiceStruct { size, name, addresses, address_count, flags }
+        "tcpmig_session" SessionStruct {
+            size, layers, layer_count, unprocessed, unprocessed_count, unsent, unsent_count
+        }
     }
 }
 
@@ -62,7 +71,10 @@ fn constants() -> Vec<(String, i64)> {
         (name.to_str().unwrap().to_owned(), i64::from(*code as i32))
     };
     let mut constants: Vec<_> = Code::NAMES.iter().map(code).collect();
+    let kind = |(kind, name): &(EventKind, &str)| ((*name).to_owned(), i64::from(*kind as u32));
+    constants.extend(EventKind::NAMES.iter().map(kind));
     constants.extend([
+        ("TCPMIG_SERVICE_TAKES".to_owned(), i64::from(SERVICE_TAKES)),
         ("TCPMIG_FLOW_TEXT".to_owned(), FLOW_TEXT as i64),
         ("TCPMIG_INJECT_MARK".to_owned(), i64::from(INJECT_MARK)),
         ("TCPMIG_LENIENT".to_owned(), i64::from(LENIENT)),
@@ -130,7 +142,7 @@ fn the_header_has_the_structs_and_numbers_of_the_library() {
     let known: BTreeSet<_> = known.filter(|word| word.starts_with("TCPMIG_")).collect();
     let macros = named("#define ", "TCPMIG_").into_iter();
     let is_number = |name: &&str| {
-        let others = ["TCPMIG_H", "TCPMIG_VERSION_"];
+        let others = ["TCPMIG_H", "TCPMIG_VERSION_", "TCPMIG_AGENT_SOCKET"];
         !name.ends_with("_INIT") && !others.iter().any(|other| name.starts_with(other))
     };
     let missing: Vec<_> = macros

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod abi;
+mod agents;
 mod built;
 mod moved;
 mod programs;

@@ -6,13 +6,15 @@ use crate::built::HEADER;
 
 /// The files with functions for C.
 const SOURCES: &[&str] = &[
+    include_str!("../../src/agent/event.rs"),
+    include_str!("../../src/agent/handle.rs"),
     include_str!("../../src/border.rs"),
+    include_str!("../../src/connection/frozen.rs"),
+    include_str!("../../src/connection/image.rs"),
+    include_str!("../../src/connection/locker.rs"),
+    include_str!("../../src/connection/prepared.rs"),
+    include_str!("../../src/connection/probe.rs"),
     include_str!("../../src/flow.rs"),
-    include_str!("../../src/frozen.rs"),
-    include_str!("../../src/image.rs"),
-    include_str!("../../src/locker.rs"),
-    include_str!("../../src/prepared.rs"),
-    include_str!("../../src/probe.rs"),
 ];
 
 /// What a type of Rust is in C.
@@ -22,6 +24,7 @@ fn in_c(rust: &str) -> String {
         "c_int" => "int",
         "usize" => "size_t",
         "u32" => "uint32_t",
+        "u64" => "uint64_t",
         "*const c_char" => "const char *",
         "*const c_void" => "const void *",
         "*mut c_void" => "void *",
@@ -35,6 +38,9 @@ fn in_c(rust: &str) -> String {
         "*mut Probe" => "struct tcpmig_probe *",
         "*const LayerStruct" => "const struct tcpmig_layer *",
         "*mut LayerStruct" => "struct tcpmig_layer *",
+        "*const ServiceStruct" => "const struct tcpmig_service *",
+        "*const SessionStruct" => "const struct tcpmig_session *",
+        "*mut EventStruct" => "struct tcpmig_event *",
         "*const LockOperations" => "const struct tcpmig_lock_operations *",
         "*const Option<&ImageHandle>" => "const struct tcpmig_image *const *",
         other => return handle(other),

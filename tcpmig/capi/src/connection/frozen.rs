@@ -9,13 +9,13 @@ use std::time::Duration;
 use tcpmig::capture::{Frozen, NotFrozen, Plan};
 use tcpmig_lock::{LockGuard, NextHop};
 
+use super::image::ImageHandle;
+use super::locker::{LockerHandle, lease};
+use super::many::lock_each;
 use crate::border::{Done, Failure, enter, settle_many, without_signals};
 use crate::flow::Flow;
-use crate::image::ImageHandle;
 use crate::layer::{self, LayerStruct};
-use crate::locker::{LockerHandle, lease};
-use crate::many::lock_each;
-use crate::sized::{self, descriptor, given};
+use crate::sized::{self, given, number};
 
 /// `struct tcpmig_frozen`.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ fn freeze(fd: c_int, plan: Plan, lock: LockGuard, lease: Duration) -> Done<Box<F
 
 fn plan(fd: c_int) -> Done<Plan> {
     // SAFETY: the caller closes it after the call, if at all.
-    let fd = unsafe { descriptor(fd) }?;
+    let fd = unsafe { number(fd) }?;
     Ok(Plan::read(fd)?)
 }
 
@@ -48,7 +48,7 @@ fn freeze_many(
 ) -> Vec<Done<Box<FrozenHandle>>> {
     let plans: Vec<Done<Plan>> = fds.iter().copied().map(plan).collect();
     let flows: Vec<_> = plans.iter().flatten().map(Plan::flow).collect();
-    let mut locks = lock_each(&*locker.0, &flows, lease).into_iter();
+    let mut locks = lock_each(&*locker.locker, &flows, lease).into_iter();
     let each = |(fd, plan): (&c_int, Done<Plan>)| {
         let plan = plan?;
         // INVARIANT: there is one for each plan.
@@ -69,8 +69,8 @@ exported! {
         enter(|| {
             let (locker, frozen) = (given(locker, "locker")?, given(frozen, "frozen")?);
             let (plan, lease) = (plan(fd)?, lease(lease_ms));
-            let handle = without_signals(|| {
-                let lock = locker.0.lock(&[plan.flow()], lease)?;
+            let handle = locker.quietly(|| {
+                let lock = locker.locker.lock(&[plan.flow()], lease)?;
                 freeze(fd, plan, lock, lease)
             })?;
             frozen.write(Some(handle));
@@ -102,7 +102,7 @@ exported! {
             if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
                 return Err(Failure::invalid("fds names a descriptor twice"));
             }
-            let results = without_signals(|| freeze_many(fds, locker, lease(lease_ms)));
+            let results = locker.quietly(|| freeze_many(fds, locker, lease(lease_ms)));
             settle_many(results, |index, code, handle| {
                 frozen[index].write(handle);
                 codes[index].write(code as c_int);

@@ -8,12 +8,26 @@ use std::time::Duration;
 use tcpmig::restore::INJECT_MARK;
 use tcpmig_lock::{Backend, Locker};
 
+use super::own_lock::{LockOperations, OwnLock};
 use crate::border::{answer, enter, without_signals};
-use crate::own_lock::{LockOperations, OwnLock};
 use crate::sized::{self, given};
 
 /// `struct tcpmig_locker`.
-pub struct LockerHandle(pub(crate) Arc<dyn Locker>);
+pub struct LockerHandle {
+    pub(crate) locker: Arc<dyn Locker>,
+    starts_threads: bool,
+}
+
+impl LockerHandle {
+    /// Does what this locker is asked for, and keeps signals from threads that it starts for it.
+    pub(crate) fn quietly<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.starts_threads {
+            without_signals(work)
+        } else {
+            work()
+        }
+    }
+}
 
 /// How much may wait in the kernel of what arrives for locked connections, in bytes.
 const CAPTURED: usize = 8 << 20;
@@ -38,7 +52,10 @@ exported! {
             // SAFETY: a string, as the header says.
             let backend: Backend = unsafe { sized::text(name, "name") }?.parse()?;
             let opened = without_signals(|| backend.open_capturing(INJECT_MARK, CAPTURED))?;
-            locker.write(Some(Box::new(LockerHandle(opened.into()))));
+            locker.write(Some(Box::new(LockerHandle {
+                locker: opened.into(),
+                starts_threads: !matches!(backend, Backend::None),
+            })));
             Ok(())
         })
     }
@@ -56,7 +73,10 @@ exported! {
             // SAFETY: it is as long as it says.
             let operations = unsafe { sized::read(operations, "operations") }?;
             let own = OwnLock::new(operations, context)?;
-            locker.write(Some(Box::new(LockerHandle(Arc::new(own)))));
+            locker.write(Some(Box::new(LockerHandle {
+                locker: Arc::new(own),
+                starts_threads: false,
+            })));
             Ok(())
         })
     }

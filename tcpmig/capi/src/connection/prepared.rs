@@ -12,10 +12,10 @@ use tcpmig::restore::{Prepared, Restored};
 use tcpmig_format::Octets;
 use tcpmig_lock::{LockGuard, Locker};
 
+use super::image::ImageHandle;
+use super::locker::{LockerHandle, lease};
+use super::many::lock_each;
 use crate::border::{Code, Done, Failure, answer, enter, settle_many, without_signals};
-use crate::image::ImageHandle;
-use crate::locker::{LockerHandle, lease};
-use crate::many::lock_each;
 use crate::sized::{self, given};
 
 /// `TCPMIG_LENIENT`.
@@ -58,7 +58,7 @@ fn build(
     let prepared = built.map_err(|not| not.error)?;
     Ok(Box::new(PreparedHandle {
         what: What::Prepared(Box::new(prepared)),
-        locker: Arc::clone(&locker.0),
+        locker: Arc::clone(&locker.locker),
         lease,
     }))
 }
@@ -76,8 +76,8 @@ exported! {
             let (image, locker) = (given(image, "image")?, given(locker, "locker")?);
             let prepared = given(prepared, "prepared")?;
             let (policy, lease) = (policy(flags)?, lease(lease_ms));
-            let handle = without_signals(|| {
-                let lock = locker.0.lock(&[image.flow()], lease)?;
+            let handle = locker.quietly(|| {
+                let lock = locker.locker.lock(&[image.flow()], lease)?;
                 build(image, lock, (locker, lease, policy))
             })?;
             prepared.write(Some(handle));
@@ -111,8 +111,8 @@ exported! {
                 return Err(Failure::invalid("images has a NULL in it"));
             }
             let flows: Vec<_> = images.iter().flatten().map(|image| image.flow()).collect();
-            let results = without_signals(|| {
-                let locks = lock_each(&*locker.0, &flows, lease);
+            let results = locker.quietly(|| {
+                let locks = lock_each(&*locker.locker, &flows, lease);
                 let each = |(image, lock): (&&ImageHandle, Result<LockGuard, _>)| {
                     build(image, lock?, (locker, lease, policy))
                 };

@@ -12,9 +12,9 @@ use tcpmig_lock::{
     Swept, check_request,
 };
 
+use super::locker::milliseconds;
 use crate::border::{Done, Failure};
 use crate::flow::Flow;
-use crate::locker::milliseconds;
 use crate::sized::{Sized_, missing};
 
 /// `TCPMIG_LOCK_EXEMPTS`.

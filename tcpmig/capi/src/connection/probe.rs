@@ -8,7 +8,7 @@ use tcpmig_sys::{info, sockopt};
 
 use crate::border::enter;
 use crate::flow::Flow;
-use crate::sized::{self, Sized_, descriptor};
+use crate::sized::{self, Sized_, number};
 
 /// `struct tcpmig_probe`.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ exported! {
     fn tcpmig_probe(fd: c_int, probe: *mut Probe) -> c_int {
         enter(|| {
             // SAFETY: the caller closes it after the call, if at all.
-            let fd = unsafe { descriptor(fd) }?;
+            let fd = unsafe { number(fd) }?;
             let plan = Plan::read(fd)?;
             if probe.is_null() {
                 return Ok(());
