@@ -2,6 +2,8 @@
 //! linted with the crate.
 
 pub use crate::handover::fuzz::{Story, handover};
+#[cfg(feature = "http2")]
+pub use crate::http2::fuzz::{Frames, http2};
 pub use crate::segments::fuzz::{Capture, segments};
 #[cfg(feature = "tls")]
 pub use crate::tls::fuzz::{Import, tls};

@@ -126,6 +126,8 @@ mod hold;
 mod hosts;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "http2")]
+mod http2;
 #[cfg(feature = "connection")]
 mod inject;
 #[cfg(feature = "connection")]

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body::Body;
-use hyper::Request;
+use hyper::header::HeaderName;
+use hyper::server::conn::http1;
 use hyper::service::Service;
+use hyper::{Request, Version};
 use tcpmig_format::{Layer, LayerReader, Octets};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -26,7 +28,7 @@ use super::replay::{Begun, Replay, Replaying};
 use super::request_body::RequestBody;
 use super::service::{BoxError, Common, Resuming, Watched};
 use super::session::{AnyState, Session, SessionError};
-use super::shared::Shared;
+use super::shared::{Middle, Shared};
 use super::websocket;
 use crate::session::{Arrival, Carrier, Carriers, Parts};
 
@@ -37,15 +39,29 @@ enum Made<R> {
     Nothing,
     /// The rest of a response in the middle, and the state that its service has seen.
     Rest(Option<Arc<dyn AnyState>>, R),
+    /// Those of an HTTP/2 connection, by their streams.
+    #[cfg(feature = "http2")]
+    Rests(Option<Arc<dyn AnyState>>, Vec<(u32, R)>),
     /// A [`Begun`] of the carrier's type, likewise.
     Handler(Option<Arc<dyn AnyState>>, Box<dyn Any + Send>),
+}
+
+impl<R> Ready<R> {
+    fn is_in_response(&self) -> bool {
+        match self.0 {
+            Made::Rest(..) => true,
+            #[cfg(feature = "http2")]
+            Made::Rests(..) => true,
+            _ => false,
+        }
+    }
 }
 
 impl<R> fmt::Debug for Ready<R> {
     // The answer is the users' data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ready")
-            .field("in_response", &matches!(self.0, Made::Rest(..)))
+            .field("in_response", &self.is_in_response())
             .field("is_websocket", &matches!(self.0, Made::Handler(..)))
             .finish()
     }
@@ -88,13 +104,23 @@ where
             let begun = timeout(within, asked).await.map_err(late)??;
             return Ok(Ready(Made::Handler(known.state, Box::new(begun))));
         }
+        #[cfg(feature = "http2")]
+        if let Some(http2) = &session.http2 {
+            let all = async {
+                let mut rests = Vec::with_capacity(http2.responses.len());
+                for (id, middle) in &http2.responses {
+                    let request = resumed_request(middle, Some(Version::HTTP_2), &known)?;
+                    rests.push((*id, ask(&*self.service, request).await?));
+                }
+                Ok::<_, SessionError>(rests)
+            };
+            let rests = timeout(within, all).await.map_err(late)??;
+            return Ok(Ready(Made::Rests(known.state, rests)));
+        }
         let Some(middle) = session.response else {
             return Ok(Ready(Made::Nothing));
         };
-        let (mut parts, ()) = head::parse(&middle.request)?.into_parts();
-        known.extend(&mut parts.extensions);
-        let body = Bytes::copy_from_slice(&middle.body);
-        let asked = ask(&*self.service, again(parts, &middle, body));
+        let asked = ask(&*self.service, resumed_request(&middle, None, &known)?);
         let rest = timeout(within, asked).await.map_err(late)??;
         Ok(Ready(Made::Rest(known.state, rest)))
     }
@@ -119,7 +145,10 @@ where
         stream: K::Carrier,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let about = self.about_carrier((self.make_state)(None)?, &stream);
-        let stage = Stage::Http(Box::new(self.begin_http(stream, &about)));
+        let stage = match self.opening(stream, Session::at_rest(Vec::new())) {
+            Ok(stage) => stage,
+            Err((stream, _)) => Stage::Http(Box::new(self.begin_http(stream, &about))),
+        };
         Ok(self.at(stage, about))
     }
 
@@ -157,9 +186,20 @@ where
         let (state, rest, handler) = match ready.0 {
             Made::Rest(state, rest) => (state, Some(rest), None),
             Made::Handler(state, begun) => (state, None, begun.downcast().ok()),
+            #[cfg(feature = "http2")]
+            Made::Rests(state, rests) => {
+                let about = self.about_carrier(state, &stream);
+                let stage = self.resume_http2(stream, session, &about, rests)?;
+                return Ok(self.at(stage, about));
+            }
             Made::Nothing => ((self.make_state)(session.state.as_ref())?, None, None),
         };
         let about = self.about_carrier(state, &stream);
+        #[cfg(feature = "http2")]
+        if session.http2.is_some() {
+            let stage = self.resume_http2(stream, session, &about, Vec::new())?;
+            return Ok(self.at(stage, about));
+        }
         if session.handed.is_some() {
             let stage = self.resume_handed(stream, session, &about, handler)?;
             return Ok(self.at(stage, about));
@@ -176,8 +216,57 @@ where
             let served = websocket::Served::begin(handler, at, head, &about)?;
             return Ok(self.at(Stage::WebSocket(served), about));
         }
-        let stage = Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)));
+        let stage = match self.opening(stream, session) {
+            Ok(stage) => stage,
+            Err((stream, session)) => {
+                Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)))
+            }
+        };
         Ok(self.at(stage, about))
+    }
+
+    /// A connection that may be HTTP/2, if that is spoken here.
+    fn opening(
+        &self,
+        stream: K::Carrier,
+        session: Session,
+    ) -> Result<Stage<S, K::Carrier>, (K::Carrier, Session)> {
+        #[cfg(feature = "http2")]
+        if let Some(begin) = &self.http2
+            && super::opening::may_be_http2(&session)
+        {
+            let builder = (self.builder.clone(), self.request_id.clone());
+            let opening = super::opening::Opening::new(stream, session, begin.clone(), builder);
+            return Ok(Stage::Opening(Box::new(opening)));
+        }
+        Err((stream, session))
+    }
+
+    #[cfg(feature = "http2")]
+    fn resume_http2(
+        &self,
+        stream: K::Carrier,
+        session: Session,
+        about: &About,
+        rests: Vec<(u32, S::Response)>,
+    ) -> Result<Stage<S, K::Carrier>, SessionError> {
+        use super::http2::{Http2, Recipe, Rests};
+        let multiplex = session.http2.ok_or(SessionError::Missing)?;
+        let Some(begin) = &self.http2 else {
+            return Err(super::http2::not_spoken());
+        };
+        let recipe = Recipe {
+            begin,
+            service: &self.service,
+            request_id: &self.request_id,
+            about,
+        };
+        let rests: Rests = rests
+            .into_iter()
+            .map(|(id, rest)| (id, Box::new(rest) as Box<dyn Any>))
+            .collect();
+        let http = Http2::resume(&recipe, stream, *multiplex, &session.unwritten, rests)?;
+        Ok(Stage::Http2(Box::new(http)))
     }
 
     /// A WebSocket that goes to a handler of the service: to this one, if the service was asked before.
@@ -293,6 +382,57 @@ where
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let maker = Maker {
+            builder: &self.builder,
+            service: &self.service,
+            request_id: &self.request_id,
+        };
+        maker.resume(stream, session, about, rest)
+    }
+
+    fn http<T>(
+        &self,
+        gate: Gate<T>,
+        shared: Arc<Shared>,
+        about: &About,
+        resumed: Option<Resuming<S::Response>>,
+    ) -> Http<S, T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let maker = Maker {
+            builder: &self.builder,
+            service: &self.service,
+            request_id: &self.request_id,
+        };
+        maker.http(gate, shared, about, resumed)
+    }
+}
+
+/// Makes hyper's part of HTTP/1 connections.
+pub(super) struct Maker<'a, S> {
+    pub(super) builder: &'a http1::Builder,
+    pub(super) service: &'a Arc<S>,
+    pub(super) request_id: &'a HeaderName,
+}
+
+impl<S, B> Maker<'_, S>
+where
+    S: Service<Request<RequestBody>, Response = hyper::Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    pub(super) fn resume<T>(
+        &self,
+        stream: T,
+        session: Session,
+        about: &About,
+        rest: Option<S::Response>,
+    ) -> Http<S, T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = Shared::new();
         let request = session.response.as_ref().map(|middle| &middle.request[..]);
         let gate = Gate::resume(
@@ -327,8 +467,21 @@ where
             request_id: self.request_id.clone(),
         };
         let service = Watched::new(common, resumed);
-        Http::new(&self.builder, gate, service, shared)
+        Http::new(self.builder, gate, service, shared)
     }
+}
+
+/// The request of a response in the middle, for the service; of this version, or the one that it says itself.
+fn resumed_request(
+    middle: &Middle,
+    version: Option<Version>,
+    known: &Known,
+) -> Result<Request<RequestBody>, SessionError> {
+    let (mut parts, ()) = head::parse(&middle.request)?.into_parts();
+    parts.version = version.unwrap_or(parts.version);
+    known.extend(&mut parts.extensions);
+    let body = Bytes::copy_from_slice(&middle.body);
+    Ok(again(parts, middle, body))
 }
 
 /// Tells requests what is known of their connection's carrier.

@@ -16,6 +16,10 @@ use tokio::net::TcpStream;
 
 use super::doing::{Activity, Seen};
 use super::http1::{Ending, Http, Upgrade};
+#[cfg(feature = "http2")]
+use super::http2::Http2;
+#[cfg(feature = "http2")]
+use super::opening::Opening;
 use super::replay::Replaying;
 use super::request_body::RequestBody;
 use super::resumable::NotResumed;
@@ -105,7 +109,7 @@ pub enum ConnectionError {
     NotResumed(NotResumed),
 }
 
-/// A connection that can be drained: HTTP/1, and a WebSocket if it became one. It runs over a `C`.
+/// A connection that can be drained: HTTP/1, and a WebSocket if it became one, or HTTP/2. It runs over a `C`.
 #[expect(
     private_bounds,
     reason = "what hyper asks of the service around the user's"
@@ -149,7 +153,12 @@ where
     S: Service<Request<RequestBody>>,
     Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
 {
+    /// Whether it is HTTP/2 is not known.
+    #[cfg(feature = "http2")]
+    Opening(Box<Opening<S, C>>),
     Http(Box<Http<S, C>>),
+    #[cfg(feature = "http2")]
+    Http2(Box<Http2<C>>),
     /// A handler of the service has it, or nobody.
     Upgraded(Upgrade<C>),
     /// The service is asked for the handler of a WebSocket that goes on.
@@ -292,6 +301,10 @@ where
         let mut asked = Asked::new(asked);
         loop {
             match &stage {
+                #[cfg(feature = "http2")]
+                Stage::Opening(_) => about.seen.is(Activity::Idle, None),
+                #[cfg(feature = "http2")]
+                Stage::Http2(http) => about.seen.is_http2(http.streams()),
                 Stage::Http(http) => about.seen.is_http(http.shared()),
                 Stage::Upgraded(upgrade) => about.seen.is(Activity::Upgraded, Some(&upgrade.head)),
                 Stage::Replaying(replaying) => {
@@ -303,6 +316,12 @@ where
                 Stage::Ending(_) => about.seen.is(Activity::Ending, None),
             }
             let next = match stage {
+                #[cfg(feature = "http2")]
+                Stage::Opening(opening) => {
+                    opening.run(&mut asked, &mut ends, &about, &service).await
+                }
+                #[cfg(feature = "http2")]
+                Stage::Http2(http) => stages::http2(http, &mut asked, &mut ends, &about).await,
                 Stage::Http(http) => stages::http(*http, &mut asked, &mut ends, &about).await,
                 Stage::Upgraded(upgrade) => {
                     stages::upgraded(upgrade, &mut asked, &about, &*service).await

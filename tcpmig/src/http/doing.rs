@@ -10,7 +10,7 @@ use super::shared::{Phase, Shared};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Doing {
-    /// What.
+    /// What. Of an HTTP/2 connection it is what the oldest of its streams does that do something.
     pub what: Activity,
     /// The method and target of the request that it is about, as in `GET /events`.
     pub request: Option<String>,
@@ -67,6 +67,8 @@ pub(super) struct Seen(Arc<Mutex<Now>>);
 
 enum Now {
     Http(Arc<Shared>),
+    #[cfg(feature = "http2")]
+    Http2(Arc<super::http2::Streams>, Instant),
     Other(Doing),
 }
 
@@ -89,6 +91,11 @@ impl Seen {
         *self.now() = Now::Http(shared.clone());
     }
 
+    #[cfg(feature = "http2")]
+    pub(super) fn is_http2(&self, streams: &Arc<super::http2::Streams>) {
+        *self.now() = Now::Http2(streams.clone(), Instant::now());
+    }
+
     pub(super) fn is(&self, what: Activity, head: Option<&[u8]>) {
         *self.now() = Now::Other(Doing {
             what,
@@ -100,6 +107,17 @@ impl Seen {
     pub(super) fn doing(&self) -> Doing {
         let shared = match &*self.now() {
             Now::Http(shared) => shared.clone(),
+            #[cfg(feature = "http2")]
+            Now::Http2(streams, since) => match streams.oldest() {
+                Some(shared) => shared,
+                None => {
+                    return Doing {
+                        what: Activity::Idle,
+                        request: None,
+                        since: *since,
+                    };
+                }
+            },
             Now::Other(doing) => return doing.clone(),
         };
         let current = shared.current();

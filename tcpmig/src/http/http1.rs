@@ -212,12 +212,10 @@ where
             Safe::Middle(middle) => (&read[..], Some(Box::new(middle))),
         };
         let session = Session {
-            unread: [read, &ahead].concat(),
             unwritten: unwritten.into(),
             response,
-            websocket: None,
-            handed: None,
             state,
+            ..Session::at_rest([read, &ahead].concat())
         };
         Left::Drained(stream, session)
     }
@@ -365,10 +363,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Upgrade<T> {
             Err(error) => return Taken::Spoiled(error),
         };
         let session = Session {
-            unread,
             unwritten,
-            response: None,
-            websocket: None,
             handed: Some(Box::new(Handed {
                 request: self.head,
                 protocol: agreed.protocol,
@@ -376,6 +371,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Upgrade<T> {
                 cursor: payload,
             })),
             state,
+            ..Session::at_rest(unread)
         };
         Taken::Safe(stream, session)
     }

@@ -196,6 +196,8 @@ mod doing;
 mod gate;
 mod head;
 mod http1;
+#[cfg(feature = "http2")]
+mod http2;
 mod inbound;
 mod incoming;
 mod lent;
@@ -204,6 +206,8 @@ mod moves;
 mod notice;
 #[cfg(feature = "axum")]
 mod once;
+#[cfg(feature = "http2")]
+mod opening;
 mod order;
 #[cfg(test)]
 mod parity_tests;
@@ -230,6 +234,8 @@ pub use begin::Ready;
 pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
 pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use doing::{Activity, Doing};
+#[cfg(feature = "http2")]
+pub use http2::{HTTP2_KIND, HTTP2_VERSION};
 pub use incoming::TakesIncoming;
 pub use movable::Movable;
 pub use moves::move_connections;

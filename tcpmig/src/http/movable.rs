@@ -13,7 +13,11 @@ use tcpmig_format::{Layer, LayerReader};
 use super::connection::Times;
 use super::head;
 use super::notice::{Notice, Noticed, Tell};
+#[cfg(feature = "http2")]
+use super::request_body::RequestBody;
 use super::resumable::Resumed;
+#[cfg(feature = "http2")]
+use super::service::BoxError;
 use super::session::{ConnectionState, MakeState, Session, SessionError};
 use super::session::{no_state, typed_state};
 use super::websocket::{Handler, WebSocket};
@@ -32,6 +36,8 @@ pub struct Movable<S, K = Tcp> {
     pub(super) make_state: MakeState,
     pub(super) times: Times,
     pub(super) websockets: Option<Handler>,
+    #[cfg(feature = "http2")]
+    pub(super) http2: Option<super::http2::Begin<S>>,
     resumes_if: Option<Arc<ResumesIf>>,
     pub(super) request_id: HeaderName,
     on_move: Option<Tell>,
@@ -48,6 +54,8 @@ impl<S, K> Clone for Movable<S, K> {
             make_state: self.make_state,
             times: self.times,
             websockets: self.websockets.clone(),
+            #[cfg(feature = "http2")]
+            http2: self.http2.clone(),
             resumes_if: self.resumes_if.clone(),
             request_id: self.request_id.clone(),
             on_move: self.on_move.clone(),
@@ -71,6 +79,8 @@ impl<S> Movable<S> {
                 answer_within: Duration::from_secs(2),
             },
             websockets: None,
+            #[cfg(feature = "http2")]
+            http2: None,
             resumes_if: None,
             request_id: HeaderName::from_static("x-request-id"),
             on_move: None,
@@ -79,7 +89,7 @@ impl<S> Movable<S> {
 }
 
 impl<S, K> Movable<S, K> {
-    /// The same for another service.
+    /// The same for another service; whether that speaks HTTP/2 is to be said again.
     #[cfg(feature = "serve")]
     pub(super) fn serving<T>(&self, service: T) -> Movable<T, K> {
         Movable {
@@ -89,10 +99,36 @@ impl<S, K> Movable<S, K> {
             make_state: self.make_state,
             times: self.times,
             websockets: self.websockets.clone(),
+            #[cfg(feature = "http2")]
+            http2: None,
             resumes_if: self.resumes_if.clone(),
             request_id: self.request_id.clone(),
             on_move: self.on_move.clone(),
         }
+    }
+}
+
+#[cfg(feature = "http2")]
+impl<S, B, K> Movable<S, K>
+where
+    S: hyper::service::Service<Request<RequestBody>, Response = hyper::Response<B>>
+        + Send
+        + Sync
+        + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    /// Takes HTTP/2 connections too: those whose client begins with its preface, by prior knowledge or, over TLS, by
+    /// ALPN, if the carriers offer `h2`. hyper's default settings hold, and each stream is served in a task of its own.
+    ///
+    /// Without it a client that begins with HTTP/2 is refused, and so is a connection that comes from elsewhere and is one.
+    #[must_use]
+    pub fn with_http2(mut self) -> Self {
+        self.http2 = Some(Arc::new(super::http2::begin));
+        self
     }
 }
 
@@ -107,6 +143,8 @@ impl<S, K: Carriers> Movable<S, K> {
             make_state: self.make_state,
             times: self.times,
             websockets: self.websockets,
+            #[cfg(feature = "http2")]
+            http2: self.http2,
             resumes_if: self.resumes_if,
             request_id: self.request_id,
             on_move: self.on_move,
@@ -241,14 +279,23 @@ impl<S, K: Carriers> Movable<S, K> {
                 return Err(SessionError::NoWebSockets);
             }
         }
-        let (request, resumed) = match (&session.response, &session.handed) {
-            (Some(middle), _) => (head::parse(&middle.request)?, Resumed::of(middle)),
-            (None, Some(handed)) => (head::parse(&handed.request)?, Resumed::of_socket(handed)),
-            (None, None) => return Ok(()),
-        };
-        if let Some(resumes_if) = &self.resumes_if {
-            resumes_if(&request, &resumed).map_err(SessionError::NotResumed)?;
+        #[cfg(feature = "http2")]
+        if let Some(http2) = &session.http2 {
+            http2.check(self.http2.is_some())?;
         }
-        Ok(())
+        let resumes = |request: &[u8], resumed| {
+            let request = head::parse(request)?;
+            let Some(resumes_if) = &self.resumes_if else {
+                return Ok(());
+            };
+            resumes_if(&request, &resumed).map_err(SessionError::NotResumed)
+        };
+        for middle in session.responses() {
+            resumes(&middle.request, Resumed::of(middle))?;
+        }
+        match &session.handed {
+            Some(handed) => resumes(&handed.request, Resumed::of_socket(handed)),
+            None => Ok(()),
+        }
     }
 }

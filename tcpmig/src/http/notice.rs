@@ -35,7 +35,7 @@ pub(super) type Tell = Arc<dyn Fn(&Notice) + Send + Sync>;
 
 /// The request that a connection with this session is in the middle of.
 pub(super) fn request(session: &Session) -> Option<String> {
-    let middle = session.response.as_ref().map(|middle| &middle.request);
+    let middle = session.responses().next().map(|middle| &middle.request);
     let handed = session.handed.as_ref().map(|handed| &handed.request);
     let head = middle.or(handed).or(session.websocket.as_ref());
     head.and_then(|head| request_of(head))

@@ -37,7 +37,7 @@ pub(super) fn tracked<B: Body>(
     let changed = marked.is_some() && parts.headers.contains_key(CONTENT_ENCODING);
     let framing = match resumed {
         Some(middle) => {
-            resume_headers(&mut parts.headers, middle);
+            resume_headers(&mut parts.headers, middle, version);
             middle.framing
         }
         // Nobody asks for that of another body.
@@ -62,6 +62,9 @@ pub(super) fn tracked<B: Body>(
         passed: 0,
         changed,
     });
+    current.is_polled = false;
+    current.has_ended = false;
+    current.changed();
     drop(current);
     let body = Tracked {
         body,
@@ -124,9 +127,13 @@ fn framing<B: Body>(headers: &HeaderMap, body: &B, version: Version) -> Framing 
 }
 
 /// Lets hyper frame what is left of a body as it framed its beginning.
-fn resume_headers(headers: &mut HeaderMap, middle: &Middle) {
+fn resume_headers(headers: &mut HeaderMap, middle: &Middle, version: Version) {
     headers.remove(CONTENT_LENGTH);
     headers.remove(TRANSFER_ENCODING);
+    if version == Version::HTTP_2 {
+        // Its frames say where it ends.
+        return;
+    }
     let (name, value): (HeaderName, HeaderValue) = match middle.framing {
         Framing::Length(left) => (CONTENT_LENGTH, left.into()),
         Framing::Chunked => (TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
@@ -138,6 +145,22 @@ fn resume_headers(headers: &mut HeaderMap, middle: &Middle) {
     }
 }
 
+/// A body has been polled, and what it gave is known.
+struct Polled<'a> {
+    shared: &'a Shared,
+    /// It gave data, or nothing yet.
+    goes_on: bool,
+}
+
+impl Drop for Polled<'_> {
+    fn drop(&mut self) {
+        let mut current = self.shared.current();
+        current.is_polled = false;
+        current.has_ended = !self.goes_on;
+        current.changed();
+    }
+}
+
 /// Tells when a response is over.
 struct InFlight(Arc<Shared>);
 
@@ -146,6 +169,7 @@ impl Drop for InFlight {
         let mut current = self.0.current();
         current.phase = Phase::Rest;
         current.since = Instant::now();
+        current.changed();
     }
 }
 
@@ -184,12 +208,22 @@ where
         // What cannot be resumed after all has to come to its end.
         // What has no cursor goes on until it has one.
         let stands = !*this.changed && cursor.yielded() == *this.passed && cursor.is_set();
-        if shared.is_draining() && stands {
-            return Poll::Pending;
+        {
+            // A drain that begins now sees that something may come.
+            let mut current = shared.current();
+            if shared.is_draining() && stands {
+                current.standing = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            current.is_polled = true;
         }
         let polled = match this.marked {
             Some(marked) => marked.poll(this.body, cx),
             None => this.body.poll_frame(cx),
+        };
+        let mut after = Polled {
+            shared,
+            goes_on: polled.is_pending(),
         };
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
@@ -214,6 +248,7 @@ where
             *this.passed += data.remaining() as u64;
             // Once is for ever: that the numbers agree again means nothing then.
             *this.changed |= cursor.yielded() != *this.passed;
+            after.goes_on = true;
             if let Phase::Response(responding) = &mut shared.current().phase {
                 responding.passed = *this.passed;
                 responding.changed = *this.changed;

@@ -66,9 +66,18 @@ where
     type Future = Answer<S>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Answer<S> {
-        let common = self.common.clone();
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (resumed, rest) = match resumed.take() {
+        Answer::begin(self.common.clone(), request, resumed.take())
+    }
+}
+
+impl<S: Service<Request<RequestBody>>> Answer<S> {
+    pub(super) fn begin(
+        common: Arc<Common<S>>,
+        request: Request<hyper::body::Incoming>,
+        resumed: Option<Resuming<S::Response>>,
+    ) -> Self {
+        let (resumed, rest) = match resumed {
             Some(Resuming { middle, rest }) => (Some(middle), rest),
             None => (None, None),
         };
@@ -87,7 +96,7 @@ where
         } else {
             common.begin(request, resumed.as_ref(), rest)
         };
-        Answer {
+        Self {
             stage,
             resumed,
             version,

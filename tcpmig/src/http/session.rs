@@ -6,6 +6,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tcpmig_format::{Layer, LayerReader, UnconsumedLayer};
 
+#[cfg(feature = "http2")]
+use super::http2::{HTTP2_KIND, HTTP2_VERSION};
 use super::resumable::NotResumed;
 use super::shared::{Handed, Middle};
 use crate::handover::{Code, Refusal};
@@ -34,6 +36,10 @@ pub struct Session {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) handed: Option<Box<Handed>>,
     pub(super) state: Option<Stored>,
+    /// An HTTP/2 connection, which is of another kind.
+    #[cfg(feature = "http2")]
+    #[serde(skip)]
+    pub(super) http2: Option<Box<super::http2::Multiplex>>,
 }
 
 /// The application's own state of a connection.
@@ -159,6 +165,11 @@ impl Session {
     ///
     /// [`SessionError::Encode`].
     pub fn to_layer(&self) -> Result<Layer, SessionError> {
+        #[cfg(feature = "http2")]
+        if let Some(http2) = &self.http2 {
+            let payload = super::http2::encode(self, http2)?;
+            return Ok(Layer::new(HTTP2_KIND, HTTP2_VERSION, payload));
+        }
         // Who knows version 1 only would take the WebSocket for a connection at rest.
         let version = if self.handed.is_some() { 2 } else { 1 };
         Ok(Layer::new(KIND, version, rmp_serde::to_vec_named(self)?))
@@ -184,6 +195,14 @@ impl Session {
             Ok(()) => return Err(SessionError::Missing),
             Err(UnconsumedLayer { kind, version, .. }) => SessionError::Unknown { kind, version },
         };
+        #[cfg(feature = "http2")]
+        if let Some(layer) = layers.next_of(HTTP2_KIND) {
+            if layer.version != HTTP2_VERSION {
+                return Err(unknown);
+            }
+            layers.finish()?;
+            return super::http2::decode(&layer.payload);
+        }
         let session = layers.next_of(KIND);
         let session = session.filter(|session| (1..=VERSION).contains(&session.version));
         let session = session.ok_or(unknown)?;
@@ -191,10 +210,36 @@ impl Session {
         rmp_serde::from_slice(&session.payload).map_err(SessionError::Malformed)
     }
 
+    /// That of a connection that has read this and used nothing of it.
+    pub(super) fn at_rest(unread: Vec<u8>) -> Self {
+        Self {
+            unread,
+            unwritten: Vec::new(),
+            response: None,
+            websocket: None,
+            handed: None,
+            state: None,
+            #[cfg(feature = "http2")]
+            http2: None,
+        }
+    }
+
+    /// The responses in the middle; of HTTP/1 there is one at most.
+    pub(super) fn responses(&self) -> impl Iterator<Item = &Middle> {
+        #[cfg(feature = "http2")]
+        let more = self.http2.iter().flat_map(|http2| &http2.responses);
+        #[cfg(not(feature = "http2"))]
+        let more: std::iter::Empty<&(u32, Middle)> = std::iter::empty();
+        self.response
+            .as_deref()
+            .into_iter()
+            .chain(more.map(|(_, middle)| middle))
+    }
+
     /// Whether a response is in the middle.
     #[must_use]
     pub fn is_in_response(&self) -> bool {
-        self.response.is_some()
+        self.responses().next().is_some()
     }
 
     /// Whether it is a WebSocket.
@@ -206,6 +251,11 @@ impl Session {
     /// How many bytes it carries that were read and not used, and that wait to be written.
     #[must_use]
     pub fn carried(&self) -> (usize, usize) {
+        #[cfg(feature = "http2")]
+        if let Some(http2) = &self.http2 {
+            let (unread, queued) = http2.connection.carried();
+            return (unread, queued + self.unwritten.len());
+        }
         (self.unread.len(), self.unwritten.len())
     }
 }
@@ -327,14 +377,7 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        Session {
-            unread: b"GET".to_vec(),
-            unwritten: Vec::new(),
-            response: None,
-            websocket: None,
-            handed: None,
-            state: None,
-        }
+        Session::at_rest(b"GET".to_vec())
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub enum Obstacle {
     /// A WebSocket's frame waits for a peer that does not read.
     #[error("a frame of the WebSocket is partly written")]
     Writing,
+    /// The peer of an HTTP/2 connection breaks the protocol: its frames cannot be followed, and hyper ends it.
+    #[error("the frames of the HTTP/2 connection cannot be followed")]
+    Frames,
     /// One side of a WebSocket has said CLOSE: it ends where it is.
     #[error("the WebSocket is being closed")]
     Closing,
@@ -238,6 +241,12 @@ pub(super) struct Current {
     pub(super) socket: Option<Arc<dyn AnyCursor>>,
     /// Why the response in the middle with which the connection came does not go on.
     pub(super) not_resumed: Option<NotResumed>,
+    /// What the response's body gives is on its way to hyper.
+    pub(super) is_polled: bool,
+    /// The response's body has given its end, and hyper has not said it.
+    pub(super) has_ended: bool,
+    /// Who polls a body that stands still.
+    pub(super) standing: Option<Waker>,
     waker: Option<Waker>,
 }
 
@@ -260,6 +269,9 @@ impl Current {
                 let Some(cursor) = &responding.cursor else {
                     return Err(Obstacle::Response);
                 };
+                if self.is_polled || self.has_ended {
+                    return Err(Obstacle::Response);
+                }
                 if responding.changed || cursor.yielded() != responding.passed {
                     return Err(Obstacle::Changed);
                 }
@@ -312,6 +324,9 @@ impl Shared {
                 switched: None,
                 socket: None,
                 not_resumed: None,
+                is_polled: false,
+                has_ended: false,
+                standing: None,
                 waker: None,
             }),
         })
@@ -336,6 +351,29 @@ impl Shared {
 
     pub(super) fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// A body that stood still goes on.
+    #[cfg(feature = "http2")]
+    pub(super) fn go_on(&self) {
+        if let Some(standing) = self.current().standing.take() {
+            standing.wake();
+        }
+    }
+
+    /// How many bytes of a resumable response hyper was given.
+    #[cfg(feature = "http2")]
+    pub(super) fn passed(&self) -> Option<u64> {
+        match &self.current().phase {
+            Phase::Response(responding) => Some(responding.passed),
+            _ => None,
+        }
+    }
+
+    /// Whether the service is at work, or a response on its way.
+    #[cfg(feature = "http2")]
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.current().phase, Phase::Service | Phase::Response(_))
     }
 
     pub(super) fn absorb(&self) -> usize {

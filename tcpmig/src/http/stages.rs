@@ -92,6 +92,31 @@ where
     }
 }
 
+#[cfg(feature = "http2")]
+pub(super) async fn http2<S, C>(
+    http: Box<super::http2::Http2<C>>,
+    asked: &mut Asked<'_, impl Future<Output = ()>>,
+    ends: &mut Ends,
+    about: &About,
+) -> Next<S, C>
+where
+    S: Service<Request<RequestBody>>,
+    Watched<S>: hyper::service::HttpService<hyper::body::Incoming>,
+    C: Carrier,
+{
+    use super::http2::Left;
+    match http.run(asked, ends, about).await {
+        Left::Over(ending) => Next::Stage(Stage::Ending(ending)),
+        Left::Gone => Next::Closed,
+        Left::Drained(stream, session) => Next::Drained(Drained { stream, session }),
+        Left::Spoiled(error) => {
+            tracing::warn!(flow = %about.flow, %error, "a drained connection is closed");
+            Next::Closed
+        }
+        Left::Busy(http, obstacle) => Next::Busy(Stage::Http2(http), obstacle),
+    }
+}
+
 /// Waits until nobody has an upgraded connection. If nobody had, it goes to the handler of WebSockets, or out; if it is a
 /// WebSocket whose handler was told to return, it is drained.
 pub(super) async fn upgraded<S, B, C>(

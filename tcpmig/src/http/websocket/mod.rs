@@ -282,12 +282,10 @@ impl<C: Carrier> Served<C> {
             return Ok(None);
         }
         let session = Session {
-            unread: rest.unread,
             unwritten: rest.unwritten,
-            response: None,
             websocket: Some(self.head),
-            handed: None,
             state: self.state.map(|state| state.store()).transpose()?,
+            ..Session::at_rest(rest.unread)
         };
         Ok(Some(Drained {
             stream: rest.stream,

@@ -1,0 +1,404 @@
+//! What the peer sends.
+
+use bytes::{Buf, BytesMut};
+
+use super::frame::{
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, Head,
+    MAX_PAYLOAD, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+};
+use super::hpack::MAX_BLOCK;
+use super::settings::{HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, Settings};
+use super::{Connection, MAX_HELD, Stream, Window, is_window_update};
+
+/// How much the server is given at a time.
+const FEED: usize = 1 << 15;
+/// A block that no decoder takes, whatever is in its table.
+const BAD_BLOCK: &[u8] = &[0x80];
+
+/// A frame, or the frames of a header block.
+struct Unit {
+    head: Head,
+    /// All of it.
+    bytes: BytesMut,
+}
+
+impl Unit {
+    fn payload(&self) -> &[u8] {
+        &self.bytes[HEAD..self.head.whole()]
+    }
+
+    /// The header block of its frames, and whether the stream ends; `None` if it is malformed.
+    fn block(&self) -> Option<(Vec<u8>, bool)> {
+        let first = frame::fragment(self.head, self.payload())?;
+        let mut block = first.to_vec();
+        let mut rest = &self.bytes[self.head.whole()..];
+        while let Some(head) = Head::first(rest) {
+            block.extend_from_slice(&rest[HEAD..head.whole()]);
+            rest = &rest[head.whole()..];
+        }
+        Some((block, self.head.has(END_STREAM)))
+    }
+}
+
+impl Connection {
+    /// The peer has sent this.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) {
+        self.arrived.extend_from_slice(bytes);
+        self.advance();
+    }
+
+    /// Whether more should be received: the server has read what came before, and nothing waits that cannot be passed on.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.feed.is_empty() && self.awaited.is_none() && self.arrived.len() < 2 * MAX_BLOCK
+    }
+
+    /// What the server is to read next.
+    pub(crate) fn read(&mut self) -> &mut BytesMut {
+        if self.feed.is_empty() {
+            self.advance();
+        }
+        &mut self.feed
+    }
+
+    /// The stream whose request the service has been given.
+    pub(crate) fn take_request(&mut self) -> Option<u32> {
+        self.awaited.take()
+    }
+
+    /// Brings frames from what arrived to the server.
+    fn advance(&mut self) {
+        while self.awaited.is_none() && self.feed.len() < FEED && self.step() {}
+        if self.arrived.is_empty() && self.arrived.capacity() > MAX_PAYLOAD {
+            // What a large request left behind is not kept for the connection's life.
+            self.arrived = BytesMut::new();
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        if self.is_beginning {
+            // The server is to read the script first, and say what it makes of it.
+            return false;
+        }
+        if self.is_astray {
+            self.feed.unsplit(self.arrived.split());
+            return false;
+        }
+        if !self.has_preface {
+            return self.preface();
+        }
+        if !self.replay.is_empty() {
+            // INVARIANT: whole frames.
+            let Some(unit) = take_unit(&mut self.replay).ok().flatten() else {
+                self.replay.clear();
+                return false;
+            };
+            self.process(unit, true);
+            return true;
+        }
+        if self.held.len() > MAX_HELD / 2 {
+            return false;
+        }
+        match take_unit(&mut self.arrived) {
+            Ok(Some(unit)) => self.process(unit, false),
+            Ok(None) => return false,
+            Err(()) => self.go_astray(),
+        }
+        true
+    }
+
+    fn preface(&mut self) -> bool {
+        let count = self.arrived.len().min(PREFACE.len());
+        if self.arrived[..count] != PREFACE[..count] {
+            self.go_astray();
+            return true;
+        }
+        if count < PREFACE.len() {
+            return false;
+        }
+        self.feed.extend_from_slice(PREFACE);
+        self.arrived.advance(PREFACE.len());
+        self.has_preface = true;
+        true
+    }
+
+    /// The server says what is wrong with it.
+    fn go_astray(&mut self) {
+        self.is_astray = true;
+        self.awaited = None;
+    }
+
+    /// `is_replayed`: its header block says the same to any decoder.
+    fn process(&mut self, unit: Unit, is_replayed: bool) {
+        let head = unit.head;
+        match head.kind {
+            HEADERS => self.headers(unit, is_replayed),
+            // A block without a beginning, one that clients do not send.
+            CONTINUATION | PUSH_PROMISE => {
+                self.feed.unsplit(unit.bytes);
+                self.go_astray();
+            }
+            SETTINGS => self.settings(unit),
+            GOAWAY if head.id == 0 && head.len >= 8 => {
+                let mut payload = &unit.payload()[4..];
+                self.goaway = Some(payload.get_u32());
+                self.feed.unsplit(unit.bytes);
+            }
+            WINDOW_UPDATE if head.id == 0 && is_window_update(head) => self.connection_window(unit),
+            _ if head.id == 0 => self.feed.unsplit(unit.bytes),
+            _ => self.of_stream(unit),
+        }
+    }
+
+    /// Whether a stream is of those that the server has not been given.
+    fn is_new(&self, id: u32) -> bool {
+        id > self.last.max(self.boundary)
+    }
+
+    fn headers(&mut self, unit: Unit, is_replayed: bool) {
+        let id = unit.head.id;
+        let Some((block, ends)) = unit.block() else {
+            self.feed.unsplit(unit.bytes);
+            return self.go_astray();
+        };
+        let reopens = is_replayed && self.streams.get(&id).is_some_and(|stream| stream.reopens);
+        let is_new = self.is_new(id);
+        if self.is_draining && is_new {
+            // The server is not told: it could not hand it back.
+            let held = match is_replayed {
+                true => Ok(block),
+                false => self.bridge.hold(&block),
+            };
+            return match held {
+                Ok(block) => frame::put_block(&mut self.held, id, ends, &block),
+                Err(_) => self.bad_block(id),
+            };
+        }
+        let told = match is_replayed {
+            true => Ok(None),
+            false => self.bridge.pass(&block),
+        };
+        let Ok(told) = told else {
+            return self.bad_block(id);
+        };
+        if !is_new && !reopens && !self.is_known(id) && id <= self.boundary {
+            // Trailers of a stream that was reset before the move.
+            return;
+        }
+        match told {
+            None => self.feed.unsplit(unit.bytes),
+            Some(block) => frame::put_block(&mut self.feed, id, ends, &block),
+        }
+        if is_new || reopens {
+            self.open_stream(id, ends);
+        } else if let Some(stream) = self.streams.get_mut(&id) {
+            stream.has_request |= ends;
+            self.settle(id);
+        }
+    }
+
+    fn open_stream(&mut self, id: u32, ends: bool) {
+        // Behind its GOAWAY the server says nothing of requests that it does not serve.
+        self.awaited = (!self.is_going_away).then_some(id);
+        self.last = self.last.max(id);
+        let initial = self.peer.initial_window();
+        let stream = self.streams.entry(id).or_insert_with(|| Stream {
+            window: Window::new(initial),
+            ..Stream::default()
+        });
+        stream.has_request = ends;
+        stream.reopens = false;
+        if self.has_given_windows {
+            // The server believes in 0.
+            let window = &mut stream.window;
+            let has = window.left - window.queued;
+            window.owed = (-has).max(0);
+            frame::put_window_update(&mut self.feed, id, has);
+        }
+    }
+
+    /// The server knows the stream.
+    fn is_known(&self, id: u32) -> bool {
+        self.streams.get(&id).is_some_and(|stream| !stream.is_rest)
+    }
+
+    /// What the block said is lost, and with it the decoder's table: the server is to end the connection.
+    fn bad_block(&mut self, id: u32) {
+        frame::put_block(&mut self.feed, id, true, BAD_BLOCK);
+        self.go_astray();
+    }
+
+    fn settings(&mut self, unit: Unit) {
+        let head = unit.head;
+        if head.has(ACK) {
+            if self.unacknowledged.pop_front() != Some(false) {
+                self.feed.unsplit(unit.bytes);
+            }
+            return;
+        }
+        let Some(settings) = Settings::read(unit.payload()).filter(|_| head.id == 0) else {
+            self.feed.unsplit(unit.bytes);
+            return self.go_astray();
+        };
+        self.to_acknowledge.push_back(true);
+        let before = self.peer.initial_window();
+        self.peer.update(&settings);
+        let grown = self.peer.initial_window() - before;
+        let mut told = settings;
+        if self.has_given_windows && settings.get(INITIAL_WINDOW_SIZE).is_some() {
+            told.set(INITIAL_WINDOW_SIZE, 0);
+        }
+        if settings.get(HEADER_TABLE_SIZE).is_some() {
+            self.table = self.wanted_table();
+            told.set(HEADER_TABLE_SIZE, self.table);
+        }
+        match told == settings {
+            true => self.feed.unsplit(unit.bytes),
+            false => frame::put(&mut self.feed, SETTINGS, 0, 0, &told.payload()),
+        }
+        self.resize_windows(grown);
+    }
+
+    /// The peer has given every stream so much more, of which the server does not know.
+    fn resize_windows(&mut self, grown: i64) {
+        if grown == 0 {
+            return;
+        }
+        for (&id, stream) in &mut self.streams {
+            if stream.reopens || stream.is_rest || !self.has_given_windows {
+                // The server is told with the stream, is not told, or has seen it.
+                stream.window.left += grown;
+            } else if grown >= 0 {
+                let told = stream.window.grow(grown);
+                frame::put_window_update(&mut self.feed, id, told);
+            } else {
+                // It cannot be told that it has less.
+                stream.window.left += grown;
+                stream.window.owed -= grown;
+                self.passing.stop();
+            }
+        }
+        self.tell_table();
+        self.release();
+    }
+
+    fn connection_window(&mut self, unit: Unit) {
+        let Some(increment) = frame::increment(unit.payload()) else {
+            return self.feed.unsplit(unit.bytes);
+        };
+        let told = self.send.grow(increment);
+        if told == increment {
+            // One of 0 is an error, which the server is to see.
+            self.feed.unsplit(unit.bytes);
+        } else {
+            frame::put_window_update(&mut self.feed, 0, told);
+        }
+        self.release();
+        self.tell_table();
+    }
+
+    fn of_stream(&mut self, unit: Unit) {
+        let head = unit.head;
+        if self.is_new(head.id) && self.is_draining && !self.held.is_empty() {
+            self.held.unsplit(unit.bytes);
+            return;
+        }
+        if head.id <= self.boundary && !self.is_known(head.id) {
+            return self.of_stream_elsewhere(&unit);
+        }
+        match head.kind {
+            DATA => {
+                let len = head.len as i64;
+                self.recv.believed -= len;
+                self.recv.given -= len;
+                if let Some(stream) = self.streams.get_mut(&head.id) {
+                    stream.has_request |= head.has(END_STREAM);
+                    self.settle(head.id);
+                }
+            }
+            RST_STREAM => {
+                self.drop_queued(head.id);
+                self.close(head.id);
+            }
+            WINDOW_UPDATE if is_window_update(head) => return self.stream_window(unit),
+            _ => {}
+        }
+        self.feed.unsplit(unit.bytes);
+    }
+
+    fn stream_window(&mut self, unit: Unit) {
+        let increment = frame::increment(unit.payload());
+        let stream = self.streams.get_mut(&unit.head.id);
+        let (Some(increment), Some(stream)) = (increment, stream) else {
+            return self.feed.unsplit(unit.bytes);
+        };
+        let told = stream.window.grow(increment);
+        if told == increment {
+            self.feed.unsplit(unit.bytes);
+        } else {
+            frame::put_window_update(&mut self.feed, unit.head.id, told);
+        }
+        self.release();
+        self.tell_table();
+    }
+
+    /// A frame of a stream that the server knows nothing of.
+    fn of_stream_elsewhere(&mut self, unit: &Unit) {
+        let head = unit.head;
+        match head.kind {
+            DATA => {
+                // The peer gets back what it has spent.
+                frame::put_window_update(&mut self.unsent, 0, head.len as i64);
+            }
+            RST_STREAM => {
+                self.drop_queued(head.id);
+                self.close(head.id);
+            }
+            WINDOW_UPDATE if is_window_update(head) => {
+                let increment = frame::increment(unit.payload()).unwrap_or(0);
+                if let Some(stream) = self.streams.get_mut(&head.id) {
+                    stream.window.left += increment;
+                }
+                self.release();
+                self.tell_table();
+            }
+            PRIORITY => {}
+            _ => {}
+        }
+    }
+}
+
+/// The next frame or header block, if it is whole.
+///
+/// # Errors
+///
+/// It is larger than the server would take, or there is another frame in the middle of a block.
+fn take_unit(from: &mut BytesMut) -> Result<Option<Unit>, ()> {
+    let Some(head) = Head::first(from) else {
+        return Ok(None);
+    };
+    let mut len = head.whole();
+    let mut last = head;
+    loop {
+        if last.len > MAX_PAYLOAD || len > MAX_BLOCK {
+            return Err(());
+        }
+        if !head.begins_block() || last.has(END_HEADERS) {
+            break;
+        }
+        let Some(next) = from.get(len..).and_then(Head::first) else {
+            return Ok(None);
+        };
+        if next.kind != CONTINUATION || next.id != head.id {
+            return Err(());
+        }
+        len += next.whole();
+        last = next;
+    }
+    if from.len() < len {
+        return Ok(None);
+    }
+    Ok(Some(Unit {
+        head,
+        bytes: from.split_to(len),
+    }))
+}
