@@ -105,6 +105,8 @@ pub(crate) struct Connection {
     is_going_away: bool,
     queue: VecDeque<Queued>,
     queued: usize,
+    /// How much waited when it came.
+    carried: usize,
     passing: Passing,
     /// From the server, not a whole frame.
     collected: BytesMut,
@@ -212,6 +214,7 @@ impl Connection {
             is_going_away: false,
             queue: VecDeque::new(),
             queued: 0,
+            carried: 0,
             passing: Passing::default(),
             collected: BytesMut::new(),
         }
@@ -264,6 +267,7 @@ impl Connection {
         }
         this.replay.extend_from_slice(&image.held);
         this.requeue(image)?;
+        this.carried = this.queued;
         this.script(image);
         Ok(this)
     }

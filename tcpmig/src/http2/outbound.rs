@@ -77,7 +77,7 @@ impl Connection {
 
     /// So much waits for the peer's windows that the server has to wait too.
     pub(crate) fn is_full(&self) -> bool {
-        self.queued > QUEUE && !self.is_draining
+        self.queued > QUEUE + self.carried && !self.is_draining
     }
 
     /// These bytes of the server's were sent as they are.

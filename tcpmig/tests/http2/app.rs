@@ -77,7 +77,7 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
     let router = Router::new()
         .route("/", get(async move || name))
         .route("/visits", get(visits))
-        .route("/file/{file}", get(file).post(file))
+        .route("/file/{file}", get(file).post(posted))
         .route("/sized/{file}", get(sized))
         .route("/plain/{file}", get(plain))
         .route("/slow", get(slow_answer))
@@ -130,6 +130,17 @@ async fn file(
     body.movable(resume)
 }
 
+/// The same, for who reads a form first.
+async fn posted(
+    path: Path<u64>,
+    sending: Sending,
+    resume: Resume<u64>,
+    form: Bytes,
+) -> impl IntoResponse {
+    assert_eq!(form, "a form");
+    file(path, sending, resume).await
+}
+
 /// With its length.
 async fn sized(
     Path(file): Path<u64>,
@@ -166,8 +177,9 @@ async fn echo(body: Bytes) -> Bytes {
     body
 }
 
-async fn upload(body: Bytes) -> String {
-    body.len().to_string()
+async fn upload(Extension(slow): Extension<Arc<Slow>>, body: Body) -> String {
+    slow.begun.fetch_add(1, Ordering::Relaxed);
+    body.collect().await.unwrap().to_bytes().len().to_string()
 }
 
 /// What the request has.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tcpmig::http::{Ended, Movable, Obstacle};
@@ -73,6 +74,11 @@ impl Hosts {
             .await
             .expect("in time")
             .expect("the connection lives")
+    }
+
+    /// How many slow answers have been asked for, and uploads begun.
+    pub(crate) fn begun(&self) -> usize {
+        self.slow.begun.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn hop(&self) -> Vec<Layer> {

@@ -1,6 +1,5 @@
 //! What moves.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,7 +112,7 @@ async fn requests_are_held_back_while_a_stream_has_to_end() {
     let client = Client::new(hosts.address).await;
     let download = client.get("/file/3?len=200000&wait=1").await.body().await;
     let slow = client.get("/slow").await;
-    while hosts.slow.begun.load(Ordering::Relaxed) == 0 {
+    while hosts.begun() < 1 {
         moment().await;
     }
     let moving = hosts.try_move();

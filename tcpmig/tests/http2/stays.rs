@@ -1,12 +1,11 @@
 //! What does not move, and says why.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tcpmig::http::{Movable, Obstacle, SessionError};
 use tcpmig::session::Tcp;
 
-use crate::app::{Slow, app, bytes};
+use crate::app::{Slow, Visits, app, bytes};
 use crate::client::Client;
 use crate::host::{Hosts, moment};
 
@@ -19,7 +18,7 @@ async fn the_obstacle_is_named_and_the_connection_goes_on() {
     let hosts = impatient().await;
     let client = Client::new(hosts.address).await;
     let slow = client.get("/slow").await;
-    while hosts.slow.begun.load(Ordering::Relaxed) == 0 {
+    while hosts.begun() < 1 {
         moment().await;
     }
     let moving = hosts.try_move();
@@ -39,9 +38,10 @@ async fn the_obstacle_is_named_and_the_connection_goes_on() {
     drop(plain);
     let (upload, mut body) = client.post("/upload").await;
     body.send_data("some".into(), false).unwrap();
-    while hosts.try_move().await != Err(Obstacle::Request) {
+    while hosts.begun() < 2 {
         moment().await;
     }
+    assert_eq!(hosts.try_move().await, Err(Obstacle::Request));
     body.send_data("more".into(), true).unwrap();
     assert_eq!(upload.body().await.whole().await.0, b"8");
 
@@ -61,7 +61,7 @@ async fn who_does_not_speak_it_takes_no_connection() {
     let slow = std::sync::Arc::new(Slow::default());
     app("c", slow).check(&layers).expect("it is known");
     let router = hyper_util::service::TowerToHyperService::new(axum::Router::<()>::new());
-    let plain: Movable<_, Tcp> = Movable::new(router);
+    let plain: Movable<_, Tcp> = Movable::new(router).with_state::<Visits>();
     let error = plain.check(&layers).unwrap_err();
     assert!(matches!(error, SessionError::Unknown { .. }), "{error}");
     for cut in 0..layers[0].payload.len() {

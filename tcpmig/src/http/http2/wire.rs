@@ -173,17 +173,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Layer<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_unsent(cx))?;
-        if self.frames.is_full() {
-            // The peer's updates of its windows make room, and hyper does not read while it writes.
-            while self.frames.is_full() && self.frames.wants_more() {
-                if ready!(self.poll_receive(cx))? == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-                }
-                ready!(self.poll_unsent(cx))?;
+        // The peer's updates of its windows make room, and hyper does not read while it writes. What it has not read
+        // comes first.
+        while self.frames.is_full() && self.frames.wants_more() {
+            if ready!(self.poll_receive(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
-            if self.frames.is_full() {
-                return Poll::Pending;
-            }
+            ready!(self.poll_unsent(cx))?;
         }
         let len = slices.iter().map(|slice| slice.len()).sum();
         if self.frames.passes(len) == len && slices.len() > 1 {
