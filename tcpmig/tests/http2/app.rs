@@ -121,11 +121,7 @@ fn pieces_of(
     })
 }
 
-async fn file(
-    Path(file): Path<u64>,
-    sending: Sending,
-    resume: Resume<u64>,
-) -> impl IntoResponse {
+async fn file(Path(file): Path<u64>, sending: Sending, resume: Resume<u64>) -> impl IntoResponse {
     let body = Body::from_stream(pieces_of(file, sending, &resume));
     body.movable(resume)
 }
@@ -142,11 +138,7 @@ async fn posted(
 }
 
 /// With its length.
-async fn sized(
-    Path(file): Path<u64>,
-    sending: Sending,
-    resume: Resume<u64>,
-) -> impl IntoResponse {
+async fn sized(Path(file): Path<u64>, sending: Sending, resume: Resume<u64>) -> impl IntoResponse {
     let length = [(header::CONTENT_LENGTH, sending.len)];
     let body = Body::from_stream(pieces_of(file, sending, &resume));
     (length, body).movable(resume)

@@ -59,21 +59,19 @@ impl Hosts {
 
     /// Moves the one connection to the other server.
     pub(crate) async fn try_move(&self) -> Moved {
+        self.move_if_alive().await.expect("the connection lives")
+    }
+
+    /// The same, for a connection whose client may be done.
+    pub(crate) async fn move_if_alive(&self) -> Option<Moved> {
         let mut current = self.current.lock().await;
         if current.is_none() {
             let next = timeout(PATIENCE, async { self.orders.lock().await.recv().await });
             *current = next.await.expect("a connection begins");
         }
         let (answer, answered) = oneshot::channel();
-        current
-            .as_ref()
-            .unwrap()
-            .send(answer)
-            .expect("the connection lives");
-        timeout(PATIENCE, answered)
-            .await
-            .expect("in time")
-            .expect("the connection lives")
+        current.as_ref().unwrap().send(answer).ok()?;
+        timeout(PATIENCE, answered).await.expect("in time").ok()
     }
 
     /// How many slow answers have been asked for, and uploads begun.

@@ -17,8 +17,8 @@ async fn run(program: &str, arguments: &[String]) -> Output {
     command.output().await.expect("it starts")
 }
 
-/// Three downloads on one connection, through moves all the time.
-async fn curl(hosts: &Hosts, scheme: &str, options: &[&str]) {
+/// Downloads on one connection, through moves all the time.
+async fn curl(hosts: &Hosts, scheme: &str, files: u64, options: &[&str]) {
     const LEN: usize = 2_000_000;
     let port = hosts.address.port();
     let folder = tempfile::tempdir().unwrap();
@@ -26,10 +26,10 @@ async fn curl(hosts: &Hosts, scheme: &str, options: &[&str]) {
         .map(str::to_owned)
         .to_vec();
     arguments.extend(options.iter().map(|&option| option.to_owned()));
-    arguments.extend(["--parallel", "--parallel-max", "3", "--max-time", "60"].map(str::to_owned));
+    arguments.extend(["--max-time", "60"].map(str::to_owned));
     arguments.extend(["--limit-rate", "4M"].map(str::to_owned));
     arguments.extend(["--write-out", "%{num_connects} %{http_version}\\n"].map(str::to_owned));
-    for file in 0..3 {
+    for file in 0..files {
         let into = folder.path().join(file.to_string());
         arguments.push("--output".into());
         arguments.push(into.to_str().unwrap().to_owned());
@@ -42,12 +42,13 @@ async fn curl(hosts: &Hosts, scheme: &str, options: &[&str]) {
         format!("server.example:{port}:127.0.0.1"),
     ]);
     let curl = tokio::spawn(async move { run("curl", &arguments).await });
-    for _ in 0..20 {
-        hosts.hop().await;
+    let mut moves = 0;
+    while moves < 20
+        && let Some(moved) = hosts.move_if_alive().await
+    {
+        moved.expect("it moves");
+        moves += 1;
         moment().await;
-        if curl.is_finished() {
-            break;
-        }
     }
     let output = in_time(curl).await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -57,7 +58,7 @@ async fn curl(hosts: &Hosts, scheme: &str, options: &[&str]) {
         connects.lines().all(|line| line.ends_with(" 2")),
         "{connects}"
     );
-    for file in 0..3 {
+    for file in 0..files {
         let got = std::fs::read(folder.path().join(file.to_string())).unwrap();
         assert!(
             got == bytes(file, 0, LEN),
@@ -71,7 +72,8 @@ async fn curl(hosts: &Hosts, scheme: &str, options: &[&str]) {
 #[tokio::test]
 async fn curl_by_prior_knowledge() {
     let hosts = Hosts::new().await;
-    curl(&hosts, "http", &["--http2-prior-knowledge"]).await;
+    // A second one on the connection curl 7.88 does not know how to begin, whoever serves it.
+    curl(&hosts, "http", 1, &["--http2-prior-knowledge"]).await;
 }
 
 /// A server's certificate of its own, and the authority that curl is to trust.
@@ -101,7 +103,13 @@ async fn curl_over_tls_by_alpn() {
     let (authority, config) = tls();
     let hosts = Hosts::with(|movable| movable.over(tcpmig::tls::Tls::new(config.clone()))).await;
     let trusted = authority.path().to_str().unwrap().to_owned();
-    curl(&hosts, "https", &["--http2", "--cacert", &trusted]).await;
+    curl(
+        &hosts,
+        "https",
+        3,
+        &["--http2", "--parallel", "--cacert", &trusted],
+    )
+    .await;
 }
 
 /// The same server, and a client that speaks HTTP/1.
@@ -129,8 +137,8 @@ async fn nghttp_and_h2load() {
     let arguments = ["-n", "300", "-c", "1", "-m", "10", &url].map(str::to_owned);
     let load = tokio::spawn(async move { run("h2load", &arguments).await });
     for _ in 0..20 {
-        if load.is_finished() || hosts.try_move().await.is_err() {
-            break;
+        if let Some(moved) = hosts.move_if_alive().await {
+            moved.expect("it moves");
         }
         moment().await;
     }
