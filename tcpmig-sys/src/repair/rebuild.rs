@@ -206,6 +206,22 @@ impl BoundSocket {
         restoring.empty = Some(start);
         Ok(restoring)
     }
+
+    /// Like [`BoundSocket::connect`], but with numbers that mean nothing: a socket that is [mute](crate::repair::mute) in place of a
+    /// connection that is still to come. It can [step aside](RestoringSocket::step_aside) for that, and is not to be activated.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BoundSocket::connect`].
+    pub fn stand_in(self, remote: SocketAddr) -> Result<RestoringSocket> {
+        let (socket, namespace, local) = self.into_parts();
+        let fd = socket.as_fd();
+        let mute = Mute::before_connect(fd, &remote)?;
+        sockets::connect(&socket, remote)?;
+        mute.connected(fd)?;
+        let ends = Ends { local, remote };
+        Ok(RestoringSocket::from_socket(socket, namespace, ends, mute))
+    }
 }
 
 impl RestoringSocket {

@@ -20,7 +20,7 @@ use crate::driver::together::Locked;
 use crate::handover::{Code, HandoverId, Refusal, TargetResult};
 use crate::hold::{Keep, every};
 use crate::options::{self, Unsupported};
-use crate::restore::{NotActivated, Prepared, RestoreError, Restored};
+use crate::restore::{NotActivated, Prepared, RestoreError, Restored, StandIn};
 
 impl Host {
     pub(super) fn work(&self, id: HandoverId, action: Action) -> TargetResult {
@@ -217,7 +217,7 @@ impl Host {
             None => self.locker.lock(&[building.flow], lease)?,
         };
         let stand_in = building.stand_in.take();
-        let aside = stand_in.and_then(|stand_in| stand_in.step_aside(image.ip()?));
+        let aside = stand_in.and_then(StandIn::step_aside);
         let built = match Prepared::build_locked(image, guard, lease, unsupported) {
             Ok(mut prepared) => {
                 prepared.leave_out(std::mem::take(&mut building.left_out));
