@@ -193,3 +193,72 @@ fn many_flows_are_redirected_or_renewed_all_or_none() {
         },
     );
 }
+
+#[test]
+fn several_guards_go_on_together_and_one_that_cannot_hinders_no_other() {
+    const TEST: &str = "many::several_guards_go_on_together_and_one_that_cannot_hinders_no_other";
+    isolated(TEST, || {
+        let net = Net::new();
+        let [_, target, _] = families()[0];
+        let [service, ..] = families()[0];
+        let mut connections = [(); 4].map(|()| net.connection(service));
+        let flows = connections.each_ref().map(Connection::flow);
+        let locker = &net.at_source;
+        let kinds = || {
+            let entries = locker.list().unwrap();
+            flows.map(|flow| {
+                let of = entries.iter().find(|entry| entry.flow == flow);
+                of.map(|entry| entry.kind)
+            })
+        };
+        let (lock, redirect) = (Some(EntryKind::Lock), Some(EntryKind::Redirect));
+
+        // Somebody has one of them.
+        let other = locker.lock(&flows[2..3], LEASE).unwrap();
+        let mut guards = LockGuard::lock_each(locker, &flows, LEASE);
+        let refused = guards.remove(2);
+        assert!(matches!(refused, Err(LockError::AlreadyLocked(flow)) if flow == flows[2]));
+        let mut guards: Vec<_> = guards.into_iter().map(Result::unwrap).collect();
+        assert_eq!(kinds(), [lock; 4]);
+        other.unlock().unwrap();
+        guards.extend(
+            LockGuard::lock_each(locker, &flows[2..3], LEASE)
+                .into_iter()
+                .map(Result::unwrap),
+        );
+
+        // Those of the connections 0 and 1; the peer's packets reach the target.
+        let hop = locker.next_hop(target, flows[0].remote().ip()).unwrap();
+        let [first, second, ..] = &mut guards[..] else {
+            panic!("four guards");
+        };
+        let redirects = LockGuard::redirect_each(&mut [first, second], &hop, LEASE);
+        let redirects: Vec<_> = redirects.into_iter().map(Result::unwrap).collect();
+        assert_eq!(kinds(), [redirect, redirect, lock, lock]);
+        // They hold nothing any more: the others of the same call do not mind.
+        let mut rest = guards.split_off(2);
+        let [ended] = &mut guards[..1] else { panic!() };
+        let again = LockGuard::redirect_each(&mut [ended, &mut rest[0]], &hop, LEASE);
+        let [Err(LockError::NotHeld(_)), Ok(third)] = &again[..] else {
+            panic!("{again:?}");
+        };
+        assert_eq!(third.flows().len(), 1);
+        for redirect in redirects {
+            redirect.end().unwrap();
+        }
+        drop(again);
+        assert_eq!(kinds().iter().flatten().count(), 1, "{:?}", kinds());
+
+        // Locked again, and released together.
+        drop(rest);
+        let guards = LockGuard::lock_each(locker, &flows, LEASE);
+        let guards: Vec<_> = guards.into_iter().map(Result::unwrap).collect();
+        for unlocked in LockGuard::release_each(guards) {
+            drop(unlocked.unwrap());
+        }
+        assert_eq!(locker.list().unwrap(), []);
+        for connection in &mut connections {
+            connection.ping();
+        }
+    });
+}

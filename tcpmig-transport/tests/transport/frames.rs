@@ -168,6 +168,28 @@ async fn an_announced_frame_over_the_limit_is_refused_on_both_sides() {
 }
 
 #[tokio::test]
+async fn what_is_queued_comes_before_the_next_frame_or_the_end() {
+    on_both(
+        TransportLimits::default(),
+        |mut here, mut there| async move {
+            for len in [3, 0] {
+                here.queue(bytes(len)).expect("queued");
+            }
+            here.send(bytes(5)).await.expect("sent");
+            here.queue(bytes(7)).expect("queued");
+            here.finish().await.expect("finished");
+            assert!(matches!(here.queue(bytes(1)), Err(TransportError::Ended)));
+            for len in [3, 0, 5, 7] {
+                assert_eq!(there.recv().await.expect("received"), Some(bytes(len)));
+            }
+            assert_eq!(there.recv().await.expect("finished"), None);
+            assert_eq!(here.stats().frames_sent, 4);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn dropped_unfinished_is_abandoned_after_the_frames_sent() {
     on_both(
         TransportLimits::default(),

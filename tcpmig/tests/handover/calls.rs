@@ -87,7 +87,7 @@ fn be_traced(together: bool) {
     let (_peers, servers): (Vec<_>, Vec<_>) = (0..FIRST + COUNTED).map(connect).unzip();
     let mut servers: Vec<OwnedFd> = servers.into_iter().map(Into::into).collect();
     let counted = servers.split_off(FIRST);
-    b.call(|_| async { drop(getsid(None)) });
+    b.call(|_| async { getsid(None).map(drop).unwrap() });
     a.call(move |here| async move {
         let (mover, to) = (here.mover(), here.other());
         for (servers, counts) in [(servers, false), (counted, true)] {
