@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::doing::Activity;
-use super::server::{Handle, NotMoved};
+use super::server::{Handle, Moved, NotMoved};
 use crate::session::Way;
 
 /// For so long a connection at rest may take until the next one is told: it may not come to its safe point for a while.
@@ -29,7 +29,7 @@ pub async fn move_connections<W: Way>(
     at_once: usize,
 ) -> Vec<(SocketAddr, Result<W::Report, NotMoved<W::Cause>>)> {
     let turns = Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS)));
-    let mut results: Vec<(SocketAddr, Result<W::Report, NotMoved<W::Cause>>)> = Vec::new();
+    let mut results: Vec<(SocketAddr, Moved<W>)> = Vec::new();
     let (mut told, mut at_rest) = (Vec::new(), Vec::new());
     for (at, handle) in connections.into_iter().enumerate() {
         results.push((handle.peer(), Err(NotMoved::Closed)));

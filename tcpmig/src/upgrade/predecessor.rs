@@ -15,7 +15,7 @@ use std::time::Duration;
 use tcpmig_format::{Image, Octets};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::frame::{self, Frame, Kind, VERSION};
 use super::socket::{SocketFile, same_user};
@@ -30,6 +30,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How many sessions stand still at a time, on their way to the new process.
 #[cfg(feature = "http")]
 const AT_ONCE: usize = 64;
+/// How often it is looked whether the next version would come here.
+const LOOKED: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after an attempt to do so has failed.
 const FAILED: Duration = Duration::from_millis(100);
 
@@ -40,7 +42,7 @@ pub struct Predecessor {
     listeners: Arc<Mutex<Vec<(String, OwnedFd)>>>,
     answer_within: Duration,
     ready: (mpsc::UnboundedSender<Next>, mpsc::UnboundedReceiver<Next>),
-    _file: SocketFile,
+    file: SocketFile,
 }
 
 impl Predecessor {
@@ -63,7 +65,7 @@ impl Predecessor {
             listeners: Arc::default(),
             answer_within: ANSWER_WITHIN,
             ready: mpsc::unbounded_channel(),
-            _file: file,
+            file,
         })
     }
 
@@ -91,10 +93,12 @@ impl Predecessor {
     /// you have. Cancel-safe.
     ///
     /// Attempts that fail (another user, another version of the protocol, a process that ends while it starts) are in the log,
-    /// and change nothing.
+    /// and change nothing. If such a process had taken the path for itself, this one is found there again.
     pub async fn next(&mut self) -> Next {
+        let mut looks = interval(LOOKED);
         loop {
             tokio::select! {
+                _ = looks.tick() => self.come_back().await,
                 Some(next) = self.ready.1.recv() => return next,
                 accepted = self.socket.accept() => match accepted {
                     Ok((stream, _)) => self.greet(stream),
@@ -104,6 +108,32 @@ impl Predecessor {
                     }
                 },
             }
+        }
+    }
+
+    /// Takes the path again if whoever had taken it is dead.
+    async fn come_back(&mut self) {
+        if self.file.is_there() {
+            return;
+        }
+        let path = self.file.path().to_owned();
+        let is_dead = tokio::net::UnixStream::connect(&path)
+            .await
+            .is_err_and(|error| {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                )
+            });
+        if !is_dead {
+            return;
+        }
+        match Self::bind(&path) {
+            Ok(Self { socket, file, .. }) => {
+                (self.socket, self.file) = (socket, file);
+                tracing::info!(path = %path.display(), "a process that was to take over is dead, and its socket is replaced");
+            }
+            Err(error) => tracing::warn!(%error, "the next version finds nobody"),
         }
     }
 

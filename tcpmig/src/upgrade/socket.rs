@@ -59,12 +59,21 @@ impl SocketFile {
     }
 }
 
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether who connects there comes here.
+    pub(super) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode))
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let Ok(metadata) = fs::symlink_metadata(&self.path) else {
-            return;
-        };
-        if (metadata.dev(), metadata.ino()) == (self.device, self.inode) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle, sleep};
@@ -145,7 +146,10 @@ fn run(victim: Victim, random: &mut Random) {
     if is_alone {
         assert_eq!(live, 0);
     } else {
-        // Those that live do so in a third version, too.
+        // Those that live do so in a third version, too. A successor may have died with the path.
+        until("the next version is waited for", || {
+            UnixStream::connect(&path).is_ok()
+        });
         let third = Version::start(&path, None);
         assert_eq!(third.says("serving on "), port);
         answers(&port);
