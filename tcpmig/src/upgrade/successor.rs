@@ -6,9 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tcpmig_format::{FourTuple, Image, Layer, Limits};
 use tokio::sync::mpsc;
@@ -89,14 +89,17 @@ impl Successor {
     /// [`UpgradeError::Call`] if the old process has ended.
     pub async fn ready(self) -> Result<Arrivals, UpgradeError> {
         let (sender, arrivals) = mpsc::unbounded_channel();
+        let waiting = Arc::new(());
         frame::send(&self.stream, Kind::Ready, 0, None, b"")?;
+        let mut taking = Taking {
+            stream: self.stream,
+            check: self.check,
+            offered: HashMap::new(),
+            arrivals: sender,
+            waiting: Arc::downgrade(&waiting),
+            hurries: false,
+        };
         let take = move || {
-            let mut taking = Taking {
-                stream: self.stream,
-                check: self.check,
-                offered: HashMap::new(),
-                arrivals: sender,
-            };
             if let Err(error) = taking.run() {
                 tracing::warn!(process = self.process, %error, "the old version gives nothing more");
             }
@@ -105,10 +108,7 @@ impl Successor {
             .name("upgrade".to_owned())
             .spawn(take);
         thread.map_err(UpgradeError::call("start a thread"))?;
-        Ok(Arrivals {
-            arrivals,
-            waiting: Arc::default(),
-        })
+        Ok(Arrivals { arrivals, waiting })
     }
 }
 
@@ -165,6 +165,13 @@ fn greeted(path: &Path, check: Check) -> Result<Option<Successor>, UpgradeError>
     }))
 }
 
+/// How many sessions may have come and wait to be served.
+const MOST_WAITING: usize = 64;
+/// How long a server may take until one of so many is served.
+const BEGUN_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether one is.
+const BEGUN: Duration = Duration::from_micros(500);
+
 /// What the old process gives away.
 #[derive(Debug)]
 pub struct Arrivals {
@@ -186,9 +193,7 @@ impl Arrivals {
 
     /// The next session; none when the old process has no more, or has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Arrival> {
-        let mut arrival = self.arrivals.recv().await?;
-        arrival._waits = Some(self.waiting.clone());
-        Some(arrival)
+        self.arrivals.recv().await
     }
 
     /// Whether something came that no server has begun to serve.
@@ -205,6 +210,10 @@ struct Taking {
     /// Those that can go on here, if the old process says so.
     offered: HashMap<u64, Arrival>,
     arrivals: mpsc::UnboundedSender<Arrival>,
+    /// Those that came and are not served yet have one each.
+    waiting: Weak<()>,
+    /// It waits for nobody any more.
+    hurries: bool,
 }
 
 impl Taking {
@@ -220,6 +229,7 @@ impl Taking {
                     match self.look_at(frame) {
                         Ok(arrival) => {
                             self.offered.insert(number, arrival);
+                            self.let_others_begin();
                             frame::send(&self.stream, Kind::Taken, number, None, b"")?;
                         }
                         Err(refusal) => {
@@ -230,9 +240,10 @@ impl Taking {
                 }
                 Kind::Commit => {
                     let arrival = self.offered.remove(&frame.number);
-                    let arrival = arrival.ok_or(UpgradeError::Unexpected(
+                    let mut arrival = arrival.ok_or(UpgradeError::Unexpected(
                         "an order for a session that was not offered",
                     ))?;
+                    arrival._waits = self.waiting.upgrade();
                     if self.arrivals.send(arrival).is_err() {
                         // This server does not take anything any longer.
                         return Ok(());
@@ -242,6 +253,18 @@ impl Taking {
                 Kind::Finished => return Ok(()),
                 _ => return Err(UpgradeError::Unexpected("a frame out of its order")),
             }
+        }
+    }
+
+    /// Sessions stand still from when the old process stops serving them: while too many wait to be served here it goes on with the rest. A
+    /// server that begins with none of them, because it wants to have all of them first, is not waited for.
+    fn let_others_begin(&mut self) {
+        let begin = Instant::now();
+        while !self.hurries && self.waiting.strong_count() > MOST_WAITING {
+            if begin.elapsed() > BEGUN_WITHIN {
+                self.hurries = true;
+            }
+            thread::sleep(BEGUN);
         }
     }
 
