@@ -30,6 +30,7 @@
 //! * `driver`: [`driver`] and [`locker`], with `connection`.
 //! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
 //! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
+//! * `http2`: HTTP/2 connections of [`http`], with `http`.
 //! * `upgrade`: [`upgrade`], with `session` and no more than that.
 //! * `agent-client`: [`agent`], with `session` and no more than that.
 //! * `agent`: [`agent::server`], with `agent-client` and `driver`.

@@ -145,10 +145,8 @@ where
         stream: K::Carrier,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let about = self.about_carrier((self.make_state)(None)?, &stream);
-        let stage = match self.opening(stream, Session::at_rest(Vec::new())) {
-            Ok(stage) => stage,
-            Err((stream, _)) => Stage::Http(Box::new(self.begin_http(stream, &about))),
-        };
+        let session = Session::at_rest(Vec::new());
+        let stage = self.first_stage(stream, session, &about, None);
         Ok(self.at(stage, about))
     }
 
@@ -216,30 +214,27 @@ where
             let served = websocket::Served::begin(handler, at, head, &about)?;
             return Ok(self.at(Stage::WebSocket(served), about));
         }
-        let stage = match self.opening(stream, session) {
-            Ok(stage) => stage,
-            Err((stream, session)) => {
-                Stage::Http(Box::new(self.resume_http(stream, session, &about, rest)))
-            }
-        };
+        let stage = self.first_stage(stream, session, &about, rest);
         Ok(self.at(stage, about))
     }
 
-    /// A connection that may be HTTP/2, if that is spoken here.
-    fn opening(
+    /// A connection that speaks HTTP/1, or may yet speak HTTP/2 if that is spoken here.
+    fn first_stage(
         &self,
         stream: K::Carrier,
         session: Session,
-    ) -> Result<Stage<S, K::Carrier>, (K::Carrier, Session)> {
+        about: &About,
+        rest: Option<S::Response>,
+    ) -> Stage<S, K::Carrier> {
         #[cfg(feature = "http2")]
         if let Some(begin) = &self.http2
             && super::opening::may_be_http2(&session)
         {
             let builder = (self.builder.clone(), self.request_id.clone());
             let opening = super::opening::Opening::new(stream, session, begin.clone(), builder);
-            return Ok(Stage::Opening(Box::new(opening)));
+            return Stage::Opening(Box::new(opening));
         }
-        Err((stream, session))
+        Stage::Http(Box::new(self.resume_http(stream, session, about, rest)))
     }
 
     #[cfg(feature = "http2")]
@@ -362,13 +357,12 @@ where
     }
 
     /// hyper's part of a connection that was accepted, whatever it runs over.
+    #[cfg(test)]
     pub(super) fn begin_http<T>(&self, stream: T, about: &About) -> Http<S, T>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Shared::new();
-        let gate = Gate::new(stream, shared.clone());
-        self.http(gate, shared, about, None)
+        self.resume_http(stream, Session::at_rest(Vec::new()), about, None)
     }
 
     /// hyper's part of a connection that was drained.
@@ -388,24 +382,6 @@ where
             request_id: &self.request_id,
         };
         maker.resume(stream, session, about, rest)
-    }
-
-    fn http<T>(
-        &self,
-        gate: Gate<T>,
-        shared: Arc<Shared>,
-        about: &About,
-        resumed: Option<Resuming<S::Response>>,
-    ) -> Http<S, T>
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let maker = Maker {
-            builder: &self.builder,
-            service: &self.service,
-            request_id: &self.request_id,
-        };
-        maker.http(gate, shared, about, resumed)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Sessions of hyper servers: HTTP/1 connections and WebSockets that stop at a safe point, even in the middle of a
-//! response or a message, and go on elsewhere.
+//! Sessions of hyper servers: HTTP/1 and HTTP/2 connections and WebSockets that stop at a safe point, even in the middle of
+//! responses or a message, and go on elsewhere.
 //!
 //! [`Movable`] serves a service of hyper's, or tower's and axum's through `hyper_util::service::TowerToHyperService`, over
 //! connections that can be drained: plain TCP, [TLS](crate::tls), or another [`Carrier`](crate::session::Carrier).
@@ -166,7 +166,19 @@
 //! `Request<hyper::body::Incoming>` and nothing else, as `hyper_util::server::conn::auto` wants them, get it by [`TakesIncoming`].
 //! [`ForAll`] takes the place of a make-service. Where a framework has one type of bodies, its handler makes a response movable by
 //! [`Resume::mark`], with the [`Resumed`] that it finds in the extensions of its request. Connections are HTTP/1 whatever the framework: a
-//! client that begins with HTTP/2 is refused, as by hyper's `http1`.
+//! client that begins with HTTP/2 is refused, as by hyper's `http1`, but for servers that speak it.
+//!
+//! # HTTP/2
+//!
+//! With the feature `http2`, `Movable::with_http2` (and `Serve::with_http2`) takes connections whose client begins with the
+//! preface of HTTP/2: by prior knowledge, or over [TLS](crate::tls) by ALPN if `alpn_protocols` has `h2`. Such a connection moves at rest, and in the middle
+//! of any number of responses that go on from a cursor, each with its own; handlers are written as for HTTP/1. A stream that has to end first is waited
+//! for: the others stand still meanwhile at the end of a frame, and what the peer asks for is held back, and served at the target. The peer
+//! sees nothing that a server may not do at any time: no GOAWAY, and no new settings.
+//!
+//! A response in the middle that does not go on at the target is reset by itself; the other streams go on. A connection that is going away, after
+//! [`Server::shut_down`], stays ([`Obstacle::Ending`]), and so does one whose peer has broken the protocol ([`Obstacle::Frames`]) or whose
+//! streams are tunnels (CONNECT: [`Obstacle::Upgraded`]). WebSockets over HTTP/2 (RFC 8441) are not offered.
 //!
 //! # Who is told
 //!
@@ -182,7 +194,7 @@
 //! host until the handler is done; a drain says [`Obstacle::Upgraded`], and a line is logged when they begin. A WebSocket of
 //! axum's `WebSocketUpgrade` moves if its response is made movable with a [`Resume`]: see [`websocket`]. A connection
 //! whose response said 101 for another protocol, or without a handler, and that nobody has
-//! taken is given back as [`Upgraded`]. HTTP/2.
+//! taken is given back as [`Upgraded`]. A request's body in its middle, whatever the protocol.
 
 mod asking;
 #[cfg(feature = "axum")]

@@ -83,7 +83,7 @@ pub(super) fn put(into: &mut BytesMut, kind: u8, flags: u8, id: u32, payload: &[
     into.put_slice(payload);
 }
 
-/// Appends a WINDOW_UPDATE, if there is anything to update; as several if one cannot say it.
+/// Appends a `WINDOW_UPDATE`, if there is anything to update; as several if one cannot say it.
 pub(super) fn put_window_update(into: &mut BytesMut, id: u32, mut increment: i64) {
     while increment > 0 {
         let some = increment.min(MAX_WINDOW);
@@ -119,7 +119,7 @@ pub(super) fn fragment(head: Head, payload: &[u8]) -> Option<&[u8]> {
     rest.get(..rest.len().checked_sub(padding)?)
 }
 
-/// A number of 31 bits, which a WINDOW_UPDATE is.
+/// A number of 31 bits, which a `WINDOW_UPDATE` is.
 pub(super) fn increment(payload: &[u8]) -> Option<i64> {
     let number = u32::from_be_bytes(payload.try_into().ok()?);
     Some((number & 0x7fff_ffff).into())

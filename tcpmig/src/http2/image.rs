@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::{HEAD, Head, MAX_PAYLOAD, MAX_WINDOW};
+use super::frame::{HEAD, Head, MAX_WINDOW};
 use super::hpack::TableImage;
 use super::settings::Settings;
 use super::{MAX_HELD, MAX_QUEUED, MAX_STREAMS};
@@ -106,9 +106,6 @@ impl Image {
 fn whole(mut frames: &[u8]) -> Option<()> {
     while !frames.is_empty() {
         let head = Head::first(frames)?;
-        if head.len > MAX_PAYLOAD {
-            return None;
-        }
         frames = frames.get(HEAD + head.len..)?;
     }
     Some(())

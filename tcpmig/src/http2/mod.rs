@@ -22,7 +22,7 @@
 //! # Windows
 //!
 //! A new server begins with windows that are not those of the peer. For streams it is told that they begin with nothing, and gets each
-//! stream's window by WINDOW_UPDATE. For the connection that cannot be said: what it believes to have and has not, it *owes*.
+//! stream's window by `WINDOW_UPDATE`. For the connection that cannot be said: what it believes to have and has not, it *owes*.
 //! DATA beyond the peer's windows is queued here, and the peer's next updates pay the debt before the server learns of them.
 
 mod frame;
@@ -137,9 +137,9 @@ struct Stream {
     sent: u64,
     /// This server has sent a response's head.
     has_head: bool,
-    /// The peer has said END_STREAM.
+    /// The peer has said `END_STREAM`.
     has_request: bool,
-    /// The server has said END_STREAM.
+    /// The server has said `END_STREAM`.
     has_response: bool,
     /// The peer has the head of the response: what the server says is not for it.
     swallows_head: bool,
@@ -374,6 +374,11 @@ impl Connection {
         }
     }
 
+    /// Whether the body of a request is still to come, of a stream that has been answered or not.
+    pub(crate) fn awaits_bodies(&self) -> bool {
+        self.streams.values().any(|stream| !stream.has_request)
+    }
+
     /// Why it has no image now, if it has none.
     pub(crate) fn obstacle(&self) -> Option<Unsettled> {
         if self.is_going_away {
@@ -383,9 +388,9 @@ impl Connection {
             return Some(Unsettled::Astray);
         }
         let is_open = self.streams.values().any(|stream| stream.reopens);
-        let has_requests = self.streams.values().all(|stream| stream.has_request);
         let is_settled = !is_open
-            && has_requests
+            && self.queued <= MAX_QUEUED
+            && !self.awaits_bodies()
             && !self.is_beginning
             && self.awaited.is_none()
             && self.feed.is_empty()

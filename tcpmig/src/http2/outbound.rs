@@ -267,7 +267,7 @@ impl Connection {
                 }
             }
             SETTINGS if self.is_beginning && !head.has(ACK) => {
-                self.say_first_settings(head, &payload)
+                self.say_first_settings(head, &payload);
             }
             SETTINGS => {
                 if self.said_settings(head, &payload) {

@@ -3,7 +3,7 @@
 //! # A server in three steps
 //!
 //! 1. Make the `ServerConfig` that you would give to tokio-rustls, and give it to [`Tls::new`](super::Tls::new). Name `http/1.1`
-//!    alone in `alpn_protocols`, or nothing: HTTP/2 does not move.
+//!    alone in `alpn_protocols`, or nothing, unless the server speaks HTTP/2 (`Movable::with_http2`).
 //! 2. [`Movable::over`](crate::http::Movable::over) it. The accept loop, the handlers and the ways by which connections leave stay as they
 //!    are over plain TCP.
 //! 3. Give each host its own certificate if you like: a session that moved does not ask for it again. For clients that come back

@@ -1,7 +1,7 @@
 //! TLS sessions that move: a client keeps its connection, and sees no handshake.
 //!
 //! [`Tls`] serves TLS 1.3 and 1.2 with an ordinary `ServerConfig` of rustls, and makes a session on one server what it was on another. Give it to
-//! [`Movable::over`](crate::http::Movable::over), and HTTP/1 and WebSocket sessions move over it as they do over plain TCP:
+//! [`Movable::over`](crate::http::Movable::over), and HTTP/1, HTTP/2 and WebSocket sessions move over it as they do over plain TCP:
 //!
 //! ```no_run
 //! # async fn run(config: std::sync::Arc<rustls::ServerConfig>, router: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +20,7 @@
 //! # }
 //! ```
 //!
-//! HTTP/2 does not move: name `http/1.1` alone in `alpn_protocols`, or nothing.
+//! Without the feature `http2` name `http/1.1` alone in `alpn_protocols`, or nothing; with it, and `Movable::with_http2`, `h2` too.
 //!
 //! [`TlsClient`] does the same for the connections of a proxy to its backends.
 //!

@@ -3,6 +3,7 @@
 //! Both servers are in this process, and a connection goes from one to the other by its parts, as it does between hosts.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+mod any;
 mod app;
 mod client;
 mod host;

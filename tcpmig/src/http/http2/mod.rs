@@ -236,9 +236,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
     fn safe(&self, cx: &Context<'_>) -> Result<Vec<(u32, Middle)>, Obstacle> {
         let found = self.wire.with(|layer| {
             let open: Vec<_> = layer.frames.open().collect();
-            (open, layer.frames.obstacle())
+            let frames = &layer.frames;
+            (open, frames.obstacle(), frames.awaits_bodies())
         });
-        let (open, obstacle) = found.ok_or(Obstacle::Ending)?;
+        let (open, obstacle, awaits_bodies) = found.ok_or(Obstacle::Ending)?;
         if obstacle == Some(Unsettled::GoingAway) {
             return Err(Obstacle::Ending);
         }
@@ -260,6 +261,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
                 // Its end is on its way.
                 Safe::Rest => {}
             }
+        }
+        if awaits_bodies {
+            // Of a stream that was answered before its request was whole.
+            return Err(Obstacle::Request);
         }
         Ok(responses)
     }

@@ -68,6 +68,8 @@ pub fn serve<M>(listener: TcpListener, make_service: M, site: Site) -> Serve<M> 
         make_service,
         site,
         movable: Movable::new(()),
+        #[cfg(feature = "http2")]
+        speaks_http2: false,
         others: Vec::new(),
     }
 }
@@ -79,6 +81,8 @@ pub struct Serve<M, K = Tcp> {
     make_service: M,
     site: Site,
     movable: Movable<(), K>,
+    #[cfg(feature = "http2")]
+    speaks_http2: bool,
     others: Vec<Other>,
 }
 
@@ -121,8 +125,17 @@ impl<M, K: Carriers> Serve<M, K> {
             make_service: self.make_service,
             site: self.site,
             movable: configure(self.movable),
+            #[cfg(feature = "http2")]
+            speaks_http2: self.speaks_http2,
             others: self.others,
         }
+    }
+
+    /// Takes HTTP/2 connections too: [`Movable::with_http2`].
+    #[cfg(feature = "http2")]
+    pub fn with_http2(mut self) -> Self {
+        self.speaks_http2 = true;
+        self
     }
 
     /// Takes connections in that are not of clients, but were made by the server at the other host, and gives them to `take`:
@@ -265,6 +278,8 @@ enum Taken<M: MakeServices, K> {
 struct Serving<M, K> {
     make: Mutex<M>,
     movable: Movable<(), K>,
+    #[cfg(feature = "http2")]
+    speaks_http2: bool,
     others: Vec<Other>,
     live: Live,
     /// Nothing is taken in any more.
@@ -274,7 +289,12 @@ struct Serving<M, K> {
 impl<M: MakeServices, K: Carriers> Serving<M, K> {
     async fn movable(&self, peer: SocketAddr) -> Result<Movable<Hyper<M>, K>, BoxError> {
         let service = self.make.lock().await.make(peer).await?;
-        Ok(self.movable.serving(TowerToHyperService::new(service)))
+        let movable = self.movable.serving(TowerToHyperService::new(service));
+        #[cfg(feature = "http2")]
+        if self.speaks_http2 {
+            return Ok(movable.with_http2());
+        }
+        Ok(movable)
     }
 
     fn server(&self, movable: Movable<Hyper<M>, K>) -> Server<Hyper<M>, K> {
@@ -367,11 +387,15 @@ async fn run<M: MakeServices, K: Carriers>(
         make_service,
         site,
         movable,
+        #[cfg(feature = "http2")]
+        speaks_http2,
         others,
     } = serve;
     let serving = Arc::new(Serving {
         make: Mutex::new(make_service),
         movable,
+        #[cfg(feature = "http2")]
+        speaks_http2,
         others,
         live: Live::default(),
         drains: AtomicBool::new(false),
