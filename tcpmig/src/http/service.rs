@@ -223,6 +223,10 @@ where
                 Poll::Ready(Ok(rest))
             }
             Err(refused) => {
+                if this.version == Version::HTTP_2 {
+                    // Its stream is reset, and the connection goes on: nobody else says so.
+                    tracing::warn!(cause = %refused, "a response in the middle is reset after a move");
+                }
                 shared.current().not_resumed = Some(refused.clone());
                 Poll::Ready(Err(refused.into()))
             }

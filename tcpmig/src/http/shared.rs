@@ -351,12 +351,8 @@ impl Shared {
 
     pub(super) fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
-    }
-
-    /// A body that stood still goes on.
-    #[cfg(feature = "http2")]
-    pub(super) fn go_on(&self) {
-        if let Some(standing) = self.current().standing.take() {
+        let standing = self.current().standing.take();
+        if !draining && let Some(standing) = standing {
             standing.wake();
         }
     }

@@ -12,6 +12,8 @@ use crate::fuzz::Peak;
 pub struct Frames<'a> {
     /// The image that it begins with, if that is one.
     image: Option<&'a [u8]>,
+    /// 0: the client's preface does not come by itself.
+    begins: u8,
     steps: Vec<Step<'a>>,
 }
 
@@ -61,6 +63,10 @@ pub fn http2(frames: &Frames<'_>, peak: Peak) {
             .image
             .and_then(decode)
             .unwrap_or_else(Connection::new);
+        if frames.begins > 0 {
+            connection.receive(PREFACE);
+            connection.read().clear();
+        }
         for step in &frames.steps {
             connection = run(connection, step);
         }

@@ -53,9 +53,6 @@ impl Streams {
         state.is_draining = draining;
         for shared in state.open.values() {
             shared.set_draining(draining);
-            if !draining {
-                shared.go_on();
-            }
         }
     }
 
