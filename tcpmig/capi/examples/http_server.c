@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
- * An HTTP server whose connections move to other hosts through the agent, in the middle of responses and requests.
+ * An HTTP server whose connections move to other hosts through the agent, and to its own next version on this host, in the middle of
+ * responses and requests.
  *
- *     http_server 198.18.0.80 8080 web /run/tcpmig/agent.sock
+ *     http_server 198.18.0.80 8080 web /run/tcpmig/agent.sock /run/user/1000/http_server.sock
  *
- * It is one event loop without threads (epoll), needs no privileges, and ends when it was drained. GET /numbers answers with
- * 100 000 numbered lines, everything else with the number of the request on its connection.
+ * It is one event loop without threads (epoll), needs no privileges, and ends when it was drained or when the next version has taken
+ * over: start it once more with the same path. "-" stands for no agent, and for no next version. GET /numbers answers with 100 000
+ * numbered lines, everything else with the number of the request on its connection.
  *
  *     cc -Wall -Wextra http_server.c $(pkg-config --cflags --libs tcpmig) -o http_server
  */
@@ -49,7 +51,9 @@ struct connection {
 
 static const char *service;
 static struct tcpmig_agent *agent;
+static struct tcpmig_upgrade *upgrade;
 static int epoll = -1, listener = -1;
+static int has_older, has_next; /* Versions of this server. */
 static struct connection connections; /* The head of the ring. */
 static size_t count, away;
 static uint64_t drain;
@@ -195,6 +199,17 @@ static int go_on(struct connection *it)
     }
 }
 
+static void watch_other(int fd, void *what, int operation)
+{
+    struct epoll_event event;
+
+    memset(&event, 0, sizeof(event));
+    event.events = EPOLLIN;
+    event.data.ptr = what;
+    if (epoll_ctl(epoll, operation, fd, &event) < 0)
+        fail("epoll_ctl");
+}
+
 static void serve(struct connection *it, int operation)
 {
     if (go_on(it) < 0)
@@ -217,15 +232,17 @@ static void accept_all(void)
     }
 }
 
-/* ---- The agent */
+/* ---- Where connections go, and where they come from */
 
-/* Gives a connection away, as it is: nothing has to be finished before. */
+/* Gives a connection away, as it is: nothing has to be finished before. To a host through the agent, or to the next version. */
 static void give(struct connection *it, const char *host)
 {
     struct tcpmig_layer layer = TCPMIG_LAYER_INIT;
     struct tcpmig_session session = TCPMIG_SESSION_INIT;
     struct iovec input, output;
     uint32_t state[2];
+    uint64_t id = (uint64_t)(uintptr_t)it;
+    int code;
 
     state[0] = htonl(it->served);
     state[1] = htonl(it->line);
@@ -244,7 +261,9 @@ static void give(struct connection *it, const char *host)
     session.unsent = &output;
     session.unsent_count = 1;
     epoll_ctl(epoll, EPOLL_CTL_DEL, it->fd, NULL);
-    if (tcpmig_agent_give(agent, it->fd, service, host, &session, (uint64_t)(uintptr_t)it) != TCPMIG_OK) {
+    code = host != NULL ? tcpmig_agent_give(agent, it->fd, service, host, &session, id)
+                        : tcpmig_upgrade_give(upgrade, it->fd, &session, id);
+    if (code != TCPMIG_OK) {
         complain("give");
         watch(it, EPOLL_CTL_ADD);
         return;
@@ -259,7 +278,12 @@ static void give_all(void)
 
     for (it = connections.next; it != &connections; it = it->next)
         if (it->fd >= 0)
-            give(it, drain_hosts[drain_next++ % drain_host_count]);
+            give(it, has_next ? NULL : drain_hosts[drain_next++ % drain_host_count]);
+}
+
+static int is_leaving(void)
+{
+    return drain != 0 || has_next;
 }
 
 static void begin_to_drain(const struct tcpmig_event *event)
@@ -284,24 +308,38 @@ static void begin_to_drain(const struct tcpmig_event *event)
     give_all();
 }
 
-static void offered(const struct tcpmig_event *event)
+static int layer_of(int is_upgrade, struct tcpmig_layer *layer)
 {
-    struct tcpmig_layer layer = TCPMIG_LAYER_INIT;
-
-    if (event->layer_count == 1 && tcpmig_agent_layer(agent, 0, &layer) == TCPMIG_OK && strcmp(layer.kind, KIND) == 0 &&
-        layer.version == 1 && layer.payload_length == 8 && drain == 0)
-        tcpmig_agent_take(agent, event->id);
-    else
-        tcpmig_agent_refuse(agent, event->id, drain != 0 ? "this server ends" : "not a session of this server");
+    return is_upgrade ? tcpmig_upgrade_layer(upgrade, 0, layer) : tcpmig_agent_layer(agent, 0, layer);
 }
 
-static void arrived(const struct tcpmig_event *event)
+static void offered(const struct tcpmig_event *event, int is_upgrade)
+{
+    struct tcpmig_layer layer = TCPMIG_LAYER_INIT;
+    const char *reason = "not a session of this server";
+
+    if (is_leaving() && !is_upgrade)
+        reason = "this server ends";
+    else if (event->layer_count == 1 && layer_of(is_upgrade, &layer) == TCPMIG_OK && strcmp(layer.kind, KIND) == 0 &&
+             layer.version == 1 && layer.payload_length == 8)
+        reason = NULL;
+    if (is_upgrade && reason == NULL)
+        tcpmig_upgrade_take(upgrade, event->id);
+    else if (is_upgrade)
+        tcpmig_upgrade_refuse(upgrade, event->id, reason);
+    else if (reason == NULL)
+        tcpmig_agent_take(agent, event->id);
+    else
+        tcpmig_agent_refuse(agent, event->id, reason);
+}
+
+static void arrived(const struct tcpmig_event *event, int is_upgrade)
 {
     struct connection *it = add(event->fd);
     struct tcpmig_layer layer = TCPMIG_LAYER_INIT;
     uint32_t state[2];
 
-    if (tcpmig_agent_layer(agent, 0, &layer) != TCPMIG_OK) {
+    if (layer_of(is_upgrade, &layer) != TCPMIG_OK) {
         forget(it);
         return;
     }
@@ -315,15 +353,15 @@ static void arrived(const struct tcpmig_event *event)
     serve(it, EPOLL_CTL_ADD);
 }
 
-static void take_events(void)
+static void take_events(int is_upgrade)
 {
     struct tcpmig_event event;
     struct connection *it;
 
     for (;;) {
         event.size = sizeof(event);
-        if (tcpmig_agent_next_event(agent, &event) != TCPMIG_OK) {
-            complain("agent");
+        if ((is_upgrade ? tcpmig_upgrade_next_event(upgrade, &event) : tcpmig_agent_next_event(agent, &event)) != TCPMIG_OK) {
+            complain("event");
             return;
         }
         it = (struct connection *)(uintptr_t)event.id;
@@ -341,10 +379,10 @@ static void take_events(void)
                 }
             break;
         case TCPMIG_EVENT_OFFER:
-            offered(&event);
+            offered(&event, is_upgrade);
             break;
         case TCPMIG_EVENT_ARRIVED:
-            arrived(&event);
+            arrived(&event, is_upgrade);
             break;
         case TCPMIG_EVENT_MOVED:
         case TCPMIG_EVENT_LOST:
@@ -357,6 +395,18 @@ static void take_events(void)
             away--;
             it->fd = event.fd;
             serve(it, EPOLL_CTL_ADD);
+            break;
+        case TCPMIG_EVENT_SUCCESSOR:
+            has_next = 1;
+            epoll_ctl(epoll, EPOLL_CTL_DEL, listener, NULL);
+            give_all();
+            break;
+        case TCPMIG_EVENT_SUCCESSOR_GONE:
+            has_next = 0;
+            watch_other(listener, &listener, EPOLL_CTL_ADD);
+            break;
+        case TCPMIG_EVENT_COMPLETE:
+            has_older = 0;
             break;
         case TCPMIG_EVENT_WITHDRAWN:
         case TCPMIG_EVENT_DOUBT:
@@ -385,6 +435,30 @@ static void listen_on(const char *address, const char *port)
         fail("listen");
 }
 
+/* Takes the listener of an older version over, or listens. */
+static void begin(const char *path, const char *address, const char *port)
+{
+    if (strcmp(path, "-") == 0) {
+        listen_on(address, port);
+        return;
+    }
+    if (tcpmig_upgrade_begin(path, &upgrade, &has_older) != TCPMIG_OK) {
+        complain("the older version");
+        exit(1);
+    }
+    if (!has_older)
+        listen_on(address, port);
+    else if (tcpmig_upgrade_listener(upgrade, "http", &listener) != TCPMIG_OK) {
+        complain("the older version");
+        exit(1);
+    }
+    if (tcpmig_upgrade_pass(upgrade, "http", listener) != TCPMIG_OK || tcpmig_upgrade_ready(upgrade) != TCPMIG_OK) {
+        complain("take over");
+        exit(1);
+    }
+    watch_other(tcpmig_upgrade_fd(upgrade), &upgrade, EPOLL_CTL_ADD);
+}
+
 static void register_service(const char *path, const char *address, const char *port)
 {
     struct tcpmig_service this_one = TCPMIG_SERVICE_INIT;
@@ -400,6 +474,7 @@ static void register_service(const char *path, const char *address, const char *
         complain("agent");
         exit(1);
     }
+    watch_other(tcpmig_agent_fd(agent), &agent, EPOLL_CTL_ADD);
 }
 
 int main(int argc, char **argv)
@@ -407,8 +482,8 @@ int main(int argc, char **argv)
     struct epoll_event events[64];
     int i, ready;
 
-    if (argc != 5) {
-        fprintf(stderr, "usage: http_server ADDRESS PORT SERVICE AGENT\n");
+    if (argc != 6) {
+        fprintf(stderr, "usage: http_server ADDRESS PORT SERVICE AGENT|- UPGRADE|-\n");
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -417,39 +492,47 @@ int main(int argc, char **argv)
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         fail("epoll_create1");
-    listen_on(argv[1], argv[2]);
-    register_service(argv[4], argv[1], argv[2]);
-    memset(events, 0, sizeof(events));
-    events[0].events = EPOLLIN;
-    events[0].data.ptr = &listener;
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &events[0]) < 0)
-        fail("epoll_ctl");
-    events[0].data.ptr = &agent;
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, tcpmig_agent_fd(agent), &events[0]) < 0)
-        fail("epoll_ctl");
+    begin(argv[5], argv[1], argv[2]);
+    watch_other(listener, &listener, EPOLL_CTL_ADD);
+    if (strcmp(argv[4], "-") != 0)
+        register_service(argv[4], argv[1], argv[2]);
     puts("ready");
-    while (drain == 0 || count > 0) {
+    while (!is_leaving() || count > 0 || has_older) {
         /* What could not move is tried again. */
-        ready = epoll_wait(epoll, events, 64, drain != 0 && away == 0 ? 100 : -1);
+        ready = epoll_wait(epoll, events, 64, is_leaving() && away == 0 ? 100 : -1);
         if (ready < 0 && errno != EINTR)
             fail("epoll_wait");
         if (ready == 0)
             give_all();
         for (i = 0; i < ready; i++) {
-            if (events[i].data.ptr == &listener)
+            void *what = events[i].data.ptr;
+
+            if (what == &listener)
                 accept_all();
-            else if (events[i].data.ptr != &agent)
-                serve((struct connection *)events[i].data.ptr, EPOLL_CTL_MOD);
+            else if (what != &agent && what != &upgrade)
+                serve((struct connection *)what, EPOLL_CTL_MOD);
         }
         /* After the connections: what happens to them here may concern one that this round was about. */
-        take_events();
+        if (agent != NULL)
+            take_events(0);
+        if (upgrade != NULL)
+            take_events(1);
+        if (has_next && count == 0 && !has_older && tcpmig_upgrade_finish(upgrade) != TCPMIG_OK) {
+            complain("the next version");
+            has_next = 0;
+            watch_other(listener, &listener, EPOLL_CTL_ADD);
+        }
     }
-    tcpmig_agent_drained(agent, drain, 0);
+    if (drain != 0)
+        tcpmig_agent_drained(agent, drain, 0);
     puts("empty");
     tcpmig_agent_free(&agent);
+    tcpmig_upgrade_free(&upgrade);
     for (i = 0; (size_t)i < drain_host_count; i++)
         free(drain_hosts[i]);
     free(drain_hosts);
+    if (listener >= 0)
+        close(listener);
     close(epoll);
     return 0;
 }

@@ -7,8 +7,8 @@
  * - Those that return int give TCPMIG_OK (0) or another enum tcpmig_code. After a failure tcpmig_last_error() says why, for a
  *   person to read. Each function says what it leaves behind on success; on failure everything is as it was before the call,
  *   unless the function says otherwise.
- * - A handle (struct tcpmig_locker, tcpmig_image, tcpmig_frozen, tcpmig_prepared, tcpmig_restored, tcpmig_agent) may be used from
- *   any thread, from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is no error for the
+ * - A handle (struct tcpmig_locker, tcpmig_image, tcpmig_frozen, tcpmig_prepared, tcpmig_restored, tcpmig_agent,
+ *   tcpmig_upgrade) may be used from any thread, from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is no error for the
  *   functions whose names end in _free.
  * - Nothing of yours is called but what you gave in struct tcpmig_lock_operations, and that on the thread of your own call. The
  *   library sets no signal handler and changes no process-wide setting. A thread that it starts has all signals blocked.
@@ -22,7 +22,7 @@
  *
  * The groups of functions are independent of each other: "one connection" needs Linux 5.14, and CAP_NET_ADMIN in the user namespace
  * that owns the network namespace for tcpmig_freeze() and tcpmig_prepare(), CAP_NET_RAW for connections that one side has closed.
- * "Sessions through the agent" needs no privilege, and an agent (tcpmig agent) on each host.
+ * "Sessions through the agent" needs no privilege, and an agent (tcpmig agent) on each host. "Upgrade in place" needs nothing.
  */
 #ifndef TCPMIG_H
 #define TCPMIG_H
@@ -410,11 +410,15 @@ enum tcpmig_event_kind {
     TCPMIG_EVENT_MOVED = 6,     /* What was given lives on the other host: id. fd was closed. */
     TCPMIG_EVENT_KEPT = 7,      /* What was given goes on here: id, fd, which is yours again, code, reason. */
     TCPMIG_EVENT_LOST = 8,      /* What was given is over: id, reason. fd was closed. */
-    TCPMIG_EVENT_DOUBT = 9      /* What was given lives on the other host or nowhere, and nobody answers for it: id. The agent goes
+    TCPMIG_EVENT_DOUBT = 9,     /* What was given lives on the other host or nowhere, and nobody answers for it: id. The agent goes
                                  * on asking, and one of the three above follows. */
+    TCPMIG_EVENT_SUCCESSOR = 10,      /* The next version of this server accepts: id is its process. Accept nothing more, and give
+                                       * it what there is. */
+    TCPMIG_EVENT_SUCCESSOR_GONE = 11, /* It has ended, or hangs: accept again. What it did not take goes on here. */
+    TCPMIG_EVENT_COMPLETE = 12        /* The old version has nothing more. */
 };
 
-/* What it points to is valid until the next call of tcpmig_agent_next_event() or tcpmig_agent_free(). */
+/* What it points to is valid until the next event is taken, or the handle freed. */
 struct tcpmig_event {
     size_t size;
     uint64_t id; /* That of tcpmig_agent_give(), or of the offer or drain. */
@@ -456,6 +460,72 @@ int tcpmig_agent_refuse(struct tcpmig_agent *agent, uint64_t offer, const char *
  *
  * TCPMIG_INVALID if there is no such drain, or 0 was said of it. */
 int tcpmig_agent_drained(struct tcpmig_agent *agent, uint64_t drain, uint64_t left);
+
+/* ---- Upgrade in place ----------------------------------------------------------------------------------------------------------
+ *
+ * The next version of a server takes its listeners and sessions over on the same host, without privileges: two processes of one user,
+ * and a Unix socket. Both versions run the same code:
+ *
+ *     tcpmig_upgrade_begin -> tcpmig_upgrade_listener, or listen() if there is no older version
+ *                          -> tcpmig_upgrade_pass -> tcpmig_upgrade_ready
+ *     TCPMIG_EVENT_OFFER -> tcpmig_upgrade_take -> TCPMIG_EVENT_ARRIVED            until TCPMIG_EVENT_COMPLETE
+ *     TCPMIG_EVENT_SUCCESSOR -> tcpmig_upgrade_give -> TCPMIG_EVENT_MOVED or _KEPT   -> tcpmig_upgrade_finish
+ *
+ * A session is the old version's until it has ordered the new one to go on with it: whatever happens to the new one before, it goes on
+ * in the old one. A connection that waits to be accepted is accepted by either.
+ */
+
+struct tcpmig_upgrade;
+
+/* Connects to the older version of this server that waits at this path, if there is one; then *had_older is 1, else 0. Until
+ * tcpmig_upgrade_ready() that goes on as if nothing had happened.
+ *
+ * On success *upgrade is yours until tcpmig_upgrade_free(). TCPMIG_PERMISSION if the older version is another user's process. */
+int tcpmig_upgrade_begin(const char *path, struct tcpmig_upgrade **upgrade, int *had_older);
+
+/* Ends it. A session that was given and has no answer yet is closed here, and one that arrives is: so wait for the answers first. */
+void tcpmig_upgrade_free(struct tcpmig_upgrade **upgrade);
+
+/* A descriptor that is readable while there are events, as tcpmig_agent_fd(). -1 for NULL. */
+int tcpmig_upgrade_fd(const struct tcpmig_upgrade *upgrade);
+
+/* The listener that the older version passes by this name; *fd is yours. Before tcpmig_upgrade_ready().
+ *
+ * TCPMIG_INVALID if it has none, or if it was taken before. */
+int tcpmig_upgrade_listener(struct tcpmig_upgrade *upgrade, const char *name, int *fd);
+
+/* Passes a duplicate of this listener on to the next version, by this name. Before tcpmig_upgrade_ready(). fd stays yours. */
+int tcpmig_upgrade_pass(struct tcpmig_upgrade *upgrade, const char *name, int fd);
+
+/* Says that this version accepts from now on, and waits for the next one at the path. The older one stops accepting, and gives what it
+ * has: TCPMIG_EVENT_OFFER and _ARRIVED follow.
+ *
+ * On failure the older version goes on, if the message does not say otherwise, and the handle can only be freed. */
+int tcpmig_upgrade_ready(struct tcpmig_upgrade *upgrade);
+
+/* Gives a session to the next version, which has made itself known by TCPMIG_EVENT_SUCCESSOR. See tcpmig_agent_give().
+ *
+ * On success the library owns fd, and nobody may use it: TCPMIG_EVENT_MOVED, _KEPT or _LOST follows, with this id; with _KEPT it is
+ * yours again, under its number. On failure fd is yours and nothing happened; TCPMIG_UNREACHABLE if there is no next version. */
+int tcpmig_upgrade_give(struct tcpmig_upgrade *upgrade, int fd, const struct tcpmig_session *session, uint64_t id);
+
+/* Says that nothing else will come, and waits until that is written: this version ends.
+ *
+ * TCPMIG_UNREACHABLE if the next version has ended, and nobody but this one listens. */
+int tcpmig_upgrade_finish(struct tcpmig_upgrade *upgrade);
+
+/* As tcpmig_agent_next_event(). OFFER has an id and layers, and says of no offer what became of it; ARRIVED has fd, flow, layers,
+ * unwritten and unprocessed. */
+int tcpmig_upgrade_next_event(struct tcpmig_upgrade *upgrade, struct tcpmig_event *event);
+
+/* As tcpmig_agent_layer(). */
+int tcpmig_upgrade_layer(const struct tcpmig_upgrade *upgrade, size_t index, struct tcpmig_layer *layer);
+
+/* As tcpmig_agent_take(). The older version waits ten seconds for an answer. */
+int tcpmig_upgrade_take(struct tcpmig_upgrade *upgrade, uint64_t offer);
+
+/* As tcpmig_agent_refuse(): the session goes on in the older version. */
+int tcpmig_upgrade_refuse(struct tcpmig_upgrade *upgrade, uint64_t offer, const char *reason);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,7 @@
 //! before it is followed.
 
 #![cfg_attr(
-    not(all(feature = "agent", feature = "connection")),
+    not(all(feature = "agent", feature = "connection", feature = "upgrade")),
     allow(dead_code, reason = "each group uses its part of what they share")
 )]
 
@@ -19,7 +19,11 @@ mod agent;
 mod connection;
 mod flow;
 mod layer;
+#[cfg(any(feature = "agent", feature = "upgrade"))]
+mod sessions;
 mod sized;
+#[cfg(feature = "upgrade")]
+mod upgrade;
 
 #[cfg(feature = "agent")]
 pub use agent::*;
@@ -31,3 +35,7 @@ pub use border::{
 pub use connection::*;
 pub use flow::{FLOW_TEXT, Flow, tcpmig_flow_of, tcpmig_flow_text};
 pub use layer::LayerStruct;
+#[cfg(any(feature = "agent", feature = "upgrade"))]
+pub use sessions::*;
+#[cfg(feature = "upgrade")]
+pub use upgrade::*;

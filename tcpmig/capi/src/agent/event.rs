@@ -1,187 +1,12 @@
-//! Events, as the caller takes them.
+//! Events of the agent.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::os::fd::IntoRawFd;
-use std::ptr;
-
-use tcpmig_format::{FourTuple, Layer, Octets};
+use std::ffi::{c_char, c_int};
 
 use super::handle::AgentHandle;
-use super::queue::{About, Item};
-use super::structs::{EventKind, EventStruct};
-use crate::border::{Done, Failure, enter};
-use crate::flow::Flow;
+use crate::border::{Failure, enter};
 use crate::layer::LayerStruct;
+use crate::sessions::EventStruct;
 use crate::sized::{self, given};
-
-/// What the event that was taken last points to.
-#[derive(Default)]
-pub(super) struct Current {
-    service: CString,
-    host: CString,
-    code: CString,
-    reason: CString,
-    hosts: Vec<CString>,
-    /// To the hosts.
-    pointers: Vec<*const c_char>,
-    kinds: Vec<CString>,
-    layers: Vec<Layer>,
-    unwritten: Octets,
-    unprocessed: Octets,
-}
-
-/// Names and reasons have no NUL; one that had would be empty.
-fn text(text: String) -> CString {
-    CString::new(text).unwrap_or_default()
-}
-
-/// An event of this kind that has nothing else.
-fn plain(kind: EventKind, id: u64) -> EventStruct {
-    const NOBODY: Flow = Flow {
-        local: [0; 16],
-        remote: [0; 16],
-        local_port: 0,
-        remote_port: 0,
-        family: 0,
-        reserved: 0,
-    };
-    EventStruct {
-        size: size_of::<EventStruct>(),
-        id,
-        kind: kind as u32,
-        fd: -1,
-        flow: NOBODY,
-        service: ptr::null(),
-        host: ptr::null(),
-        hosts: ptr::null(),
-        host_count: 0,
-        code: ptr::null(),
-        reason: ptr::null(),
-        layer_count: 0,
-        unwritten: ptr::null(),
-        unwritten_length: 0,
-        unprocessed: ptr::null(),
-        unprocessed_length: 0,
-    }
-}
-
-fn bytes(octets: &Octets) -> (*const c_void, usize) {
-    (octets.as_ptr().cast(), octets.len())
-}
-
-impl Current {
-    fn of(&mut self, event: &mut EventStruct, service: String, host: String, flow: FourTuple) {
-        self.service = text(service);
-        self.host = text(host);
-        event.service = self.service.as_ptr();
-        event.host = self.host.as_ptr();
-        event.flow = flow.into();
-    }
-
-    fn about(&mut self, event: &mut EventStruct, about: About) {
-        let About {
-            service,
-            flow,
-            from,
-            layers,
-        } = about;
-        self.of(event, service, from, flow);
-        self.kinds = layers
-            .iter()
-            .map(|layer| text(layer.kind.clone()))
-            .collect();
-        self.layers = layers;
-        event.layer_count = self.layers.len();
-    }
-
-    fn because(&mut self, event: &mut EventStruct, code: String, reason: String) {
-        self.code = text(code);
-        self.reason = text(reason);
-        event.code = self.code.as_ptr();
-        event.reason = self.reason.as_ptr();
-    }
-}
-
-impl AgentHandle {
-    fn show(&mut self, item: Option<Item>) -> EventStruct {
-        self.current = Current::default();
-        let current = &mut self.current;
-        match item {
-            None => plain(EventKind::None, 0),
-            Some(Item::Drain { service, drain }) => {
-                self.last_drain += 1;
-                let mut event = plain(EventKind::Drain, self.last_drain);
-                current.service = text(service);
-                current.hosts = drain.hosts().iter().cloned().map(text).collect();
-                current.pointers = current.hosts.iter().map(|host| host.as_ptr()).collect();
-                event.service = current.service.as_ptr();
-                event.hosts = current.pointers.as_ptr();
-                event.host_count = current.pointers.len();
-                self.drains.insert(self.last_drain, drain);
-                event
-            }
-            Some(Item::Wanted {
-                service,
-                flow,
-                host,
-            }) => {
-                let mut event = plain(EventKind::Wanted, 0);
-                current.of(&mut event, service, host, flow);
-                event
-            }
-            Some(Item::Offer { id, about, answer }) => {
-                let mut event = plain(EventKind::Offer, id);
-                current.about(&mut event, about);
-                // Those that the agent does not wait for any more.
-                self.asked.retain(|_, answer| !answer.is_closed());
-                self.asked.insert(id, answer);
-                event
-            }
-            Some(Item::Withdrawn { id }) => plain(EventKind::Withdrawn, id),
-            Some(Item::Arrived {
-                id,
-                about,
-                socket,
-                unwritten,
-                buffers,
-            }) => {
-                let mut event = plain(EventKind::Arrived, id);
-                current.about(&mut event, about);
-                current.unwritten = unwritten;
-                current.unprocessed = buffers.unprocessed;
-                (event.unwritten, event.unwritten_length) = bytes(&current.unwritten);
-                (event.unprocessed, event.unprocessed_length) = bytes(&current.unprocessed);
-                event.fd = socket.into_raw_fd();
-                event
-            }
-            Some(Item::Moved { id }) => plain(EventKind::Moved, id),
-            Some(Item::Kept {
-                id,
-                socket,
-                code,
-                reason,
-            }) => {
-                let mut event = plain(EventKind::Kept, id);
-                current.because(&mut event, code, reason);
-                event.fd = socket.into_raw_fd();
-                event
-            }
-            Some(Item::Lost { id, reason }) => {
-                let mut event = plain(EventKind::Lost, id);
-                current.because(&mut event, String::new(), reason);
-                event
-            }
-            Some(Item::Doubt { id }) => plain(EventKind::Doubt, id),
-        }
-    }
-
-    fn answer(&mut self, offer: u64, decision: Result<(), String>) -> Done {
-        let asked = self.asked.remove(&offer);
-        let over = || Failure::invalid(format_args!("there is no offer {offer} that waits"));
-        // Whoever asked may have gone meanwhile; then nothing comes.
-        asked.ok_or_else(over)?.send(decision).map_err(|_| over())
-    }
-}
 
 exported! {
     /// `tcpmig_agent_next_event`.
@@ -191,13 +16,8 @@ exported! {
     ) -> c_int {
         enter(|| {
             let agent = given(agent, "agent")?;
-            // Before anything is taken that would be lost.
             // SAFETY: it is as long as it says.
-            unsafe { sized::size_of_given(event, "event") }?;
-            let item = agent.queue.pop();
-            let taken = agent.show(item);
-            // SAFETY: it is as long as it says.
-            unsafe { sized::write(event, &taken, "event") }
+            unsafe { agent.inbox.next(event) }
         })
     }
 }
@@ -210,16 +30,9 @@ exported! {
         layer: *mut LayerStruct,
     ) -> c_int {
         enter(|| {
-            let current = &given(agent, "agent")?.current;
-            let (Some(found), Some(kind)) = (current.layers.get(index), current.kinds.get(index))
-            else {
-                return Err(Failure::invalid(format_args!(
-                    "there is no layer {index}: the event has {}",
-                    current.layers.len()
-                )));
-            };
+            let agent = given(agent, "agent")?;
             // SAFETY: it is as long as it says.
-            unsafe { sized::write(layer, &LayerStruct::borrowed(found, kind), "layer") }
+            unsafe { agent.inbox.layer(index, layer) }
         })
     }
 }
@@ -227,7 +40,7 @@ exported! {
 exported! {
     /// `tcpmig_agent_take`.
     fn tcpmig_agent_take(agent: Option<&mut AgentHandle>, offer: u64) -> c_int {
-        enter(|| given(agent, "agent")?.answer(offer, Ok(())))
+        enter(|| given(agent, "agent")?.inbox.answer(offer, Ok(())))
     }
 }
 
@@ -242,7 +55,7 @@ exported! {
             let agent = given(agent, "agent")?;
             // SAFETY: a string, as the header says.
             let reason = unsafe { sized::text(reason, "reason") }?;
-            agent.answer(offer, Err(reason.to_owned()))
+            agent.inbox.answer(offer, Err(reason.to_owned()))
         })
     }
 }
@@ -253,9 +66,9 @@ exported! {
         enter(|| {
             let agent = given(agent, "agent")?;
             let over = || Failure::invalid(format_args!("there is no drain {drain}"));
-            agent.drains.get(&drain).ok_or_else(over)?.left(left);
+            agent.inbox.drains.get(&drain).ok_or_else(over)?.left(left);
             if left == 0 {
-                agent.drains.remove(&drain);
+                agent.inbox.drains.remove(&drain);
             }
             Ok(())
         })

@@ -1,49 +1,33 @@
 //! The client and its thread.
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 
-use libc::iovec;
 use tcpmig::agent::{AgentError, Client, Event, Events, Offer, Service};
 use tcpmig::handover::{Code as RefusalCode, Refusal};
 use tcpmig::session::{Arrival, Departed, Parts, Way};
-use tcpmig_format::Octets;
-use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use super::buffers::{self, Buffers};
-use super::event::Current;
-use super::queue::{About, Answer, Item, Queue};
-use super::structs::{SERVICE_TAKES, ServiceStruct, SessionStruct};
-use crate::border::{Code, Done, Failure, answer, enter, without_signals};
+use crate::border::{Code, Done, Failure, answer, enter};
 use crate::flow::flow_of;
-use crate::layer;
+use crate::sessions::{
+    About, Inbox, Item, Live, Queue, SERVICE_TAKES, ServiceStruct, SessionStruct, layers_of, split,
+};
 use crate::sized::{self, descriptor, given};
 
 /// `struct tcpmig_agent`.
 pub struct AgentHandle {
     client: Client,
     host: CString,
-    pub(super) queue: Arc<Queue>,
+    pub(super) inbox: Inbox,
     /// Counts offers.
     offers: Arc<AtomicU64>,
-    /// Those that wait for the caller's answer.
-    pub(super) asked: HashMap<u64, Answer>,
-    /// Those that are not said to be over.
-    pub(super) drains: HashMap<u64, tcpmig::agent::Drain>,
-    pub(super) last_drain: u64,
-    pub(super) current: Current,
-    runtime: Handle,
-    /// Its end is that of the thread.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    live: Live,
 }
 
 impl From<AgentError> for Failure {
@@ -56,79 +40,24 @@ impl From<AgentError> for Failure {
     }
 }
 
-/// What the thread says when it is there.
-type Begun = Result<(Client, Handle), Failure>;
-
-/// What the thread does, until nobody listens to it.
-fn live(path: &std::path::Path, begun: &mpsc::Sender<Begun>, stop: oneshot::Receiver<()>) {
-    let runtime = match Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _ = begun.send(Err(Failure::call("epoll_create")(error)));
-            return;
-        }
-    };
-    runtime.block_on(async {
-        match Client::connect(path).await {
-            Ok(client) => {
-                let _ = begun.send(Ok((client, Handle::current())));
-                // Also if the other end was dropped.
-                let _ = stop.await;
-            }
-            Err(error) => {
-                let _ = begun.send(Err(error.into()));
-            }
-        }
-    });
-}
-
 impl AgentHandle {
     fn connect(path: PathBuf) -> Done<Self> {
-        let queue = Queue::new()?;
-        let (begun, is_begun) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("tcpmig-agent".to_owned());
-        let thread = without_signals(|| thread.spawn(move || live(&path, &begun, stopped)));
-        let thread = thread.map_err(Failure::call("pthread_create"))?;
-        let begun = is_begun.recv();
-        let (client, runtime) = match begun {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(failure)) => {
-                let _ = thread.join();
-                return Err(failure);
-            }
-            Err(_) => {
-                let _ = thread.join();
-                return Err(Failure::new(
-                    Code::Internal,
-                    "the thread of the client has ended",
-                ));
-            }
-        };
+        let (inbox, live) = (Inbox::new()?, Live::start("tcpmig-agent")?);
+        let client = live.wait_for(async move { Client::connect(path).await })??;
         // It comes from a certificate, where a NUL is no part of a name.
         let host = CString::new(client.host()).unwrap_or_default();
         Ok(Self {
             client,
             host,
-            queue,
+            inbox,
             offers: Arc::default(),
-            asked: HashMap::new(),
-            drains: HashMap::new(),
-            last_drain: 0,
-            current: Current::default(),
-            runtime,
-            stop: Some(stop),
-            thread: Some(thread),
+            live,
         })
     }
 
     fn register(&self, service: Service, name: &str, takes: bool) -> Done {
         let service = if takes {
-            let (queue, offers) = (Arc::clone(&self.queue), Arc::clone(&self.offers));
+            let (queue, offers) = (Arc::clone(&self.inbox.queue), Arc::clone(&self.offers));
             let name = name.to_owned();
             service.takes(move |offer| {
                 let id = offers.fetch_add(1, Ordering::Relaxed) + 1;
@@ -137,29 +66,19 @@ impl AgentHandle {
         } else {
             service
         };
-        let (answer, answered) = mpsc::channel();
-        let (client, queue) = (self.client.clone(), Arc::clone(&self.queue));
-        let name = name.to_owned();
-        self.runtime.spawn(async move {
-            match client.register(service).await {
-                Ok(events) => {
-                    let _ = answer.send(Ok(()));
-                    // Only the handle keeps the client.
-                    drop(client);
-                    hear(events, &queue, &name).await;
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error.into()));
-                }
-            }
-        });
-        let gone = |_| Failure::new(Code::Internal, "the thread of the client has ended");
-        answered.recv().map_err(gone)?
+        let client = self.client.clone();
+        let events = self
+            .live
+            .wait_for(async move { client.register(service).await })??;
+        let (queue, name) = (Arc::clone(&self.inbox.queue), name.to_owned());
+        self.live
+            .spawn(async move { hear(events, &queue, &name).await });
+        Ok(())
     }
 
     fn give(&self, parts: Parts, service: &str, host: String, id: u64) {
-        let (way, queue) = (self.client.way(service), Arc::clone(&self.queue));
-        self.runtime.spawn(async move {
+        let (way, queue) = (self.client.way(service), Arc::clone(&self.inbox.queue));
+        self.live.spawn(async move {
             let mut departed = way.depart(parts, &host).await;
             loop {
                 let item = match departed {
@@ -183,16 +102,6 @@ impl AgentHandle {
     }
 }
 
-impl Drop for AgentHandle {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // What it ended with is of no use any more.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A connection that was taken; it is withdrawn when this is dropped.
 struct Taken {
     id: u64,
@@ -211,13 +120,13 @@ impl Drop for Taken {
 
 /// Has the caller asked whether a connection may come.
 async fn ask(offer: Offer, id: u64, queue: Arc<Queue>, service: String) -> Result<Taken, Refusal> {
-    let layers = buffers::split(offer.layers);
+    let layers = split(offer.layers);
     let (layers, _) = layers.map_err(|why| Refusal::new(RefusalCode::Session, why))?;
     let (answer, answered) = oneshot::channel();
     let from = offer.from.to_string();
     let about = About {
         service: service.clone(),
-        flow: offer.flow,
+        flow: Some(offer.flow),
         from: from.clone(),
         layers,
     };
@@ -262,7 +171,7 @@ fn arrived(arrival: Arrival, queue: &Queue) {
     } = arrival;
     let taken = ready.and_then(|ready| ready.downcast::<Taken>().ok());
     // INVARIANT: only [`ask`] takes connections, and refuses layers that cannot be split.
-    let (Some(mut taken), Ok((layers, buffers))) = (taken, buffers::split(layers)) else {
+    let (Some(mut taken), Ok((layers, buffers))) = (taken, split(layers)) else {
         return;
     };
     taken.queue = None;
@@ -270,7 +179,7 @@ fn arrived(arrival: Arrival, queue: &Queue) {
     unwritten.extend_from_slice(&buffers.unsent);
     let about = About {
         service: std::mem::take(&mut taken.service),
-        flow,
+        flow: Some(flow),
         from: std::mem::take(&mut taken.from),
         layers,
     };
@@ -281,53 +190,6 @@ fn arrived(arrival: Arrival, queue: &Queue) {
         unwritten,
         buffers,
     });
-}
-
-/// All bytes of these vectors, in order.
-///
-/// # Safety
-///
-/// As the header says of them.
-unsafe fn gather(first: *const iovec, count: usize, what: &str) -> Done<Octets> {
-    // SAFETY: as the caller's.
-    let vectors = unsafe { sized::slice(first, count, what) }?;
-    let length: usize = vectors.iter().map(|vector| vector.iov_len).sum();
-    // In one piece: memory that grows leaves what it had behind where it was.
-    let mut bytes = Vec::with_capacity(length.min(isize::MAX as usize));
-    for vector in vectors {
-        // SAFETY: as the caller's.
-        let more = unsafe { sized::slice::<u8>(vector.iov_base.cast(), vector.iov_len, what) }?;
-        bytes.extend_from_slice(more);
-    }
-    Ok(bytes.into())
-}
-
-/// # Safety
-///
-/// As the header says of it.
-unsafe fn layers_of(session: *const SessionStruct) -> Done<Vec<tcpmig_format::Layer>> {
-    if session.is_null() {
-        return Ok(Vec::new());
-    }
-    // SAFETY: it is as long as it says.
-    let session = unsafe { sized::read(session, "session") }?;
-    // SAFETY: as the header says.
-    let layers = unsafe { layer::read(session.layers, session.layer_count) }?;
-    // SAFETY: as the header says.
-    let unprocessed = unsafe {
-        gather(
-            session.unprocessed,
-            session.unprocessed_count,
-            "unprocessed",
-        )
-    }?;
-    // SAFETY: as the header says.
-    let unsent = unsafe { gather(session.unsent, session.unsent_count, "unsent") }?;
-    let buffers = Buffers {
-        unprocessed,
-        unsent,
-    };
-    Ok(buffers::join(layers, &buffers))
 }
 
 exported! {
@@ -357,7 +219,7 @@ exported! {
 exported! {
     /// `tcpmig_agent_fd`.
     fn tcpmig_agent_fd(agent: Option<&AgentHandle>) -> c_int {
-        answer(-1, || agent.map_or(-1, |agent| agent.queue.descriptor()))
+        answer(-1, || agent.map_or(-1, |agent| agent.inbox.queue.descriptor()))
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::built::{How, Installed, VALGRIND, said};
 
-const PORT: &str = "8080";
+pub(crate) const PORT: &str = "8080";
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -143,17 +143,11 @@ impl Hosts {
             "--",
         ]);
         command.args(words).args([World::SERVICE[0], PORT, "web"]);
-        command.arg(self.installed.path(&format!("{of}.sock")));
+        command
+            .arg(self.installed.path(&format!("{of}.sock")))
+            .arg("-");
         let log = self.installed.path(&format!("{of}.log"));
-        let file = fs::File::create(&log).unwrap();
-        command.stderr(file.try_clone().unwrap()).stdout(file);
-        let child = self.installed.with_library(&mut command).spawn().unwrap();
-        let mut server = Server {
-            child: Some(child),
-            log,
-        };
-        server.says("ready", 1);
-        server
+        Server::start(self.installed.with_library(&mut command), log)
     }
 
     /// Has the service drained, and waits until it is empty; how many connections moved.
@@ -170,32 +164,46 @@ impl Hosts {
             moved
         })
     }
-
-    /// Two downloads on one connection, to its standard output: it waits while nobody reads that.
-    fn curl(&self) -> Child {
-        let url = format!("http://{}:{PORT}/numbers", World::SERVICE[0]);
-        let mut curl = self.world.peer.command("curl").unwrap();
-        curl.args(["--silent", "--show-error", "--fail", "--max-time", "600"]);
-        curl.args(["--write-out", "%{stderr}%{num_connects} ", &url, &url]);
-        curl.stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
 }
 
-struct Server {
+/// Two downloads on one connection, to its standard output: it waits while nobody reads that.
+pub(crate) fn curl(peer: &Host) -> Child {
+    let url = format!("http://{}:{PORT}/numbers", World::SERVICE[0]);
+    let mut curl = peer.command("curl").unwrap();
+    curl.args(["--silent", "--show-error", "--fail", "--max-time", "600"]);
+    curl.args(["--write-out", "%{stderr}%{num_connects} ", &url, &url]);
+    curl.stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+pub(crate) struct Server {
     child: Option<Child>,
     log: PathBuf,
 }
 
 impl Server {
+    pub(crate) fn start(command: &mut Command, log: PathBuf) -> Self {
+        let file = fs::File::create(&log).unwrap();
+        let child = command
+            .stderr(file.try_clone().unwrap())
+            .stdout(file)
+            .spawn();
+        let mut server = Self {
+            child: Some(child.unwrap()),
+            log,
+        };
+        server.says("ready", 1);
+        server
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
     /// Waits until it has said this so many times.
-    fn says(&mut self, line: &str, times: usize) {
+    pub(crate) fn says(&mut self, line: &str, times: usize) {
         until(line, || {
             let log = self.log();
             let has = log.lines().filter(|said| *said == line).count() >= times;
@@ -205,7 +213,7 @@ impl Server {
         });
     }
 
-    fn ends_well(mut self) {
+    pub(crate) fn ends_well(mut self) {
         let status = self.child.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}: {}", self.log());
     }
@@ -220,10 +228,23 @@ impl Drop for Server {
     }
 }
 
-fn body() -> Vec<u8> {
+pub(crate) fn body() -> Vec<u8> {
     (0..100_000)
         .flat_map(|line| format!("{line:08}\n").into_bytes())
         .collect()
+}
+
+/// Both downloads of this curl, of which so much was read.
+pub(crate) fn both_are_whole(curl: Child, mut downloaded: Vec<u8>) {
+    let curl = curl.wait_with_output().unwrap();
+    assert!(
+        curl.status.success(),
+        "{}",
+        String::from_utf8_lossy(&curl.stderr)
+    );
+    assert_eq!(curl.stderr, b"1 0 ", "connections that curl has made");
+    downloaded.extend(curl.stdout);
+    assert!(downloaded == [body(), body()].concat());
 }
 
 /// A download and connections at rest go from one host to the other, back and to it again.
@@ -238,7 +259,7 @@ fn drains(before: &[&str], how: How) {
         [(); 5].map(|()| Resting::new(&address))
     });
     let mut rest = rest.unwrap();
-    let mut curl = hosts.curl();
+    let mut curl = curl(&hosts.world.peer);
     let mut downloaded = vec![0; 1000];
     curl.stdout
         .as_mut()
@@ -264,15 +285,7 @@ fn drains(before: &[&str], how: How) {
     for one in &mut rest {
         one.asks("request 3 of this connection\n");
     }
-    let curl = curl.wait_with_output().unwrap();
-    assert!(
-        curl.status.success(),
-        "{}",
-        String::from_utf8_lossy(&curl.stderr)
-    );
-    assert_eq!(curl.stderr, b"1 0 ", "connections that curl has made");
-    downloaded.extend(curl.stdout);
-    assert!(downloaded == [body(), body()].concat());
+    both_are_whole(curl, downloaded);
     drop(rest);
     // With nothing left it ends at once.
     until("the connections are over", || hosts.drain("a", "b") == 0);
@@ -280,10 +293,10 @@ fn drains(before: &[&str], how: How) {
 }
 
 /// A connection that is mostly at rest.
-struct Resting(TcpStream);
+pub(crate) struct Resting(TcpStream);
 
 impl Resting {
-    fn new(address: &str) -> Self {
+    pub(crate) fn new(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         let patience = Some(PATIENCE);
         stream.set_read_timeout(patience).unwrap();
@@ -292,11 +305,11 @@ impl Resting {
         new
     }
 
-    fn say(&mut self, bytes: &str) {
+    pub(crate) fn say(&mut self, bytes: &str) {
         self.0.write_all(bytes.as_bytes()).unwrap();
     }
 
-    fn hears(&mut self, body: &str) {
+    pub(crate) fn hears(&mut self, body: &str) {
         let whole = format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -306,7 +319,7 @@ impl Resting {
         assert_eq!(String::from_utf8(got).unwrap(), whole);
     }
 
-    fn asks(&mut self, body: &str) {
+    pub(crate) fn asks(&mut self, body: &str) {
         self.say("GET / HTTP/1.1\r\n\r\n");
         self.hears(body);
     }
@@ -322,35 +335,18 @@ kernel_test!(a_server_is_drained_and_no_memory_is_lost, || {
 
 kernel_test!(without_an_agent_it_says_so, || {
     let hosts = Hosts::new();
-    let how = How {
-        cxx: true,
-        is_static: true,
-        sanitized: true,
-    };
-    let program = hosts.installed.compile("http_server.c", how);
-    let mut command = Command::new(&program);
-    command
-        .args([World::SERVICE[0], PORT, "web"])
-        .arg(hosts.installed.path("none.sock"));
-    let world = hosts.host("a");
-    let output = world
-        .run(|| hosts.installed.with_library(&mut command).output())
-        .unwrap()
-        .unwrap();
-    assert!(!output.status.success());
-    assert!(said(&output).contains("none.sock"), "{}", said(&output));
-    // One of another service is refused by the agent's name for it.
-    let mut command = Command::new(program);
-    command
-        .args([World::SERVICE[0], PORT, "mail"])
-        .arg(hosts.installed.path("a.sock"));
-    let output = world
-        .run(|| hosts.installed.with_library(&mut command).output())
-        .unwrap()
-        .unwrap();
-    assert!(
-        said(&output).contains("the agent refuses"),
-        "{}",
+    let program = hosts.installed.compile("http_server.c", How::default());
+    let says = |service: &str, socket: &str| {
+        let mut command = hosts.world.a.command(program.to_str().unwrap()).unwrap();
+        command.args([World::SERVICE[0], PORT, service]);
+        command.arg(hosts.installed.path(socket)).arg("-");
+        let output = hosts.installed.with_library(&mut command).output().unwrap();
+        assert!(!output.status.success());
         said(&output)
-    );
+    };
+    let without = says("web", "none.sock");
+    assert!(without.contains("none.sock"), "{without}");
+    // One that the configuration does not name.
+    let unknown = says("mail", "a.sock");
+    assert!(unknown.contains("the agent refuses"), "{unknown}");
 });

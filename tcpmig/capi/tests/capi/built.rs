@@ -1,7 +1,7 @@
 //! The library, installed, and programs against it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -62,7 +62,16 @@ pub(crate) fn built() -> PathBuf {
 }
 
 impl Installed {
+    /// With the shared library. The static one is large, and few programs need it.
     pub(crate) fn new() -> Self {
+        Self::with(&["libtcpmig_c.so"])
+    }
+
+    pub(crate) fn with_static() -> Self {
+        Self::with(&["libtcpmig_c.so", "libtcpmig_c.a"])
+    }
+
+    fn with(libraries: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("include")).unwrap();
         for (name, content) in FILES {
@@ -71,8 +80,16 @@ impl Installed {
         let install = folder.path().join("install");
         fs::set_permissions(&install, fs::Permissions::from_mode(0o755)).unwrap();
         let prefix = folder.path().join("prefix");
+        let from = folder.path().join("built");
+        fs::create_dir(&from).unwrap();
+        // In the place of one that is not needed.
+        fs::write(from.join("libtcpmig_c.a"), "").unwrap();
+        for library in libraries {
+            let _ = fs::remove_file(from.join(library));
+            symlink(built().join(library), from.join(library)).unwrap();
+        }
         let mut command = Command::new("bash");
-        command.arg(&install).arg("--built").arg(built());
+        command.arg(&install).arg("--built").arg(&from);
         // Not for the system, also if this is root.
         run(command.arg("/usr").env("DESTDIR", &prefix));
         // As if it had been installed there without DESTDIR.

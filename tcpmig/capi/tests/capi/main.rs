@@ -7,3 +7,4 @@ mod built;
 mod moved;
 mod programs;
 mod signatures;
+mod upgrades;

@@ -121,7 +121,7 @@ kernel_test!(a_download_goes_on_and_no_memory_is_lost, || {
 });
 
 kernel_test!(a_download_goes_on_with_the_static_library_in_cxx, || {
-    let installed = Installed::new();
+    let installed = Installed::with_static();
     let how = How {
         cxx: true,
         is_static: true,

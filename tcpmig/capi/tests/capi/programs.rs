@@ -29,7 +29,6 @@ kernel_test!(many_connections_and_a_lock_of_ones_own, || {
     assert!(alone(&installed, &VALGRIND, &many, &[]).contains("fine"));
     let sanitized = How {
         sanitized: true,
-        is_static: true,
         ..How::default()
     };
     let many = installed.compile("many.c", sanitized);

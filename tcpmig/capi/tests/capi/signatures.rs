@@ -15,6 +15,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../src/connection/prepared.rs"),
     include_str!("../../src/connection/probe.rs"),
     include_str!("../../src/flow.rs"),
+    include_str!("../../src/upgrade/handle.rs"),
 ];
 
 /// What a type of Rust is in C.

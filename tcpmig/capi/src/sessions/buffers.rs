@@ -11,13 +11,13 @@ const LENGTH: usize = size_of::<u64>();
 
 /// What a server has beside the state of its application.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Buffers {
-    pub(super) unprocessed: Octets,
-    pub(super) unsent: Octets,
+pub(crate) struct Buffers {
+    pub(crate) unprocessed: Octets,
+    pub(crate) unsent: Octets,
 }
 
 /// All layers of a session.
-pub(super) fn join(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
+pub(crate) fn join(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
     let (unprocessed, unsent) = (&buffers.unprocessed, &buffers.unsent);
     if unprocessed.is_empty() && unsent.is_empty() {
         return layers;
@@ -32,7 +32,7 @@ pub(super) fn join(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
 }
 
 /// The layers of the application, and what was under them. The reason if that is not one that this version knows.
-pub(super) fn split(mut layers: Vec<Layer>) -> Result<(Vec<Layer>, Buffers), String> {
+pub(crate) fn split(mut layers: Vec<Layer>) -> Result<(Vec<Layer>, Buffers), String> {
     if layers.first().is_none_or(|layer| layer.kind != KIND) {
         return Ok((layers, Buffers::default()));
     }

@@ -63,11 +63,14 @@ pub enum EventKind {
     Kept = 7,
     Lost = 8,
     Doubt = 9,
+    Successor = 10,
+    SuccessorGone = 11,
+    Complete = 12,
 }
 
 impl EventKind {
     /// All of them, with their names in C.
-    pub const NAMES: [(Self, &'static str); 10] = [
+    pub const NAMES: [(Self, &'static str); 13] = [
         (Self::None, "TCPMIG_EVENT_NONE"),
         (Self::Drain, "TCPMIG_EVENT_DRAIN"),
         (Self::Wanted, "TCPMIG_EVENT_WANTED"),
@@ -78,6 +81,9 @@ impl EventKind {
         (Self::Kept, "TCPMIG_EVENT_KEPT"),
         (Self::Lost, "TCPMIG_EVENT_LOST"),
         (Self::Doubt, "TCPMIG_EVENT_DOUBT"),
+        (Self::Successor, "TCPMIG_EVENT_SUCCESSOR"),
+        (Self::SuccessorGone, "TCPMIG_EVENT_SUCCESSOR_GONE"),
+        (Self::Complete, "TCPMIG_EVENT_COMPLETE"),
     ];
 }
 

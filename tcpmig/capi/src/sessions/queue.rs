@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+#[cfg(feature = "agent")]
 use tcpmig::agent::Drain;
 use tcpmig_format::{FourTuple, Layer, Octets};
 use tokio::sync::oneshot;
@@ -13,11 +14,13 @@ use super::buffers::Buffers;
 use crate::border::{Done, Failure};
 
 /// What happened.
-pub(super) enum Item {
+pub(crate) enum Item {
+    #[cfg(feature = "agent")]
     Drain {
         service: String,
         drain: Drain,
     },
+    #[cfg(feature = "agent")]
     Wanted {
         service: String,
         flow: FourTuple,
@@ -28,6 +31,7 @@ pub(super) enum Item {
         about: About,
         answer: Answer,
     },
+    #[cfg(feature = "agent")]
     Withdrawn {
         id: u64,
     },
@@ -54,27 +58,38 @@ pub(super) enum Item {
     Doubt {
         id: u64,
     },
+    /// The next version of this server is ready.
+    #[cfg(feature = "upgrade")]
+    Successor {
+        process: u32,
+    },
+    /// It is gone.
+    #[cfg(feature = "upgrade")]
+    SuccessorGone,
+    /// The old version has nothing more.
+    #[cfg(feature = "upgrade")]
+    Complete,
 }
 
 /// A connection that comes, or wants to.
-pub(super) struct About {
-    pub(super) service: String,
-    pub(super) flow: FourTuple,
-    pub(super) from: String,
-    pub(super) layers: Vec<Layer>,
+pub(crate) struct About {
+    pub(crate) service: String,
+    pub(crate) flow: Option<FourTuple>,
+    pub(crate) from: String,
+    pub(crate) layers: Vec<Layer>,
 }
 
 /// Whether an offer is taken, or why not.
-pub(super) type Answer = oneshot::Sender<Result<(), String>>;
+pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
 /// Items, and a descriptor that is readable while there are some.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     items: Mutex<VecDeque<Item>>,
     ready: EventFd,
 }
 
 impl Queue {
-    pub(super) fn new() -> Done<Arc<Self>> {
+    pub(crate) fn new() -> Done<Arc<Self>> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ready = EventFd::from_value_and_flags(0, flags);
         Ok(Arc::new(Self {
@@ -83,7 +98,7 @@ impl Queue {
         }))
     }
 
-    pub(super) fn descriptor(&self) -> i32 {
+    pub(crate) fn descriptor(&self) -> i32 {
         self.ready.as_raw_fd()
     }
 
@@ -92,14 +107,14 @@ impl Queue {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push(&self, item: Item) {
+    pub(crate) fn push(&self, item: Item) {
         let mut items = self.items();
         items.push_back(item);
         // It can fail only where it is readable already.
         let _ = self.ready.write(1);
     }
 
-    pub(super) fn pop(&self) -> Option<Item> {
+    pub(crate) fn pop(&self) -> Option<Item> {
         let mut items = self.items();
         let item = items.pop_front();
         if items.is_empty() {
