@@ -11,7 +11,6 @@ use tcpmig_lock::{LockGuard, NextHop};
 
 use super::image::ImageHandle;
 use super::locker::{LockerHandle, lease};
-use super::many::lock_each;
 use crate::border::{Done, Failure, enter, settle_many, without_signals};
 use crate::flow::Flow;
 use crate::layer::{self, LayerStruct};
@@ -48,7 +47,7 @@ fn freeze_many(
 ) -> Vec<Done<Box<FrozenHandle>>> {
     let plans: Vec<Done<Plan>> = fds.iter().copied().map(plan).collect();
     let flows: Vec<_> = plans.iter().flatten().map(Plan::flow).collect();
-    let mut locks = lock_each(&*locker.locker, &flows, lease).into_iter();
+    let mut locks = LockGuard::lock_each(&*locker.locker, &flows, lease).into_iter();
     let each = |(fd, plan): (&c_int, Done<Plan>)| {
         let plan = plan?;
         // INVARIANT: there is one for each plan.

@@ -3,7 +3,6 @@
 mod frozen;
 mod image;
 mod locker;
-mod many;
 mod own_lock;
 mod prepared;
 mod probe;

@@ -14,7 +14,6 @@ use tcpmig_lock::{LockGuard, Locker};
 
 use super::image::ImageHandle;
 use super::locker::{LockerHandle, lease};
-use super::many::lock_each;
 use crate::border::{Code, Done, Failure, answer, enter, settle_many, without_signals};
 use crate::sized::{self, given};
 
@@ -112,7 +111,7 @@ exported! {
             }
             let flows: Vec<_> = images.iter().flatten().map(|image| image.flow()).collect();
             let results = locker.quietly(|| {
-                let locks = lock_each(&*locker.locker, &flows, lease);
+                let locks = LockGuard::lock_each(&*locker.locker, &flows, lease);
                 let each = |(image, lock): (&&ImageHandle, Result<LockGuard, _>)| {
                     build(image, lock?, (locker, lease, policy))
                 };

@@ -28,6 +28,12 @@ pub(crate) struct Inbox {
     current: Current,
 }
 
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
 /// What the event that was taken last points to.
 #[derive(Default)]
 struct Current {

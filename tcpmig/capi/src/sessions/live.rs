@@ -33,6 +33,8 @@ impl Live {
         let live = move || {
             // Also if the other end was dropped.
             let _ = runtime.block_on(stopped);
+            // What waits for another process is not waited for.
+            runtime.shutdown_background();
         };
         let thread = without_signals(|| thread.spawn(live));
         Ok(Self {

@@ -84,7 +84,8 @@ pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
 /// Items, and a descriptor that is readable while there are some.
 pub(crate) struct Queue {
-    items: Mutex<VecDeque<Item>>,
+    /// `None` once nobody takes them any more.
+    items: Mutex<Option<VecDeque<Item>>>,
     ready: EventFd,
 }
 
@@ -93,7 +94,7 @@ impl Queue {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ready = EventFd::from_value_and_flags(0, flags);
         Ok(Arc::new(Self {
-            items: Mutex::default(),
+            items: Mutex::new(Some(VecDeque::new())),
             ready: ready.map_err(|errno| Failure::call("eventfd")(errno.into()))?,
         }))
     }
@@ -103,12 +104,16 @@ impl Queue {
     }
 
     /// Its steps are complete or not begun, also after a panic.
-    fn items(&self) -> MutexGuard<'_, VecDeque<Item>> {
+    fn items(&self) -> MutexGuard<'_, Option<VecDeque<Item>>> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An item that nobody takes any more is dropped: a connection is closed, an offer refused.
     pub(crate) fn push(&self, item: Item) {
         let mut items = self.items();
+        let Some(items) = &mut *items else {
+            return;
+        };
         items.push_back(item);
         // It can fail only where it is readable already.
         let _ = self.ready.write(1);
@@ -116,11 +121,19 @@ impl Queue {
 
     pub(crate) fn pop(&self) -> Option<Item> {
         let mut items = self.items();
+        let items = items.as_mut()?;
         let item = items.pop_front();
         if items.is_empty() {
             // Under the lock, so that nothing that is pushed meanwhile goes unnoticed.
             let _ = self.ready.read();
         }
         item
+    }
+
+    /// Nobody takes anything any more.
+    pub(crate) fn close(&self) {
+        let left = self.items().take();
+        // Not under the lock: what they end may push something.
+        drop(left);
     }
 }

@@ -95,6 +95,55 @@ static void nothing_is_no_argument(struct tcpmig_locker *none)
     tcpmig_restored_free(&restored);
 }
 
+static void nothing_is_no_agent_and_no_upgrade(void)
+{
+    struct tcpmig_agent *agent = NULL;
+    struct tcpmig_upgrade *upgrade = NULL;
+    struct tcpmig_service service = TCPMIG_SERVICE_INIT;
+    struct tcpmig_session session = TCPMIG_SESSION_INIT;
+    struct tcpmig_event event;
+    struct tcpmig_layer layer = TCPMIG_LAYER_INIT;
+    int fd;
+
+    IS(TCPMIG_INVALID, tcpmig_agent_connect(NULL, &agent));
+    IS(TCPMIG_INVALID, tcpmig_agent_connect("/nowhere", NULL));
+    IS(TCPMIG_UNREACHABLE, tcpmig_agent_connect("/nowhere/agent.sock", &agent));
+    IS(TCPMIG_INVALID, tcpmig_agent_register(NULL, &service));
+    IS(TCPMIG_INVALID, tcpmig_agent_give(NULL, 0, "web", "host", &session, 1));
+    IS(TCPMIG_INVALID, tcpmig_agent_next_event(NULL, &event));
+    IS(TCPMIG_INVALID, tcpmig_agent_layer(NULL, 0, &layer));
+    IS(TCPMIG_INVALID, tcpmig_agent_take(NULL, 1));
+    IS(TCPMIG_INVALID, tcpmig_agent_refuse(NULL, 1, "no"));
+    IS(TCPMIG_INVALID, tcpmig_agent_drained(NULL, 1, 0));
+    assert(tcpmig_agent_fd(NULL) == -1 && strcmp(tcpmig_agent_host(NULL), "") == 0);
+    tcpmig_agent_free(NULL);
+    tcpmig_agent_free(&agent);
+
+    IS(TCPMIG_INVALID, tcpmig_upgrade_begin(NULL, &upgrade, &fd));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_begin("/nowhere", &upgrade, NULL));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_ready(NULL));
+    /* Nobody is there, and nobody can wait there. */
+    IS(TCPMIG_OK, tcpmig_upgrade_begin("/nowhere/upgrade.sock", &upgrade, &fd));
+    assert(fd == 0 && tcpmig_upgrade_fd(upgrade) >= 0 && tcpmig_upgrade_fd(NULL) == -1);
+    IS(TCPMIG_INVALID, tcpmig_upgrade_listener(upgrade, "http", &fd));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_pass(upgrade, "http", -1));
+    IS(TCPMIG_OK, tcpmig_upgrade_pass(upgrade, "http", 0));
+    IS(TCPMIG_UNREACHABLE, tcpmig_upgrade_give(upgrade, 0, NULL, 1));
+    IS(TCPMIG_UNREACHABLE, tcpmig_upgrade_finish(upgrade));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_take(upgrade, 7));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_refuse(upgrade, 7, "no"));
+    event.size = 1;
+    IS(TCPMIG_INVALID, tcpmig_upgrade_next_event(upgrade, &event));
+    event.size = sizeof(event);
+    IS(TCPMIG_OK, tcpmig_upgrade_next_event(upgrade, &event));
+    assert(event.kind == TCPMIG_EVENT_NONE && event.fd == -1 && event.size == sizeof(event));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_layer(upgrade, 0, &layer));
+    IS(TCPMIG_SYSTEM, tcpmig_upgrade_ready(upgrade));
+    IS(TCPMIG_INVALID, tcpmig_upgrade_ready(upgrade));
+    tcpmig_upgrade_free(&upgrade);
+    assert(upgrade == NULL);
+}
+
 static void descriptors(struct tcpmig_locker *none)
 {
     struct tcpmig_frozen *frozen[2];
@@ -207,6 +256,7 @@ int main(int argc, char **argv)
     assert(strcmp(tcpmig_code_name(-1), "unknown") == 0);
     IS(TCPMIG_OK, tcpmig_locker_open("none", &none));
     nothing_is_no_argument(none);
+    nothing_is_no_agent_and_no_upgrade();
     descriptors(none);
     structs();
     if (argc > 1)
