@@ -13,11 +13,10 @@ use tcpmig::handover::{Code as RefusalCode, Refusal};
 use tcpmig::session::{Arrival, Departed, Parts, Way};
 use tokio::sync::oneshot;
 
+use super::service::{SERVICE_TAKES, ServiceStruct};
 use crate::border::{Code, Done, Failure, answer, enter};
 use crate::flow::flow_of;
-use crate::sessions::{
-    About, Inbox, Item, Live, Queue, SERVICE_TAKES, ServiceStruct, SessionStruct, layers_of, split,
-};
+use crate::sessions::{About, Inbox, Item, Live, Queue, SessionStruct, layers_of, take_out};
 use crate::sized::{self, descriptor, given};
 
 /// `struct tcpmig_agent`.
@@ -120,7 +119,7 @@ impl Drop for Taken {
 
 /// Has the caller asked whether a connection may come.
 async fn ask(offer: Offer, id: u64, queue: Arc<Queue>, service: String) -> Result<Taken, Refusal> {
-    let layers = split(offer.layers);
+    let layers = take_out(offer.layers);
     let (layers, _) = layers.map_err(|why| Refusal::new(RefusalCode::Session, why))?;
     let (answer, answered) = oneshot::channel();
     let from = offer.from.to_string();
@@ -170,8 +169,8 @@ fn arrived(arrival: Arrival, queue: &Queue) {
         ..
     } = arrival;
     let taken = ready.and_then(|ready| ready.downcast::<Taken>().ok());
-    // INVARIANT: only [`ask`] takes connections, and refuses layers that cannot be split.
-    let (Some(mut taken), Ok((layers, buffers))) = (taken, split(layers)) else {
+    // INVARIANT: only [`ask`] takes connections, and refuses layers that cannot be taken apart.
+    let (Some(mut taken), Ok((layers, buffers))) = (taken, take_out(layers)) else {
         return;
     };
     taken.queue = None;

@@ -17,7 +17,7 @@ pub(crate) struct Buffers {
 }
 
 /// All layers of a session.
-pub(crate) fn join(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
+pub(crate) fn put_in(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
     let (unprocessed, unsent) = (&buffers.unprocessed, &buffers.unsent);
     if unprocessed.is_empty() && unsent.is_empty() {
         return layers;
@@ -32,7 +32,7 @@ pub(crate) fn join(layers: Vec<Layer>, buffers: &Buffers) -> Vec<Layer> {
 }
 
 /// The layers of the application, and what was under them. The reason if that is not one that this version knows.
-pub(crate) fn split(mut layers: Vec<Layer>) -> Result<(Vec<Layer>, Buffers), String> {
+pub(crate) fn take_out(mut layers: Vec<Layer>) -> Result<(Vec<Layer>, Buffers), String> {
     if layers.first().is_none_or(|layer| layer.kind != KIND) {
         return Ok((layers, Buffers::default()));
     }
@@ -70,7 +70,7 @@ mod tests {
                 unprocessed: unprocessed.as_bytes().into(),
                 unsent: unsent.as_bytes().into(),
             };
-            let all = join(own.clone(), &buffers);
+            let all = put_in(own.clone(), &buffers);
             assert_eq!(
                 all.len(),
                 if unprocessed.len() + unsent.len() > 0 {
@@ -79,7 +79,7 @@ mod tests {
                     1
                 }
             );
-            let (layers, found) = split(all).unwrap();
+            let (layers, found) = take_out(all).unwrap();
             assert_eq!(layers, own);
             assert_eq!(found.unprocessed, unprocessed.as_bytes());
             assert_eq!(found.unsent, unsent.as_bytes());
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_or_newer_is_refused() {
-        let of = |version, payload: &[u8]| split(vec![Layer::new(KIND, version, payload)]);
+        let of = |version, payload: &[u8]| take_out(vec![Layer::new(KIND, version, payload)]);
         assert!(of(1, &[0; 7]).is_err());
         assert!(of(1, &[0, 0, 0, 0, 0, 0, 0, 1]).is_err());
         assert!(of(1, &[0xff; 8]).is_err());

@@ -7,11 +7,9 @@ mod queue;
 mod session;
 mod structs;
 
-pub(crate) use buffers::split;
+pub(crate) use buffers::take_out;
 pub(crate) use inbox::Inbox;
 pub(crate) use live::Live;
 pub(crate) use queue::{About, Item, Queue};
 pub(crate) use session::layers_of;
 pub use structs::{EventKind, EventStruct, SessionStruct};
-#[cfg(feature = "agent")]
-pub use structs::{SERVICE_TAKES, ServiceStruct};

@@ -55,5 +55,5 @@ pub(crate) unsafe fn layers_of(session: *const SessionStruct) -> Done<Vec<Layer>
         unprocessed,
         unsent,
     };
-    Ok(buffers::join(layers, &buffers))
+    Ok(buffers::put_in(layers, &buffers))
 }

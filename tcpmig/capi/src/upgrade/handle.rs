@@ -19,7 +19,7 @@ use crate::border::{Code, Done, Failure, answer, enter};
 use crate::flow::flow_of;
 use crate::layer::LayerStruct;
 use crate::sessions::{
-    About, EventStruct, Inbox, Item, Live, Queue, SessionStruct, layers_of, split,
+    About, EventStruct, Inbox, Item, Live, Queue, SessionStruct, layers_of, take_out,
 };
 use crate::sized::{self, descriptor, given};
 
@@ -59,8 +59,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Has the caller asked whether a session may come, and waits for the answer: this is called on a thread of its own.
 fn ask(layers: &[Layer], id: u64, queue: &Queue) -> Result<(), Refusal> {
-    let split = split(layers.to_vec());
-    let (layers, _) = split.map_err(|why| Refusal::new(RefusalCode::Session, why))?;
+    let taken_out = take_out(layers.to_vec());
+    let (layers, _) = taken_out.map_err(|why| Refusal::new(RefusalCode::Session, why))?;
     let (answer, answered) = oneshot::channel();
     queue.push(Item::Offer {
         id,
@@ -87,8 +87,8 @@ fn arrived(arrival: Arrival, queue: &Queue) {
         layers,
         ..
     } = arrival;
-    // INVARIANT: [`ask`] refuses layers that cannot be split.
-    let Ok((layers, buffers)) = split(layers) else {
+    // INVARIANT: [`ask`] refuses layers that cannot be taken apart.
+    let Ok((layers, buffers)) = take_out(layers) else {
         return;
     };
     unwritten.extend_from_slice(&buffers.unsent);

@@ -107,6 +107,35 @@ static void connections(int *clients, int *servers)
     close(listener);
 }
 
+/* Locked in one step, captured while one of the peers talks, and kept: what it said is there. */
+static void with_nftables(void)
+{
+    struct tcpmig_locker *nftables = NULL;
+    struct tcpmig_frozen *frozen[COUNT];
+    struct tcpmig_image *image = NULL;
+    int clients[COUNT], servers[COUNT], codes[COUNT], i;
+    char got[8];
+
+    DO(tcpmig_locker_open("nftables", &nftables));
+    connections(clients, servers);
+    DO(tcpmig_freeze_many(servers, COUNT, nftables, 30000, frozen, codes));
+    assert(send(clients[0], "word", 4, MSG_NOSIGNAL) == 4);
+    assert(recv(servers[0], got, sizeof(got), MSG_DONTWAIT) < 0);
+    for (i = 0; i < COUNT; i++) {
+        DO(tcpmig_frozen_renew(frozen[i]));
+        DO(tcpmig_capture(frozen[i], NULL, 0, &image));
+        tcpmig_image_free(&image);
+        DO(tcpmig_keep(&frozen[i]));
+    }
+    assert(recv(servers[0], got, 4, MSG_WAITALL) == 4 && memcmp(got, "word", 4) == 0);
+    for (i = 0; i < COUNT; i++) {
+        talk(servers[i], clients[i], "kept");
+        close(clients[i]);
+        close(servers[i]);
+    }
+    tcpmig_locker_free(&nftables);
+}
+
 int main(void)
 {
     struct counts counts;
@@ -182,6 +211,7 @@ int main(void)
         close(servers[i]);
     }
     tcpmig_locker_free(&own);
+    with_nftables();
     puts("fine");
     return 0;
 }
