@@ -3,7 +3,7 @@
  * Dumps one connection with its HTTP state on one machine and restores it on another, in the middle of a response.
  *
  *     dump_restore serve 198.18.0.80 8080 image      accepts a connection, answers half of a request, writes the rest to image
- *     dump_restore resume image                      on the machine that has the address now: goes on from there
+ *     dump_restore resume image                      on the other machine: goes on from there, once its packets come to it
  *
  * The client sees one response on one connection. Each request is answered with the same body, 100 000 numbered lines; the state
  * of the session is the line that comes next, and what the client has sent and was not looked at.
@@ -27,7 +27,7 @@
 #define LINES 100000u
 #define LINE 9u /* "00000042\n" */
 #define KIND "org.example.numbers"
-#define LEASE 60000u
+#define LEASE 600000u /* Until then the file has to be on the other machine. */
 
 /* An HTTP session: what goes along with its connection. */
 struct session {
@@ -276,6 +276,11 @@ static int run_resume(const char *path, const struct tcpmig_locker *locker)
         return 1;
     }
     tcpmig_image_free(&image);
+    /* A packet that came before it was prepared would draw an RST, since there is no such connection here. */
+    puts("prepared: let its packets come to this machine, and press Enter");
+    fflush(stdout);
+    while ((ended = getchar()) != '\n' && ended != EOF)
+        ;
     /* From here on it lives here: the file must not be restored once more. */
     if (unlink(path) < 0 || tcpmig_activate(&prepared, &fd, &restored) != TCPMIG_OK) {
         complain("activate");

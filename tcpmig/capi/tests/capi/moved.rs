@@ -1,6 +1,7 @@
 //! The example: a download is dumped on one host and goes on at another.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -33,6 +34,25 @@ impl Running {
     fn start(command: &mut Command) -> Self {
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(Some(command.spawn().unwrap()))
+    }
+
+    /// Waits for a line that begins so.
+    fn says(&mut self, begins: &str) {
+        let stdout = self.0.as_mut().unwrap().stdout.as_mut().unwrap();
+        let mut said = Vec::new();
+        while !said.ends_with(b"\n") {
+            let mut byte = [0];
+            stdout.read_exact(&mut byte).expect("it says something");
+            said.extend(byte);
+        }
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with(begins), "{said}");
+    }
+
+    /// Presses Enter.
+    fn enter(&mut self) {
+        let mut stdin = self.0.as_mut().unwrap().stdin.take().unwrap();
+        stdin.write_all(b"\n").unwrap();
     }
 
     /// Its output, once it has ended.
@@ -77,7 +97,7 @@ fn moves(installed: &Installed, before: &[&str], program: &Path) -> Vec<u8> {
     let url = format!("http://{service}:{PORT}/");
     let outputs = ["first", "second"].map(|name| installed.path(name));
     let mut curl = world.peer.command("curl").unwrap();
-    curl.args(["--silent", "--show-error", "--fail", "--max-time", "120"]);
+    curl.args(["--silent", "--show-error", "--fail", "--max-time", "600"]);
     curl.args(["--write-out", "%{num_connects} "]);
     for output in &outputs {
         curl.arg("--output").arg(output).arg(&url);
@@ -86,8 +106,10 @@ fn moves(installed: &Installed, before: &[&str], program: &Path) -> Vec<u8> {
     source.ends_well();
     let bytes = fs::read(&image).unwrap();
 
+    let mut target = Running::start(command(&world.b, &["resume", path]).stdin(Stdio::piped()));
+    target.says("prepared");
     world.point_peer_at_b();
-    let target = Running::start(&mut command(&world.b, &["resume", path]));
+    target.enter();
     assert_eq!(curl.ends_well(), "1 0 ", "connections that curl has made");
     target.ends_well();
     assert!(!image.exists(), "it could be restored once more");
