@@ -43,6 +43,8 @@ pub struct Predecessor {
     answer_within: Duration,
     ready: (mpsc::UnboundedSender<Next>, mpsc::UnboundedReceiver<Next>),
     file: SocketFile,
+    /// It was said that nobody finds this one.
+    is_lost: bool,
 }
 
 impl Predecessor {
@@ -66,6 +68,7 @@ impl Predecessor {
             answer_within: ANSWER_WITHIN,
             ready: mpsc::unbounded_channel(),
             file,
+            is_lost: false,
         })
     }
 
@@ -130,10 +133,14 @@ impl Predecessor {
         }
         match Self::bind(&path) {
             Ok(Self { socket, file, .. }) => {
-                (self.socket, self.file) = (socket, file);
+                (self.socket, self.file, self.is_lost) = (socket, file, false);
                 tracing::info!(path = %path.display(), "a process that was to take over is dead, and its socket is replaced");
             }
-            Err(error) => tracing::warn!(%error, "the next version finds nobody"),
+            Err(error) if !self.is_lost => {
+                self.is_lost = true;
+                tracing::warn!(%error, "the next version finds nobody, until this can be mended");
+            }
+            Err(_) => {}
         }
     }
 
