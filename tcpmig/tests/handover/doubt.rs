@@ -44,11 +44,8 @@ async fn answer(
     flow: FourTuple,
     answer: impl FnOnce(HandoverId) -> Message,
 ) -> LockGuard {
-    let Committed { mut fake, id, lock } = commit_and_hang_up(&here, flow).await;
-    let mut talk = fake.exchange().await;
-    talk.commit(id).await;
-    talk.say(answer(id)).await;
-    talk.end().await;
+    let Committed { fake, id, lock } = commit_and_hang_up(&here, flow).await;
+    answer_when_asked(fake, answer(id)).await;
     lock
 }
 
