@@ -48,6 +48,7 @@ pub(crate) fn bytes(file: u64, from: u64, len: usize) -> Vec<u8> {
 }
 
 /// How a file is sent: what its query says.
+#[derive(Clone, Copy)]
 struct Sending {
     len: u64,
     piece: u64,
