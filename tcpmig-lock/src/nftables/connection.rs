@@ -25,6 +25,7 @@ const NFTA_GENERATION_ID: u16 = 1;
 const REPLY: usize = 65536;
 /// What the kernel keeps of a socket's send buffer for itself.
 const SEND_RESERVE: usize = 32;
+
 /// Why a batch was not carried out: its first error.
 #[derive(Debug)]
 pub(super) struct Failure {
