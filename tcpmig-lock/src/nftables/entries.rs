@@ -43,7 +43,7 @@ impl Shared {
         gone.extend(reader.elements_of(table, Set::Gone, &left_out, usize::MAX)?);
         let redirected: Vec<_> = in_device.union(&in_gone).copied().collect();
         // To ask for each takes as long for the last one as for the first.
-        let mut hop = reader.elements_of(table, Set::Hop, &redirected, usize::MAX)?;
+        let mut hop = reader.all_elements_of(table, Set::Hop, &redirected, usize::MAX)?;
         drop(reader);
         self.entries(|set| {
             Ok(match set {

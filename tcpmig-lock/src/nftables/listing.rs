@@ -116,6 +116,27 @@ impl Connection {
         Ok(all)
     }
 
+    /// Like [`elements_of`](Self::elements_of), also those that packets hide: who asks for a flow is given the element that a rule made a
+    /// moment ago, with the rule's own values, and not the one beside it that has an owner.
+    pub(super) fn all_elements_of(
+        &mut self,
+        table: &str,
+        set: Set,
+        flows: &[FourTuple],
+        whole: usize,
+    ) -> Result<Vec<Element>, LockError> {
+        let mut found = self.elements_of(table, set, flows, whole)?;
+        let made = |element: &&Element| element.owner.is_none();
+        let hiding: HashSet<FourTuple> = found.iter().filter(made).map(|made| made.flow).collect();
+        for v4 in [true, false] {
+            if hiding.iter().any(|flow| flow.is_ipv4() == v4) {
+                let all = self.elements_once(table, set, v4)?;
+                found.extend(all.into_iter().filter(|one| hiding.contains(&one.flow)));
+            }
+        }
+        Ok(found)
+    }
+
     /// All elements of the set that `name` appends the name of, or None if there is no such set. For sets that are small, or of which
     /// some may be missing.
     pub(super) fn dump<T>(

@@ -13,7 +13,7 @@ use super::element::{self, Element, Extra};
 use super::layout;
 use super::lease::Class;
 use super::names::Set;
-use super::shared::{REDIRECT, Shared, State, deadline};
+use super::shared::{FEW, REDIRECT, Shared, State, deadline};
 use crate::check_request;
 use crate::{Entry, EntryKind, LockError, NextHop};
 
@@ -94,7 +94,10 @@ impl Shared {
             self.catch_up(state);
             // What follows is only done if nobody has changed anything since, who might be alive.
             let generation = state.connection.generation()?;
-            let entries = self.entries(|set| self.elements_of(state, set, flows))?;
+            let connection = &mut state.connection;
+            let table = &self.table;
+            let entries =
+                self.entries(|set| connection.all_elements_of(table, set, flows, FEW + 1))?;
             if let Some(entry) = entries.iter().find(|entry| entry.owner_may_live()) {
                 return Err(LockError::AlreadyLocked(entry.flow));
             }
