@@ -37,7 +37,7 @@ pub struct Options {
     /// Source: how long to ask before the handover is reported as in doubt; default 20 s.
     pub ask_for: Duration,
     /// Source: how many connections of one [`Mover::move_all`](super::Mover::move_all) stand still at a time;
-    /// default 32. Each waits for those before it: more move faster over a long way, and stand still for longer.
+    /// default 64. Each waits for those before it: more move faster over a long way, and stand still for longer.
     pub in_flight: usize,
     /// Source: how many bytes they may have in their queues together; default 64 MiB. A connection with more than
     /// that goes alone.
@@ -132,7 +132,7 @@ impl Default for Options {
             commit_at_once,
             answer_within,
             ask_for,
-            in_flight: 32,
+            in_flight: 64,
             bytes_in_flight: 64 << 20,
             commit_within,
             prepared_at_once,
