@@ -227,9 +227,11 @@ impl Frozen {
         &mut self,
         layers: impl IntoIterator<Item = Layer>,
     ) -> Result<Image, CaptureError> {
+        // Before its clock is read: what was missing here would be missing in the first round trip (`restore::Stood`).
+        let taken = now();
         let tcp = self.read(self.plan.socket.clone())?;
         let mut image = Image::new(ConnectionImage::new(self.plan.ip.clone(), tcp));
-        image.taken = now();
+        image.taken = taken;
         image.layers.extend(layers);
         Ok(image)
     }

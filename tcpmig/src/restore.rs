@@ -336,7 +336,32 @@ impl Prepared {
         lease: Duration,
         unsupported: Unsupported,
     ) -> Result<Self, Box<NotBuilt>> {
-        match Parts::of(image) {
+        Self::build_of(Parts::of(image), lock, lease, unsupported)
+    }
+
+    /// The same of a connection that stands still since this moment at the earliest, whatever the image says.
+    #[cfg(feature = "driver")]
+    pub(crate) fn build_since(
+        since: std::time::Instant,
+        image: Image,
+        lock: LockGuard,
+        lease: Duration,
+        unsupported: Unsupported,
+    ) -> Result<Self, Box<NotBuilt>> {
+        let parts = Parts::of(image).map(|parts| Parts {
+            stood: Stood::since(since),
+            ..parts
+        });
+        Self::build_of(parts, lock, lease, unsupported)
+    }
+
+    fn build_of(
+        parts: Result<Parts, RestoreError>,
+        lock: LockGuard,
+        lease: Duration,
+        unsupported: Unsupported,
+    ) -> Result<Self, Box<NotBuilt>> {
+        match parts {
             Ok(parts) if lock.flows() == [parts.ip.flow] => {
                 Self::build_parts(parts, lock, lease, unsupported)
             }

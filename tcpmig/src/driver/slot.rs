@@ -1,7 +1,7 @@
 //! What a target has of one handover: a connection in the making, or what is left of it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tcpmig_format::{FourTuple, Image};
@@ -22,6 +22,8 @@ pub(super) type SharedSlot = Arc<Mutex<Slot>>;
 pub(super) struct Slot {
     pub(super) from: Arc<str>,
     pub(super) flow: FourTuple,
+    /// When it was examined: it lived still.
+    pub(super) since: Instant,
     /// Examined, and waiting for the rest.
     pub(super) draft: Option<Box<Image>>,
     /// What was left out of it.
@@ -52,6 +54,7 @@ impl Slot {
         Self {
             from,
             flow,
+            since: Instant::now(),
             draft: Some(Box::new(draft)),
             left_out,
             image: None,

@@ -32,6 +32,16 @@ impl Stood {
         }
     }
 
+    /// Of a connection that stands still since then at the earliest. What it went on for after that makes the first round trip seem longer
+    /// than the path is, by so much; a shorter one would be taken for the path's for ten seconds.
+    #[cfg(feature = "driver")]
+    pub(super) fn since(since: Instant) -> Self {
+        Self {
+            since,
+            before: Duration::ZERO,
+        }
+    }
+
     /// What the timestamp clock of the connection would show now, had it never stood still.
     ///
     /// The peer sends back what it was sent last, and this end takes the difference for a round trip. With a clock that had stood

@@ -218,7 +218,8 @@ impl Host {
         };
         let stand_in = building.stand_in.take();
         let aside = stand_in.and_then(StandIn::step_aside);
-        let built = match Prepared::build_locked(image, guard, lease, unsupported) {
+        let since = building.since;
+        let built = match Prepared::build_since(since, image, guard, lease, unsupported) {
             Ok(mut prepared) => {
                 prepared.leave_out(std::mem::take(&mut building.left_out));
                 building.prepared = Some(Box::new(prepared));
