@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tcpmig_format::{
-    ConnectionImage, DecodeError, Envelope, Image, IpImage, Limits, Negotiated, Octets,
-    ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState,
+    ConnectionImage, DecodeError, Envelope, Image, IpImage, Limits, Negotiated, ReceiveSpace,
+    SecretBytes, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState,
     TimestampUnit, Timestamps, Window, WindowScale,
 };
 
@@ -19,7 +19,8 @@ const QUEUES: [usize; 3] = [0, 64 << 10, 1 << 20];
 
 /// A connection as a server has it.
 fn image(queues: usize) -> Image {
-    let bytes = |len: usize| Octets::from((0..len).map(|at| (at * 7) as u8).collect::<Vec<_>>());
+    let bytes =
+        |len: usize| SecretBytes::from((0..len).map(|at| (at * 7) as u8).collect::<Vec<_>>());
     let parts = TcpParts {
         state: TcpState::Established,
         send: SendSpace {
@@ -47,12 +48,13 @@ fn image(queues: usize) -> Image {
             rcv_wnd: 131_072,
             rcv_wup: Seq::new(0x8765_4320),
         },
-        socket: SocketOptions {
-            reuse_addr: Some(true),
-            no_delay: Some(true),
-            non_blocking: Some(true),
-            congestion: Some("cubic".into()),
-            ..SocketOptions::default()
+        socket: {
+            let mut options = SocketOptions::default();
+            options.reuse_addr = Some(true);
+            options.no_delay = Some(true);
+            options.non_blocking = Some(true);
+            options.congestion = Some("cubic".into());
+            options
         },
         pending_error: None,
     };
@@ -168,7 +170,7 @@ struct PlainSocket {
 /// What a row makes. It is dropped after its time was taken: then queues are zeroed, which is not a part of the work.
 #[expect(dead_code, reason = "made to be dropped")]
 enum Made {
-    Octets(Octets),
+    SecretBytes(SecretBytes),
     Plain(Vec<u8>),
     Image(Box<Result<Image, DecodeError>>),
     Fields(Box<Plain>),
@@ -245,7 +247,7 @@ fn main() {
             &format!("encode, {len} KiB queued"),
             vec![
                 row("Image::encode", || {
-                    Made::Octets(black_box(&image).encode().expect("a connection"))
+                    Made::SecretBytes(black_box(&image).encode().expect("a connection"))
                 }),
                 row("plain rmp-serde", || {
                     let fields = black_box(&plain);

@@ -6,7 +6,7 @@ use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
 use crate::{
     ConnectionImage, FilterInstruction, FourTuple, Image, IpImage, KeepAlive, Layer, Linger,
-    ListenImage, Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily,
+    ListenImage, Negotiated, PendingError, ReceiveSpace, SecretBytes, SendSpace, Seq, SocketFamily,
     SocketOptions, TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 
@@ -61,7 +61,7 @@ impl<'a> Arbitrary<'a> for ListenImage {
     }
 }
 
-impl<'a> Arbitrary<'a> for Octets {
+impl<'a> Arbitrary<'a> for SecretBytes {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         Ok(u.arbitrary::<&[u8]>()?.into())
     }
@@ -99,7 +99,7 @@ fn name(u: &mut Unstructured<'_>) -> Result<Option<String>> {
     (0..len).map(letter).collect::<Result<_>>().map(Some)
 }
 
-fn ip_options(u: &mut Unstructured<'_>) -> Result<Option<Octets>> {
+fn ip_options(u: &mut Unstructured<'_>) -> Result<Option<SecretBytes>> {
     if !u.arbitrary()? {
         return Ok(None);
     }

@@ -67,7 +67,7 @@ macro_rules! socket_fields {
             syn_count: u32 "" { "TCP_SYNCNT" Any, Connected, Host };
             /// `TCP_WINDOW_CLAMP`, in bytes.
             window_clamp: u32 "" { "TCP_WINDOW_CLAMP" Any, Alive, Host };
-            /// `SO_MAX_PACING_RATE`, in bytes per second; all bits set is no limit.
+            /// `SO_MAX_PACING_RATE`, in bytes per second; all bits set means no limit.
             max_pacing_rate: u64 "" { "SO_MAX_PACING_RATE" Any, Connected, Starts(u64::MAX) };
             /// `shutdown(SHUT_RD)`: the application has shut the receiving direction, which the peer does not see.
             shut_read: bool "" { own };
@@ -169,10 +169,10 @@ macro_rules! ip_fields {
             /// `IPV6_MINHOPCOUNT`.
             min_hop_limit: u8 "" { "IPV6_MINHOPCOUNT" Ipv6, BeforeBind, Off };
             /// `IP_OPTIONS` that the socket sends, 1 to 40 bytes as in the IPv4 header.
-            ip_options = bytes(Octets as u8) "" { own };
+            ip_options = bytes(SecretBytes as u8) "" { own };
             /// `IP_BIND_ADDRESS_NO_PORT`.
             bind_address_no_port: bool "" { "IP_BIND_ADDRESS_NO_PORT" Any, BeforeBind, Off };
-            /// `IP_LOCAL_PORT_RANGE`: the lowest port in the low 16 bits, the highest in the high ones; 0 is no bound.
+            /// `IP_LOCAL_PORT_RANGE`: the lowest port in the low 16 bits, the highest in the high ones; 0 means no bound.
             local_port_range: u32 "" { "IP_LOCAL_PORT_RANGE" Any, Connected, Off };
             /// `IP_RECVERR`.
             receive_errors: bool "" { "IP_RECVERR" Ipv4, Connected, Off };

@@ -132,7 +132,7 @@ enum Payload<'a> {
     /// That of one of the images that were written.
     Written(u8),
     /// Any bytes, as of this version.
-    Octets(u16, &'a [u8]),
+    Bytes(u16, &'a [u8]),
 }
 
 /// Decodes an image of any version up to the current one. What decodes encodes
@@ -143,7 +143,7 @@ pub fn upgrade(old: &Old<'_>, peak: Peak) {
             let (version, image) = WRITTEN[usize::from(number) % WRITTEN.len()];
             (version, &image[Envelope::LEN..], Some(image))
         }
-        Payload::Octets(version, bytes) => (version.clamp(1, FORMAT_VERSION), bytes, None),
+        Payload::Bytes(version, bytes) => (version.clamp(1, FORMAT_VERSION), bytes, None),
     };
     let min_version = 1 + old.min_version % version;
     let payload = edit::apply(payload, &old.edits);

@@ -2,8 +2,8 @@
 
 use crate::schema::{self, Source, Writer};
 use crate::{
-    DecodeError, EncodeError, Envelope, IpImage, Layer, LayerReader, Limits, ListenImage, Octets,
-    SocketOptions, TcpImage, envelope, layer,
+    DecodeError, EncodeError, Envelope, IpImage, Layer, LayerReader, Limits, ListenImage,
+    SecretBytes, SocketOptions, TcpImage, envelope, layer,
 };
 
 /// The version of the format that this crate writes.
@@ -189,7 +189,7 @@ impl Image {
     /// # Errors
     ///
     /// [`EncodeError`] if a part contradicts itself or is too long.
-    pub fn encode(&self) -> Result<Octets, EncodeError> {
+    pub fn encode(&self) -> Result<SecretBytes, EncodeError> {
         let versions = (FORMAT_VERSION, LOWEST_COMPATIBLE_VERSION);
         self.encode_with(versions, schema::write)
     }
@@ -197,7 +197,7 @@ impl Image {
     /// The image as the writer of this version wrote it, without what came later. Of the layers,
     /// versions 1 and 2 have room for the lowest.
     #[cfg(any(test, feature = "arbitrary"))]
-    pub(crate) fn encode_as(&self, version: u16) -> Result<Octets, EncodeError> {
+    pub(crate) fn encode_as(&self, version: u16) -> Result<SecretBytes, EncodeError> {
         let lowest = if version < 3 { 1 } else { 3 };
         self.encode_with((version, lowest), |image, to| {
             schema::write_as(version, image, to)
@@ -208,7 +208,7 @@ impl Image {
         &self,
         (version, lowest): (u16, u16),
         write: impl FnOnce(&Self, &mut Writer<'_>) -> Result<(), EncodeError>,
-    ) -> Result<Octets, EncodeError> {
+    ) -> Result<SecretBytes, EncodeError> {
         self.check()?;
         // Large enough to never grow: that would cost a copy and leave the
         // queues behind in freed memory.
@@ -259,7 +259,7 @@ impl Image {
     /// # Errors
     ///
     /// The same as [`Image::decode`].
-    pub fn decode_shared(mut bytes: Octets, limits: &Limits) -> Result<Self, DecodeError> {
+    pub fn decode_shared(mut bytes: SecretBytes, limits: &Limits) -> Result<Self, DecodeError> {
         // A second handle to the same memory, which parts are taken from while the payload is borrowed.
         let mut whole = bytes.clone_shared();
         let (envelope, payload) = envelope::open(&bytes, limits.max_image)?;

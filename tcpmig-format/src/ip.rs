@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{FourTuple, Octets};
+use crate::{FourTuple, SecretBytes};
 
 /// Address family of a socket, which is not always that of its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -57,6 +57,7 @@ macro_rules! ip_image {
         /// host gives a new socket. [`IpImage::check`] finds contradictions; encoding
         /// and decoding call it.
         #[derive(Clone, PartialEq, Eq, Debug)]
+        #[non_exhaustive]
         pub struct IpImage {
             /// The ends of the connection, as they are on the wire.
             pub flow: FourTuple,

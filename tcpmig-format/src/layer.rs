@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::image::{MAX_BYTES, MAX_TEXT};
-use crate::{EncodeError, Octets};
+use crate::{EncodeError, SecretBytes};
 
 /// The most layers that an image can have.
 pub const MAX_LAYERS: usize = 16;
@@ -18,12 +18,12 @@ pub struct Layer {
     /// The version of `payload`, counted by its kind.
     pub version: u32,
     /// The state.
-    pub payload: Octets,
+    pub payload: SecretBytes,
 }
 
 impl Layer {
     /// A layer of this kind and version.
-    pub fn new(kind: impl Into<String>, version: u32, payload: impl Into<Octets>) -> Self {
+    pub fn new(kind: impl Into<String>, version: u32, payload: impl Into<SecretBytes>) -> Self {
         Self {
             kind: kind.into(),
             version,
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     fn named(kinds: &[&str]) -> Vec<Layer> {
-        let layer = |kind: &&str| Layer::new(*kind, 1, Octets::new());
+        let layer = |kind: &&str| Layer::new(*kind, 1, SecretBytes::new());
         kinds.iter().map(layer).collect()
     }
 

@@ -12,7 +12,7 @@
 //! [`specification`] says what the bytes mean. Types are valid by
 //! construction or checked on the way out and in; the decoder takes nothing on
 //! trust ([`Limits`], [`DecodeError`]). A layer that nobody consumes is an
-//! error that names it ([`LayerReader`]). Queues and payloads ([`Octets`]) do
+//! error that names it ([`LayerReader`]). Queues and payloads ([`SecretBytes`]) do
 //! not print and are zeroed when dropped.
 //!
 //! ```
@@ -53,9 +53,9 @@ mod ip;
 mod layer;
 mod limits;
 mod listen;
-mod octets;
 mod options;
 mod schema;
+mod secret_bytes;
 mod seq;
 mod state;
 mod tcp;
@@ -81,8 +81,8 @@ pub use ip::{InvalidIp, IpImage, SocketFamily};
 pub use layer::{Layer, LayerReader, MAX_LAYERS, UnconsumedLayer};
 pub use limits::Limits;
 pub use listen::{InvalidListen, ListenImage};
-pub use octets::Octets;
 pub use options::{FilterInstruction, KeepAlive, Linger, SocketOptions};
+pub use secret_bytes::SecretBytes;
 pub use seq::Seq;
 pub use state::TcpState;
 pub use tcp::{

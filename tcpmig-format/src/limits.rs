@@ -14,6 +14,7 @@ const MIB: usize = 1 << 20;
 /// let limits = Limits { max_layers: 1 << 20, ..Limits::default() };
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Limits {
     /// The whole image with its envelope. Default: 256 MiB.
     pub max_image: usize,

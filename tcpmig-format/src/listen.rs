@@ -10,6 +10,7 @@ use crate::ip::is_device_name;
 /// Options that are `None` are not carried: a restore leaves what the target host gives a new socket.
 /// [`ListenImage::check`] finds contradictions; encoding and decoding call it.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct ListenImage {
     /// Where it listens; the address may be unspecified. An IPv6 address, also a mapped one, is that of an `AF_INET6`
     /// socket. Its scope and flow information are not carried.
@@ -48,7 +49,7 @@ pub enum InvalidListen {
     #[error("the port is 0")]
     Port,
     /// A multicast or broadcast address.
-    #[error("{0} is no address to listen on")]
+    #[error("{0} is not an address to listen on")]
     Address(std::net::IpAddr),
     /// `IPV6_V6ONLY` of an `AF_INET` socket, or on with a mapped address.
     #[error("IPV6_V6ONLY cannot go with {0}")]

@@ -8,6 +8,7 @@ macro_rules! socket_options {
         /// `None` means that the image does not carry the option and a restore leaves
         /// what the target host gives a new socket.
         #[derive(Clone, PartialEq, Eq, Debug, Default)]
+        #[non_exhaustive]
         pub struct SocketOptions {$(
             $(#[$doc])*
             pub $name: Option<$($plain)? $($text)? $($bytes)? $($map)?>,

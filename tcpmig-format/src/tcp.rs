@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{InvalidTcp, Octets, Seq, SocketOptions, TcpState};
+use crate::{InvalidTcp, SecretBytes, Seq, SocketOptions, TcpState};
 
 /// The transport layer of a connection, free of contradictions.
 ///
@@ -16,8 +16,8 @@ use crate::{InvalidTcp, Octets, Seq, SocketOptions, TcpState};
 ///     state: TcpState::Established,
 ///     send: SendSpace {
 ///         snd_una: Seq::new(1_000),
-///         sent: Octets::from(&b"on the way"[..]),
-///         unsent: Octets::from(&b"not yet"[..]),
+///         sent: SecretBytes::from(&b"on the way"[..]),
+///         unsent: SecretBytes::from(&b"not yet"[..]),
 ///     },
 ///     receive: ReceiveSpace { rcv_nxt: Seq::new(77), ..ReceiveSpace::default() },
 ///     negotiated: Negotiated { mss_clamp: 1460, ..Negotiated::default() },
@@ -86,9 +86,9 @@ pub struct SendSpace {
     /// The oldest byte that is not acknowledged.
     pub snd_una: Seq,
     /// Bytes sent and not acknowledged, the first one numbered `snd_una`.
-    pub sent: Octets,
+    pub sent: SecretBytes,
     /// Bytes that the application has written and TCP has not sent.
-    pub unsent: Octets,
+    pub unsent: SecretBytes,
 }
 
 /// Receive sequence space: bytes up to `rcv_nxt` that are acknowledged to the
@@ -98,7 +98,7 @@ pub struct ReceiveSpace {
     /// The next byte expected.
     pub rcv_nxt: Seq,
     /// Bytes received in order and not read, the last one numbered `rcv_nxt` - 1.
-    pub queue: Octets,
+    pub queue: SecretBytes,
 }
 
 /// What both ends agreed on when the connection was opened.

@@ -5,7 +5,7 @@
 
 mod common;
 
-use tcpmig_format::{Envelope, FORMAT_VERSION, Image, Limits, Octets};
+use tcpmig_format::{Envelope, FORMAT_VERSION, Image, Limits, SecretBytes};
 
 struct Golden {
     version: u16,
@@ -82,7 +82,7 @@ fn files_of_every_version_are_read() {
         let image = as_of(golden.version, golden.image);
         let limits = Limits::default();
         assert_eq!(Image::decode(golden.file, &limits).unwrap(), image);
-        let shared = Image::decode_shared(Octets::from(golden.file), &limits);
+        let shared = Image::decode_shared(SecretBytes::from(golden.file), &limits);
         assert_eq!(shared.unwrap(), image);
     }
 }

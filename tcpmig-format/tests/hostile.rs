@@ -5,10 +5,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::wire::{self, connection, critical, map, nil, number, octets, text};
-use tcpmig_format::{DecodeError, Envelope, Image, Limits, Octets};
+use common::wire::{self, bin, connection, critical, map, nil, number, text};
+use tcpmig_format::{DecodeError, Envelope, Image, Limits, SecretBytes};
 
-/// The most octets in use at once, and all that were asked for, while this input is decoded.
+/// The most bytes in use at once, and all that were asked for, while this input is decoded.
 fn spent(input: &[u8], limits: &Limits) -> (u64, u64) {
     let spent = allocation_counter::measure(|| {
         // What is wrong with it is the matter of other tests.
@@ -25,7 +25,7 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("a list that promises 2^32 names", one_of(0xdd)),
         ("a map that promises 2^32 fields", one_of(0xdf)),
-        ("octets that promise 4 GiB", one_of(0xc6)),
+        ("bytes that promise 4 GiB", one_of(0xc6)),
         ("text that promises 4 GiB", one_of(0xdb)),
         ("an extension that promises 4 GiB", one_of(0xc9)),
         ("lists inside each other", nested(&[0x91])),
@@ -41,7 +41,7 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
             [head, field.repeat(many)].concat()
         }),
         ("a long text", text(&"x".repeat(60_000))),
-        ("many octets", octets(&vec![7; 1 << 20])),
+        ("many bytes", bin(&vec![7; 1 << 20])),
     ]
 }
 
@@ -62,7 +62,7 @@ fn memory_is_a_small_multiple_of_the_input() {
             let (max, total) = spent(&input, &limits);
             let len = input.len() as u64;
             // A page is what the messages of errors and short lists take.
-            assert!(max <= 2 * len + 4096, "{what}: {max} octets for {len}");
+            assert!(max <= 2 * len + 4096, "{what}: {max} bytes for {len}");
             assert!(total <= 4 * len + 8192, "{what}: {total} in all for {len}");
         }
     }
@@ -71,7 +71,7 @@ fn memory_is_a_small_multiple_of_the_input() {
 #[test]
 fn many_layers_are_refused_before_they_cost() {
     let many = |count: usize| {
-        let layer = wire::map(&wire::with(wire::layer(), "payload", octets(&[])));
+        let layer = wire::map(&wire::with(wire::layer(), "payload", bin(&[])));
         let layers = wire::list(&vec![layer; count]);
         wire::sealed(&map(&[critical(&[]), connection(&[]), ("layers", layers)]))
     };
@@ -91,17 +91,13 @@ fn many_layers_are_refused_before_they_cost() {
 
 #[test]
 fn nothing_is_allocated_for_what_is_above_the_limits() {
-    let queue = octets(&vec![0; 1 << 20]);
+    let queue = bin(&vec![0; 1 << 20]);
     let payload = wire::layered(&wire::with(wire::layer(), "payload", queue));
     let input = wire::sealed(&payload);
-    let layers = Limits {
-        max_layers: 1 << 19,
-        ..Limits::default()
-    };
-    let image = Limits {
-        max_image: 1 << 19,
-        ..Limits::default()
-    };
+    let mut layers = Limits::default();
+    layers.max_layers = 1 << 19;
+    let mut image = Limits::default();
+    image.max_image = 1 << 19;
     for limits in [layers, image] {
         let error = Image::decode(&input, &limits).unwrap_err();
         assert!(matches!(error, DecodeError::TooLong { .. }), "{error}");
@@ -111,10 +107,10 @@ fn nothing_is_allocated_for_what_is_above_the_limits() {
 
 #[test]
 fn queues_of_a_shared_image_are_not_copied() {
-    let layer = wire::with(wire::layer(), "payload", octets(&vec![9; 1 << 20]));
+    let layer = wire::with(wire::layer(), "payload", bin(&vec![9; 1 << 20]));
     let bytes = wire::sealed(&wire::layered(&layer));
     let range = bytes.as_ptr_range();
-    let bytes = Octets::from(bytes);
+    let bytes = SecretBytes::from(bytes);
     let mut image = None;
     let spent = allocation_counter::measure(|| {
         image = Some(Image::decode_shared(bytes, &Limits::default()));
@@ -141,7 +137,7 @@ fn time_is_in_proportion_to_the_input() {
 #[test]
 fn encoding_allocates_once_for_the_queues() {
     let mut image = common::full();
-    image.layers[0].payload = Octets::from(vec![5; 1 << 20]);
+    image.layers[0].payload = SecretBytes::from(vec![5; 1 << 20]);
     let spent = allocation_counter::measure(|| {
         assert!(image.encode().unwrap().len() > (1 << 20) + Envelope::LEN);
     });

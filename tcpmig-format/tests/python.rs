@@ -57,8 +57,8 @@ fn the_python_reader_reads_the_files_of_every_version() {
             "it knows no field that {} lacks",
             path.display()
         );
-        let octets = fs::read(&path).unwrap();
-        let payload = rmpv::decode::read_value(&mut &octets[Envelope::LEN..]).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let payload = rmpv::decode::read_value(&mut &bytes[Envelope::LEN..]).unwrap();
         assert_eq!(read, json::of(&payload), "{}", path.display());
         count += 1;
     }
@@ -69,9 +69,9 @@ fn the_python_reader_reads_the_files_of_every_version() {
 fn the_python_reader_refuses_what_is_no_image() {
     let good = common::full().encode().unwrap().to_vec();
     let damaged = |at: usize| {
-        let mut octets = good.clone();
-        octets[at] ^= 1;
-        octets
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
     };
     let newer = FORMAT_VERSION + 1;
     let layer = wire::layered(&wire::layer());
@@ -103,7 +103,7 @@ fn the_python_reader_refuses_what_is_no_image() {
     let cases: [(&str, Vec<u8>); 16] = [
         ("not an image", b"GIF89a".to_vec()),
         ("cut off", good[..good.len() - 1].to_vec()),
-        ("octets after", [&good[..], b"x"].concat()),
+        ("bytes after", [&good[..], b"x"].concat()),
         ("damaged", damaged(100)),
         ("needs a reader", wire::sealed_as(newer, newer, &layer)),
         ("'new' is not known", named("new")),
@@ -136,9 +136,9 @@ fn the_python_reader_refuses_what_is_no_image() {
         ),
     ];
     let folder = tempfile::tempdir().unwrap();
-    for (why, octets) in cases {
+    for (why, bytes) in cases {
         let file = folder.path().join("image");
-        fs::write(&file, octets).unwrap();
+        fs::write(&file, bytes).unwrap();
         let output = run(&file);
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{why}: {complaint}");

@@ -80,9 +80,9 @@ fn files() -> Vec<(u16, PathBuf, Value)> {
     let images = files.filter(|path| path.extension().is_some_and(|end| end == "tcpmig"));
     images
         .map(|path| {
-            let octets = fs::read(&path).unwrap();
-            let version = Envelope::peek(&octets).unwrap().version;
-            let mut payload = &octets[Envelope::LEN..];
+            let image = fs::read(&path).unwrap();
+            let version = Envelope::peek(&image).unwrap().version;
+            let mut payload = &image[Envelope::LEN..];
             let value = rmpv::decode::read_value(&mut payload).unwrap();
             (version, path, value)
         })

@@ -4,55 +4,36 @@
 mod common;
 
 use common::wire::{
-    connection, critical, decode, end, ip, listener, map, number, octets, part, tcp, text, with,
+    bin, connection, critical, decode, end, ip, listener, map, number, part, tcp, text, with,
 };
 use tcpmig_format::{
-    DecodeError, FilterInstruction, Image, InvalidTcp, Limits, Octets, SocketFamily, TimestampUnit,
+    DecodeError, FilterInstruction, Image, InvalidTcp, Limits, SecretBytes, SocketFamily,
+    TimestampUnit,
 };
 
 #[test]
 fn limits_hold() {
     let bytes = common::full().encode().unwrap();
-    let check = |limits: Limits, expected: &str| match Image::decode(&bytes, &limits) {
-        Err(DecodeError::TooLong { what, len, limit }) => {
-            assert_eq!(what, expected);
-            assert_eq!(len, limit as u64 + 1);
+    let check = |lower: fn(&mut Limits, usize), to: usize, expected: &str| {
+        let mut limits = Limits::default();
+        lower(&mut limits, to);
+        match Image::decode(&bytes, &limits) {
+            Err(DecodeError::TooLong { what, len, limit }) => {
+                assert_eq!(what, expected);
+                assert_eq!(len, limit as u64 + 1);
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
     };
-    let limits = Limits::default();
-    let max_image = bytes.len() - 1;
-    check(
-        Limits {
-            max_image,
-            ..limits
-        },
-        "image",
-    );
-    let max_layers = 9;
-    check(
-        Limits {
-            max_layers,
-            ..limits
-        },
-        "layers",
-    );
-    let max_queue = 17;
-    check(
-        Limits {
-            max_queue,
-            ..limits
-        },
-        "tcp.send.sent",
-    );
-    let max_text = 15;
-    check(Limits { max_text, ..limits }, "layers.kind");
-    let exact = Limits {
-        max_image: bytes.len(),
-        max_layers: 10,
-        max_queue: 18,
-        max_text: 16,
-    };
+    check(|limits, to| limits.max_image = to, bytes.len() - 1, "image");
+    check(|limits, to| limits.max_layers = to, 9, "layers");
+    check(|limits, to| limits.max_queue = to, 17, "tcp.send.sent");
+    check(|limits, to| limits.max_text = to, 15, "layers.kind");
+    let mut exact = Limits::default();
+    exact.max_image = bytes.len();
+    exact.max_layers = 10;
+    exact.max_queue = 18;
+    exact.max_text = 16;
     assert!(Image::decode(&bytes, &exact).is_ok());
 }
 
@@ -86,7 +67,7 @@ fn values_must_agree() {
         decode(&part("ip", &with(ip(), "remote", end(&[0; 4])))),
         Err(DecodeError::InvalidFlow(_))
     ));
-    // A mapped address in 16 octets is not how an IPv4 address is written.
+    // A mapped address in 16 bytes is not how an IPv4 address is written.
     let mut mapped = [0; 16];
     mapped[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 2]);
     assert!(matches!(
@@ -111,10 +92,8 @@ fn values_must_agree() {
 #[test]
 fn layers_share_their_limit() {
     let bytes = common::layered().encode().unwrap();
-    let limits = Limits {
-        max_layers: 15,
-        ..Limits::default()
-    };
+    let mut limits = Limits::default();
+    limits.max_layers = 15;
     let expected = DecodeError::TooLong {
         what: "layers",
         len: 16,
@@ -214,7 +193,7 @@ fn an_error_waits_only_in_closed() {
 fn a_filter_has_whole_instructions() {
     let decoded = |filter: &[u8]| {
         let mut fields = tcp();
-        fields.push(("socket", map(&[("filter", octets(filter))])));
+        fields.push(("socket", map(&[("filter", bin(filter))])));
         decode(&part("tcp", &fields))
     };
     let image = decoded(&[0, 6, 1, 2, 0xff, 0, 0, 3]).unwrap();
@@ -237,10 +216,10 @@ fn a_filter_has_whole_instructions() {
 }
 
 #[test]
-fn an_image_prints_no_octet_of_its_queues() {
+fn an_image_prints_no_byte_of_its_queues() {
     let image = common::full();
     let mut parts = common::parts_of(&image);
-    let secret = || Octets::from(&b"hunter2"[..]);
+    let secret = || SecretBytes::from(&b"hunter2"[..]);
     parts.send.sent = secret();
     parts.send.unsent = secret();
     parts.receive.queue = secret();
@@ -252,5 +231,5 @@ fn an_image_prints_no_octet_of_its_queues() {
         // Nor as numbers.
         assert!(!printed.contains("104, 117, 110"), "{printed}");
     }
-    assert!(format!("{image:?}").contains("Octets(7)"));
+    assert!(format!("{image:?}").contains("SecretBytes(7)"));
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::wire::{
-    connection, critical, decode, ip, layer, layered, layers, list, map, nil, number, octets, part,
+    bin, connection, critical, decode, ip, layer, layered, layers, list, map, nil, number, part,
     sealed_as, send, tcp, text, with, yes,
 };
 use tcpmig_format::{DecodeError, Image, Layer, Limits, Seq, TcpState};
@@ -76,7 +76,7 @@ fn unknown_fields_are_skipped() {
     let unknown = [
         number(1),
         text("t"),
-        octets(b"o"),
+        bin(b"o"),
         yes(),
         nil(),
         vec![0xff],
@@ -157,7 +157,7 @@ fn errors_do_not_quote() {
             part("ip", &with(ip(), "local", wrong.clone())),
             map(&[("layers", wrong.clone())]),
             map(&[("subject", wrong.clone())]),
-            map(&[("critical", octets(b"hunter2"))]),
+            map(&[("critical", bin(b"hunter2"))]),
             map(&[("critical", text("hunter2"))]),
             wrong.clone(),
         ] {
@@ -171,20 +171,20 @@ fn errors_do_not_quote() {
 #[test]
 fn only_the_described_types_are_taken() {
     // A list in place of a structure.
-    let as_list = list(&[text("k"), number(1), octets(b"")]);
+    let as_list = list(&[text("k"), number(1), bin(b"")]);
     malformed(
         &map(&[critical(&[]), ("layers", list(&[as_list]))]),
         "layers[0]",
         "expected a map",
     );
-    // Text and octets in place of each other.
-    let kind = with(layer(), "kind", octets(b"k"));
+    // Text and bytes in place of each other.
+    let kind = with(layer(), "kind", bin(b"k"));
     malformed(&layered(&kind), "layers[0].kind", "expected text");
     let payload = with(layer(), "payload", text("p"));
     malformed(&layered(&payload), "layers[0].payload", "expected bytes");
-    // Octets and maps in place of a list.
+    // Bytes and maps in place of a list.
     malformed(
-        &map(&[("critical", octets(b"app"))]),
+        &map(&[("critical", bin(b"app"))]),
         "critical",
         "a list of names",
     );
@@ -208,7 +208,7 @@ fn only_the_described_types_are_taken() {
 }
 
 #[test]
-fn octets_after_the_map_are_refused() {
+fn bytes_after_the_map_are_refused() {
     // One that is a value, one that is none, and the start of a list.
     for trailing in [&[0x00][..], &[0xc1], &[0x91], &[0xc6, 0xff]] {
         let payload = [&layered(&layer())[..], trailing].concat();

@@ -105,7 +105,7 @@ fn list(ground: &Ground) -> Result<(), LockError> {
                 FourTuple::new(local, peer).expect("a flow")
             };
             let flows: Vec<_> = (redirected..redirected + 1000).map(flow).collect();
-            locker.lock(&flows, LEASE)?.redirect(&hop, LEASE)?.leave();
+            locker.lock(&flows, LEASE)?.redirect(&hop, LEASE)?.detach();
             redirected += 1000;
         }
         let start = Instant::now();

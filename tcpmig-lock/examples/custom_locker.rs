@@ -2,7 +2,8 @@
 //! flows in two sets of nftables and lets the program nft(8) change them.
 //!
 //! It is a template. What makes a locker is here: all flows of a call or none, leases that end by themselves, an old
-//! guard that never ends a newer lock, and a list that tells who holds what. It neither captures nor redirects.
+//! guard that never ends a newer lock, and a list that tells who holds what. It neither captures nor redirects, and
+//! nothing has to be swept: the kernel removes an element when its lease ends, and the table is small enough to stay.
 //!
 //! Run it as root, or with `unshare -Urn`. It needs the packages nftables and util-linux.
 
@@ -18,8 +19,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tcpmig_lock::{
-    Entry, EntryKind, FourTuple, LockBackend, LockError, LockGuard, Locker, NextHop,
-    RedirectBackend, Swept, check_request,
+    Entry, EntryKind, FourTuple, LockBackend, LockError, LockGuard, Locker, check_request,
 };
 
 /// An element is the peer's address and port and ours. A packet that arrives has them in this order; one that leaves
@@ -74,11 +74,6 @@ impl Locker for NftProgram {
         let namespace = Arc::clone(&self.namespace);
         let held = NftLock { namespace, name };
         Ok(LockGuard::new(flows.to_vec(), Box::new(held)))
-    }
-
-    fn sweep(&self) -> Result<Swept, LockError> {
-        // The kernel removes an element when its lease ends, and the table is small enough to stay.
-        Ok(Swept::default())
     }
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {
@@ -140,18 +135,6 @@ impl LockBackend for NftLock {
                 result => return result,
             }
         }
-    }
-
-    fn redirect(
-        &mut self,
-        _flows: &[FourTuple],
-        _hop: &NextHop,
-        _lease: Duration,
-    ) -> Result<Box<dyn RedirectBackend>, LockError> {
-        Err(LockError::Unsupported {
-            locker: "nft-program",
-            operation: "redirect",
-        })
     }
 }
 

@@ -211,4 +211,15 @@ impl LockError {
             _ => Self::Netlink { call, source },
         }
     }
+
+    /// For a netfilter socket that could not be opened.
+    pub(crate) fn no_netfilter(source: io::Error) -> Self {
+        const CALL: &str = "socket(NETLINK_NETFILTER)";
+        match source.raw_os_error() {
+            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                Self::NoNftables { call: CALL, source }
+            }
+            _ => Self::call(CALL)(source),
+        }
+    }
 }

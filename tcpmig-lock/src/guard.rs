@@ -172,7 +172,7 @@ impl LockGuard {
     /// owns the connection. [`try_redirect`](Self::try_redirect) keeps the guard instead.
     pub fn redirect(mut self, hop: &NextHop, lease: Duration) -> Result<Redirect, LockError> {
         let result = self.try_redirect(hop, lease);
-        self.leave();
+        self.detach();
         result
     }
 
@@ -216,7 +216,7 @@ impl LockGuard {
     }
 
     /// Leaves the lock to its lease: nothing is undone here any more.
-    pub fn leave(mut self) {
+    pub fn detach(mut self) {
         self.held = None;
     }
 
@@ -406,7 +406,7 @@ impl Redirect {
     }
 
     /// Leaves the redirect to its lease: nothing is undone here any more.
-    pub fn leave(mut self) {
+    pub fn detach(mut self) {
         self.redirecting = None;
     }
 }

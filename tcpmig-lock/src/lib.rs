@@ -71,7 +71,7 @@
 
 pub mod address;
 mod backend;
-mod captured;
+mod capture;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod conntrack;
@@ -82,8 +82,11 @@ mod guard;
 mod hop;
 #[cfg(feature = "nftables")]
 mod iptables;
+mod lease;
 mod link;
 mod locker;
+#[cfg(feature = "nftables")]
+pub mod manual;
 mod namespace;
 mod netlink;
 #[cfg(feature = "nftables")]
@@ -97,7 +100,7 @@ mod runtime;
 mod together;
 
 pub use backend::Backend;
-pub use captured::{Captured, Packet};
+pub use capture::{Captured, Packet};
 pub use error::LockError;
 pub use event::Event;
 pub use features::{Features, LeaseEnd, Scope};

@@ -10,9 +10,14 @@ use tcpmig_format::FourTuple;
 
 use crate::{Captured, Features, LockError, LockGuard, NextHop, Owner};
 
+/// What a locker answers that lacks an operation; its own name is not known where these stand.
 const NO_CAPTURE: LockError = LockError::Unsupported {
     locker: "chosen",
     operation: "capture",
+};
+const NO_REDIRECT: LockError = LockError::Unsupported {
+    locker: "chosen",
+    operation: "redirect",
 };
 
 /// Something that can keep the packets of single connections from passing.
@@ -23,8 +28,8 @@ const NO_CAPTURE: LockError = LockError::Unsupported {
 /// # What an implementation has to do
 ///
 /// The conformance suite demands it of every locker, and `examples/custom_locker.rs` is one from outside that passes. Guards are
-/// made with [`LockGuard::new`] from a [`LockBackend`]. Five methods have no default: [`name`](Self::name),
-/// [`lock`](Self::lock), [`sweep`](Self::sweep) and [`list`](Self::list) here, and what [`LockBackend`] asks for.
+/// made with [`LockGuard::new`] from a [`LockBackend`]. Five methods have no default: [`name`](Self::name), [`lock`](Self::lock)
+/// and [`list`](Self::list) here, and [`renew`](LockBackend::renew) and [`unlock`](LockBackend::unlock) there.
 ///
 /// - [`check_request`](crate::check_request) comes first: a list that names a flow twice is [`LockError::Duplicate`], a lease of zero
 ///   [`LockError::LeaseZero`].
@@ -123,10 +128,14 @@ pub trait Locker: Send + Sync {
     /// Removes what is stale, and says what that was: locks whose lease ended, and what dead holders left behind that
     /// holds nothing any more. Never ends a lock or redirect whose lease still runs.
     ///
+    /// Unless it is implemented, this does nothing: for a locker of which nothing is left once a lease has ended.
+    ///
     /// # Errors
     ///
     /// As the locker documents.
-    fn sweep(&self) -> Result<Swept, LockError>;
+    fn sweep(&self) -> Result<Swept, LockError> {
+        Ok(Swept::default())
+    }
 
     /// The locks and redirects that are held now, whoever made them.
     ///
@@ -218,13 +227,16 @@ pub trait LockBackend: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] for a locker that cannot.
+    /// [`LockError::Unsupported`] for a locker that cannot, which is what this answers unless it is implemented.
     fn redirect(
         &mut self,
         flows: &[FourTuple],
         hop: &NextHop,
         lease: Duration,
-    ) -> Result<Box<dyn RedirectBackend>, LockError>;
+    ) -> Result<Box<dyn RedirectBackend>, LockError> {
+        let _ = (flows, hop, lease);
+        Err(NO_REDIRECT)
+    }
 
     /// For a locker that works on several of its locks in one step ([`release_with`](Self::release_with),
     /// [`redirect_with`](Self::redirect_with)), and has to know its own. `None` unless it is implemented.

@@ -7,7 +7,7 @@ use tcpmig_format::FourTuple;
 use crate::check_request;
 use crate::{
     Entry, Features, LeaseEnd, LockBackend, LockError, LockGuard, Locker, NextHop, RedirectBackend,
-    Scope, Swept,
+    Scope,
 };
 
 /// The `none` locker: it does nothing, because the caller keeps the packets away by other means.
@@ -51,10 +51,6 @@ impl Locker for NoLock {
     /// As for [`lock`](Locker::lock).
     fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         self.lock(flows, lease)
-    }
-
-    fn sweep(&self) -> Result<Swept, LockError> {
-        Ok(Swept::default())
     }
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {

@@ -72,6 +72,32 @@ impl Owner {
     }
 }
 
+impl Owner {
+    /// It as words, for a comment or a file that [`from_words`](Self::from_words) reads.
+    pub(crate) fn words(&self) -> String {
+        let Self { pid, name, .. } = self;
+        match (self.started, self.namespace) {
+            (Some(started), Some(namespace)) => format!("{pid} {name} {started} {namespace}"),
+            _ => format!("{pid} {name}"),
+        }
+    }
+
+    /// What [`words`](Self::words) wrote, with any others behind it.
+    pub(crate) fn from_words(words: &[&str]) -> Option<Self> {
+        let [pid, name, more @ ..] = words else {
+            return None;
+        };
+        let mut owner = Self::new(pid.parse().ok()?, (*name).to_owned());
+        if let [started, namespace, ..] = more
+            && let (Ok(started), Ok(namespace)) = (started.parse(), namespace.parse())
+        {
+            owner.started = Some(started);
+            owner.namespace = Some(namespace);
+        }
+        Some(owner)
+    }
+}
+
 /// The name of this process, as the kernel has it (`comm`), with nothing in it but letters, digits and `-_./:`.
 fn name() -> String {
     plain(&fs::read_to_string("/proc/self/comm").unwrap_or_default())

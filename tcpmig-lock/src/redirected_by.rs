@@ -63,7 +63,7 @@ impl Locker for RedirectedBy {
             redirects: redirects.redirects,
             takes_over: locks.takes_over && redirects.takes_over,
             waits: locks.waits || redirects.waits,
-            splits: false,
+            splits: locks.splits && redirects.splits,
             ..locks
         }
     }
@@ -115,6 +115,10 @@ impl Locker for RedirectedBy {
 
     fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
         self.redirects.get_ready(hop, lease)
+    }
+
+    fn end_redirects(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        self.redirects.end_redirects(flows)
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {
@@ -186,12 +190,15 @@ impl LockBackend for Both {
                     flows.push(entry.flow);
                     *longest = (*longest).max(lease);
                 }
-                None => self.redirects.lock(&[entry.flow], entry.remaining)?.leave(),
+                None => self
+                    .redirects
+                    .lock(&[entry.flow], entry.remaining)?
+                    .detach(),
             }
         }
         for (hop, (flows, lease)) in hops {
             let other = self.redirects.lock(&flows, self.lease)?;
-            other.redirect(&hop, lease)?.leave();
+            other.redirect(&hop, lease)?.detach();
         }
         // Last: until here it keeps the packets away.
         self.guard.take().map_or(Ok(()), LockGuard::give_back)
@@ -205,6 +212,27 @@ impl LockBackend for Both {
         self.unlocked
             .as_mut()
             .map_or(Ok(Captured::new()), Unlocked::captured)
+    }
+
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn LockBackend>>> {
+        let parts = match self.guard.take()?.split() {
+            Ok(parts) => parts,
+            Err(whole) => {
+                self.guard = Some(whole);
+                return None;
+            }
+        };
+        let part = |(flow, guard): (&FourTuple, LockGuard)| -> Box<dyn LockBackend> {
+            let of_other = self.of_other.iter().filter(|entry| entry.flow == *flow);
+            Box::new(Self {
+                guard: Some(guard),
+                unlocked: None,
+                lease: self.lease,
+                redirects: Arc::clone(&self.redirects),
+                of_other: of_other.cloned().collect(),
+            })
+        };
+        Some(flows.iter().zip(parts).map(part).collect())
     }
 
     fn redirect(
@@ -228,7 +256,7 @@ impl Drop for Both {
     fn drop(&mut self) {
         // Left to its lease, as the guard around this was.
         if let Some(guard) = self.guard.take() {
-            guard.leave();
+            guard.detach();
         }
     }
 }
@@ -250,6 +278,25 @@ impl RedirectBackend for Redirected {
         redirect.map_or(Ok(Vec::new()), Redirect::closed)
     }
 
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn RedirectBackend>>> {
+        let parts = match self.redirect.take()?.split() {
+            Ok(parts) => parts,
+            Err(whole) => {
+                self.redirect = Some(whole);
+                return None;
+            }
+        };
+        // An error was about all of them: the first one reports it.
+        let mut captured = std::mem::replace(&mut self.captured, Ok(Captured::new()));
+        let part = |(flow, redirect): (&FourTuple, Redirect)| -> Box<dyn RedirectBackend> {
+            Box::new(Self {
+                redirect: Some(redirect),
+                captured: captured_of(flow, &mut captured),
+            })
+        };
+        Some(flows.iter().zip(parts).map(part).collect())
+    }
+
     fn end(&mut self, _: &[FourTuple]) -> Result<(), LockError> {
         self.redirect.take().map_or(Ok(()), Redirect::end)
     }
@@ -259,11 +306,28 @@ impl RedirectBackend for Redirected {
     }
 }
 
+/// Takes out what was captured for one of the flows.
+fn captured_of(
+    flow: &FourTuple,
+    all: &mut Result<Captured, LockError>,
+) -> Result<Captured, LockError> {
+    let Ok(rest) = all else {
+        return std::mem::replace(all, Ok(Captured::new()));
+    };
+    let mut own = Captured::new();
+    own.overflowed = rest.overflowed;
+    own.packets = rest
+        .packets
+        .extract_if(.., |packet| packet.flow == *flow)
+        .collect();
+    Ok(own)
+}
+
 impl Drop for Redirected {
     fn drop(&mut self) {
         // As above.
         if let Some(redirect) = self.redirect.take() {
-            redirect.leave();
+            redirect.detach();
         }
     }
 }

@@ -170,7 +170,7 @@ fn yielding_the_first_address_leaves_the_others() {
         source.ip("address add 10.0.0.4/24 dev eth0");
         source.ip("route add default via 10.0.0.9");
         let mut neighbour = Connection::new(&source, &peer, ip("10.0.0.3"));
-        source.run(|| Yielded::new(ip("10.0.0.1"), "eth0").unwrap().leave());
+        source.run(|| Yielded::new(ip("10.0.0.1"), "eth0").unwrap().detach());
         let addresses = shown(&source, "-4 address show dev eth0");
         assert!(!addresses.contains("10.0.0.1/24"), "{addresses}");
         assert!(

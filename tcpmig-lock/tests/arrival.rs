@@ -180,7 +180,7 @@ fn by_a_device_that_appears_later() {
         let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
         let hop = locker.next_hop(target, peer.ip()).unwrap();
         // Its guard is not needed for that.
-        guard.redirect(&hop, LEASE).unwrap().leave();
+        guard.redirect(&hop, LEASE).unwrap().detach();
         let other = net.peer.path();
         net.source.ip(&format!(
             "link add eth7 type veth peer name eth7 netns {other}"

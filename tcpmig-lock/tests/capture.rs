@@ -432,7 +432,7 @@ fn a_handle_takes_its_chain_along() {
         };
         assert!(text().contains("chain capture-"), "{}", text());
         assert!(text().contains("goto capture-"), "{}", text());
-        guard.leave();
+        guard.detach();
         assert!(!text().contains("chain capture-"), "{}", text());
         assert!(!text().contains("goto capture-"), "{}", text());
         assert!(text().contains("10.0.0.9 . 1025"), "{}", text());

@@ -329,7 +329,7 @@ fn one_device_in_two_ways_is_refused_and_two_devices_are_not() {
             );
             let other = open("port9", Unplug::Port).lock(&[flow()], LEASE).unwrap();
             assert_eq!(switch.run(|| Link::list_all().unwrap()).len(), 2);
-            port.release(&[flow()]).unwrap();
+            port.force_unlock(&[flow()]).unwrap();
             assert!(
                 shown(&switch, "link show dev port1")
                     .join(" ")
@@ -381,7 +381,7 @@ fn a_device_that_went_away_is_swept() {
             .lock(&[flow()], slowed(Duration::from_secs(1)))
             .unwrap();
         server.ip("link delete eth0");
-        guard.leave();
+        guard.detach();
         eventually("the lease ends", || {
             let _ = locker.sweep().unwrap();
             locker.list().unwrap().is_empty().then_some(())

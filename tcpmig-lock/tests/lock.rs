@@ -101,7 +101,7 @@ fn a_renewed_lease_lasts() {
             assert_eq!(entry.owner, Some(std::process::id()));
         }
         // One that somebody else ended: nothing is prolonged.
-        locker.release(&flows[1..2]).unwrap();
+        locker.force_unlock(&flows[1..2]).unwrap();
         let error = guard.renew(Duration::from_secs(1000)).unwrap_err();
         assert!(
             matches!(error, LockError::NotHeld(flow) if flow == flows[1]),
@@ -167,13 +167,13 @@ fn nothing_to_lock_and_no_time_to_lock() {
 }
 
 #[test]
-fn dropping_unlocks_and_leaving_does_not() {
-    isolated("dropping_unlocks_and_leaving_does_not", || {
+fn dropping_unlocks_and_detaching_does_not() {
+    isolated("dropping_unlocks_and_detaching_does_not", || {
         let locker = Nftables::new().unwrap();
         let flows = flows(2);
         drop(locker.lock(&flows, LEASE).unwrap());
         assert_eq!(locker.list().unwrap(), []);
-        locker.lock(&flows, LEASE).unwrap().leave();
+        locker.lock(&flows, LEASE).unwrap().detach();
         assert_eq!(locker.list().unwrap().len(), 2);
     });
 }

@@ -89,7 +89,7 @@ fn sweep_removes_what_is_empty_and_nothing_else() {
         assert!(locker.sweep().unwrap().is_empty());
         assert_eq!(locker.list().unwrap().len(), 1);
         // Its holder is gone; the lease is not.
-        guard.leave();
+        guard.detach();
         assert!(locker.sweep().unwrap().is_empty());
         // It may end between the looks at the one table and at the other.
         let mut structures = Vec::new();
@@ -123,7 +123,7 @@ fn an_owned_table_is_changed_by_its_owner_only() {
         }
         let errors = [
             second.lock(&[other_flow], LEASE).map(drop).unwrap_err(),
-            second.release(&[flow.flow()]).unwrap_err(),
+            second.force_unlock(&[flow.flow()]).unwrap_err(),
         ];
         for error in errors {
             assert!(
@@ -140,7 +140,7 @@ fn an_owned_table_is_changed_by_its_owner_only() {
         neighbour.ping();
         expect_nothing(&flow.server);
         // The owner goes, and its lock stays to the end of its lease.
-        guard.leave();
+        guard.detach();
         drop(owner);
         let error = second.lock(&[flow.flow()], LEASE).map(drop).unwrap_err();
         assert!(matches!(error, LockError::AlreadyLocked(_)), "{error}");
@@ -166,7 +166,7 @@ fn a_dead_owner_is_swept_by_anybody() {
         owner
             .lock(&flows(1), Duration::from_millis(300))
             .unwrap()
-            .leave();
+            .detach();
         drop(owner);
         let other = server.run(|| Nftables::with_table("mine").unwrap());
         // Not always by one sweep: the lease can end in the middle of it.

@@ -215,9 +215,9 @@ impl Step {
                 assert!(entry.remaining > LEASE / 2, "{entry:?}");
             }
             Self::Begin | Self::BeginAgain if kind.redirects() => {
-                guard.redirect(&hop(), LEASE).unwrap().leave();
+                guard.redirect(&hop(), LEASE).unwrap().detach();
             }
-            _ => guard.leave(),
+            _ => guard.detach(),
         }
     }
 }
@@ -318,17 +318,19 @@ fn answered(wire: &mut Capture, kind: &str, step: Step) {
 
 fn release(host: &Host, kind: Kind) {
     host.run(|| match kind {
-        Kind::Nftables | Kind::Redirect => Nftables::new().unwrap().release(&[flow()]).unwrap(),
+        Kind::Nftables | Kind::Redirect => {
+            Nftables::new().unwrap().force_unlock(&[flow()]).unwrap();
+        }
         Kind::Legacy | Kind::Nft => {
             let flavour = match kind {
                 Kind::Legacy => Flavour::Legacy,
                 _ => Flavour::Nft,
             };
             let locker = Iptables::with_flavour(flavour).unwrap();
-            locker.release(&[flow()]).unwrap();
+            locker.force_unlock(&[flow()]).unwrap();
         }
-        Kind::RedirectedBy => Nftables::new().unwrap().release(&[flow()]).unwrap(),
-        Kind::Device => Link::release_all(&[flow()]).unwrap(),
+        Kind::RedirectedBy => Nftables::new().unwrap().force_unlock(&[flow()]).unwrap(),
+        Kind::Device => Link::force_unlock_all(&[flow()]).unwrap(),
     });
 }
 

@@ -231,9 +231,9 @@ fn what_guards_left_to_its_lease_is_set_up_again() {
         let mut moved = net.connection(service);
         let hop = net.locker.next_hop(target, peer).unwrap();
         let guard = net.locker.lock(&[moved.flow()], LEASE).unwrap();
-        guard.redirect(&hop, LEASE).unwrap().leave();
+        guard.redirect(&hop, LEASE).unwrap().detach();
         let left = net.connection(service);
-        net.locker.lock(&[left.flow()], LEASE).unwrap().leave();
+        net.locker.lock(&[left.flow()], LEASE).unwrap().detach();
         let from = moved.client.local_addr().unwrap();
         let ends = [from, moved.server.local_addr().unwrap()];
         let segments = net.raw();
@@ -247,7 +247,9 @@ fn what_guards_left_to_its_lease_is_set_up_again() {
             });
         }
         // What has ended is not re-created.
-        net.locker.release(&[moved.flow(), left.flow()]).unwrap();
+        net.locker
+            .force_unlock(&[moved.flow(), left.flow()])
+            .unwrap();
         net.source.nft("flush ruleset");
         let lock = net.locker.lock(&[left.flow()], LEASE).unwrap();
         assert_eq!(net.locker.list().unwrap().len(), 1);
@@ -271,7 +273,7 @@ fn what_another_process_ends_is_not_made_again() {
         let _kept = net.locker.lock(&flows[2..], LEASE).unwrap();
         // An operator, or the one who takes a connection that comes back.
         let (other, _) = telling(&net.source);
-        other.release(&flows[..1]).unwrap();
+        other.force_unlock(&flows[..1]).unwrap();
         let back = other.lock(&flows[1..2], LEASE).unwrap();
         back.release().unwrap();
         net.source.nft("flush ruleset");
@@ -417,10 +419,10 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
                 [locked.flow(), moved.flow()],
             );
             let (holder, _) = telling(&net.source);
-            holder.lock(&flows[..1], LEASE).unwrap().leave();
+            holder.lock(&flows[..1], LEASE).unwrap().detach();
             let hop = holder.next_hop(target, peer).unwrap();
             let guard = holder.lock(&flows[1..], LEASE).unwrap();
-            guard.redirect(&hop, LEASE * 2).unwrap().leave();
+            guard.redirect(&hop, LEASE * 2).unwrap().detach();
             drop(holder);
             let held = |text: &str| text.matches("comment").count();
             let before = net.source.nft("list ruleset");
@@ -436,10 +438,10 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
                 pause *= 2;
                 assert!(pause < Duration::from_secs(5), "nothing is kept");
                 let (holder, _) = telling(&net.source);
-                holder.release(&flows).unwrap();
-                holder.lock(&flows[..1], LEASE).unwrap().leave();
+                holder.force_unlock(&flows).unwrap();
+                holder.lock(&flows[..1], LEASE).unwrap().detach();
                 let guard = holder.lock(&flows[1..], LEASE).unwrap();
-                guard.redirect(&hop, LEASE * 2).unwrap().leave();
+                guard.redirect(&hop, LEASE * 2).unwrap().detach();
             }
             let after = net.source.nft("list ruleset");
             assert_eq!(held(&before), held(&after), "{before} became {after}");
@@ -464,7 +466,7 @@ fn what_dead_processes_left_is_kept_by_one_that_stays() {
             });
             expect_nothing(&moved.server);
             // What ends meanwhile is not kept.
-            net.locker.release(&flows).unwrap();
+            net.locker.force_unlock(&flows).unwrap();
             eventually("nothing is left", || {
                 net.source.nft("flush ruleset");
                 net.locker.list().unwrap().is_empty().then_some(())

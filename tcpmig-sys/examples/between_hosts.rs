@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (sent, unsent) = snapshot.sent_and_unsent();
         socket.fill_send_queue(sent, unsent.len())?;
         socket.window(snapshot.window)?;
-        socket.verify(&snapshot.rebuilt_marks(), &snapshot.negotiated)?;
+        socket.verify(&snapshot.rebuilt_numbers(), &snapshot.negotiated)?;
         socket.hold()?;
         Ok::<_, tcpmig_sys::Error>(socket)
     })??;

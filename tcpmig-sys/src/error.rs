@@ -39,7 +39,7 @@ pub enum Error {
     #[error("connect: {occupant}")]
     Occupied {
         /// What has them.
-        occupant: crate::sockets::Occupant,
+        occupant: crate::sockets::occupant::Occupant,
     },
     /// The local address is on this host, and cannot be used.
     #[error("bind: {address} is on {device} of this host and {because}")]
@@ -88,9 +88,9 @@ pub enum Error {
         /// Which segment.
         segment: &'static str,
         /// The state that it leads to.
-        asked: crate::info::State,
+        asked: crate::state::State,
         /// The state read back.
-        got: crate::info::State,
+        got: crate::state::State,
         /// Its firewall mark.
         mark: u32,
     },
@@ -133,7 +133,7 @@ pub enum NotMigratable {
     #[error(
         "its state is {0}: only ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING and a connection that has ended in CLOSE can be moved"
     )]
-    State(crate::info::State),
+    State(crate::state::State),
     /// The handshake is under way and carries data (TCP Fast Open): of an opening end nobody can tell whether the peer
     /// took them, an accepted one in `SYN_RECEIVED` cannot be made by repair. Two ends whose SYNs cross are in
     /// `SYN_RECEIVED` too.

@@ -41,8 +41,8 @@
 
 pub mod ends;
 mod error;
+pub mod fcntl;
 pub mod files;
-pub mod flags;
 pub mod info;
 #[cfg(feature = "lab")]
 pub mod lab;
@@ -58,6 +58,7 @@ mod seam;
 pub mod settings;
 pub mod sockets;
 pub mod sockopt;
+mod state;
 mod uapi;
 
 pub use error::{Error, NotMigratable, Result};

@@ -85,8 +85,8 @@ pub fn accept_waiting(fd: BorrowedFd<'_>) -> (Vec<OwnedFd>, Result<()>) {
 fn accept_into(fd: BorrowedFd<'_>, accepted: &mut Vec<OwnedFd>) -> Result<()> {
     use std::io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
 
-    let non_blocking = crate::flags::non_blocking(fd)?;
-    crate::flags::set_non_blocking(fd, true)?;
+    let non_blocking = crate::fcntl::non_blocking(fd)?;
+    crate::fcntl::set_non_blocking(fd, true)?;
     let done = loop {
         match SockRef::from(&fd).accept() {
             Ok((socket, _)) => accepted.push(socket.into()),
@@ -96,7 +96,7 @@ fn accept_into(fd: BorrowedFd<'_>, accepted: &mut Vec<OwnedFd>) -> Result<()> {
             Err(error) => break Err(Error::new("accept4", error)),
         }
     };
-    crate::flags::set_non_blocking(fd, non_blocking).and(done)
+    crate::fcntl::set_non_blocking(fd, non_blocking).and(done)
 }
 
 /// `getsockopt(fd, TCP_DEFER_ACCEPT)`: the seconds for which a connection without data does not wake the application; 0 is

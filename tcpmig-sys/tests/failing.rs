@@ -172,7 +172,7 @@ fn rebuild(snapshot: &Snapshot, Ends { local, remote }: Ends) -> Result<Restorin
     socket.fill_send_queue(sent, unsent.len())?;
     socket.enter_state(State::Established, &[], 0)?;
     socket.window(snapshot.window)?;
-    socket.verify(&snapshot.rebuilt_marks(), &snapshot.negotiated)?;
+    socket.verify(&snapshot.rebuilt_numbers(), &snapshot.negotiated)?;
     sockopt::set_keep_alive(socket.as_fd(), true)?;
     sockopt::set_user_timeout(socket.as_fd(), 30_000)?;
     socket.hold()?;

@@ -34,7 +34,7 @@ fn rebuild(snapshot: &Snapshot, local: SocketAddr, remote: SocketAddr) -> OwnedF
     restoring.fill_send_queue(sent, unsent.len()).unwrap();
     restoring.window(snapshot.window).unwrap();
     restoring
-        .verify(&snapshot.rebuilt_marks(), &snapshot.negotiated)
+        .verify(&snapshot.rebuilt_numbers(), &snapshot.negotiated)
         .unwrap();
     nft("flush ruleset");
     let fd = restoring.activate(true).unwrap();
@@ -84,7 +84,7 @@ fn moves_with_queues(net: &Net, v6: bool, queued: usize) {
     let snapshot = frozen.read().unwrap();
     assert_eq!(snapshot.send_queue, down[..written]);
     assert_eq!(snapshot.receive_queue, up[..snapshot.receive_queue.len()]);
-    assert_eq!(frozen.marks().unwrap(), snapshot.marks);
+    assert_eq!(frozen.numbers().unwrap(), snapshot.numbers);
     assert!(snapshot.unsent < written, "part of the send queue was sent");
     assert_eq!(snapshot.unsent > 0, written >= 100_000);
 
@@ -314,7 +314,7 @@ kernel_test!(a_descriptor_can_be_taken_from_a_paused_process, || {
     let paused = holders.pause().unwrap();
     assert!(taken.as_raw_fd() > 2);
     let frozen = FrozenSocket::freeze(taken).unwrap();
-    assert_eq!(frozen.marks().unwrap().state, State::Established);
+    assert_eq!(frozen.numbers().unwrap().state, State::Established);
     drop(frozen);
     drop(paused);
     peer.write_all(b"goes on").unwrap();

@@ -152,9 +152,9 @@ fn a_frozen_one(family: Family) {
     let server = case.server.take().unwrap();
     impatient(&server);
     let frozen = FrozenSocket::freeze(server).unwrap();
-    let before = frozen.marks().unwrap();
+    let before = frozen.numbers().unwrap();
     case.stands_still();
-    assert_eq!(frozen.marks().unwrap(), before);
+    assert_eq!(frozen.numbers().unwrap(), before);
     let begin = Instant::now();
     let server = case.net.a.run(|| frozen.thaw().unwrap()).unwrap();
     is_impatient(&server);
@@ -176,8 +176,8 @@ fn connected(snapshot: &Snapshot, Ends { local, remote }: Ends) -> Result<Restor
     let closed = ClosedSocket::open(local.is_ipv6()).unwrap();
     let unread = snapshot.receive_queue.len() as u32;
     let start = QueueStart {
-        snd_una: snapshot.marks.snd_una,
-        copied_seq: snapshot.marks.rcv_nxt.wrapping_sub(unread),
+        snd_una: snapshot.numbers.snd_una,
+        copied_seq: snapshot.numbers.rcv_nxt.wrapping_sub(unread),
     };
     let bound = closed.bind(local).unwrap();
     bound.connect(remote, start, snapshot.negotiated.mss_clamp)
@@ -214,9 +214,9 @@ fn a_rebuilt_one(family: Family) {
         .b
         .run(|| rebuild(&snapshot, addresses, State::Established))
         .unwrap();
-    let before = socket.marks().unwrap();
+    let before = socket.numbers().unwrap();
     case.stands_still();
-    assert_eq!(socket.marks().unwrap(), before);
+    assert_eq!(socket.numbers().unwrap(), before);
     let begin = Instant::now();
     let server = case.net.b.run(|| socket.activate(false).unwrap()).unwrap();
     is_impatient(&server);
@@ -295,20 +295,20 @@ fn a_half_closed_one(state: State) {
     frozen.discard().unwrap();
     // `reach` counts the FINs.
     match state {
-        State::CloseWait => snapshot.marks.rcv_nxt = snapshot.marks.rcv_nxt.wrapping_sub(1),
-        _ => snapshot.marks.snd_una = snapshot.marks.snd_una.wrapping_sub(1),
+        State::CloseWait => snapshot.numbers.rcv_nxt = snapshot.numbers.rcv_nxt.wrapping_sub(1),
+        _ => snapshot.numbers.snd_una = snapshot.numbers.snd_una.wrapping_sub(1),
     }
     let heard = Heard::new(&net, addresses.local.port());
     net.point_peer_at_b();
     let socket = net.b.run(|| rebuild(&snapshot, addresses, state)).unwrap();
-    let before = socket.marks().unwrap();
+    let before = socket.numbers().unwrap();
     assert_eq!(before.state, state);
     if state == State::FinWait2 {
         peer.write_all(b"up").unwrap();
     }
     std::thread::sleep(Duration::from_secs(2));
     heard.nothing();
-    assert_eq!(socket.marks().unwrap(), before);
+    assert_eq!(socket.numbers().unwrap(), before);
     let server = net.b.run(|| socket.activate(false).unwrap()).unwrap();
     let mut server = TcpStream::from(server);
     server.set_nonblocking(false).unwrap();
@@ -370,7 +370,7 @@ kernel_test!(a_connection_that_is_being_opened_is_mute, || {
     let sent = heard();
     std::thread::sleep(STILL);
     assert_eq!(heard(), sent, "a SYN was sent");
-    assert_eq!(frozen.marks().unwrap().state, State::SynSent);
+    assert_eq!(frozen.numbers().unwrap().state, State::SynSent);
     let opening = net.a.run(|| frozen.thaw().unwrap()).unwrap();
     assert_eq!(sockopt::syn_count(opening.as_fd()).unwrap(), 1);
 });
@@ -395,10 +395,10 @@ kernel_test!(the_filter_of_an_application_stays, || {
                 sockopt::attach_filter(server.as_fd(), own_filter()).unwrap();
             }
             let frozen = FrozenSocket::freeze(server.into()).unwrap();
-            let before = frozen.marks().unwrap();
+            let before = frozen.numbers().unwrap();
             peer.write_all(b"not yet").unwrap();
             std::thread::sleep(Duration::from_millis(300));
-            assert_eq!(frozen.marks().unwrap(), before);
+            assert_eq!(frozen.numbers().unwrap(), before);
             let waiting = sockopt::send_queue_len(peer.as_fd()).unwrap();
             assert_eq!(waiting, 7, "it was acknowledged");
             let server = net.a.run(|| frozen.thaw().unwrap()).unwrap();

@@ -14,7 +14,7 @@ use tcpmig_sys::repair::{
     Clock, ClosedSocket, FrozenSocket, Numbers, QueueStart, RestoringSocket, Snapshot,
 };
 use tcpmig_sys::sockopt::Queue;
-use tcpmig_sys::{Error, NotMigratable, flags, sockopt};
+use tcpmig_sys::{Error, NotMigratable, fcntl, sockopt};
 
 const MARK: u32 = 0x77;
 
@@ -43,36 +43,36 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     let (mut peer, mut server) = net.connect(Family::V4);
     peer.write_all(b"all").unwrap();
     server.read_exact(&mut [0; 3]).unwrap();
-    let before = read(&server).marks;
+    let before = read(&server).numbers;
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::CloseWait);
     let after = read(&server);
-    assert_eq!(after.marks.rcv_nxt, before.rcv_nxt.wrapping_add(1));
-    assert_eq!(after.marks.write_seq, before.write_seq);
+    assert_eq!(after.numbers.rcv_nxt, before.rcv_nxt.wrapping_add(1));
+    assert_eq!(after.numbers.write_seq, before.write_seq);
     assert_eq!(sockopt::receive_queue_len(server.as_fd()).unwrap(), 0);
     assert_eq!(server.read(&mut [0; 3]).unwrap(), 0);
-    assert_eq!(read(&server).marks, after.marks);
+    assert_eq!(read(&server).numbers, after.numbers);
     // A dropped freeze leaves the direction that is open open.
     server.write_all(b"back").unwrap();
     peer.read_exact(&mut [0; 4]).unwrap();
 
     // Received behind bytes.
     let (mut peer, server) = net.connect(Family::V4);
-    let before = read(&server).marks;
+    let before = read(&server).numbers;
     peer.write_all(b"octets").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::CloseWait);
     let after = read(&server);
-    assert_eq!(after.marks.rcv_nxt, before.rcv_nxt.wrapping_add(7));
+    assert_eq!(after.numbers.rcv_nxt, before.rcv_nxt.wrapping_add(7));
     assert_eq!(after.receive_queue, b"octets");
     assert_eq!(sockopt::receive_queue_len(server.as_fd()).unwrap(), 6);
 
     // Sent and acknowledged.
     let (peer, server) = net.connect(Family::V4);
-    let before = read(&server).marks;
+    let before = read(&server).numbers;
     server.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::FinWait2);
-    let after = read(&server).marks;
+    let after = read(&server).numbers;
     assert_eq!(after.snd_una, before.snd_una.wrapping_add(1));
     assert_eq!(after.write_seq, after.snd_una);
     drop(peer);
@@ -83,8 +83,11 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     net.a.run(|| cut("prerouting")).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     let after = read(&server);
-    assert_eq!(after.marks.state, State::FinWait1);
-    assert_eq!(after.marks.write_seq, after.marks.snd_una.wrapping_add(1));
+    assert_eq!(after.numbers.state, State::FinWait1);
+    assert_eq!(
+        after.numbers.write_seq,
+        after.numbers.snd_una.wrapping_add(1)
+    );
     assert_eq!((after.send_queue.len(), after.unsent), (0, 0));
     assert_eq!(sockopt::send_queue_len(server.as_fd()).unwrap(), 1);
     let bytes = pattern(1, 100_000);
@@ -100,8 +103,8 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     };
     assert!(after.send_queue == bytes);
     assert_eq!(
-        after.marks.write_seq,
-        after.marks.snd_una.wrapping_add(100_001)
+        after.numbers.write_seq,
+        after.numbers.snd_una.wrapping_add(100_001)
     );
     assert!(after.unsent > 0);
     assert_eq!(unsent, after.unsent + 1);
@@ -112,7 +115,7 @@ kernel_test!(a_fin_counts_one_in_sequence_numbers_and_lengths, || {
     net.a.run(|| cut("output")).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     let after = read(&server);
-    assert_eq!(after.marks.state, State::FinWait1);
+    assert_eq!(after.numbers.state, State::FinWait1);
     assert_eq!(sockopt::unsent_len(server.as_fd()).unwrap(), 1);
     assert_eq!((after.send_queue.len(), after.unsent), (0, 0));
 });
@@ -153,7 +156,7 @@ fn established([local, remote]: [&str; 2]) -> RestoringSocket {
     socket
 }
 
-fn marks(socket: &RestoringSocket) -> Numbers {
+fn numbers(socket: &RestoringSocket) -> Numbers {
     let fd = socket.as_fd();
     let end = |queue| {
         sockopt::set_repair_queue(fd, queue).unwrap();
@@ -197,7 +200,7 @@ kernel_test!(every_state_is_reached_without_a_packet_on_the_wire, || {
             let reached = || {
                 let mut socket = established(addresses);
                 socket.enter_state(state, unsent, MARK).unwrap();
-                assert_eq!(marks(&socket), asked);
+                assert_eq!(numbers(&socket), asked);
                 let waiting = sockopt::unsent_len(socket.as_fd()).unwrap() as usize;
                 assert_eq!(waiting, unsent.len() + usize::from(!unsent.is_empty()));
                 let negotiated = sockopt::Negotiated {
@@ -273,14 +276,14 @@ kernel_test!(an_injected_segment_that_is_dropped_is_noticed, || {
 kernel_test!(a_shut_receiving_direction_shows, || {
     let net = Net::new();
     let (peer, server) = net.connect(Family::V4);
-    assert!(!flags::read_shut(server.as_fd()).unwrap());
+    assert!(!fcntl::read_shut(server.as_fd()).unwrap());
     server.shutdown(Shutdown::Read).unwrap();
-    assert!(flags::read_shut(server.as_fd()).unwrap());
+    assert!(fcntl::read_shut(server.as_fd()).unwrap());
     assert_eq!(tcp_info(server.as_fd()).unwrap().state, State::Established);
     // What the peer's FIN does to it looks the same to `poll`, and is told by the state.
     let (twin, server) = net.connect(Family::V4);
     twin.shutdown(Shutdown::Write).unwrap();
     reaches(&server, State::CloseWait);
-    assert!(!flags::read_shut(server.as_fd()).unwrap());
+    assert!(!fcntl::read_shut(server.as_fd()).unwrap());
     drop(peer);
 });

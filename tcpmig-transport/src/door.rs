@@ -54,8 +54,8 @@ impl Door {
         let now = Instant::now();
         let mut knocking = self.knocking();
         let admitted = match knocking.judge(from, proven, now) {
-            Verdict::Admit { instead_of } => match room(endpoint, credentials, limits) {
-                Room::Free => {
+            Verdict::Admit { instead_of } => match space(endpoint, credentials, limits) {
+                Space::Free => {
                     let id = knocking.admit(from, proven, instead_of, now);
                     // Before TLS takes its own: what is replaced in between is found out.
                     let by = credentials.current();
@@ -67,15 +67,15 @@ impl Door {
                         instead_of,
                     })
                 }
-                Room::Taken if knocking.refuse(from, now) => {
+                Space::Taken if knocking.refuse(from, now) => {
                     incoming.refuse();
                     None
                 }
-                Room::Taken => {
+                Space::Taken => {
                     incoming.ignore();
                     None
                 }
-                Room::Littered => {
+                Space::Littered => {
                     knocking.ignore();
                     incoming.ignore();
                     None
@@ -107,7 +107,7 @@ impl Door {
 }
 
 /// Whether there is room for a connection more.
-enum Room {
+enum Space {
     Free,
     /// As many hosts are connected as may be.
     Taken,
@@ -115,17 +115,17 @@ enum Room {
     Littered,
 }
 
-fn room(endpoint: &quinn::Endpoint, credentials: &Credentials, limits: &TransportLimits) -> Room {
+fn space(endpoint: &quinn::Endpoint, credentials: &Credentials, limits: &TransportLimits) -> Space {
     let all = endpoint.open_connections();
     let ending = limits.max_handshakes.saturating_mul(2);
     if all < limits.max_connections {
-        Room::Free
+        Space::Free
     } else if credentials.open() >= limits.max_connections {
-        Room::Taken
+        Space::Taken
     } else if all >= limits.max_connections.saturating_add(ending) {
-        Room::Littered
+        Space::Littered
     } else {
-        Room::Free
+        Space::Free
     }
 }
 

@@ -42,14 +42,14 @@ pub struct ExchangeStats {
 
 /// What an exchange takes from the other side.
 #[derive(Debug, Clone)]
-pub(crate) struct Receipt {
+pub(crate) struct ReceiveLimits {
     pub(crate) max_frame: usize,
     /// How long a frame may take from its first byte to its last.
     pub(crate) frame: Option<Duration>,
     pub(crate) budget: Arc<Budget>,
 }
 
-impl Receipt {
+impl ReceiveLimits {
     /// As much as the other side has, in frames of this length.
     pub(crate) fn unlimited(max_frame: usize) -> Self {
         Self {
@@ -61,12 +61,12 @@ impl Receipt {
 }
 
 impl Exchange {
-    pub(crate) fn new(outlet: SendHalf, inlet: RecvHalf, receipt: Receipt) -> Self {
-        let Receipt {
+    pub(crate) fn new(outlet: SendHalf, inlet: RecvHalf, limits: ReceiveLimits) -> Self {
+        let ReceiveLimits {
             max_frame,
             frame,
             budget,
-        } = receipt;
+        } = limits;
         Self {
             sender: ExchangeSender {
                 outlet,

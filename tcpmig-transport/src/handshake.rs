@@ -68,7 +68,7 @@ pub(crate) async fn connect(
         role: Role::Connecting,
     };
     let link = credentials.watch(link, &current, usize::MAX)?;
-    Ok(Peer::new(link, limits.receipt(budget)))
+    Ok(Peer::new(link, limits.receiving(budget)))
 }
 
 /// Lets a host in, or tells it why not.
@@ -107,7 +107,7 @@ pub(crate) async fn accept(
         }
         // An error says that the other side does not care, which the next use will show.
         drop(stream.finish());
-        Ok(Peer::new(link, limits.receipt(budget)))
+        Ok(Peer::new(link, limits.receiving(budget)))
     };
     tokio::time::timeout(limits.handshake, let_in)
         .await

@@ -95,7 +95,7 @@ pub(crate) struct Knocking {
     patience: Duration,
     answers: Answers,
     next: u64,
-    under_way: BTreeMap<Id, Place>,
+    under_way: BTreeMap<Id, Handshake>,
     /// Those of them that have failed already.
     failed: BTreeSet<Id>,
     /// Those of each proven address.
@@ -108,7 +108,7 @@ pub(crate) struct Knocking {
 }
 
 #[derive(Debug)]
-struct Place {
+struct Handshake {
     since: Instant,
     network: Network,
     proven: bool,
@@ -176,8 +176,10 @@ impl Knocking {
     }
 
     fn had_its_time(&self, id: Id, now: Instant) -> bool {
-        let place = self.under_way.get(&id);
-        place.is_some_and(|place| now.saturating_duration_since(place.since) >= self.patience)
+        let handshake = self.under_way.get(&id);
+        handshake.is_some_and(|handshake| {
+            now.saturating_duration_since(handshake.since) >= self.patience
+        })
     }
 
     /// One that was to be admitted is let to a handshake. The one instead of which it is has no place any more.
@@ -200,12 +202,12 @@ impl Knocking {
             self.change_share(network, |here| here.insert(id));
             self.proven_places += 1;
         }
-        let place = Place {
+        let handshake = Handshake {
             since: now,
             network,
             proven,
         };
-        self.under_way.insert(id, place);
+        self.under_way.insert(id, handshake);
         self.knocks.admitted += 1;
         self.knocks.most_under_way = self.knocks.most_under_way.max(self.under_way.len());
         id
@@ -253,12 +255,12 @@ impl Knocking {
     }
 
     fn remove(&mut self, id: Id) -> bool {
-        let Some(place) = self.under_way.remove(&id) else {
+        let Some(handshake) = self.under_way.remove(&id) else {
             return false;
         };
         let failed = self.failed.remove(&id);
-        if place.proven {
-            self.change_share(place.network, |here| here.remove(&id));
+        if handshake.proven {
+            self.change_share(handshake.network, |here| here.remove(&id));
             self.proven_places -= 1;
         }
         // One that failed does not make way, it is forgotten.

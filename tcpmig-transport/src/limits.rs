@@ -8,7 +8,7 @@ use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::budget::Budget;
 use crate::error::TransportError;
-use crate::exchange::Receipt;
+use crate::exchange::ReceiveLimits;
 
 /// Bytes that may be in flight on one exchange before the receiver has read them.
 pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
@@ -43,6 +43,7 @@ const LONGEST_HANDSHAKE: Duration = Duration::from_secs(3600);
 /// assert!(limits.keep_alive < limits.idle);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TransportLimits {
     /// Longest frame in bytes, without its length prefix; default 65 MiB, an image whose two
     /// queues hold 32 MiB each. Never above `u32::MAX - 1`.
@@ -115,8 +116,8 @@ pub(crate) enum Role {
 
 impl TransportLimits {
     /// What an exchange takes.
-    pub(crate) fn receipt(&self, budget: Arc<Budget>) -> Receipt {
-        Receipt {
+    pub(crate) fn receiving(&self, budget: Arc<Budget>) -> ReceiveLimits {
+        ReceiveLimits {
             max_frame: self.max_frame,
             frame: Some(self.frame),
             budget,

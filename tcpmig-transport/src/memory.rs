@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::TransportError;
-use crate::exchange::{Exchange, Receipt};
+use crate::exchange::{Exchange, ReceiveLimits};
 use crate::limits::{STREAM_WINDOW, TransportLimits};
 use crate::stream;
 
@@ -43,7 +43,7 @@ pub fn pair(limits: TransportLimits) -> (Exchange, Exchange) {
         Exchange::new(
             stream::SendHalf::Memory(outlet),
             stream::RecvHalf::Memory(inlet),
-            Receipt::unlimited(limits.max_frame),
+            ReceiveLimits::unlimited(limits.max_frame),
         )
     };
     (end(to_right, from_right), end(to_left, from_left))

@@ -8,7 +8,7 @@ use quinn::ConnectionError;
 
 use crate::cause::{self, connection_error};
 use crate::error::TransportError;
-use crate::exchange::{Exchange, Receipt};
+use crate::exchange::{Exchange, ReceiveLimits};
 use crate::link::Link;
 use crate::stream::{RecvHalf, SendHalf};
 
@@ -20,7 +20,7 @@ use crate::stream::{RecvHalf, SendHalf};
 #[derive(Debug, Clone)]
 pub struct Peer {
     link: Arc<Link>,
-    receipt: Receipt,
+    limits: ReceiveLimits,
     /// When it was last known to be there.
     seen: Arc<Mutex<Instant>>,
 }
@@ -31,10 +31,10 @@ const FRESH: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(1);
 
 impl Peer {
-    pub(crate) fn new(link: Arc<Link>, receipt: Receipt) -> Self {
+    pub(crate) fn new(link: Arc<Link>, limits: ReceiveLimits) -> Self {
         Self {
             link,
-            receipt,
+            limits,
             seen: Arc::new(Mutex::new(Instant::now())),
         }
     }
@@ -124,7 +124,7 @@ impl Peer {
         Exchange::new(
             SendHalf::Quic(streams.0, Arc::clone(&self.link)),
             RecvHalf::Quic(streams.1, Arc::clone(&self.link)),
-            self.receipt.clone(),
+            self.limits.clone(),
         )
     }
 }

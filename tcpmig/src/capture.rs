@@ -154,6 +154,7 @@ pub struct Frozen {
 /// A connection that was not frozen: the reason, and the descriptor back.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
+#[non_exhaustive]
 pub struct NotFrozen {
     /// The descriptor, in use as before.
     pub fd: OwnedFd,
@@ -371,7 +372,7 @@ impl Frozen {
         let ended = read.is_some_and(|read| read.has_ended());
         let discarded = socket.discard();
         if !ended {
-            hold.leave();
+            hold.detach();
         } else if let (_, Err(error)) = hold.end() {
             tracing::warn!(
                 "the lock of a connection that had ended stays until its lease ends: {error}"

@@ -2,10 +2,10 @@
 //!
 //! The only place where the two meet: `tcpmig-sys` knows no format and `tcpmig-format` no
 //! kernel. A FIN counts one in the kernel's sequence numbers and in none of an image: every such
-//! +1 and -1 is in [`to_image`], [`marks`] and [`window`].
+//! +1 and -1 is in [`to_image`], [`numbers`] and [`window`].
 
 use tcpmig_format::{
-    InvalidTcp, Negotiated, Octets, PendingError, ReceiveSpace, SendSpace, Seq, SocketOptions,
+    InvalidTcp, Negotiated, PendingError, ReceiveSpace, SecretBytes, SendSpace, Seq, SocketOptions,
     TcpImage, TcpParts, TcpState, TimestampUnit, Timestamps, Window, WindowScale,
 };
 use tcpmig_sys::info::State;
@@ -16,15 +16,15 @@ use tcpmig_sys::sockopt::Scales;
 /// The image of what was read from a frozen connection.
 pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpImage, InvalidTcp> {
     // Both are parts of what was read, and nothing of it is copied.
-    let mut unsent = Octets::from(snapshot.send_queue);
+    let mut unsent = SecretBytes::from(snapshot.send_queue);
     let sent = unsent.split_to(unsent.len() - snapshot.unsent);
     let negotiated = snapshot.negotiated;
-    let state = state(snapshot.marks.state);
+    let state = state(snapshot.numbers.state);
     let fins = Fins::of(state, snapshot.ended);
     // Past this end's FIN where the peer has acknowledged it.
-    let snd_una = Seq::new(snapshot.marks.snd_una) - u32::from(fins.acknowledged);
+    let snd_una = Seq::new(snapshot.numbers.snd_una) - u32::from(fins.acknowledged);
     // Past the peer's FIN, as may be what was advertised or received with it or after it.
-    let end = Seq::new(snapshot.marks.rcv_nxt);
+    let end = Seq::new(snapshot.numbers.rcv_nxt);
     let bytes_end = end - u32::from(fins.received);
     let without_fin = |seq: u32| {
         let seq = Seq::new(seq);
@@ -39,7 +39,7 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
         },
         receive: ReceiveSpace {
             rcv_nxt: bytes_end,
-            queue: Octets::from(snapshot.receive_queue),
+            queue: SecretBytes::from(snapshot.receive_queue),
         },
         negotiated: Negotiated {
             // In CLOSE the kernel may have forgotten it.
@@ -142,7 +142,7 @@ pub(crate) fn closed_behind(tcp: &TcpParts) -> &[u8] {
 }
 
 /// What the kernel reads of the connection once it is rebuilt.
-pub(crate) fn marks(tcp: &TcpParts, state: State) -> Numbers {
+pub(crate) fn numbers(tcp: &TcpParts, state: State) -> Numbers {
     let fins = Fins::of(tcp.state, ended(tcp));
     let in_socket = tcp.send.sent.len() + closed_behind(tcp).len();
     Numbers {

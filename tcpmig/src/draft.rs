@@ -61,10 +61,8 @@ mod tests {
             let flow = FourTuple::new(local, remote).unwrap();
             IpImage::new(flow, SocketFamily::Ipv4)
         };
-        let socket = SocketOptions {
-            busy_poll: Some(7),
-            ..SocketOptions::default()
-        };
+        let mut socket = SocketOptions::default();
+        socket.busy_poll = Some(7);
         let layers = || [Layer::new("example", 1, vec![7])];
         let draft = new(ip(80), socket.clone(), layers());
         // It travels.

@@ -34,7 +34,7 @@ pub(crate) fn hold_on(
         Err(LockError::NotHeld(flow)) => {
             let newer = locker.lock(lock.flows(), lease)?;
             // It would end the newer one of the same flows.
-            std::mem::replace(lock, newer).leave();
+            std::mem::replace(lock, newer).detach();
             said_again(flow, "lock");
             Ok(())
         }
@@ -201,9 +201,9 @@ impl Hold {
     }
 
     /// Leaves it to its lease.
-    pub(crate) fn leave(self) {
+    pub(crate) fn detach(self) {
         if let Some(held) = self.state().held.take() {
-            held.leave();
+            held.detach();
         }
     }
 }
@@ -341,7 +341,7 @@ impl Held {
                 let flows = redirect.flows().to_vec();
                 let mut lock = locker.lock(&flows, *lease)?;
                 let newer = lock.try_redirect(hop, *lease)?;
-                std::mem::replace(redirect, newer).leave();
+                std::mem::replace(redirect, newer).detach();
                 if let Some(flow) = flows.first() {
                     said_again(*flow, "redirect");
                 }
@@ -350,10 +350,10 @@ impl Held {
         Ok(captured)
     }
 
-    fn leave(self) {
+    fn detach(self) {
         match self {
-            Self::Locked(lock, _) => lock.leave(),
-            Self::Redirected(redirect, ..) => redirect.leave(),
+            Self::Locked(lock, _) => lock.detach(),
+            Self::Redirected(redirect, ..) => redirect.detach(),
         }
     }
 }

@@ -63,7 +63,7 @@
 //! let bytes = frozen.capture(None)?.encode()?;
 //! frozen.check_unchanged()?;
 //! frozen.discard()?; // Ends it here without a packet; the lock stays for its lease.
-//! locker.release(&[flow])?;
+//! locker.force_unlock(&[flow])?;
 //!
 //! let image = Image::decode(&bytes, &Limits::default())?;
 //! let mut restored = Prepared::build(image, &locker, lease)?.activate()?;

@@ -38,6 +38,7 @@ pub enum Waiting {
 
 /// A listener that was read.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Captured {
     /// Its image.
     pub image: Image,

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tcpmig_format::{
-    DecodeError, FourTuple, Image, IpImage, Layer, Octets, SocketFamily, SocketOptions, Subject,
-    TcpParts, TcpState,
+    DecodeError, FourTuple, Image, IpImage, Layer, SecretBytes, SocketFamily, SocketOptions,
+    Subject, TcpParts, TcpState,
 };
 use tcpmig_lock::conntrack::{Arrival, ConntrackError, Known};
 use tcpmig_lock::{LockError, LockGuard, Locker, Packet, Unlocked};
@@ -136,7 +136,7 @@ impl Opened {
             late: Some(late),
             flow,
             unwritten: if tcp.state.fin_sent() {
-                Octets::default()
+                SecretBytes::default()
             } else {
                 tcp.send.unsent
             },
@@ -163,7 +163,7 @@ pub struct Restored {
     pub flow: FourTuple,
     /// Bytes that the application on the source had written and that were never sent: they
     /// are to be written before anything else. None if it had closed behind them: then they are in the socket. [`Restored::write`] writes what the send buffer takes.
-    pub unwritten: Octets,
+    pub unwritten: SecretBytes,
     /// What ran on it, from the bottom up: each is the caller's to consume.
     pub layers: Vec<Layer>,
     /// Options that the connection had and does not have here: with [`Unsupported::Warn`] any, and in any
@@ -211,6 +211,7 @@ impl Restored {
 /// A connection that was not activated and is gone from this host: the reason, and what is left.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
+#[non_exhaustive]
 pub struct NotActivated {
     /// Why.
     #[source]
@@ -225,6 +226,7 @@ pub struct NotActivated {
 /// A connection that was not rebuilt: the reason, and the lock that was to be its own. Dropping it unlocks.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
+#[non_exhaustive]
 pub struct NotBuilt {
     /// Why.
     #[source]
@@ -648,7 +650,7 @@ fn arrival(ip: &IpImage, tcp: &TcpParts) -> Arrival {
 
 /// A socket that cannot say may have.
 fn moved_on(socket: &RestoringSocket, built: &Numbers) -> bool {
-    socket.marks().ok().as_ref() != Some(built)
+    socket.numbers().ok().as_ref() != Some(built)
 }
 
 fn not_activated(
@@ -684,8 +686,8 @@ fn rebuild(
     socket.hold()?;
     let built = match state {
         // Nothing was verified of it.
-        State::SynSent => socket.marks()?,
-        _ => convert::marks(tcp, state),
+        State::SynSent => socket.numbers()?,
+        _ => convert::numbers(tcp, state),
     };
     Ok((socket, built))
 }
@@ -764,13 +766,13 @@ fn fill(
     }
     if let Some(ended) = convert::ended(tcp) {
         socket.restore_closed(ended, INJECT_MARK)?;
-        socket.verify(&convert::marks(tcp, state), &negotiated)?;
+        socket.verify(&convert::numbers(tcp, state), &negotiated)?;
         return Ok(());
     }
     socket.fill_send_queue(&tcp.send.sent, tcp.send.unsent.len())?;
     socket.enter_state(state, convert::closed_behind(tcp), INJECT_MARK)?;
     socket.window(convert::window(tcp))?;
-    socket.verify(&convert::marks(tcp, state), &negotiated)?;
+    socket.verify(&convert::numbers(tcp, state), &negotiated)?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use support::{END, Family, Net, both_ways, expect, kernel_test, numbered, until};
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::restore::{Prepared, Restored};
-use tcpmig_format::{Image, Limits, Octets, SocketFamily, TcpImage, TimestampUnit};
+use tcpmig_format::{Image, Limits, SecretBytes, SocketFamily, TcpImage, TimestampUnit};
 use tcpmig_lock::NoLock;
 use tcpmig_sys::lab::calls;
 use tcpmig_sys::sockopt;
@@ -137,7 +137,7 @@ fn round_trip(family: Family) {
     frozen.discard().unwrap();
     net.point_peer_at_b();
     let restored = net.b.run(|| restore(decoded)).unwrap();
-    assert_eq!(restored.unwritten, Octets::new());
+    assert_eq!(restored.unwritten, SecretBytes::new());
     let (again, second) = net.b.run(|| freeze(restored.socket)).unwrap();
     assert_eq!(level(&first, second), first);
 

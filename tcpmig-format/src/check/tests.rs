@@ -1,17 +1,17 @@
 use super::*;
-use crate::{Octets, ReceiveSpace, SendSpace, TcpImage, WindowScale};
+use crate::{ReceiveSpace, SecretBytes, SendSpace, TcpImage, WindowScale};
 
 fn parts() -> TcpParts {
     TcpParts {
         state: TcpState::Established,
         send: SendSpace {
             snd_una: Seq::new(u32::MAX - 2),
-            sent: Octets::from(&b"sent"[..]),
-            unsent: Octets::from(&b"unsent"[..]),
+            sent: SecretBytes::from(&b"sent"[..]),
+            unsent: SecretBytes::from(&b"unsent"[..]),
         },
         receive: ReceiveSpace {
             rcv_nxt: Seq::new(2),
-            queue: Octets::from(&b"received"[..]),
+            queue: SecretBytes::from(&b"received"[..]),
         },
         negotiated: Negotiated {
             mss_clamp: 1460,
@@ -34,8 +34,8 @@ fn parts() -> TcpParts {
 fn ended(errno: u16, after_fin: bool) -> TcpParts {
     let mut parts = parts();
     parts.state = TcpState::Close;
-    parts.send.sent = Octets::default();
-    parts.send.unsent = Octets::default();
+    parts.send.sent = SecretBytes::default();
+    parts.send.unsent = SecretBytes::default();
     parts.pending_error = Some(PendingError { errno, after_fin });
     parts
 }
@@ -145,7 +145,7 @@ fn an_error_waits_where_a_connection_has_ended() {
     for state in TcpState::ALL {
         let mut parts = ended(PendingError::CONNECTION_RESET, false);
         parts.state = state;
-        parts.receive.queue = Octets::default();
+        parts.receive.queue = SecretBytes::default();
         let expected = match state {
             TcpState::Close => Ok(()),
             other => Err(InvalidTcp::PendingErrorInState(other)),

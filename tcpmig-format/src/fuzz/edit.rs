@@ -1,4 +1,4 @@
-//! Changes of a payload: of its values, and of its octets.
+//! Changes of a payload: of its values, and of its bytes.
 
 use arbitrary::Arbitrary;
 
@@ -6,11 +6,11 @@ use super::msgpack::{self, Nest, Node, Value};
 
 /// Edits that are done; more would only nest deeper than this code wants to.
 const MAX_EDITS: usize = 32;
-/// Octets of a payload to which no more is added.
+/// Bytes of a payload to which no more is added.
 const MAX_LEN: usize = 256 << 10;
 
 /// A change. Values are numbered from the outside in, keys included, modulo how many there are;
-/// octets likewise.
+/// bytes likewise.
 #[derive(Arbitrary, Debug)]
 #[allow(missing_docs, reason = "made by the fuzzer, not by people")]
 #[allow(private_interfaces, reason = "as above")]
@@ -33,13 +33,13 @@ pub enum Edit {
     Nest { at: u16, depth: u16, nest: Nest },
     /// A length that is not so.
     Claim { at: u16, len: u32 },
-    /// Bits of an octet.
+    /// Bits of a byte.
     Flip { at: u32, mask: u8 },
-    /// New octets.
-    Insert { at: u32, octets: [u8; 4] },
-    /// Octets of elsewhere.
+    /// New bytes.
+    Insert { at: u32, inserted: [u8; 4] },
+    /// Bytes of elsewhere.
     Splice { from: u32, len: u16, to: u32 },
-    /// Without some octets.
+    /// Without some bytes.
     Delete { at: u32, len: u16 },
     /// Without the rest.
     Cut { at: u32 },
@@ -89,8 +89,8 @@ impl Junk {
             Self::Signed(value) => Value::Signed(*value),
             Self::Float(value) => Value::Float(*value),
             Self::Text(text) => Value::Text(text.clone().into()),
-            Self::Bin(octets) => Value::Bin(octets.clone()),
-            Self::Ext(kind, octets) => Value::Ext(*kind, octets.clone()),
+            Self::Bin(bytes) => Value::Bin(bytes.clone()),
+            Self::Ext(kind, bytes) => Value::Ext(*kind, bytes.clone()),
             Self::Lists(depth) => nested(depth, Nest::Lists),
             Self::Maps(depth) => nested(depth, Nest::Maps),
             Self::Long(len) => Value::List(vec![Value::Nil.into(); usize::from(*len % 4096)]),
@@ -98,7 +98,7 @@ impl Junk {
     }
 }
 
-/// The payload after the edits: first those of values, if it is `MessagePack`, then those of octets.
+/// The payload after the edits: first those of values, if it is `MessagePack`, then those of bytes.
 pub(super) fn apply(payload: &[u8], edits: &[Edit]) -> Vec<u8> {
     let edits = &edits[..edits.len().min(MAX_EDITS)];
     let mut bytes = payload.to_vec();
@@ -190,13 +190,13 @@ fn overwrite(bytes: &mut Vec<u8>, edit: &Edit) {
     };
     match *edit {
         Edit::Flip { at, mask } => {
-            if let Some(octet) = bytes.get_mut(place(at)) {
-                *octet ^= mask;
+            if let Some(byte) = bytes.get_mut(place(at)) {
+                *byte ^= mask;
             }
         }
-        Edit::Insert { at, octets } => {
+        Edit::Insert { at, inserted } => {
             let at = place(at);
-            bytes.splice(at..at, octets);
+            bytes.splice(at..at, inserted);
         }
         Edit::Splice { from, len, to } => {
             let copy = bytes[range(from, len)].to_vec();

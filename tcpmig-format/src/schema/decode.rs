@@ -10,8 +10,8 @@ use super::strict::Place;
 use super::visit::Marker;
 use super::{newest, v1, v2};
 use crate::{
-    ConnectionImage, DecodeError, FourTuple, Limits, Octets, Seq, SocketFamily, Subject, TcpImage,
-    TcpState, TimestampUnit,
+    ConnectionImage, DecodeError, FourTuple, Limits, SecretBytes, Seq, SocketFamily, Subject,
+    TcpImage, TcpState, TimestampUnit,
 };
 
 /// Maps and lists inside each other, in parts that this version skips.
@@ -22,7 +22,7 @@ pub(crate) enum Source<'a> {
     /// They are copied.
     Copied,
     /// They stay in these bytes, in which the payload is.
-    Shared(&'a mut Octets),
+    Shared(&'a mut SecretBytes),
 }
 
 /// Decodes a payload as a reader of this version does; any version above the newest is read as that.
@@ -88,14 +88,14 @@ impl Reader<'_> {
         Ok(text.to_owned())
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> Octets {
+    fn bytes(&mut self, bytes: &[u8]) -> SecretBytes {
         match &mut self.source {
             Source::Copied => bytes.into(),
             Source::Shared(whole) => whole.part(bytes),
         }
     }
 
-    fn queue(&mut self, what: &'static str, bytes: &[u8]) -> Result<Octets, DecodeError> {
+    fn queue(&mut self, what: &'static str, bytes: &[u8]) -> Result<SecretBytes, DecodeError> {
         Self::limit(what, bytes.len(), self.limits.max_queue)?;
         Ok(self.bytes(bytes))
     }

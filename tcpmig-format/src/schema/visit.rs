@@ -72,7 +72,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Text<V> {
     }
 }
 
-/// Octets.
+/// Bytes.
 pub(super) struct Bin<V>(pub(super) V);
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for Bin<V> {

@@ -10,7 +10,7 @@ use crc32fast::Hasher;
 /// memory would take a third as long as the copy.
 pub(crate) struct Writer<'a> {
     bytes: &'a mut Vec<u8>,
-    /// Of the octets before `summed`.
+    /// Of the bytes before `summed`.
     hasher: Hasher,
     summed: usize,
 }
@@ -33,9 +33,9 @@ impl<'a> Writer<'a> {
         self.hasher
     }
 
-    fn write_large(&mut self, octets: &[u8]) {
+    fn write_large(&mut self, bytes: &[u8]) {
         self.sum();
-        for step in octets.chunks(STEP) {
+        for step in bytes.chunks(STEP) {
             self.bytes.extend_from_slice(step);
             self.sum();
         }
@@ -49,18 +49,18 @@ impl<'a> Writer<'a> {
 
 impl io::Write for Writer<'_> {
     #[inline]
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        self.write_all(octets)?;
-        Ok(octets.len())
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
     }
 
     #[inline]
-    fn write_all(&mut self, octets: &[u8]) -> io::Result<()> {
-        if octets.len() < STEP {
-            // Small pieces are summed together: each sum costs as much as some hundred octets.
-            self.bytes.extend_from_slice(octets);
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() < STEP {
+            // Small pieces are summed together: each sum costs as much as some hundred bytes.
+            self.bytes.extend_from_slice(bytes);
         } else {
-            self.write_large(octets);
+            self.write_large(bytes);
         }
         Ok(())
     }

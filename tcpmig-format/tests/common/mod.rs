@@ -50,20 +50,18 @@ pub(crate) fn layered() -> Image {
 
 /// A listener in which every field is there, each with its own value.
 pub(crate) fn listener() -> Image {
-    let mut image = Image::new(ListenImage {
-        local: "[2001:db8::1]:443".parse().unwrap(),
-        v6_only: Some(true),
-        scope: Some("eth0".into()),
-        bound_device: Some("vrf-blue".into()),
-        transparent: true,
-        freebind: true,
-        mark: Some(0xdead_beef),
-        priority: Some(6),
-        backlog: 37,
-        defer_accept: 7,
-        fast_open: 5,
-        socket: socket(),
-    });
+    let mut listen = ListenImage::new("[2001:db8::1]:443".parse().unwrap(), 37);
+    listen.v6_only = Some(true);
+    listen.scope = Some("eth0".into());
+    listen.bound_device = Some("vrf-blue".into());
+    listen.transparent = true;
+    listen.freebind = true;
+    listen.mark = Some(0xdead_beef);
+    listen.priority = Some(6);
+    listen.defer_accept = 7;
+    listen.fast_open = 5;
+    listen.socket = socket();
+    let mut image = Image::new(listen);
     image.taken = Some(TAKEN);
     image
 }
@@ -72,8 +70,8 @@ pub(crate) fn listener() -> Image {
 pub(crate) fn broken() -> Image {
     let mut parts = parts();
     parts.state = TcpState::Close;
-    parts.send.sent = Octets::default();
-    parts.send.unsent = Octets::default();
+    parts.send.sent = SecretBytes::default();
+    parts.send.unsent = SecretBytes::default();
     parts.pending_error = Some(PendingError {
         errno: PendingError::BROKEN_PIPE,
         after_fin: true,
@@ -98,12 +96,12 @@ fn parts() -> TcpParts {
         state: TcpState::CloseWait,
         send: SendSpace {
             snd_una: Seq::new(0xffff_fffc),
-            sent: Octets::from(&b"sent over the wrap"[..]),
-            unsent: Octets::from(&b"not sent"[..]),
+            sent: SecretBytes::from(&b"sent over the wrap"[..]),
+            unsent: SecretBytes::from(&b"not sent"[..]),
         },
         receive: ReceiveSpace {
             rcv_nxt: Seq::new(0x8000_0010),
-            queue: Octets::from(&b"GET / HTTP/1.1\r\n\r\n"[..]),
+            queue: SecretBytes::from(&b"GET / HTTP/1.1\r\n\r\n"[..]),
         },
         negotiated: Negotiated {
             mss_clamp: 1440,
@@ -127,37 +125,38 @@ fn parts() -> TcpParts {
 }
 
 fn socket() -> SocketOptions {
-    SocketOptions {
-        reuse_addr: Some(true),
-        reuse_port: Some(false),
-        no_delay: Some(true),
-        cork: Some(false),
-        oob_inline: Some(true),
-        non_blocking: Some(true),
-        keep_alive: Some(KeepAlive {
+    {
+        let mut options = SocketOptions::default();
+        options.reuse_addr = Some(true);
+        options.reuse_port = Some(false);
+        options.no_delay = Some(true);
+        options.cork = Some(false);
+        options.oob_inline = Some(true);
+        options.non_blocking = Some(true);
+        options.keep_alive = Some(KeepAlive {
             on: true,
             idle: 7200,
             interval: 75,
             count: 9,
-        }),
-        linger: Some(Linger {
+        });
+        options.linger = Some(Linger {
             on: true,
             seconds: 5,
-        }),
-        receive_buffer: Some(131_072),
-        send_buffer: Some(87_040),
-        buffer_lock: Some(1),
-        receive_low_water: Some(2),
-        congestion: Some("cubic".into()),
-        user_timeout: Some(30_000),
-        not_sent_low_water: Some(16_384),
-        quick_ack: Some(false),
-        linger2: Some(-1),
-        syn_count: Some(6),
-        window_clamp: Some(4_194_304),
-        max_pacing_rate: Some(u64::MAX),
-        shut_read: Some(true),
-        ..SocketOptions::default()
+        });
+        options.receive_buffer = Some(131_072);
+        options.send_buffer = Some(87_040);
+        options.buffer_lock = Some(1);
+        options.receive_low_water = Some(2);
+        options.congestion = Some("cubic".into());
+        options.user_timeout = Some(30_000);
+        options.not_sent_low_water = Some(16_384);
+        options.quick_ack = Some(false);
+        options.linger2 = Some(-1);
+        options.syn_count = Some(6);
+        options.window_clamp = Some(4_194_304);
+        options.max_pacing_rate = Some(u64::MAX);
+        options.shut_read = Some(true);
+        options
     }
 }
 
@@ -201,7 +200,7 @@ pub(crate) fn options() -> Image {
     ip.mtu_discover_v6 = Some(1);
     ip.min_ttl = Some(2);
     ip.min_hop_limit = Some(3);
-    ip.ip_options = Some(Octets::from(&[7, 7, 4, 0, 0, 0, 0, 1][..]));
+    ip.ip_options = Some(SecretBytes::from(&[7, 7, 4, 0, 0, 0, 0, 1][..]));
     ip.bind_address_no_port = Some(true);
     ip.local_port_range = Some(1010);
     ip.receive_errors = Some(true);
@@ -217,11 +216,12 @@ pub(crate) fn options() -> Image {
     ip.receive_routing_header = Some(true);
     ip.receive_destination_options = Some(true);
     let mut tcp = parts_of(&image);
-    tcp.socket = SocketOptions {
-        close_on_exec: Some(true),
-        receive_timeout: Some(5000000001),
-        send_timeout: Some(5000000002),
-        filter: Some(vec![
+    tcp.socket = {
+        let mut options = tcp.socket;
+        options.close_on_exec = Some(true);
+        options.receive_timeout = Some(5000000001);
+        options.send_timeout = Some(5000000002);
+        options.filter = Some(vec![
             FilterInstruction {
                 code: 0x30,
                 jt: 0,
@@ -234,27 +234,27 @@ pub(crate) fn options() -> Image {
                 jf: 2,
                 k: 0xffff_ffff,
             },
-        ]),
-        lock_filter: Some(true),
-        peek_offset: Some(1005),
-        dont_route: Some(true),
-        busy_poll: Some(1007),
-        prefer_busy_poll: Some(true),
-        zero_copy: Some(true),
-        select_error_queue: Some(true),
-        timestamp: Some(true),
-        timestamp_ns: Some(true),
-        timestamping: Some(1013),
-        timestamp_new: Some(true),
-        tx_rehash: Some(true),
-        defer_accept: Some(1016),
-        thin_linear_timeouts: Some(true),
-        tx_delay: Some(1018),
-        inq: Some(true),
-        rto_max: Some(1020),
-        rto_min: Some(1021),
-        delayed_ack_max: Some(1022),
-        ..tcp.socket
+        ]);
+        options.lock_filter = Some(true);
+        options.peek_offset = Some(1005);
+        options.dont_route = Some(true);
+        options.busy_poll = Some(1007);
+        options.prefer_busy_poll = Some(true);
+        options.zero_copy = Some(true);
+        options.select_error_queue = Some(true);
+        options.timestamp = Some(true);
+        options.timestamp_ns = Some(true);
+        options.timestamping = Some(1013);
+        options.timestamp_new = Some(true);
+        options.tx_rehash = Some(true);
+        options.defer_accept = Some(1016);
+        options.thin_linear_timeouts = Some(true);
+        options.tx_delay = Some(1018);
+        options.inq = Some(true);
+        options.rto_max = Some(1020);
+        options.rto_min = Some(1021);
+        options.delayed_ack_max = Some(1022);
+        options
     };
     with_tcp(image, tcp)
 }

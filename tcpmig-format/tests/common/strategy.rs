@@ -37,27 +37,24 @@ fn listen() -> impl Strategy<Value = ListenImage> {
     (ip, 1..=u16::MAX, (name(), name()), numbers, flags, socket()).prop_filter_map(
         "not where one can listen",
         |(ip, port, names, (optional, numbers), flags, socket)| {
-            let listen = ListenImage {
-                local: SocketAddr::new(ip, port),
-                v6_only: flags.0.filter(|_| ip.is_ipv6()),
-                scope: names.0,
-                bound_device: names.1,
-                transparent: flags.1[0],
-                freebind: flags.1[1],
-                mark: optional[0],
-                priority: optional[1],
-                backlog: numbers[0],
-                defer_accept: numbers[1],
-                fast_open: numbers[2],
-                socket,
-            };
+            let mut listen = ListenImage::new(SocketAddr::new(ip, port), numbers[0]);
+            listen.v6_only = flags.0.filter(|_| ip.is_ipv6());
+            listen.scope = names.0;
+            listen.bound_device = names.1;
+            listen.transparent = flags.1[0];
+            listen.freebind = flags.1[1];
+            listen.mark = optional[0];
+            listen.priority = optional[1];
+            listen.defer_accept = numbers[1];
+            listen.fast_open = numbers[2];
+            listen.socket = socket;
             listen.check().is_ok().then_some(listen)
         },
     )
 }
 
-fn bytes() -> impl Strategy<Value = Octets> {
-    vec(any::<u8>(), 0..600).prop_map(Octets::from)
+fn bytes() -> impl Strategy<Value = SecretBytes> {
+    vec(any::<u8>(), 0..600).prop_map(SecretBytes::from)
 }
 
 fn seq() -> impl Strategy<Value = Seq> {
@@ -92,26 +89,27 @@ fn ip() -> impl Strategy<Value = IpImage> {
         ),
         more_ip(),
     )
-        .prop_map(|(flow, mapped, names, small, large, more)| IpImage {
-            flow,
-            family: match (flow.is_ipv4(), mapped) {
+        .prop_map(|(flow, mapped, names, small, large, more)| {
+            let mut ip = more;
+            ip.flow = flow;
+            ip.family = match (flow.is_ipv4(), mapped) {
                 (true, true) => SocketFamily::Ipv4Mapped,
                 (true, false) => SocketFamily::Ipv4,
                 (false, _) => SocketFamily::Ipv6,
-            },
-            v6_only: small.0.map(|on| on && !flow.is_ipv4()),
-            scope: names.0,
-            ttl: small.1,
-            hop_limit: small.2[0],
-            tos: small.2[1],
-            traffic_class: small.2[2],
-            flow_label: large.0,
-            bound_device: names.1,
-            transparent: large.2[0],
-            freebind: large.2[1],
-            mark: large.1[0],
-            priority: large.1[1],
-            ..more
+            };
+            ip.v6_only = small.0.map(|on| on && !flow.is_ipv4());
+            ip.scope = names.0;
+            ip.ttl = small.1;
+            ip.hop_limit = small.2[0];
+            ip.tos = small.2[1];
+            ip.traffic_class = small.2[2];
+            ip.flow_label = large.0;
+            ip.bound_device = names.1;
+            ip.transparent = large.2[0];
+            ip.freebind = large.2[1];
+            ip.mark = large.1[0];
+            ip.priority = large.1[1];
+            ip
         })
 }
 
@@ -126,31 +124,32 @@ fn more_socket() -> BoxedStrategy<SocketOptions> {
         any::<[Option<u64>; 2]>(),
         of(vec(instruction, 1..9)),
     )
-        .prop_map(|(flags, numbers, times, filter)| SocketOptions {
-            filter,
-            close_on_exec: flags[0],
-            lock_filter: flags[1],
-            dont_route: flags[2],
-            prefer_busy_poll: flags[3],
-            zero_copy: flags[4],
-            select_error_queue: flags[5],
-            timestamp: flags[6],
-            timestamp_ns: flags[7],
-            timestamp_new: flags[8],
-            tx_rehash: flags[9],
-            thin_linear_timeouts: flags[10],
-            inq: flags[11],
-            peek_offset: numbers[0],
-            busy_poll: numbers[1],
-            timestamping: numbers[2],
-            defer_accept: numbers[3],
-            tx_delay: numbers[4],
-            rto_max: numbers[5],
-            rto_min: numbers[6],
-            delayed_ack_max: numbers[7],
-            receive_timeout: times[0],
-            send_timeout: times[1],
-            ..SocketOptions::default()
+        .prop_map(|(flags, numbers, times, filter)| {
+            let mut options = SocketOptions::default();
+            options.filter = filter;
+            options.close_on_exec = flags[0];
+            options.lock_filter = flags[1];
+            options.dont_route = flags[2];
+            options.prefer_busy_poll = flags[3];
+            options.zero_copy = flags[4];
+            options.select_error_queue = flags[5];
+            options.timestamp = flags[6];
+            options.timestamp_ns = flags[7];
+            options.timestamp_new = flags[8];
+            options.tx_rehash = flags[9];
+            options.thin_linear_timeouts = flags[10];
+            options.inq = flags[11];
+            options.peek_offset = numbers[0];
+            options.busy_poll = numbers[1];
+            options.timestamping = numbers[2];
+            options.defer_accept = numbers[3];
+            options.tx_delay = numbers[4];
+            options.rto_max = numbers[5];
+            options.rto_min = numbers[6];
+            options.delayed_ack_max = numbers[7];
+            options.receive_timeout = times[0];
+            options.send_timeout = times[1];
+            options
         })
         .boxed()
 }
@@ -166,31 +165,32 @@ fn more_ip() -> BoxedStrategy<IpImage> {
         of(vec(any::<u8>(), 1..=40)),
         any::<Option<u32>>(),
     )
-        .prop_map(move |(flags, small, share, options, range)| IpImage {
-            flow_label_share: share,
-            mtu_discover: small.0,
-            mtu_discover_v6: small.1,
-            min_ttl: small.2[0],
-            min_hop_limit: small.2[1],
-            ip_options: options.map(Octets::from),
-            local_port_range: range,
-            flow_info_send: flags[0],
-            flow_label_reflect: flags[1],
-            auto_flow_label: flags[2],
-            bind_address_no_port: flags[3],
-            receive_errors: flags[4],
-            receive_packet_info: flags[5],
-            receive_ttl: flags[6],
-            receive_tos: flags[7],
-            receive_errors_v6: flags[8],
-            receive_packet_info_v6: flags[9],
-            receive_hop_limit: flags[10],
-            receive_traffic_class: flags[11],
-            receive_flow_info: flags[12],
-            receive_hop_options: flags[13],
-            receive_routing_header: flags[14],
-            receive_destination_options: flags[15],
-            ..IpImage::new(flow, SocketFamily::Ipv4)
+        .prop_map(move |(flags, small, share, options, range)| {
+            let mut ip = IpImage::new(flow, SocketFamily::Ipv4);
+            ip.flow_label_share = share;
+            ip.mtu_discover = small.0;
+            ip.mtu_discover_v6 = small.1;
+            ip.min_ttl = small.2[0];
+            ip.min_hop_limit = small.2[1];
+            ip.ip_options = options.map(SecretBytes::from);
+            ip.local_port_range = range;
+            ip.flow_info_send = flags[0];
+            ip.flow_label_reflect = flags[1];
+            ip.auto_flow_label = flags[2];
+            ip.bind_address_no_port = flags[3];
+            ip.receive_errors = flags[4];
+            ip.receive_packet_info = flags[5];
+            ip.receive_ttl = flags[6];
+            ip.receive_tos = flags[7];
+            ip.receive_errors_v6 = flags[8];
+            ip.receive_packet_info_v6 = flags[9];
+            ip.receive_hop_limit = flags[10];
+            ip.receive_traffic_class = flags[11];
+            ip.receive_flow_info = flags[12];
+            ip.receive_hop_options = flags[13];
+            ip.receive_routing_header = flags[14];
+            ip.receive_destination_options = flags[15];
+            ip
         })
         .boxed()
 }
@@ -222,35 +222,34 @@ fn socket() -> impl Strategy<Value = SocketOptions> {
     )
         .prop_map(
             |(flags, numbers, (linger2, rate), lock, congestion, keep, linger, more)| {
-                SocketOptions {
-                    reuse_addr: flags[0],
-                    reuse_port: flags[1],
-                    no_delay: flags[2],
-                    cork: flags[3],
-                    oob_inline: flags[4],
-                    non_blocking: flags[5],
-                    quick_ack: flags[6],
-                    shut_read: flags[7],
-                    keep_alive: keep.map(|(on, [idle, interval, count])| KeepAlive {
-                        on,
-                        idle,
-                        interval,
-                        count,
-                    }),
-                    linger: linger.map(|(on, seconds)| Linger { on, seconds }),
-                    receive_buffer: numbers[0],
-                    send_buffer: numbers[1],
-                    receive_low_water: numbers[2],
-                    user_timeout: numbers[3],
-                    not_sent_low_water: numbers[4],
-                    syn_count: numbers[5],
-                    window_clamp: numbers[6],
-                    buffer_lock: lock,
-                    congestion,
-                    linger2,
-                    max_pacing_rate: rate,
-                    ..more
-                }
+                let mut options = more;
+                options.reuse_addr = flags[0];
+                options.reuse_port = flags[1];
+                options.no_delay = flags[2];
+                options.cork = flags[3];
+                options.oob_inline = flags[4];
+                options.non_blocking = flags[5];
+                options.quick_ack = flags[6];
+                options.shut_read = flags[7];
+                options.keep_alive = keep.map(|(on, [idle, interval, count])| KeepAlive {
+                    on,
+                    idle,
+                    interval,
+                    count,
+                });
+                options.linger = linger.map(|(on, seconds)| Linger { on, seconds });
+                options.receive_buffer = numbers[0];
+                options.send_buffer = numbers[1];
+                options.receive_low_water = numbers[2];
+                options.user_timeout = numbers[3];
+                options.not_sent_low_water = numbers[4];
+                options.syn_count = numbers[5];
+                options.window_clamp = numbers[6];
+                options.buffer_lock = lock;
+                options.congestion = congestion;
+                options.linger2 = linger2;
+                options.max_pacing_rate = rate;
+                options
             },
         )
 }
@@ -303,7 +302,7 @@ fn tcp() -> impl Strategy<Value = TcpImage> {
                 window,
                 socket: socket.clone(),
             };
-            let empty = Octets::new;
+            let empty = SecretBytes::new;
             // Some states do not go with queues.
             TcpImage::new(parts(sent, unsent, queue))
                 .or_else(|_| TcpImage::new(parts(empty(), empty(), empty())))

@@ -1,4 +1,4 @@
-//! Payloads written octet by octet, independent of the encoder.
+//! Payloads written byte by byte, independent of the encoder.
 
 use tcpmig_format::{DecodeError, FORMAT_VERSION, Image, Limits, MAGIC};
 
@@ -46,10 +46,10 @@ pub(crate) fn text(text: &str) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn octets(octets: &[u8]) -> Vec<u8> {
+pub(crate) fn bin(value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0xc6];
-    bytes.extend(u32::try_from(octets.len()).unwrap().to_be_bytes());
-    bytes.extend(octets);
+    bytes.extend(u32::try_from(value.len()).unwrap().to_be_bytes());
+    bytes.extend(value);
     bytes
 }
 
@@ -85,13 +85,13 @@ pub(crate) fn layer() -> Fields<'static> {
     vec![
         ("kind", text("k")),
         ("version", number(1)),
-        ("payload", octets(b"secret")),
+        ("payload", bin(b"secret")),
     ]
 }
 
 /// Port 80 of an address.
 pub(crate) fn end(address: &[u8]) -> Vec<u8> {
-    map(&[("address", octets(address)), ("port", number(80))])
+    map(&[("address", bin(address)), ("port", number(80))])
 }
 
 pub(crate) fn ip() -> Fields<'static> {
@@ -106,15 +106,15 @@ pub(crate) fn ip() -> Fields<'static> {
 pub(crate) fn send() -> Fields<'static> {
     vec![
         ("snd_una", number(7)),
-        ("sent", octets(b"sent")),
-        ("unsent", octets(b"")),
+        ("sent", bin(b"sent")),
+        ("unsent", bin(b"")),
     ]
 }
 
 pub(crate) fn tcp() -> Fields<'static> {
     let window = ["snd_wl1", "snd_wnd", "max_window", "rcv_wnd", "rcv_wup"];
     let window: Fields<'_> = window.map(|name| (name, number(0))).into();
-    let receive = [("rcv_nxt", number(0)), ("queue", octets(b""))];
+    let receive = [("rcv_nxt", number(0)), ("queue", bin(b""))];
     vec![
         ("state", number(1)),
         ("send", map(&send())),

@@ -172,7 +172,7 @@ impl Adopted {
     }
 
     /// Keeps the address for good: nothing is undone here any more.
-    pub fn leave(mut self) {
+    pub fn detach(mut self) {
         self.place = None;
     }
 
@@ -380,7 +380,7 @@ impl Drop for Taken {
 ///
 /// Dropping it adds the address again and announces it, because without a word to the contrary the connections are
 /// still here; an error of that is lost, [`undo`](Self::undo) reports it. Once the move is certain,
-/// [`leave`](Self::leave) it.
+/// [`detach`](Self::detach) it.
 #[must_use = "dropping it takes the address back"]
 pub struct Yielded {
     address: IpAddr,
@@ -434,7 +434,7 @@ impl Yielded {
     }
 
     /// Leaves the address to the other host for good: nothing is undone here any more.
-    pub fn leave(mut self) {
+    pub fn detach(mut self) {
         self.place = None;
     }
 

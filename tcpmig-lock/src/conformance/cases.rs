@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::checks::{assert_locked, flows, locked, refused};
 use super::lab::{Connection, eventually, expect, expect_nothing, send, slowed};
 use super::{Case, Ground, LEASE, Setup, faults, take_over};
-use crate::{EntryKind, LockError, Locker, NextHop, Scope};
+use crate::{EntryKind, LockError, Locker, NextHop, Packet, Scope};
 
 macro_rules! cases {
     ($($name:ident: $run:path,)*) => {
@@ -24,7 +24,7 @@ cases! {
     a_renewed_lease_lasts: renewed,
     a_renewal_never_shortens: never_shortened,
     unlocking_what_is_over_is_no_error: unlock_twice,
-    dropping_unlocks_and_leaving_does_not: drop_and_leave,
+    dropping_unlocks_and_detaching_does_not: drop_and_detach,
     the_list_names_flow_lease_age_and_owner: list,
     sweep_leaves_what_holds_and_nothing_else: sweep,
     packets_with_an_exempt_mark_pass: exempt,
@@ -297,7 +297,7 @@ fn unlock_twice(_test: &str, setup: &dyn Setup) {
     flow.ping();
 }
 
-fn drop_and_leave(_test: &str, setup: &dyn Setup) {
+fn drop_and_detach(_test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
     let silence = locker.features().silence;
@@ -308,7 +308,7 @@ fn drop_and_leave(_test: &str, setup: &dyn Setup) {
     locker
         .lock(&[flow.flow()], slowed(Duration::from_secs(4)))
         .expect("lock")
-        .leave();
+        .detach();
     assert_locked(&*locker, &[flow.flow()]);
     ground.expect_locked(silence, &mut flow);
     // Nobody ends it, and so the lease does.
@@ -426,6 +426,32 @@ fn capture(_test: &str, setup: &dyn Setup) {
         guard.unlock().expect("unlock");
         expect(&mut flow.server, b'c');
         expect(&mut flow.client, b's');
+    }
+    if locker.features().splits {
+        split_capture(&ground, &*locker);
+    }
+}
+
+/// What was captured goes along with its flow.
+fn split_capture(ground: &Ground, locker: &dyn Locker) {
+    let mut connections = Ground::addresses().map(|address| ground.connection(address));
+    let both = connections.each_ref().map(Connection::flow);
+    let guard = locker.lock(&both, LEASE).expect("lock");
+    let bytes = *b"xy";
+    for (connection, byte) in connections.iter_mut().zip(bytes) {
+        send(&mut connection.client, byte);
+    }
+    let parts = guard.split().expect("Features::splits was promised");
+    let parts = parts.into_iter().zip(&mut connections).zip(both);
+    for (((mut guard, connection), flow), byte) in parts.zip(bytes) {
+        let captured = eventually("the packet", || {
+            let captured = guard.captured().expect("capture");
+            (!captured.packets.is_empty()).then_some(captured)
+        });
+        let mine = |packet: &Packet| packet.flow == flow && packet.bytes.last() == Some(&byte);
+        assert!(captured.packets.iter().all(mine), "{:?}", captured.packets);
+        guard.unlock().expect("unlock");
+        expect(&mut connection.server, byte);
     }
 }
 

@@ -296,7 +296,7 @@ macro_rules! conformance_tests {
             a_renewed_lease_lasts
             a_renewal_never_shortens
             unlocking_what_is_over_is_no_error
-            dropping_unlocks_and_leaving_does_not
+            dropping_unlocks_and_detaching_does_not
             the_list_names_flow_lease_age_and_owner
             sweep_leaves_what_holds_and_nothing_else
             packets_with_an_exempt_mark_pass

@@ -367,11 +367,9 @@ impl Channel {
 
 /// The content of an acknowledgement, which is an error with the number 0.
 fn code(payload: &[u8]) -> io::Result<()> {
-    let code = payload.first_chunk().map(|code| i32::from_ne_bytes(*code));
-    match code {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
-        None => Err(io::ErrorKind::InvalidData.into()),
+    match wire::errno(payload) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 

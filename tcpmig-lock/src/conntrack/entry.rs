@@ -210,7 +210,7 @@ impl Entry {
                 .unwrap_or(0),
             // Entries made by netlink have it too, with zeros.
             proxied: wire::attribute(attributes, CTA_SYNPROXY).is_some_and(|proxy| {
-                wire::attributes(proxy).any(|(_, value)| value.iter().any(|&octet| octet != 0))
+                wire::attributes(proxy).any(|(_, value)| value.iter().any(|&byte| byte != 0))
             }),
             state: tcp
                 .and_then(|tcp| wire::attribute(tcp, CTA_PROTOINFO_TCP_STATE))

@@ -17,6 +17,7 @@ use rustix::time::{
 };
 
 use super::Shared;
+use crate::lease;
 
 /// One moment on both.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +31,8 @@ pub(super) struct Now {
 impl Now {
     pub(super) fn read() -> Self {
         Self {
-            running: milliseconds(clock_gettime(ClockId::Boottime)),
-            wall: milliseconds(clock_gettime(ClockId::Realtime)),
+            running: lease::now(),
+            wall: lease::milliseconds(clock_gettime(ClockId::Realtime)),
         }
     }
 
@@ -41,11 +42,6 @@ impl Now {
             .saturating_add(running.saturating_sub(self.running))
             / 1000
     }
-}
-
-fn milliseconds(time: Timespec) -> u64 {
-    let ms = i128::from(time.tv_sec) * 1000 + i128::from(time.tv_nsec) / 1_000_000;
-    u64::try_from(ms).unwrap_or(0)
 }
 
 /// Tells when the wall clock is set.

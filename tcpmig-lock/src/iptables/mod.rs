@@ -7,7 +7,6 @@ mod rules;
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,10 +15,11 @@ use tcpmig_format::FourTuple;
 
 pub use program::Flavour;
 
+use crate::capture::{Capture, CaptureHandle};
 use crate::check_request;
 use crate::event::Listener;
+use crate::lease::{self, Lease, MAX_LEASE};
 use crate::namespace::Namespace;
-use crate::nftables::{Capture, Receipt};
 use crate::{
     Captured, Entry, Event, Features, LockBackend, LockError, LockGuard, Locker, NextHop, Owner,
     RedirectBackend, Swept, runtime,
@@ -34,8 +34,6 @@ const FEW: usize = 16;
 /// How many flows are changed at once where more are refused, and how the programs say that they are.
 const PART: usize = 50;
 const TOO_LONG: &str = "Message too long";
-/// Ten years: the match `time` ends in 2038.
-const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 
 /// The `iptables` locker, for hosts whose packet filter is iptables: each flow is two rules in the table `raw`.
 ///
@@ -155,7 +153,7 @@ impl Iptables {
         self.shared.watch();
         let Locked { id, token, taken } = self.shared.lock(flows, lease, taking)?;
         let lock = Lock {
-            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
+            capture: CaptureHandle::new(&self.shared.capture, flows, token),
             shared: Arc::clone(&self.shared),
             id,
             until,
@@ -182,7 +180,7 @@ impl Iptables {
     /// # Errors
     ///
     /// [`LockError::NoPermission`] or what else the programs say.
-    pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+    pub fn force_unlock(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         self.shared.remove(flows, |_| true)
     }
 }
@@ -195,24 +193,6 @@ struct Locked {
     token: Option<u64>,
     /// What was locked before.
     taken: Vec<Entry>,
-}
-
-/// Milliseconds since this host started.
-fn now() -> u64 {
-    Now::read().running
-}
-
-/// When a lease ends that begins at `now`.
-fn end(now: u64, lease: Duration) -> u64 {
-    let ms = lease.min(MAX_LEASE).as_nanos().div_ceil(1_000_000);
-    now.saturating_add(u64::try_from(ms).unwrap_or(u64::MAX))
-}
-
-/// What no other lock on this host is called.
-fn new_id(now: u64) -> String {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let number = LAST.fetch_add(1, Ordering::Relaxed);
-    format!("{:x}-{now:x}-{number:x}", std::process::id())
 }
 
 fn of_family(flows: &[FourTuple], v4: bool) -> Vec<FourTuple> {
@@ -244,17 +224,17 @@ impl Shared {
 
     /// Writes the rules again whose leases run.
     fn clock_was_set(&self) {
-        let corrected = self.exclusive(|turn| {
+        let corrected = self.exclusive(|table| {
             let mut corrected = 0;
             for v4 in [true, false] {
-                let rules = match turn.read(v4) {
+                let rules = match table.read(v4) {
                     Err(LockError::NoProgram { .. }) if !v4 => continue,
                     other => other?,
                 };
                 let mut right = rules.clone();
                 let wrong = right.correct(Now::read());
                 if wrong > 0 {
-                    turn.change(v4, &rules, &right)?;
+                    table.change(v4, &rules, &right)?;
                     corrected += wrong;
                 }
             }
@@ -276,14 +256,14 @@ impl Shared {
     /// Does something with the rules of the families that these flows are of, with nobody else in between.
     fn exclusive<T: Send>(
         &self,
-        call: impl FnOnce(&Turn<'_>) -> Result<T, LockError> + Send,
+        call: impl FnOnce(&Exclusive<'_>) -> Result<T, LockError> + Send,
     ) -> Result<T, LockError> {
         let (_, others_wait) = runtime::exclusive(&self.namespace)?;
-        let turn = Turn {
+        let table = Exclusive {
             shared: self,
             others_wait,
         };
-        self.namespace.run(|| call(&turn))
+        self.namespace.run(|| call(&table))
     }
 
     fn marks(&self) -> Vec<u32> {
@@ -301,20 +281,16 @@ impl Shared {
         taking: bool,
     ) -> Result<Locked, LockError> {
         check_request(flows, lease)?;
-        self.exclusive(|turn| {
+        self.exclusive(|table| {
             // Only now, because a sweep by this handle wants both in the same order.
             let mut inbox = self.capture.begin()?;
             let clocks = Now::read();
             let made = clocks.running;
-            let id = new_id(made);
-            let owner = Owner::current();
+            let lease = Lease::begin(made, lease);
             let rule = |flow: &FourTuple| Rule {
                 flow: *flow,
-                id: id.clone(),
-                made,
-                until: end(made, lease),
-                stop: clocks.stop(end(made, lease)),
-                owner: owner.clone(),
+                lease: lease.clone(),
+                stop: clocks.stop(lease.until),
                 group: self.capture.group(),
             };
             let mut taken = Vec::new();
@@ -325,26 +301,30 @@ impl Shared {
                     continue;
                 }
                 let rules: Vec<Rule> = mine.iter().map(rule).collect();
-                match turn.add(v4, rules, taking) {
+                match table.add(v4, rules, taking) {
                     Ok((before, after)) => {
                         let (_, replaced) = before.difference(&after);
                         let mine = replaced
                             .iter()
-                            .filter(|rule| rule.runs(made) && mine.contains(&rule.flow));
-                        taken.extend(mine.map(|rule| rule.entry(made)));
+                            .filter(|rule| rule.lease.runs(made) && mine.contains(&rule.flow));
+                        taken.extend(mine.map(|rule| rule.lease.entry(rule.flow, made)));
                         done.push((v4, before, after));
                     }
                     Err(error) => {
                         // What cannot be taken back ends with its lease; the first error is the one to tell.
                         for (v4, before, _) in done {
-                            let _ = turn.put_back(v4, before);
+                            let _ = table.put_back(v4, before);
                         }
                         return Err(error);
                     }
                 }
             }
             let token = inbox.as_mut().map(|inbox| inbox.register(flows));
-            Ok(Locked { id, token, taken })
+            Ok(Locked {
+                id: lease.id,
+                token,
+                taken,
+            })
         })
     }
 
@@ -358,15 +338,15 @@ impl Shared {
         owner: Option<&Owner>,
     ) -> Result<(), LockError> {
         check_request(&[], lease)?;
-        self.exclusive(|turn| {
-            let now = now();
+        self.exclusive(|table| {
+            let now = lease::now();
             let mut found = Vec::new();
             for v4 in [true, false] {
                 let mine = of_family(flows, v4);
                 if mine.is_empty() {
                     continue;
                 }
-                let rules = turn.read(v4)?;
+                let rules = table.read(v4)?;
                 let held = rules.by_flow(now);
                 let own = |flow: &FourTuple| held.get(flow).is_some_and(|rule| which(rule));
                 if let Some(flow) = mine.iter().find(|flow| !own(flow)) {
@@ -379,19 +359,19 @@ impl Shared {
             for (v4, rules) in found {
                 let mut renewed = rules.clone();
                 renewed.correct(Now::read());
-                let mine =
-                    |rule: &&mut Rule| flows.contains(&rule.flow) && rule.runs(now) && which(rule);
+                let mine = |rule: &&mut Rule| {
+                    flows.contains(&rule.flow) && rule.lease.runs(now) && which(rule)
+                };
                 for rule in renewed.rules.iter_mut().filter(mine) {
-                    rule.made = now;
-                    rule.until = rule.until.max(end(now, lease));
-                    rule.stop = Now::read().stop(rule.until);
+                    rule.lease.renew(now, lease);
+                    rule.stop = Now::read().stop(rule.lease.until);
                     if let Some(owner) = owner {
-                        rule.owner.clone_from(owner);
+                        rule.lease.owner.clone_from(owner);
                     }
                 }
-                if let Err(error) = turn.change(v4, &rules, &renewed) {
+                if let Err(error) = table.change(v4, &rules, &renewed) {
                     for (v4, rules, renewed) in before {
-                        let _ = turn.change(v4, &renewed, &rules);
+                        let _ = table.change(v4, &renewed, &rules);
                     }
                     return Err(error);
                 }
@@ -407,9 +387,9 @@ impl Shared {
         flows: &[FourTuple],
         which: impl Fn(&Rule) -> bool + Send + Sync,
     ) -> Result<(), LockError> {
-        self.exclusive(|turn| {
+        self.exclusive(|table| {
             for v4 in [true, false] {
-                turn.remove_family(flows, v4, &which)?;
+                table.remove_family(flows, v4, &which)?;
             }
             Ok(())
         })
@@ -417,12 +397,12 @@ impl Shared {
 }
 
 /// The rules, as long as nobody else who locks in this way touches them.
-struct Turn<'a> {
+struct Exclusive<'a> {
     shared: &'a Shared,
     others_wait: Flock<File>,
 }
 
-impl Turn<'_> {
+impl Exclusive<'_> {
     fn read(&self, v4: bool) -> Result<Rules, LockError> {
         Ok(Rules::read(&self.shared.flavour.save(v4)?))
     }
@@ -498,12 +478,12 @@ impl Turn<'_> {
             let Some(older) = held.get(&rule.flow) else {
                 continue;
             };
-            if !taking || older.owner.may_live() {
+            if !taking || older.lease.owner.may_live() {
                 return Err(LockError::AlreadyLocked(rule.flow));
             }
-            if older.until > rule.until {
-                rule.until = older.until;
-                rule.stop = clocks.stop(rule.until);
+            if older.lease.until > rule.lease.until {
+                rule.lease.until = older.lease.until;
+                rule.stop = clocks.stop(rule.lease.until);
             }
         }
         let marks = self.shared.marks();
@@ -511,7 +491,7 @@ impl Turn<'_> {
         let before = rules.clone();
         rules
             .rules
-            .retain(|rule| rule.runs(now) && !flows.contains(&rule.flow));
+            .retain(|rule| rule.lease.runs(now) && !flows.contains(&rule.flow));
         rules.correct(Now::read());
         rules.rules.extend(new);
         rules.marks.extend(marks);
@@ -564,12 +544,12 @@ impl Turn<'_> {
         if !rules.any {
             return Ok(());
         }
-        let now = now();
+        let now = lease::now();
         let name = if v4 { "ip" } else { "ip6" };
-        let over = rules.rules.iter().filter(|rule| !rule.runs(now));
+        let over = rules.rules.iter().filter(|rule| !rule.lease.runs(now));
         let over: Vec<FourTuple> = over.map(|rule| rule.flow).collect();
         let before = rules.clone();
-        rules.rules.retain(|rule| rule.runs(now));
+        rules.rules.retain(|rule| rule.lease.runs(now));
         if rules.correct(Now::read()) > 0 || !over.is_empty() {
             self.change(v4, &before, &rules)?;
             swept.flows.extend(over);
@@ -606,12 +586,12 @@ impl Drop for Shared {
         };
         // Its chain goes with the handle, if no lock that was left to its lease needs it. What cannot be removed here
         // is swept.
-        let _ = self.exclusive(|turn| {
+        let _ = self.exclusive(|table| {
             for v4 in [true, false] {
-                let rules = turn.read(v4)?;
+                let rules = table.read(v4)?;
                 let used = rules.rules.iter().any(|rule| rule.group == Some(group));
                 if rules.groups.contains(&group) && !used {
-                    turn.restore(v4, &Rules::remove_group(group))?;
+                    table.restore(v4, &Rules::remove_group(group))?;
                 }
             }
             Ok(())
@@ -629,6 +609,7 @@ impl Locker for Iptables {
             captures: self.shared.capture.group().is_some(),
             exempts: true,
             takes_over: true,
+            splits: true,
             ..Features::default()
         }
     }
@@ -654,25 +635,25 @@ impl Locker for Iptables {
     }
 
     fn sweep(&self) -> Result<Swept, LockError> {
-        self.shared.exclusive(|turn| {
+        self.shared.exclusive(|table| {
             let mut swept = Swept::default();
             for v4 in [true, false] {
-                turn.sweep(v4, &mut swept)?;
+                table.sweep(v4, &mut swept)?;
             }
             Ok(swept)
         })
     }
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {
-        self.shared.exclusive(|turn| {
-            let now = now();
+        self.shared.exclusive(|table| {
+            let now = lease::now();
             let mut entries = Vec::new();
             for v4 in [true, false] {
-                let rules = match turn.read(v4) {
+                let rules = match table.read(v4) {
                     Err(LockError::NoProgram { .. }) if !v4 => continue,
                     other => other?,
                 };
-                entries.extend(rules.held(now).map(|rule| rule.entry(now)));
+                entries.extend(rules.held(now).map(|rule| rule.lease.entry(rule.flow, now)));
             }
             Ok(entries)
         })
@@ -680,8 +661,7 @@ impl Locker for Iptables {
 }
 
 struct Lock {
-    /// Of a handle that captures.
-    receipt: Option<Receipt>,
+    capture: CaptureHandle,
     shared: Arc<Shared>,
     id: String,
     until: Instant,
@@ -690,7 +670,7 @@ struct Lock {
 impl LockBackend for Lock {
     fn renew(&mut self, flows: &[FourTuple], lease: Duration) -> Result<(), LockError> {
         let until = Instant::now() + lease.min(MAX_LEASE);
-        let own = |rule: &Rule| rule.id == self.id;
+        let own = |rule: &Rule| rule.lease.id == self.id;
         let owner = Owner::current();
         self.shared.prolong(flows, lease, own, Some(&owner))?;
         self.until = self.until.max(until);
@@ -698,7 +678,7 @@ impl LockBackend for Lock {
     }
 
     fn unlock(&mut self, flows: &[FourTuple]) -> Result<(), LockError> {
-        self.shared.remove(flows, |rule| rule.id == self.id)
+        self.shared.remove(flows, |rule| rule.lease.id == self.id)
     }
 
     fn give_back(&mut self, flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
@@ -709,20 +689,32 @@ impl LockBackend for Lock {
     }
 
     fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
-        let receipt = self.receipt.as_ref().ok_or(LockError::Unsupported {
+        let share = self.capture.share().ok_or(LockError::Unsupported {
             locker: NAME,
             operation: "capture without Iptables::capturing",
         })?;
         match flows.first() {
             Some(flow) if Instant::now() >= self.until => Err(LockError::NotHeld(*flow)),
-            _ => receipt.captured(),
+            _ => share.captured(),
         }
     }
 
     fn left_over(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
-        self.receipt
-            .as_ref()
-            .map_or(Ok(Captured::new()), Receipt::captured)
+        self.capture.left_over()
+    }
+
+    fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn LockBackend>>> {
+        // The rules of all keep one name: each part only touches those of its own flow.
+        let part = |capture| -> Box<dyn LockBackend> {
+            Box::new(Self {
+                shared: Arc::clone(&self.shared),
+                id: self.id.clone(),
+                until: self.until,
+                capture,
+            })
+        };
+        let captures = self.capture.split(flows);
+        Some(captures.into_iter().map(part).collect())
     }
 
     fn redirect(

@@ -9,12 +9,12 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
 use super::clock::Now;
-use crate::{Entry, EntryKind, Owner};
+use crate::Owner;
+use crate::lease::Lease;
 
 const IN: &str = "tcpmig-in";
 const OUT: &str = "tcpmig-out";
@@ -29,14 +29,9 @@ const HOOKS: [(&str, &str); 2] = [("PREROUTING", IN), ("OUTPUT", OUT)];
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Rule {
     pub(super) flow: FourTuple,
-    /// Whose it is: no other lock has the same.
-    pub(super) id: String,
-    /// When it was made and when its lease ends, in milliseconds since this host started.
-    pub(super) made: u64,
-    pub(super) until: u64,
+    pub(super) lease: Lease,
     /// The last second in which it matches, since 1970.
     pub(super) stop: u64,
-    pub(super) owner: Owner,
     /// The group of NFLOG that gets copies.
     pub(super) group: Option<u16>,
 }
@@ -92,15 +87,19 @@ impl Rules {
 
     /// The rules whose lease has not ended.
     pub(super) fn held(&self, now: u64) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.runs(now))
+        self.rules.iter().filter(move |rule| rule.lease.runs(now))
     }
 
     /// Has the rules whose lease runs match to its end, whatever was done to the wall clock since they were written. Says
     /// how many did not.
     pub(super) fn correct(&mut self, now: Now) -> usize {
         let mut wrong = 0;
-        for rule in self.rules.iter_mut().filter(|rule| rule.runs(now.running)) {
-            let stop = now.stop(rule.until);
+        for rule in self
+            .rules
+            .iter_mut()
+            .filter(|rule| rule.lease.runs(now.running))
+        {
+            let stop = now.stop(rule.lease.until);
             if rule.stop.abs_diff(stop) > TOLERANCE {
                 rule.stop = stop;
                 wrong += 1;
@@ -214,21 +213,6 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 impl Rule {
-    /// Whether its lease has not ended. One from before this host started, which somebody saved and loaded, holds
-    /// nothing.
-    pub(super) fn runs(&self, now: u64) -> bool {
-        self.made <= now && now < self.until
-    }
-
-    /// The same for those who list, at a moment in which its lease runs.
-    pub(super) fn entry(&self, now: u64) -> Entry {
-        let ms = Duration::from_millis;
-        let remaining = ms(self.until.saturating_sub(now));
-        let mut entry = Entry::new(self.flow, EntryKind::Lock, remaining).owned_by(&self.owner);
-        entry.age = Some(ms(now.saturating_sub(self.made)));
-        entry
-    }
-
     fn read(words: &[&str]) -> Option<Self> {
         let after = |name: &str| {
             let at = words.iter().position(|word| *word == name)?;
@@ -239,26 +223,20 @@ impl Rule {
         let remote = SocketAddr::new(ip("-s")?, port("--sport")?);
         let local = SocketAddr::new(ip("-d")?, port("--dport")?);
         let at = words.iter().position(|word| *word == "--comment")?;
-        let [tag, id, made, until, stop, pid, name, more @ ..] = words.get(at + 1..)? else {
+        let comment = words.get(at + 1..)?.iter();
+        let comment: Vec<&str> = comment.map(|word| word.trim_matches('"')).collect();
+        let [COMMENT, id, made, until, stop, owner @ ..] = comment.as_slice() else {
             return None;
         };
-        if tag.trim_start_matches('"') != COMMENT {
-            return None;
-        }
-        let mut owner = Owner::new(pid.parse().ok()?, name.trim_end_matches('"').to_owned());
-        if let [started, namespace, ..] = more
-            && let Ok(started) = started.parse()
-        {
-            owner.started = Some(started);
-            owner.namespace = namespace.trim_end_matches('"').parse().ok();
-        }
         Some(Self {
             flow: FourTuple::new(local, remote).ok()?,
-            id: (*id).to_owned(),
-            made: made.parse().ok()?,
-            until: until.parse().ok()?,
+            lease: Lease {
+                id: (*id).to_owned(),
+                made: made.parse().ok()?,
+                until: until.parse().ok()?,
+                owner: Owner::from_words(owner)?,
+            },
             stop: stop.parse().ok()?,
-            owner,
             group: after("-j").and_then(|chain| chain.strip_prefix(LOG)?.parse().ok()),
         })
     }
@@ -266,18 +244,14 @@ impl Rule {
     fn write(&self, text: &mut String, what: &str) {
         let Self {
             flow,
-            id,
-            made,
-            until,
+            lease,
             stop,
-            owner,
             group,
         } = self;
-        let Owner { pid, name, .. } = owner;
-        let start = match (owner.started, owner.namespace) {
-            (Some(started), Some(namespace)) => format!(" {started} {namespace}"),
-            _ => String::new(),
-        };
+        let Lease {
+            id, made, until, ..
+        } = lease;
+        let owner = lease.owner.words();
         let (remote, local) = (flow.remote(), flow.local());
         let target = group.map_or_else(|| "DROP".to_owned(), |group| format!("{LOG}{group}"));
         let date = date(*stop);
@@ -289,7 +263,7 @@ impl Rule {
                 text,
                 format_args!(
                     "{what} {chain} -s {} -d {} -p tcp -m tcp --sport {} --dport {} -m time --datestop {date} \
-                     -m comment --comment \"{COMMENT} {id} {made} {until} {stop} {pid} {name}{start}\" -j {target}",
+                     -m comment --comment \"{COMMENT} {id} {made} {until} {stop} {owner}\" -j {target}",
                     from.ip(),
                     to.ip(),
                     from.port(),
@@ -346,15 +320,17 @@ mod tests {
     fn rules_read_as_written() {
         let rule = |flow: &str, group: Option<u16>| Rule {
             flow: flow.parse().unwrap(),
-            id: "1f-2".to_owned(),
-            made: 1_700_000_000_000,
-            until: 1_700_000_060_123,
-            stop: 1_700_000_060,
-            owner: Owner {
-                started: group.map(|_| 777),
-                namespace: group.map(|_| 4_026_531_836),
-                ..Owner::new(4242, "curl".to_owned())
+            lease: Lease {
+                id: "1f-2".to_owned(),
+                made: 1_700_000_000_000,
+                until: 1_700_000_060_123,
+                owner: Owner {
+                    started: group.map(|_| 777),
+                    namespace: group.map(|_| 4_026_531_836),
+                    ..Owner::new(4242, "curl".to_owned())
+                },
             },
+            stop: 1_700_000_060,
             group,
         };
         let rules = Rules {
@@ -382,11 +358,13 @@ mod tests {
         let before = at(5_000, 1_700_000_000_000);
         let rule = |made, until| Rule {
             flow: flow.parse().unwrap(),
-            id: "1f-2".to_owned(),
-            made,
-            until,
+            lease: Lease {
+                id: "1f-2".to_owned(),
+                made,
+                until,
+                owner: Owner::new(4242, "curl".to_owned()),
+            },
             stop: before.stop(until),
-            owner: Owner::new(4242, "curl".to_owned()),
             group: None,
         };
         let mut rules = Rules {

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use tcpmig_format::FourTuple;
 
 use crate::check_request;
+use crate::lease::{self, Lease, MAX_LEASE, left};
 use crate::namespace::Namespace;
 use crate::route::Routes;
 use crate::{
@@ -29,8 +29,6 @@ use state::{Hold, State};
 const NAME: &str = "link";
 /// How many devices are taken to be on top of each other.
 const MAX_STACK: usize = 8;
-/// Ten years, so that times can be added.
-const MAX_LEASE: Duration = Duration::from_secs(10 * 365 * 86400);
 
 /// How a device is unplugged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,7 +90,7 @@ pub struct Unplugged {
 /// dead, the device stays unplugged until somebody calls [`sweep`](Locker::sweep) after the lease has ended, from
 /// whatever process ([`Link::unplugged_all`] tells what is due): what it needs to put the device back is in a file in `/run/tcpmig` (`$XDG_RUNTIME_DIR/tcpmig`, or
 /// `tcpmig-` and the user's number in the directory for temporary files, where that cannot be written). Leases are
-/// counted by a clock that also runs while the host sleeps, in steps of 10 milliseconds.
+/// counted by a clock that also runs while the host sleeps.
 ///
 /// # What is put back
 ///
@@ -193,7 +191,7 @@ impl Link {
             };
             let name = "tcpmig-lease".to_owned();
             if let Err(source) = std::thread::Builder::new().name(name).spawn(watch) {
-                let _ = self.shared.end(|hold| hold.id != id);
+                let _ = self.shared.end(|hold| hold.lease.id != id);
                 return Err(LockError::call("pthread_create")(source));
             }
         }
@@ -212,7 +210,7 @@ impl Link {
     /// # Errors
     ///
     /// As for [`LockGuard::unlock`].
-    pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+    pub fn force_unlock(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         let flows: HashSet<&FourTuple> = flows.iter().collect();
         self.shared.end(|hold| {
             hold.flows.retain(|flow| !flows.contains(flow));
@@ -220,12 +218,12 @@ impl Link {
         })
     }
 
-    /// Like [`release`](Self::release), on all devices of the calling thread's network namespace, without a handle.
+    /// Like [`force_unlock`](Self::force_unlock), on all devices of the calling thread's network namespace, without a handle.
     ///
     /// # Errors
     ///
-    /// As for [`release`](Self::release).
-    pub fn release_all(flows: &[FourTuple]) -> Result<(), LockError> {
+    /// As for [`force_unlock`](Self::force_unlock).
+    pub fn force_unlock_all(flows: &[FourTuple]) -> Result<(), LockError> {
         let flows: HashSet<&FourTuple> = flows.iter().collect();
         let (routes, namespace) = (Routes::new()?, Namespace::current()?);
         let (directory, _others_wait) = runtime::exclusive(&namespace)?;
@@ -250,19 +248,18 @@ impl Link {
         let wanted: HashSet<&FourTuple> = flows.iter().collect();
         let namespace = Namespace::current()?;
         let (directory, _others_wait) = runtime::exclusive(&namespace)?;
-        let now = state::now();
+        let now = lease::now();
         let mut found = HashSet::new();
         let mut renewed = Vec::new();
         for path in state::paths(&directory, namespace.inode())? {
             let Some(mut state) = State::read(&path)? else {
                 continue;
             };
-            for hold in state.holds.iter_mut().filter(|hold| hold.until > now) {
+            for hold in state.holds.iter_mut().filter(|hold| hold.lease.runs(now)) {
                 let mine = hold.flows.iter().filter(|flow| wanted.contains(flow));
                 let mine: Vec<FourTuple> = mine.copied().collect();
                 if !mine.is_empty() {
-                    hold.made = now;
-                    hold.until = hold.until.max(end(now, lease));
+                    hold.lease.renew(now, lease);
                     found.extend(mine);
                 }
             }
@@ -297,12 +294,12 @@ impl Link {
         let mut unplugged = Vec::new();
         for path in state::paths(&directory, namespace.inode())? {
             if let Some(state) = State::read(&path)? {
-                let until = state.holds.iter().map(|hold| hold.until).max();
+                let until = state.holds.iter().map(|hold| hold.lease.until).max();
                 unplugged.push(Unplugged {
                     device: state.device,
                     unplug: state.unplug,
                     remaining: left(until.unwrap_or_default()),
-                    owner_may_live: state.holds.iter().any(|hold| hold.owner.may_live()),
+                    owner_may_live: state.holds.iter().any(|hold| hold.lease.owner.may_live()),
                 });
             }
         }
@@ -382,11 +379,10 @@ impl Shared {
         lease: Duration,
         taking: bool,
     ) -> Result<(String, u64, Vec<Entry>), LockError> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
         check_request(flows, lease)?;
         let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         let path = self.path(&directory);
-        let now = state::now();
+        let now = lease::now();
         let mut state = match State::read(&path)?.filter(|state| state.device == self.device) {
             Some(state) => state,
             None => State {
@@ -398,26 +394,25 @@ impl Shared {
             },
         };
         let wanted: HashSet<&FourTuple> = flows.iter().collect();
-        let mut until = end(now, lease);
+        let mut lease = Lease::begin(now, lease);
         let mut taken = Vec::new();
-        for hold in state.holds.iter().filter(|hold| hold.until > now) {
+        for hold in state.holds.iter().filter(|hold| hold.lease.runs(now)) {
             let mut mine = hold
                 .flows
                 .iter()
                 .filter(|flow| wanted.contains(flow))
                 .peekable();
             if let Some(flow) = mine.peek()
-                && (!taking || hold.owner.may_live())
+                && (!taking || hold.lease.owner.may_live())
             {
                 return Err(LockError::AlreadyLocked(**flow));
             }
             for flow in mine {
-                until = until.max(hold.until);
-                taken.push(hold.entry(*flow, now));
+                lease.until = lease.until.max(hold.lease.until);
+                taken.push(hold.lease.entry(*flow, now));
             }
         }
-        let number = LAST.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{:x}-{now:x}-{number:x}", std::process::id());
+        let (id, until) = (lease.id.clone(), lease.until);
         if flows.is_empty() {
             return Ok((id, until, taken));
         }
@@ -442,13 +437,10 @@ impl Shared {
         }
         state.holds.retain_mut(|hold| {
             hold.flows.retain(|flow| !wanted.contains(flow));
-            hold.until > now && !hold.flows.is_empty()
+            hold.lease.runs(now) && !hold.flows.is_empty()
         });
         state.holds.push(Hold {
-            id: id.clone(),
-            made: now,
-            until,
-            owner: Owner::current(),
+            lease,
             flows: flows.to_vec(),
         });
         // Before the device is touched, so that it is put back wherever this process dies.
@@ -472,20 +464,19 @@ impl Shared {
         };
         let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         let path = self.path(&directory);
-        let now = state::now();
+        let now = lease::now();
         let not_held = || LockError::NotHeld(*first);
         let mut state = State::read(&path)?.ok_or_else(not_held)?;
         let mine = state
             .holds
             .iter_mut()
-            .find(|hold| hold.id == id && hold.until > now);
+            .find(|hold| hold.lease.id == id && hold.lease.runs(now));
         let mine = mine.ok_or_else(not_held)?;
         if let Some(flow) = flows.iter().find(|flow| !mine.flows.contains(flow)) {
             return Err(LockError::NotHeld(*flow));
         }
-        mine.made = now;
-        mine.until = mine.until.max(end(now, lease));
-        mine.owner = Owner::current();
+        mine.lease.renew(now, lease);
+        mine.lease.owner = Owner::current();
         state.write(&path)
     }
 
@@ -493,9 +484,9 @@ impl Shared {
     fn end_at(&self, id: &str) -> Result<Option<u64>, LockError> {
         let mut later = None;
         self.end(|hold| {
-            let ended = hold.id == id && hold.until <= state::now();
-            if hold.id == id && !ended {
-                later = Some(hold.until);
+            let ended = hold.lease.id == id && !hold.lease.runs(lease::now());
+            if hold.lease.id == id && !ended {
+                later = Some(hold.lease.until);
             }
             !ended
         })?;
@@ -507,18 +498,6 @@ impl Shared {
         let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         end_holds(&self.routes, &self.namespace, &self.path(&directory), keep)
     }
-}
-
-/// When a lease ends that begins at `now`.
-fn end(now: u64, lease: Duration) -> u64 {
-    let ms = lease.min(MAX_LEASE).as_nanos().div_ceil(1_000_000);
-    // One step of the clock more, because it counts whole ones.
-    now.saturating_add(u64::try_from(ms).unwrap_or(u64::MAX)) + 10
-}
-
-/// How long a lease lasts that ends at `until`.
-fn left(until: u64) -> Duration {
-    Duration::from_millis(until.saturating_sub(state::now()))
 }
 
 /// Ends the locks in a file that `keep` does not, and puts the device back if none is left.
@@ -560,16 +539,16 @@ fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
             state::remove(&path)?;
             continue;
         };
-        let now = state::now();
+        let now = lease::now();
         let over: Vec<Hold> = state
             .holds
             .into_iter()
-            .filter(|hold| hold.until <= now)
+            .filter(|hold| !hold.lease.runs(now))
             .collect();
         if over.is_empty() {
             continue;
         }
-        end_holds(routes, namespace, &path, |hold| hold.until > now)?;
+        end_holds(routes, namespace, &path, |hold| hold.lease.runs(now))?;
         swept
             .flows
             .extend(over.into_iter().flat_map(|hold| hold.flows));
@@ -582,14 +561,14 @@ fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
 
 fn list(namespace: &Namespace) -> Result<Vec<Entry>, LockError> {
     let (directory, _others_wait) = runtime::exclusive(namespace)?;
-    let now = state::now();
+    let now = lease::now();
     let mut entries = Vec::new();
     for path in state::paths(&directory, namespace.inode())? {
         let holds = State::read(&path)?
             .map(|state| state.holds)
             .unwrap_or_default();
-        for hold in holds.iter().filter(|hold| hold.until > now) {
-            entries.extend(hold.flows.iter().map(|flow| hold.entry(*flow, now)));
+        for hold in holds.iter().filter(|hold| hold.lease.runs(now)) {
+            entries.extend(hold.flows.iter().map(|flow| hold.lease.entry(*flow, now)));
         }
     }
     Ok(entries)
@@ -706,7 +685,7 @@ impl LockBackend for Lock {
     }
 
     fn unlock(&mut self, _flows: &[FourTuple]) -> Result<(), LockError> {
-        self.shared.end(|hold| hold.id != self.id)?;
+        self.shared.end(|hold| hold.lease.id != self.id)?;
         self.timer.set(None);
         Ok(())
     }
@@ -714,7 +693,7 @@ impl LockBackend for Lock {
     fn give_back(&mut self, _flows: &[FourTuple], taken: &[Entry]) -> Result<(), LockError> {
         let taken: HashSet<FourTuple> = taken.iter().map(|entry| entry.flow).collect();
         self.shared.end(|hold| {
-            if hold.id == self.id {
+            if hold.lease.id == self.id {
                 hold.flows.retain(|flow| taken.contains(flow));
             }
             !hold.flows.is_empty()

@@ -4,38 +4,21 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tcpmig_format::FourTuple;
 
 use super::Unplug;
 use super::saved::Saved;
-use crate::{Entry, EntryKind, LockError, Owner};
+use crate::lease::Lease;
+use crate::{LockError, Owner};
 
 const HEAD: &str = "tcpmig link 1";
 
 /// One lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hold {
-    /// No other is called so.
-    pub(super) id: String,
-    /// Milliseconds since this host started.
-    pub(super) made: u64,
-    pub(super) until: u64,
-    pub(super) owner: Owner,
+    pub(super) lease: Lease,
     pub(super) flows: Vec<FourTuple>,
-}
-
-impl Hold {
-    /// Of one of its flows, at a moment in which its lease runs.
-    pub(super) fn entry(&self, flow: FourTuple, now: u64) -> Entry {
-        let ms = Duration::from_millis;
-        // One step of the clock was added.
-        let remaining = ms(self.until.saturating_sub(now).saturating_sub(10));
-        let mut entry = Entry::new(flow, EntryKind::Lock, remaining).owned_by(&self.owner);
-        entry.age = Some(ms(now.saturating_sub(self.made)));
-        entry
-    }
 }
 
 /// A device that is unplugged.
@@ -52,18 +35,6 @@ pub(super) struct State {
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
-}
-
-/// Milliseconds since this host started, in steps of ten.
-pub(super) fn now() -> u64 {
-    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let (seconds, hundredths) = text
-        .split(' ')
-        .next()
-        .and_then(|uptime| uptime.split_once('.'))
-        .unwrap_or_default();
-    let number = |text: &str| text.parse::<u64>().unwrap_or_default();
-    number(seconds) * 1000 + number(hundredths) * 10
 }
 
 /// The file of a device in a network namespace.
@@ -128,21 +99,17 @@ impl State {
                 "message" => state.saved.decode(&from_hex(value)?).ok()?,
                 "hold" => {
                     let words: Vec<&str> = value.split(' ').collect();
-                    let [id, made, until, pid, name, start @ ..] = words.as_slice() else {
+                    let [id, made, until, owner @ ..] = words.as_slice() else {
                         return None;
                     };
-                    let mut owner = Owner::new(pid.parse().ok()?, (*name).to_owned());
-                    if let [started, namespace] = start {
-                        owner.started = Some(started.parse().ok()?);
-                        owner.namespace = Some(namespace.parse().ok()?);
-                    }
-                    state.holds.push(Hold {
+                    let lease = Lease {
                         id: (*id).to_owned(),
                         made: made.parse().ok()?,
                         until: until.parse().ok()?,
-                        owner,
-                        flows: Vec::new(),
-                    });
+                        owner: Owner::from_words(owner)?,
+                    };
+                    let flows = Vec::new();
+                    state.holds.push(Hold { lease, flows });
                 }
                 "flow" => state.holds.last_mut()?.flows.push(value.parse().ok()?),
                 "end" => ended = true,
@@ -176,23 +143,12 @@ impl State {
             }
             text.push('\n');
         }
-        for Hold {
-            id,
-            made,
-            until,
-            owner,
-            flows,
-        } in holds
-        {
-            let _ = write!(
-                text,
-                "hold {id} {made} {until} {} {}",
-                owner.pid, owner.name
-            );
-            if let (Some(started), Some(namespace)) = (owner.started, owner.namespace) {
-                let _ = write!(text, " {started} {namespace}");
-            }
-            text.push('\n');
+        for Hold { lease, flows } in holds {
+            let Lease {
+                id, made, until, ..
+            } = lease;
+            let owner = lease.owner.words();
+            let _ = writeln!(text, "hold {id} {made} {until} {owner}");
             for flow in flows {
                 let _ = writeln!(text, "flow {flow}");
             }
@@ -236,13 +192,15 @@ mod tests {
     #[test]
     fn a_state_reads_as_written() {
         let hold = |id: &str| Hold {
-            id: id.to_owned(),
-            made: 1,
-            until: 2,
-            owner: Owner {
-                started: Some(777),
-                namespace: Some(4_026_531_836),
-                ..Owner::new(3, "curl".to_owned())
+            lease: Lease {
+                id: id.to_owned(),
+                made: 1,
+                until: 2,
+                owner: Owner {
+                    started: Some(777),
+                    namespace: Some(4_026_531_836),
+                    ..Owner::new(3, "curl".to_owned())
+                },
             },
             flows: vec!["10.0.0.1:80,10.0.0.9:1025".parse().unwrap()],
         };

@@ -121,6 +121,13 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
+/// The error in the payload of an answer, 0 if it says that there was none.
+pub(crate) fn errno(payload: &[u8]) -> i32 {
+    payload.first_chunk().map_or(libc::EPROTO, |code| {
+        i32::from_ne_bytes(*code).wrapping_neg()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

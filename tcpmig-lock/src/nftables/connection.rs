@@ -9,7 +9,7 @@ use tcpmig_format::FourTuple;
 use super::batch::{self, Batch, DESTROY_CALL};
 use super::names::{self, Set, Table};
 use crate::LockError;
-use crate::netlink::wire;
+use crate::netlink::{buffers, wire};
 
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
@@ -93,17 +93,6 @@ impl Failure {
     }
 }
 
-/// Why there is no socket to netfilter.
-pub(super) fn no_socket(source: io::Error) -> LockError {
-    const CALL: &str = "socket(NETLINK_NETFILTER)";
-    match source.raw_os_error() {
-        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-            LockError::NoNftables { call: CALL, source }
-        }
-        _ => LockError::call(CALL)(source),
-    }
-}
-
 pub(super) struct Connection {
     socket: Socket,
     port: u32,
@@ -123,9 +112,9 @@ impl Connection {
             socket.set_ext_ack(true)?;
             Ok((socket, port))
         };
-        let (socket, port) = open().map_err(no_socket)?;
+        let (socket, port) = open().map_err(LockError::no_netfilter)?;
         Ok(Self {
-            send_buffer: crate::nftables::buffers::send_buffer(&socket),
+            send_buffer: buffers::send_buffer(&socket),
             socket,
             port,
             next_seq: 1,
@@ -136,8 +125,7 @@ impl Connection {
     /// Makes room for a batch of this length if that is permitted; gives the length that can be sent.
     pub(super) fn room(&mut self, length: usize) -> usize {
         if length + SEND_RESERVE > self.send_buffer {
-            self.send_buffer =
-                crate::nftables::buffers::raise_send_buffer(&self.socket, length + SEND_RESERVE);
+            self.send_buffer = buffers::raise_send_buffer(&self.socket, length + SEND_RESERVE);
         }
         self.send_buffer.saturating_sub(SEND_RESERVE)
     }
@@ -336,14 +324,14 @@ impl Connection {
                 match message.kind {
                     NLMSG_DONE => {
                         // What was given so far is not all if it ends with an error.
-                        return match errno(message.payload) {
+                        return match wire::errno(message.payload) {
                             0 => Ok(consistent),
                             libc::EINTR | libc::EAGAIN => Ok(false),
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
                     }
                     NLMSG_ERROR => {
-                        return match errno(message.payload) {
+                        return match wire::errno(message.payload) {
                             0 => Ok(consistent),
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
@@ -356,16 +344,9 @@ impl Connection {
     }
 }
 
-/// The error in the payload of an answer, 0 if it says that there was none.
-pub(super) fn errno(payload: &[u8]) -> i32 {
-    payload.first_chunk().map_or(libc::EPROTO, |code| {
-        i32::from_ne_bytes(*code).wrapping_neg()
-    })
-}
-
 /// What an answer to a batch objects to, if it does.
 fn read_answer(batch: &Batch, message: wire::Message<'_>) -> Option<Failure> {
-    let errno = errno(message.payload);
+    let errno = wire::errno(message.payload);
     if errno == 0 {
         return None;
     }

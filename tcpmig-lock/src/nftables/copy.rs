@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, Op};
 use super::connection::Failure;
 use super::element::{self, Element, Extra};
-use super::lease::Class;
+use super::lease_class::Class;
 use super::names::Set;
 use super::shared::{Shared, State};
 use crate::{LockError, Owner};

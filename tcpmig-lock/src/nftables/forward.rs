@@ -1,7 +1,7 @@
 //! The rules that send the packets of redirected flows on, and those that keep their leases up.
 //!
 //! A packet is looked at where it comes in, on whatever device that is: each has two chains `in-DEVICE`. That of the
-//! family `inet` goes first: it finds the flow in `gone*`, whose value is the [class](super::lease) of its lease, and
+//! family `inet` goes first: it finds the flow in `gone*`, whose value is the [class](super::lease_class) of its lease, and
 //! prolongs this host's silence for it. That of `netdev` finds it in `device*`, prolongs the redirect by the same
 //! class, which it learns from the packet's mark, and sends the packet to the neighbour in `hop*`. So a redirect lasts
 //! for its lease after the flow's last packet, and nobody has to be there who renews it.
@@ -20,7 +20,7 @@ use nftnl::{Chain, Hook, MsgType, Rule};
 use super::batch::{Batch, CREATE};
 use super::expression;
 use super::layout;
-use super::lease::{self, Class, NO_CLASS};
+use super::lease_class::{self, Class, NO_CLASS};
 use super::names::{FIN, HOSTS, PRIORITY, RST, Set, Table, VALUE, c_string};
 use super::object::{self, add_rule};
 
@@ -47,7 +47,7 @@ pub(super) fn set_up(batch: &mut Batch, name: &str, owned: bool, closing_ms: u64
     layout::set_up_maps(batch, name, owned);
     for which in [Table::Inet, Table::Netdev] {
         let table = which.object(name);
-        lease::set_up(batch, which, &table);
+        lease_class::set_up(batch, which, &table);
         for v4 in [true, false] {
             if which == Table::Inet {
                 fill(batch, which, name, going(v4), |chain| {
@@ -158,7 +158,7 @@ fn going_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> Vec<Rule<
 
     let mut prolong = Rule::new(chain);
     prolong.add_expr(&Meta::Mark { set: false });
-    prolong.add_expr(&lease::classes());
+    prolong.add_expr(&lease_class::classes());
     vec![end, closing, prolong]
 }
 
@@ -196,7 +196,7 @@ fn redirect_rules<'a>(chain: &'a Chain<'a>, v4: bool, closing_ms: u64) -> Vec<Ru
 
     let mut prolong = Rule::new(chain);
     prolong.add_expr(&Meta::Mark { set: false });
-    prolong.add_expr(&lease::classes());
+    prolong.add_expr(&lease_class::classes());
 
     let mut rest = Rule::new(chain);
     rest.add_expr(&Verdict::Goto {

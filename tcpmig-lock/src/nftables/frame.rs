@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::lease::Class;
+use super::lease_class::Class;
 
 /// What of the rules for redirects this handle has set up, as far as it knows.
 #[derive(Default)]

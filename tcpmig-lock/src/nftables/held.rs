@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
-use super::capture::Receipt;
 use super::names::Set;
 use super::registry::HopData;
 use super::shared::Shared;
+use crate::capture::CaptureHandle;
 use crate::{Captured, Entry, LockBackend, LockError, NextHop, RedirectBackend};
 
 /// A lock. Once `until` has passed, the lock of a flow may be somebody else's: then nothing is touched.
 pub(super) struct Lock {
     pub(super) shared: Arc<Shared>,
     pub(super) until: Instant,
-    /// Of a handle that captures.
-    pub(super) receipt: Option<Receipt>,
+    pub(super) capture: CaptureHandle,
 }
 
 /// What a handle says that was not told to capture.
@@ -71,32 +70,25 @@ impl LockBackend for Lock {
     }
 
     fn captured(&mut self, flows: &[FourTuple]) -> Result<Captured, LockError> {
-        let receipt = self.receipt.as_ref().ok_or(NOT_CAPTURING)?;
+        let share = self.capture.share().ok_or(NOT_CAPTURING)?;
         self.check(flows)?;
-        receipt.captured()
+        share.captured()
     }
 
     fn left_over(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
-        self.receipt
-            .as_ref()
-            .map_or(Ok(Captured::new()), Receipt::captured)
+        self.capture.left_over()
     }
 
     fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn LockBackend>>> {
-        let mut receipts = self
-            .receipt
-            .take()
-            .map(Receipt::split)
-            .into_iter()
-            .flatten();
-        let part = |_: &FourTuple| -> Box<dyn LockBackend> {
+        let part = |capture| -> Box<dyn LockBackend> {
             Box::new(Self {
                 shared: Arc::clone(&self.shared),
                 until: self.until,
-                receipt: receipts.next(),
+                capture,
             })
         };
-        Some(flows.iter().map(part).collect())
+        let captures = self.capture.split(flows);
+        Some(captures.into_iter().map(part).collect())
     }
 
     fn redirect(
@@ -179,7 +171,7 @@ impl Lock {
             over: Vec::new(),
             token,
             data,
-            receipt: self.receipt.take(),
+            capture: mem::take(&mut self.capture),
         })
     }
 }
@@ -193,7 +185,7 @@ struct Redirected {
     token: u64,
     data: Arc<HopData>,
     /// For what arrived before the redirect.
-    receipt: Option<Receipt>,
+    capture: CaptureHandle,
 }
 
 impl Redirected {
@@ -224,13 +216,8 @@ impl RedirectBackend for Redirected {
     fn split(&mut self, flows: &[FourTuple]) -> Option<Vec<Box<dyn RedirectBackend>>> {
         // From here on each forgets its own.
         let (open, over) = (mem::take(&mut self.flows), mem::take(&mut self.over));
-        let mut receipts = self
-            .receipt
-            .take()
-            .map(Receipt::split)
-            .into_iter()
-            .flatten();
-        let part = |flow: &FourTuple| -> Box<dyn RedirectBackend> {
+        let captures = self.capture.split(flows);
+        let part = |(flow, capture): (&FourTuple, _)| -> Box<dyn RedirectBackend> {
             let of =
                 |all: &[FourTuple]| all.iter().filter(|other| *other == flow).copied().collect();
             Box::new(Self {
@@ -239,10 +226,10 @@ impl RedirectBackend for Redirected {
                 over: of(&over),
                 token: self.token,
                 data: Arc::clone(&self.data),
-                receipt: receipts.next(),
+                capture,
             })
         };
-        Some(flows.iter().map(part).collect())
+        Some(flows.iter().zip(captures).map(part).collect())
     }
 
     fn closed(&mut self, _flows: &[FourTuple]) -> Result<Vec<FourTuple>, LockError> {
@@ -257,8 +244,7 @@ impl RedirectBackend for Redirected {
     }
 
     fn captured(&mut self, _flows: &[FourTuple]) -> Result<Captured, LockError> {
-        let receipt = self.receipt.as_ref().ok_or(NOT_CAPTURING)?;
-        receipt.captured()
+        self.capture.share().ok_or(NOT_CAPTURING)?.captured()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::batch::Batch;
 use super::connection::Failure;
 use super::forward;
-use super::lease::Class;
+use super::lease_class::Class;
 use super::shared::{Shared, State, TRIES};
 use crate::LockError;
 

@@ -19,7 +19,7 @@ use super::batch::{Batch, CREATE};
 use super::capture;
 use super::element;
 use super::expression;
-use super::lease::NO_CLASS;
+use super::lease_class::NO_CLASS;
 use super::names::{ACK, FIN, HOSTS, PRIORITY, RST, SYN, Set, Table, VALUE, c_string};
 use super::object::{
     Flow4, Flow6, LinkAddress, Mark, NEW_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, TYPE_DEVICE,

@@ -1,7 +1,6 @@
 //! The `nftables` locker.
 
 mod batch;
-mod buffers;
 mod capture;
 mod care;
 mod connection;
@@ -17,7 +16,7 @@ mod held;
 mod hooks;
 mod later;
 mod layout;
-mod lease;
+mod lease_class;
 mod listing;
 mod monitor;
 mod names;
@@ -39,10 +38,10 @@ use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
+use crate::capture::CaptureHandle;
 use crate::event::Listener;
 use crate::{Entry, Event, Features, LockError, LockGuard, Locker, NextHop, Swept};
 use batch::Op;
-pub(crate) use capture::{Capture, Receipt};
 use names::{Set, Table};
 use shared::{REDIRECT, Shared};
 
@@ -77,63 +76,11 @@ pub enum TableKind {
 /// [`sweep`](Locker::sweep) removes it when nothing is in it. `nft list ruleset` shows it, with the process that made
 /// each entry.
 ///
-/// # Other people's rules
-///
-/// Whoever flushes the host's rules (`nft flush ruleset`, with which the rules of a firewall often begin) also removes
-/// these tables. A handle that has locked watches for that, with a thread of its own, and sets everything up again that
-/// it holds, also what its guards left to their leases: within a millisecond or two on an idle host, in which packets may
-/// pass and be answered. [`on_event`](Self::on_event) tells of it. What is held by a process that is gone is lost; an
-/// [owned table](Self::with_owned_table) is not touched as long as its owner lives. Flows that another process unlocks,
-/// or ends the redirect of, are left alone: that was on purpose.
-///
 /// A handle acts on the network namespace of the thread that made it, whatever thread uses it or its guards. Both
 /// that thread and the one that uses it need `CAP_NET_ADMIN`.
 ///
-/// # Many flows
-///
-/// A process without `CAP_NET_ADMIN` in the initial user namespace cannot raise its socket's send buffer above
-/// `net.core.wmem_max`, and then more than some thousand flows go in several batches (3000 with the usual limit).
-/// Calls are still all or none once they return; but not all flows fall silent at the same moment.
-///
-/// # Redirects
-///
-/// Packets of a redirected flow are sent on where they come in, on whatever device of this host that is (but `lo`),
-/// before anything else of this host looks at them: no routing rule, reverse path filter, bridge, address translation or
-/// `ip_forward` is involved, and each loses one from its TTL. A device that appears later is included as long as a
-/// handle lives that has redirected. The target has to
-/// take the packets for its own, which it does with the flow's local address on its `lo` (with `arp_ignore=1` and
-/// `arp_announce=2`).
-///
-/// - This host must have an address of its own on the way there beside the redirected one, or the target
-///   `accept_local=1` on its device: otherwise it does not answer ARP requests from an address that is its own too,
-///   and no packet arrives. (IPv6 asks from link-local addresses.)
-/// - The end of a flow is noticed: from the peer's FIN or RST on, the redirect ends
-///   [`closing_time`](Self::closing_time) after the flow's last packet, also if its lease is longer. Every packet
-///   prolongs it (by that time, not by the lease), because the other direction may stay open for hours, and because
-///   an RST may be forged. The target's own segments do not pass here and are not needed: the peer answers a FIN with
-///   its own, or with RST. Only a flow that the target aborts by an RST, which nobody answers, is not seen to end.
-/// - As long as nothing of that is seen, each packet prolongs the redirect by its lease, or by up to a quarter more: a
-///   flow keeps its redirect as long as it lives, without anybody who renews it, if it is never idle for a whole lease.
-/// - This host stays silent for a flow as long as it is redirected, or until the peer opens a new connection here with
-///   the same ports. From then on it can use the ports itself.
-/// - No more than 262 144 flows of each family are redirected at once ([`LockError::TooMany`]).
-/// - ICMP errors for the flow ("fragmentation needed") and IP fragments are not sent on.
-/// - A flow that comes back: for a moment both hosts redirect it to each other. What the other host sends back is let in
-///   here, where a lock captures it, if this host knew the other's link-layer address when it began to redirect;
-///   otherwise it goes back and forth until its TTL ends. [`release`](LockGuard::release) ends the older redirect.
-///
-/// # Capture
-///
-/// After [`capturing`](Self::capturing) what arrives for locked flows is not only dropped but copied to this handle
-/// (NFLOG), and handed over by [`LockGuard::captured`].
-///
-/// - A packet is copied in the same step of the kernel that drops it, so what was dropped before the call is there: 10
-///   microseconds after a peer on a virtual link sends it, it can be read.
-/// - No packet falls between lock and capture: the socket listens before the batch that locks is sent, and the lock's
-///   element is what makes the rules log.
-/// - Each handle has a chain of its own in the table, named after its NFLOG group, which goes with the handle. That of
-///   a process that died is swept; its locks last as long as their leases, and nobody gets their packets.
-/// - Without `CAP_NET_ADMIN` in the initial user namespace the buffer is not larger than `net.core.rmem_max`.
+/// The [manual](crate::manual) says what happens when others change the host's rules, what redirects and captures do exactly,
+/// and how many flows go into one step.
 pub struct Nftables {
     shared: Arc<Shared>,
 }
@@ -294,24 +241,13 @@ impl Nftables {
         self.shared.routes.next_hop(target, peer)
     }
 
-    /// Ends every redirect of these flows, whoever made it: their packets are delivered here again. Flows without one
-    /// are not an error. A lock that is held meanwhile stays; [`LockGuard::release`] ends both in one step.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::NoPermission`] or what else the kernel says; the redirects are then left to their leases.
-    pub fn end_redirect(&self, flows: &[FourTuple]) -> Result<(), LockError> {
-        let mut state = self.shared.state();
-        self.shared.remove(&mut state, flows, &REDIRECT)
-    }
-
     /// Ends every lock and redirect of these flows, whoever made it, in one step: for an operator who knows that the
     /// holder is gone. Flows without one are not an error.
     ///
     /// # Errors
     ///
-    /// As for [`end_redirect`](Self::end_redirect).
-    pub fn release(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+    /// [`LockError::NoPermission`] or what else the kernel says; what was not ended is left to its lease.
+    pub fn force_unlock(&self, flows: &[FourTuple]) -> Result<(), LockError> {
         let mut state = self.shared.state();
         let mut sets = REDIRECT.to_vec();
         sets.push(Set::Locked);
@@ -467,7 +403,7 @@ impl Locker for Nftables {
     }
 
     /// See [`Locker::lock`]. A flow that is redirected here, because it left this host before, can be locked: it
-    /// stays redirected until [`LockGuard::release`] or [`Nftables::end_redirect`].
+    /// stays redirected until [`LockGuard::release`] or [`Locker::end_redirects`].
     ///
     /// # Errors
     ///
@@ -478,7 +414,7 @@ impl Locker for Nftables {
         let lock = held::Lock {
             shared: Arc::clone(&self.shared),
             until,
-            receipt: token.map(|token| Receipt::new(&self.shared.capture, flows, token)),
+            capture: CaptureHandle::new(&self.shared.capture, flows, token),
         };
         Ok(LockGuard::new(flows.to_vec(), Box::new(lock)))
     }
@@ -513,7 +449,7 @@ impl Locker for Nftables {
     }
 
     /// See [`Locker::take_over`]. One transaction of the kernel, unless there are so many flows that a
-    /// [socket's buffer](Self#many-flows) does not take them. What others change in the tables at the same time has it
+    /// [socket's buffer](crate::manual#many-flows) does not take them. What others change in the tables at the same time has it
     /// begin again.
     ///
     /// # Errors
@@ -521,11 +457,10 @@ impl Locker for Nftables {
     /// As for [`lock`](Locker::lock).
     fn take_over(&self, flows: &[FourTuple], lease: Duration) -> Result<LockGuard, LockError> {
         let taken = self.shared.take_over(flows, lease)?;
-        let receipt = |token| Receipt::new(&self.shared.capture, flows, token);
         let lock = held::Lock {
             shared: Arc::clone(&self.shared),
             until: taken.until,
-            receipt: taken.token.map(receipt),
+            capture: CaptureHandle::new(&self.shared.capture, flows, taken.token),
         };
         let flows = flows.to_vec();
         Ok(LockGuard::with_taken(flows, Box::new(lock), taken.entries))
@@ -534,6 +469,17 @@ impl Locker for Nftables {
     /// Has packets looked at on all devices, as redirects need it; that stays as after a redirect.
     fn get_ready(&self, hop: &NextHop, lease: Duration) -> Result<(), LockError> {
         self.shared.get_ready(hop, lease)
+    }
+
+    /// See [`Locker::end_redirects`]. One step, and no lock is needed for it: one that is held meanwhile stays, whoever holds it
+    /// ([`LockGuard::release`] ends both).
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NoPermission`] or what else the kernel says; the redirects are then left to their leases.
+    fn end_redirects(&self, flows: &[FourTuple]) -> Result<(), LockError> {
+        let mut state = self.shared.state();
+        self.shared.remove(&mut state, flows, &REDIRECT)
     }
 
     fn redirects(&self, flow: &FourTuple) -> Result<bool, LockError> {

@@ -24,7 +24,7 @@ use super::element;
 use super::names::{Set, Table};
 use super::shared::REDIRECT;
 use crate::LockError;
-use crate::netlink::wire;
+use crate::netlink::{buffers, wire};
 
 /// `NFNLGRP_NFTABLES`, and `RTNLGRP_LINK`.
 const GROUP_TABLES: u32 = 7;
@@ -100,14 +100,14 @@ impl Monitor {
                 datagram: Mutex::new(Vec::with_capacity(DATAGRAM)),
             })
         };
-        open().map_err(super::connection::no_socket)
+        open().map_err(LockError::no_netfilter)
     }
 
     /// From now on what others do is told; not what is done through the socket with this number.
     pub(super) fn start(&self, own: u32) -> Result<(), LockError> {
         let start = || {
             SockRef::from(&self.tables).attach_filter(&not_from(own))?;
-            crate::nftables::buffers::raise_receive_buffer(&self.tables, BUFFER);
+            buffers::raise_receive_buffer(&self.tables, BUFFER);
             self.tables.add_membership(GROUP_TABLES)?;
             self.links.add_membership(GROUP_LINKS)
         };

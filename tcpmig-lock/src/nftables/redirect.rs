@@ -12,7 +12,7 @@ use super::batch::Op;
 use super::connection::Failure;
 use super::element::{self, Extra};
 use super::layout;
-use super::lease::Class;
+use super::lease_class::Class;
 use super::names::{Set, Table};
 use super::registry::{HopData, Moved};
 use super::shared::{REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
-use super::lease::Class;
+use super::lease_class::Class;
 use super::names::Set;
 
 /// What a handle holds, also what its guards left to its lease.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tcpmig_format::FourTuple;
 
 use super::batch::{Batch, Op};
-use super::capture::{self, Capture};
+use super::capture;
 use super::care::Care;
 use super::connection::{Connection, Failure};
 use super::element::{self, Element, Extra};
@@ -20,6 +20,7 @@ use super::monitor::Monitor;
 use super::names::{Set, Table};
 use super::object;
 use super::registry::Registry;
+use crate::capture::Capture;
 use crate::event::Listener;
 use crate::route::Routes;
 use crate::{LockError, Owner};

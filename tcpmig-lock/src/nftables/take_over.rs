@@ -11,7 +11,7 @@ use super::capture;
 use super::connection::Failure;
 use super::element::{self, Element, Extra};
 use super::layout;
-use super::lease::Class;
+use super::lease_class::Class;
 use super::names::Set;
 use super::shared::{FEW, REDIRECT, Shared, State, deadline};
 use crate::check_request;

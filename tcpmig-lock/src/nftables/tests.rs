@@ -40,10 +40,10 @@ fn everything_works_without_destroy() {
         let locker = Nftables::new().unwrap();
         locker.shared.state().destroy = false;
         // No table yet.
-        locker.release(&flows).unwrap();
+        locker.force_unlock(&flows).unwrap();
 
         let guard = locker.lock(&flows, LEASE).unwrap();
-        locker.release(&flows[10..20]).unwrap();
+        locker.force_unlock(&flows[10..20]).unwrap();
         assert_eq!(locker.list().unwrap().len(), 90);
         guard.unlock().unwrap();
         assert_eq!(locker.list().unwrap(), []);
@@ -69,20 +69,20 @@ fn everything_works_without_destroy() {
             drop(first);
             assert_eq!(locker.list().unwrap().len(), flows.len());
             let guard = locker.lock(&flows, LEASE).unwrap();
-            locker.end_redirect(&flows[..5]).unwrap();
+            locker.end_redirects(&flows[..5]).unwrap();
             assert_eq!(locker.list().unwrap().len(), 2 * flows.len() - 5);
             guard.release().unwrap();
             assert_eq!(locker.list().unwrap(), []);
 
             let guard = locker.lock(&flows, LEASE).unwrap();
-            locker.release(&flows[7..8]).unwrap();
+            locker.force_unlock(&flows[7..8]).unwrap();
             let error = guard.redirect(&hop, LEASE).unwrap_err();
             assert!(
                 matches!(error, LockError::NotHeld(flow) if flow == flows[7]),
                 "{error}"
             );
             assert_eq!(locker.list().unwrap().len(), flows.len() - 1);
-            locker.release(&flows).unwrap();
+            locker.force_unlock(&flows).unwrap();
         }
     });
 }
@@ -152,7 +152,7 @@ fn news_that_were_lost_are_made_up_for() {
             // Nothing is read meanwhile. What somebody else unlocks stays unlocked.
             let unread = locker.shared.state();
             flood();
-            other.release(&flows[7..8]).unwrap();
+            other.force_unlock(&flows[7..8]).unwrap();
             drop(unread);
             eventually("it is forgotten", || {
                 let state = locker.shared.state();

@@ -41,7 +41,7 @@ fn traffic_keeps_a_redirect_and_its_silence() {
         let holder = net.source.run(|| Nftables::new().unwrap());
         let hop = holder.next_hop(target, peer).unwrap();
         let guard = holder.lock(&flows, LEASE).unwrap();
-        guard.redirect(&hop, lease).unwrap().leave();
+        guard.redirect(&hop, lease).unwrap().detach();
         drop(holder);
         let start = Instant::now();
         while start.elapsed() < lease * 3 {
@@ -85,7 +85,7 @@ fn the_silence_for_a_flow_ends_soon_after_it() {
             let _at_target = net.at_target.lock(&[flow], LEASE).unwrap();
             let hop = holder.next_hop(target, peer).unwrap();
             let guard = holder.lock(&[flow], LEASE).unwrap();
-            guard.redirect(&hop, LEASE).unwrap().leave();
+            guard.redirect(&hop, LEASE).unwrap().detach();
             drop(holder);
             for socket in [&client, &server] {
                 let socket = socket2::SockRef::from(socket);
@@ -133,7 +133,7 @@ fn silence_for_nothing_is_listed_and_swept() {
             let _at_target = net.at_target.lock(&flows, LEASE).unwrap();
             let hop = holder.next_hop(target, peer).unwrap();
             let guard = holder.lock(&flows, LEASE).unwrap();
-            guard.redirect(&hop, LEASE).unwrap().leave();
+            guard.redirect(&hop, LEASE).unwrap().detach();
             drop(holder);
             let v = if service.is_ipv4() { 4 } else { 6 };
             let (remote, local) = (flows[0].remote(), flows[0].local());
@@ -167,7 +167,7 @@ fn silence_for_nothing_is_listed_and_swept() {
             expect(&mut server, b'x');
             send(&mut server, b'y');
             expect(&mut client, b'y');
-            net.at_source.end_redirect(&flows).unwrap();
+            net.at_source.end_redirects(&flows).unwrap();
         }
     });
 }
@@ -346,14 +346,14 @@ fn traffic_keeps_the_redirect(net: &Net, locker: &Nftables, closing: Duration) -
         // Past the lease, too.
         let entries = locker.list().unwrap();
         if entries.is_empty() && pause.max(sent.elapsed()) >= closing {
-            redirect.leave();
+            redirect.detach();
             return None;
         }
         assert_eq!(entries.len(), 1, "after {:?}", start.elapsed());
     }
     send(&mut flow.client, b'x');
     data_from(&mut seen, address);
-    redirect.leave();
+    redirect.detach();
     Some(())
 }
 
@@ -377,7 +377,7 @@ fn a_new_connection_with_the_same_ports_ends_the_silence() {
                 let at_target = net.at_target.lock(&[flow.flow()], LEASE).unwrap();
                 let hop = locker.next_hop(target, peer).unwrap();
                 let guard = locker.lock(&[flow.flow()], LEASE).unwrap();
-                guard.redirect(&hop, LEASE).unwrap().leave();
+                guard.redirect(&hop, LEASE).unwrap().detach();
                 // The connection is not here any more.
                 let Connection { server, client } = flow;
                 for socket in [&client, &server] {
@@ -425,13 +425,13 @@ fn a_release_ends_what_others_have_redirected_since() {
             let other = net.source.run(|| Nftables::new().unwrap());
             let hop = other.next_hop(target, peer).unwrap();
             let guard = other.lock(&[second], LEASE).unwrap();
-            guard.redirect(&hop, LEASE).unwrap().leave();
+            guard.redirect(&hop, LEASE).unwrap().detach();
             assert_eq!(watching.list().unwrap().len(), 1);
             watching.lock(&[second], LEASE).unwrap().release().unwrap();
             assert_eq!(watching.list().unwrap(), []);
             // One that begins to watch when there is one already.
             let guard = other.lock(&[second], LEASE).unwrap();
-            guard.redirect(&hop, LEASE).unwrap().leave();
+            guard.redirect(&hop, LEASE).unwrap().detach();
             let late = net.source.run(|| Nftables::new().unwrap());
             late.lock(&[second], LEASE).unwrap().release().unwrap();
             assert_eq!(watching.list().unwrap(), []);

@@ -115,7 +115,7 @@ fn without_a_socket_the_source_says_nothing() {
             .into_iter()
             .find(|segment| segment.to == peer);
         assert_eq!(said, None);
-        redirect.leave();
+        redirect.detach();
         assert_eq!(net.at_source.list().unwrap().len(), 1);
     });
 }
@@ -157,8 +157,8 @@ fn a_flow_that_comes_back_is_locked_and_released() {
                 assert!(matches!(redirect.renew(LEASE), Err(LockError::NotHeld(_))));
                 drop(redirect);
                 assert_eq!(net.at_source.list().unwrap().len(), 1);
-                net.at_source.end_redirect(&[flow.flow()]).unwrap();
-                net.at_source.end_redirect(&[flow.flow()]).unwrap();
+                net.at_source.end_redirects(&[flow.flow()]).unwrap();
+                net.at_source.end_redirects(&[flow.flow()]).unwrap();
                 assert_eq!(net.at_source.list().unwrap(), []);
                 newer.end().unwrap();
                 at_target.unlock().unwrap();
@@ -175,7 +175,7 @@ fn a_lock_that_ended_is_not_redirected() {
         let connections = [(); 3].map(|()| net.connection(service));
         let flows = connections.each_ref().map(Connection::flow);
         let mut guard = net.at_source.lock(&flows, LEASE).unwrap();
-        net.at_source.release(&flows[1..2]).unwrap();
+        net.at_source.force_unlock(&flows[1..2]).unwrap();
         let hop = net.at_source.next_hop(target, peer).unwrap();
         let error = guard.try_redirect(&hop, LEASE).unwrap_err();
         assert!(
@@ -253,7 +253,7 @@ fn what_the_target_sends_back_is_let_in_and_captured() {
                 let at_target = net.at_target.lock(&[flow.flow()], LEASE).unwrap();
                 let hop = capturing.next_hop(target, peer).unwrap();
                 let guard = capturing.lock(&[flow.flow()], LEASE).unwrap();
-                guard.redirect(&hop, LEASE).unwrap().leave();
+                guard.redirect(&hop, LEASE).unwrap().detach();
                 let mut lock = capturing.lock(&[flow.flow()], LEASE).unwrap();
                 let hop = net.at_target.next_hop(own, peer).unwrap();
                 let back = at_target.redirect(&hop, LEASE).unwrap();

@@ -171,7 +171,7 @@ fn many_flows_are_redirected_or_renewed_all_or_none() {
                 .collect();
             let mut guard = net.at_source.lock(&flows, LEASE).unwrap();
             // The last, so that without privileges, in several batches, most are done before it fails.
-            net.at_source.release(&flows[9999..]).unwrap();
+            net.at_source.force_unlock(&flows[9999..]).unwrap();
             let error = guard.try_redirect(&hop, LEASE * 10).unwrap_err();
             assert!(
                 matches!(error, LockError::NotHeld(flow) if flow == flows[9999]),

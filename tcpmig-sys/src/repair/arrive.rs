@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::numbers;
+use super::numbers::read_numbers;
 use super::rebuild::RestoringSocket;
 use crate::error::{Error, Result};
 use crate::info::tcp_info;
@@ -73,18 +73,18 @@ impl RestoringSocket {
     fn inject_segment(&self, injector: &Injector, bytes: &[u8], mark: u32) -> Result<bool> {
         let fd = self.as_fd();
         self.room()?;
-        let marks = numbers::marks(fd)?;
+        let numbers = read_numbers(fd)?;
         let timestamps = tcp_info(fd)?.timestamps;
-        let segment = Segment::of_peer(marks.rcv_nxt, marks.snd_una, timestamps);
+        let segment = Segment::of_peer(numbers.rcv_nxt, numbers.snd_una, timestamps);
         match injector.inject(&segment, bytes, mark) {
             Ok(()) => {}
             Err(Error::NotLocal { .. } | Error::Call { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
         // At most one segment.
-        let expected = marks.rcv_nxt.wrapping_add(bytes.len() as u32);
+        let expected = numbers.rcv_nxt.wrapping_add(bytes.len() as u32);
         let deadline = Instant::now() + ARRIVAL;
-        while numbers::marks(fd)?.rcv_nxt != expected {
+        while read_numbers(fd)?.rcv_nxt != expected {
             if Instant::now() > deadline {
                 return Ok(false);
             }

@@ -14,7 +14,7 @@ use socket2::SockRef;
 
 use super::numbers::Numbers;
 use super::queue;
-use super::rebuild::{RestoringSocket, all};
+use super::rebuild::{RestoringSocket, check_complete};
 use crate::error::{Error, NotMigratable, Result};
 use crate::info::{State, tcp_info};
 use crate::packet::Segment;
@@ -131,7 +131,7 @@ impl RestoringSocket {
 
     /// Windows to work with: nothing can be sent, and a segment of the peer is in order.
     pub(super) fn room(&self) -> Result<()> {
-        let rcv_nxt = self.marks()?.rcv_nxt;
+        let rcv_nxt = self.numbers()?.rcv_nxt;
         sockopt::set_repair_window(
             self.as_fd(),
             RepairWindow {
@@ -158,7 +158,7 @@ impl RestoringSocket {
         let fd = self.as_fd();
         sockopt::set_repair(fd, Repair::OffQuiet)?;
         let done = queue::append(fd, CALL, unsent).and_then(|done| {
-            all(CALL, done, unsent.len())?;
+            check_complete(CALL, done, unsent.len())?;
             self.shut_down()
         });
         // Also after an error: dropping it is silent only in repair mode.
@@ -175,11 +175,11 @@ impl RestoringSocket {
     fn peer_fin(&self, injector: &Injector, next: State, tries: Tries) -> Result<()> {
         let mark = tries.mark;
         let quiet = Cell::new(tries.quiet_first);
-        let marks = self.marks()?;
+        let numbers = self.numbers()?;
         let fin = Segment {
             fin: true,
             // What was sent stays unacknowledged.
-            ..self.of_peer(&marks, marks.snd_una)?
+            ..self.of_peer(&numbers, numbers.snd_una)?
         };
         // A stateful firewall that has not seen the connection takes it up at an ACK, and calls a FIN
         // invalid. This one is older than the window: the socket does nothing but acknowledge again.
@@ -197,23 +197,23 @@ impl RestoringSocket {
     }
 
     fn peer_ack(&self, injector: &Injector, next: State, mark: u32) -> Result<()> {
-        let marks = self.marks()?;
-        let ack = self.of_peer(&marks, marks.write_seq)?;
+        let numbers = self.numbers()?;
+        let ack = self.of_peer(&numbers, numbers.write_seq)?;
         self.delivered(next, "acknowledgement of the FIN", mark, || {
             injector.inject(&ack, &[], mark)
         })
     }
 
-    fn of_peer(&self, marks: &Numbers, ack: u32) -> Result<Segment> {
+    fn of_peer(&self, numbers: &Numbers, ack: u32) -> Result<Segment> {
         let timestamps = tcp_info(self.as_fd())?.timestamps;
-        Ok(Segment::of_peer(marks.rcv_nxt, ack, timestamps))
+        Ok(Segment::of_peer(numbers.rcv_nxt, ack, timestamps))
     }
 
     fn peer_reset(&self, injector: &Injector, mark: u32) -> Result<()> {
-        let marks = self.marks()?;
+        let numbers = self.numbers()?;
         let reset = Segment {
             rst: true,
-            ..self.of_peer(&marks, marks.snd_una)?
+            ..self.of_peer(&numbers, numbers.snd_una)?
         };
         self.delivered(State::Close, "RST", mark, || {
             injector.inject(&reset, &[], mark)

@@ -17,7 +17,7 @@ use crate::uapi::RepairWindow;
 /// What there is in CLOSE. What was taken to be read is in `taken`, and is taken once.
 pub(super) fn read(
     fd: BorrowedFd<'_>,
-    marks: Numbers,
+    numbers: Numbers,
     progress: Progress,
     taken: &OnceLock<Ended>,
 ) -> Result<Snapshot> {
@@ -31,7 +31,7 @@ pub(super) fn read(
     };
     let (negotiated, timestamp) = snapshot::negotiated(fd, &tcp_info(fd)?)?;
     Ok(Snapshot {
-        marks,
+        numbers,
         send_queue: Vec::new(),
         unsent: 0,
         receive_queue,

@@ -7,7 +7,7 @@ use socket2::Socket;
 
 use super::closing::{Step, Tries};
 use super::ended;
-use super::numbers::marks;
+use super::numbers::read_numbers;
 use super::rebuild::{BoundSocket, RestoringSocket};
 use super::snapshot::{self, Ended, QueueStart};
 use crate::ends::Ends;
@@ -54,7 +54,7 @@ pub(super) fn put_back(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     if ended.error.is_none() {
         return Ok(());
     }
-    let done = again(fd, ended);
+    let done = end_once_more(fd, ended);
     if done.is_err() {
         // In repair mode it leaves ECONNABORTED.
         raw::disconnect(fd)?;
@@ -62,10 +62,10 @@ pub(super) fn put_back(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     done
 }
 
-fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
+fn end_once_more(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     let Ends { local, remote } = Ends::of(fd)?;
     let bytes = ended::unread(fd)?;
-    let marks = marks(fd)?;
+    let numbers = read_numbers(fd)?;
     let (mut negotiated, _) = snapshot::negotiated(fd, &tcp_info(fd)?)?;
     // The socket remembers the peer's last one, behind which the segments below would be.
     negotiated.timestamps = false;
@@ -75,11 +75,11 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
     raw::disconnect(fd)?;
     // That was an error too.
     sockopt::take_error(fd)?;
-    let bound = BoundSocket::again(Socket::from(twin), local)?;
-    let end = marks.rcv_nxt.wrapping_sub(u32::from(ended.after_fin));
+    let bound = BoundSocket::reuse(Socket::from(twin), local)?;
+    let end = numbers.rcv_nxt.wrapping_sub(u32::from(ended.after_fin));
     let start = QueueStart {
         // The last of its numbers is the FIN's, if there was one.
-        snd_una: marks.write_seq.wrapping_sub(1),
+        snd_una: numbers.write_seq.wrapping_sub(1),
         copied_seq: end.wrapping_sub(bytes.len() as u32),
     };
     let mut socket = bound.connect(remote, start, negotiated.mss_clamp)?;
@@ -101,7 +101,7 @@ fn again(fd: BorrowedFd<'_>, ended: Ended) -> Result<()> {
 
 impl BoundSocket {
     /// A socket in repair mode that had a connection, with the local address that it had.
-    fn again(socket: Socket, local: SocketAddr) -> Result<Self> {
+    fn reuse(socket: Socket, local: SocketAddr) -> Result<Self> {
         match socket.bind(&local.into()) {
             Ok(()) => {}
             // It was bound by its application, and is still.

@@ -8,12 +8,12 @@ use super::check::{check, is_in_repair_mode};
 use super::ended;
 use super::ending;
 use super::mute::{self, Mute};
-use super::numbers::{Numbers, Progress, marks};
+use super::numbers::{Numbers, Progress, read_numbers};
 use super::opening;
+use super::probes::wake_up;
 use super::snapshot::{Ended, Queues, Snapshot, negotiated};
 use super::timers::Timers;
 use super::waiting::refuse_urgent;
-use super::wake::wake_up;
 use crate::error::{Error, NotMigratable, Result};
 use crate::info::{Info, State, tcp_info};
 use crate::raw;
@@ -174,8 +174,8 @@ impl FrozenSocket {
     /// # Errors
     ///
     /// [`Error::Call`]; the connection stays frozen.
-    pub fn marks(&self) -> Result<Numbers> {
-        marks(self.as_fd())
+    pub fn numbers(&self) -> Result<Numbers> {
+        read_numbers(self.as_fd())
     }
 
     /// How far the connection has come: other than in the [`Snapshot`] if it moved on since.
@@ -210,8 +210,8 @@ impl FrozenSocket {
             let progress = Progress::of(fd, &info)?;
             match info.state {
                 state if state.is_movable() => {}
-                State::SynSent => return opening::read(fd, marks(fd)?, progress),
-                State::Close => return ended::read(fd, marks(fd)?, progress, &self.ended),
+                State::SynSent => return opening::read(fd, read_numbers(fd)?, progress),
+                State::Close => return ended::read(fd, read_numbers(fd)?, progress, &self.ended),
                 state => return Err(NotMigratable::State(state).into()),
             }
             refuse_urgent(fd)?;
@@ -224,7 +224,7 @@ impl FrozenSocket {
                 continue;
             }
             return Ok(Snapshot {
-                marks: queues.marks,
+                numbers: queues.numbers,
                 unsent: queues.unsent,
                 send_queue: queues.send,
                 receive_queue: queues.receive,

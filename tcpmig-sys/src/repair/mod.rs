@@ -15,12 +15,12 @@ pub mod mute;
 mod numbers;
 mod open_again;
 mod opening;
+mod probes;
 mod queue;
 mod rebuild;
 mod snapshot;
 mod timers;
 mod waiting;
-mod wake;
 
 pub(crate) use rebuild::set_clock;
 

@@ -23,13 +23,13 @@ pub struct Numbers {
 /// Where a connection stood, to tell later where it stands without asking for each number again.
 #[derive(Debug)]
 pub(super) struct Stood {
-    marks: Numbers,
+    numbers: Numbers,
     pub(super) info: Info,
 }
 
 impl Stood {
-    pub(super) fn at(marks: Numbers, info: Info) -> Self {
-        Self { marks, info }
+    pub(super) fn at(numbers: Numbers, info: Info) -> Self {
+        Self { numbers, info }
     }
 
     /// Where it stands now, as long as it is in repair mode: nothing is written then.
@@ -39,20 +39,20 @@ impl Stood {
         let received = info.bytes_received.wrapping_sub(self.info.bytes_received) as u32;
         Numbers {
             state: info.state,
-            snd_una: self.marks.snd_una.wrapping_add(acknowledged),
-            write_seq: self.marks.write_seq,
-            rcv_nxt: self.marks.rcv_nxt.wrapping_add(received),
+            snd_una: self.numbers.snd_una.wrapping_add(acknowledged),
+            write_seq: self.numbers.write_seq,
+            rcv_nxt: self.numbers.rcv_nxt.wrapping_add(received),
         }
     }
 
     /// Whether neither end had closed.
     pub(super) fn is_established(&self) -> bool {
-        self.marks.state == State::Established
+        self.numbers.state == State::Established
     }
 
     /// Whether it stands where it stood then.
     pub(super) fn is_still_there(&self, now: &Numbers) -> bool {
-        self.marks == *now
+        self.numbers == *now
     }
 }
 
@@ -85,12 +85,12 @@ impl Progress {
     }
 }
 
-pub(super) fn marks(fd: BorrowedFd<'_>) -> Result<Numbers> {
-    marks_in(fd, tcp_info(fd)?.state)
+pub(super) fn read_numbers(fd: BorrowedFd<'_>) -> Result<Numbers> {
+    read_numbers_in(fd, tcp_info(fd)?.state)
 }
 
 /// The same in a state that was read just before.
-pub(super) fn marks_in(fd: BorrowedFd<'_>, state: State) -> Result<Numbers> {
+pub(super) fn read_numbers_in(fd: BorrowedFd<'_>, state: State) -> Result<Numbers> {
     sockopt::set_repair_queue(fd, Queue::Receive)?;
     let rcv_nxt = sockopt::queue_sequence(fd)?;
     sockopt::set_repair_queue(fd, Queue::Send)?;

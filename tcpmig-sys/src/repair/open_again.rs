@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::mute::Mute;
-use super::numbers::marks;
+use super::numbers::read_numbers;
 use super::rebuild::{BoundSocket, RestoringSocket, set_clock};
 use super::snapshot::Clock;
 use crate::ends::Ends;
@@ -65,17 +65,17 @@ impl BoundSocket {
         let restoring =
             RestoringSocket::from_socket(socket, namespace, Ends { local, remote }, mute);
         let fd = restoring.as_fd();
-        let marks = marks(fd)?;
+        let numbers = read_numbers(fd)?;
         for (what, asked, got) in [
             (
                 "the state",
                 State::SynSent.to_string(),
-                marks.state.to_string(),
+                numbers.state.to_string(),
             ),
             (
                 "write_seq",
                 initial.wrapping_add(1).to_string(),
-                marks.write_seq.to_string(),
+                numbers.write_seq.to_string(),
             ),
         ] {
             if asked != got {

@@ -34,7 +34,7 @@ fn before_last(counters: &Counters) -> Duration {
 }
 
 /// What there is in `SYN_SENT`: a sequence number and a clock.
-pub(super) fn read(fd: BorrowedFd<'_>, marks: Numbers, progress: Progress) -> Result<Snapshot> {
+pub(super) fn read(fd: BorrowedFd<'_>, numbers: Numbers, progress: Progress) -> Result<Snapshot> {
     let info = tcp_info(fd)?;
     let (negotiated, _) = snapshot::negotiated(fd, &info)?;
     let microseconds = info.timestamps_in_microseconds;
@@ -59,7 +59,7 @@ pub(super) fn read(fd: BorrowedFd<'_>, marks: Numbers, progress: Progress) -> Re
     // The clock wraps.
     let clock = clock.wrapping_sub(ticks as u32);
     Ok(Snapshot {
-        marks,
+        numbers,
         send_queue: Vec::new(),
         unsent: 0,
         receive_queue: Vec::new(),

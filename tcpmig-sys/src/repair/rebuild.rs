@@ -14,11 +14,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::local_address;
 use super::mute::Mute;
-use super::numbers::{self, Numbers, Stood, marks_in};
+use super::numbers::{Numbers, Stood, read_numbers, read_numbers_in};
+use super::probes::{Probes, Retransmit, end_repair};
 use super::queue;
 use super::snapshot::{Clock, QueueStart};
 use super::timers::Timers;
-use super::wake::{Again, Wake, end_repair};
 use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::{Info, State, tcp_info};
@@ -78,7 +78,7 @@ pub struct RestoringSocket {
     /// For the segments at activation that the kernel does not send by itself.
     pub(super) injector: Option<Injector>,
     /// What of the send queue is sent again at activation.
-    pub(super) again: Vec<Again>,
+    pub(super) retransmit: Vec<Retransmit>,
     /// None once it may take part in the network.
     mute: Option<Mute>,
     timers: Option<Timers>,
@@ -251,7 +251,7 @@ impl RestoringSocket {
             empty: None,
             window: None,
             injector: None,
-            again: Vec::new(),
+            retransmit: Vec::new(),
             mute: Some(mute),
             timers: None,
             verified: None,
@@ -288,8 +288,8 @@ impl RestoringSocket {
     /// # Errors
     ///
     /// [`Error::Call`].
-    pub fn marks(&self) -> Result<Numbers> {
-        numbers::marks(self.as_fd())
+    pub fn numbers(&self) -> Result<Numbers> {
+        read_numbers(self.as_fd())
     }
 
     /// The last step before the connection waits for its activation, after the application's options were set: keepalive,
@@ -377,7 +377,7 @@ impl RestoringSocket {
             done += queue::append(fd, CALL, &bytes[done..])?;
         }
         sockopt::set_repair_queue(fd, Queue::None)?;
-        all(CALL, done, bytes.len())
+        check_complete(CALL, done, bytes.len())
     }
 
     /// Fills the send queue with bytes that were sent and not acknowledged.
@@ -414,9 +414,9 @@ impl RestoringSocket {
         let done = queue::append(fd, CALL, bytes)?;
         sockopt::set_repair_queue(fd, Queue::None)?;
         let info = tcp_info(fd)?;
-        let snd_una = marks_in(fd, info.state)?.snd_una;
-        self.again = again(bytes, snd_una, &info);
-        all(CALL, done, bytes.len())
+        let snd_una = read_numbers_in(fd, info.state)?.snd_una;
+        self.retransmit = retransmit(bytes, snd_una, &info);
+        check_complete(CALL, done, bytes.len())
     }
 
     /// The windows, after both queues are filled.
@@ -433,7 +433,7 @@ impl RestoringSocket {
 
     /// Reads the connection back and compares it with what was asked for.
     ///
-    /// The marks are the kernel's numbers: `write_seq` and `rcv_nxt` count a FIN that was sent or received.
+    /// The numbers are the kernel's: `write_seq` and `rcv_nxt` count a FIN that was sent or received.
     ///
     /// # Errors
     ///
@@ -487,7 +487,7 @@ impl RestoringSocket {
                 write_seq: start.snd_una,
                 rcv_nxt: start.copied_seq,
             }),
-            _ => marks_in(self.as_fd(), info.state),
+            _ => read_numbers_in(self.as_fd(), info.state),
         }
     }
 
@@ -526,9 +526,9 @@ impl RestoringSocket {
         let fd = self.as_fd();
         if let Some(injector) = &self.injector {
             let before = self.verified.as_ref().map(|stood| (stood, self.window));
-            let wake = Wake::read(fd, injector, &self.again, before)?;
+            let probes = Probes::read(fd, injector, &self.retransmit, before)?;
             sockopt::set_repair(fd, Repair::OffQuiet)?;
-            wake.run(fd, injector);
+            probes.run(fd, injector);
         } else {
             end_repair(fd)?;
         }
@@ -556,19 +556,19 @@ pub fn write_unsent(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
 /// The kernel alone is slow at it: it takes no round-trip time from what was written in repair mode (`TCPCB_REPAIRED`), so that its first
 /// retransmission timer takes one to three seconds. It finds out by itself that all between the oldest and the newest
 /// was lost once the newest are acknowledged selectively.
-fn again(bytes: &[u8], snd_una: u32, info: &Info) -> Vec<Again> {
+fn retransmit(bytes: &[u8], snd_una: u32, info: &Info) -> Vec<Retransmit> {
     let segment = (info.snd_mss as usize).max(1);
     let mut chunks = bytes.chunks(segment).enumerate();
     let mut chosen: Vec<_> = chunks.by_ref().take(OLDEST).collect();
     // In their order: another one would count as reordering.
     let between = chunks.len().saturating_sub(NEWEST);
     chosen.extend(chunks.skip(between));
-    let again = |(index, bytes): (usize, &[u8])| Again {
+    let segment = |(index, bytes): (usize, &[u8])| Retransmit {
         // A queue has at most 1 GiB.
         seq: snd_una.wrapping_add((index * segment) as u32),
         bytes: bytes.to_vec(),
     };
-    chosen.into_iter().map(again).collect()
+    chosen.into_iter().map(segment).collect()
 }
 
 /// Raises a buffer for `bytes` of payload: past the limit if the process may, else
@@ -589,7 +589,7 @@ fn grow(
     }
 }
 
-pub(super) fn all(call: &'static str, got: usize, expected: usize) -> Result<()> {
+pub(super) fn check_complete(call: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
     }

@@ -13,9 +13,10 @@ use crate::uapi::RepairWindow;
 /// What a frozen connection holds; sequence numbers as on the wire. The queues hold bytes only: a FIN is
 /// told by the state.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// Where the connection stands.
-    pub marks: Numbers,
+    pub numbers: Numbers,
     /// Everything written and not acknowledged, from `snd_una` on.
     pub send_queue: Vec<u8>,
     /// How many bytes at the end of `send_queue` were never sent.
@@ -69,8 +70,8 @@ impl Snapshot {
         // A queue has at most 1 GiB.
         let waiting = self.receive_queue.len() as u32;
         QueueStart {
-            snd_una: self.marks.snd_una,
-            copied_seq: self.marks.rcv_nxt.wrapping_sub(waiting),
+            snd_una: self.numbers.snd_una,
+            copied_seq: self.numbers.rcv_nxt.wrapping_sub(waiting),
         }
     }
 
@@ -86,12 +87,12 @@ impl Snapshot {
     /// What [`verify`](crate::repair::RestoringSocket::verify) has to find once both queues are filled: nothing unsent is in
     /// the socket yet. For a connection that neither end has closed.
     #[must_use]
-    pub fn rebuilt_marks(&self) -> Numbers {
+    pub fn rebuilt_numbers(&self) -> Numbers {
         let (sent, _) = self.sent_and_unsent();
         Numbers {
             // A queue has at most 1 GiB.
-            write_seq: self.marks.snd_una.wrapping_add(sent.len() as u32),
-            ..self.marks
+            write_seq: self.numbers.snd_una.wrapping_add(sent.len() as u32),
+            ..self.numbers
         }
     }
 }
@@ -100,7 +101,7 @@ impl fmt::Debug for Snapshot {
     // The queues are the users' data: lengths only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
-            .field("marks", &self.marks)
+            .field("numbers", &self.numbers)
             .field("send_queue", &self.send_queue.len())
             .field("unsent", &self.unsent)
             .field("receive_queue", &self.receive_queue.len())
@@ -123,7 +124,7 @@ pub struct QueueStart {
 
 /// Both queues and where they stand.
 pub(super) struct Queues {
-    pub(super) marks: Numbers,
+    pub(super) numbers: Numbers,
     pub(super) receive: Vec<u8>,
     pub(super) send: Vec<u8>,
     /// How many bytes at the end of `send` were never sent.
@@ -150,7 +151,7 @@ impl Queues {
         };
         sockopt::set_repair_queue(fd, Queue::None)?;
         Ok(Self {
-            marks: Numbers {
+            numbers: Numbers {
                 state: info.state,
                 snd_una: write_seq.wrapping_sub(waiting),
                 write_seq,

@@ -15,7 +15,7 @@ use crate::seam;
 mod connect;
 pub(crate) mod diag;
 mod list;
-mod occupant;
+pub(crate) mod occupant;
 
 use diag::NETLINK_SOCK_DIAG;
 pub use diag::cookie;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::info::State;
+use crate::state::State;
 
 /// A connection of this host, or what is left of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

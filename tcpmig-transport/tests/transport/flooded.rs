@@ -35,10 +35,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// What the hosts of these tests allow: more time than a busy machine takes.
 fn patient() -> TransportLimits {
-    TransportLimits {
-        handshake: Duration::from_secs(60),
-        ..Default::default()
-    }
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_secs(60);
+    limits
 }
 
 /// A host on which others knock, which lets everybody in who may and answers each frame with itself.
@@ -137,10 +136,8 @@ async fn established(knocked: &Knocked) -> (Endpoint, Peer, Exchange) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_connect_while_strangers_that_hear_nothing_knock() {
-    let limits = TransportLimits {
-        handshake: Duration::from_secs(20),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_secs(20);
     let knocked = knocked(limits.clone());
     let (_source, before, mut exchange) = established(&knocked).await;
     let flood = knocked.flood(Kind::deaf(200, 750));
@@ -189,13 +186,11 @@ async fn hosts_connect_while_their_own_address_knocks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_connect_while_others_show_their_address_and_fall_silent() {
     // As many as take all places that they can get; those are more than the hosts that may connect.
-    let limits = TransportLimits {
-        max_connections: HOSTS + 1,
-        max_handshakes: 64,
-        max_handshakes_per_address: 8,
-        handshake: Duration::from_secs(20),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_connections = HOSTS + 1;
+    limits.max_handshakes = 64;
+    limits.max_handshakes_per_address = 8;
+    limits.handshake = Duration::from_secs(20);
     let knocked = knocked(limits.clone());
     let (_source, before, mut exchange) = established(&knocked).await;
     let flood = knocked.flood(Kind {
@@ -220,11 +215,9 @@ async fn hosts_connect_while_others_show_their_address_and_fall_silent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_gets_no_more_than_its_share() {
-    let limits = TransportLimits {
-        retry_above: 0,
-        max_handshakes_per_address: 5,
-        ..patient()
-    };
+    let mut limits = patient();
+    limits.retry_above = 0;
+    limits.max_handshakes_per_address = 5;
     let knocked = knocked(limits.clone());
     let (_source, before, mut exchange) = established(&knocked).await;
     let flood = knocked.flood(Kind {
@@ -257,9 +250,10 @@ async fn few_hosts_connect_without_another_round_trip() {
 
 #[tokio::test]
 async fn many_that_connect_at_once_all_connect() {
-    let knocked = knocked(TransportLimits {
-        crowded_handshake: PATIENCE,
-        ..patient()
+    let knocked = knocked({
+        let mut limits = patient();
+        limits.crowded_handshake = PATIENCE;
+        limits
     });
     let sources: Vec<Endpoint> = (0..60).map(|number| knocked.host(number)).collect();
     let mut connecting = tokio::task::JoinSet::new();
@@ -286,10 +280,8 @@ async fn asked(knocker: &Knocker, socket: &tokio::net::UdpSocket) -> (Vec<u8>, V
 
 #[tokio::test]
 async fn a_token_outlives_the_credentials() {
-    let limits = TransportLimits {
-        retry_above: 0,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.retry_above = 0;
     let knocked = knocked(limits);
     let socket = tokio::net::UdpSocket::bind(loopback())
         .await
@@ -310,10 +302,8 @@ async fn a_token_outlives_the_credentials() {
 
 #[tokio::test]
 async fn a_token_is_of_no_use_at_another_address() {
-    let limits = TransportLimits {
-        retry_above: 0,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.retry_above = 0;
     let knocked = knocked(limits);
     let socket = tokio::net::UdpSocket::bind(loopback())
         .await
@@ -332,11 +322,9 @@ async fn a_token_is_of_no_use_at_another_address() {
 
 #[tokio::test]
 async fn answers_have_a_rate() {
-    let limits = TransportLimits {
-        retry_above: 0,
-        answers_per_second: 100,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.retry_above = 0;
+    limits.answers_per_second = 100;
     let knocked = knocked(limits);
     let flood = knocked.flood(Kind::deaf(100, 1000));
     until("more knock than are answered", || {
@@ -350,13 +338,11 @@ async fn answers_have_a_rate() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_has_fallen_silent_makes_way_without_an_error() {
-    let limits = TransportLimits {
-        max_handshakes: 1,
-        retry_above: 0,
-        crowded_handshake: Duration::from_millis(100),
-        handshake: Duration::from_secs(3600),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_handshakes = 1;
+    limits.retry_above = 0;
+    limits.crowded_handshake = Duration::from_millis(100);
+    limits.handshake = Duration::from_secs(3600);
     let authority = authority();
     let target = host_at(loopback(), &authority, TARGET, limits);
     let address = target.local_addr().expect("bound");

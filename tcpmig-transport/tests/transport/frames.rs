@@ -79,10 +79,8 @@ async fn thousands_of_small_frames_stay_in_order() {
 
 #[tokio::test]
 async fn many_exchanges_share_a_connection() {
-    let limits = TransportLimits {
-        max_exchanges: 4,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_exchanges = 4;
     let hosts = hosts(loopback(), limits).await;
     let to_source = hosts.to_source.clone();
     let answering = tokio::spawn(async move {
@@ -111,10 +109,8 @@ async fn many_exchanges_share_a_connection() {
 
 #[tokio::test]
 async fn a_frame_over_the_limit_is_not_sent() {
-    let limits = TransportLimits {
-        max_frame: 100,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_frame = 100;
     on_both(limits, |mut here, mut there| async move {
         let refused = here.send(bytes(101)).await;
         assert!(matches!(
@@ -134,10 +130,8 @@ async fn a_frame_over_the_limit_is_not_sent() {
 async fn an_announced_frame_over_the_limit_is_refused_on_both_sides() {
     let authority = authority();
     let source = host(&authority, SOURCE);
-    let strict = TransportLimits {
-        max_frame: 1000,
-        ..Default::default()
-    };
+    let mut strict = TransportLimits::default();
+    strict.max_frame = 1000;
     let target = host_at(loopback(), &authority, TARGET, strict);
     let address = target.local_addr().expect("bound");
     let (to_target, to_source) = tokio::join!(source.connect(address, TARGET), target.accept());

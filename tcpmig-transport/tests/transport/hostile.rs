@@ -148,10 +148,8 @@ async fn record(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
 #[tokio::test]
 async fn what_another_host_said_is_of_no_use_when_it_is_repeated() {
     let authority = authority();
-    let limits = TransportLimits {
-        handshake: Duration::from_secs(1),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_secs(1);
     let target = host_at(loopback(), &authority, TARGET, limits);
     let source = host(&authority, SOURCE);
     let (relay, kept) = record(address(&target)).await;
@@ -209,11 +207,10 @@ async fn what_another_host_said_is_of_no_use_when_it_is_repeated() {
 }
 
 fn short(frame: Duration, max_unfinished: usize) -> TransportLimits {
-    TransportLimits {
-        frame,
-        max_unfinished,
-        ..Default::default()
-    }
+    let mut limits = TransportLimits::default();
+    limits.frame = frame;
+    limits.max_unfinished = max_unfinished;
+    limits
 }
 
 /// A stream to the target on which anything can be written, and its other end.
@@ -331,10 +328,8 @@ async fn unfinished_frames_of_all_exchanges_are_limited_together() {
 
 #[tokio::test]
 async fn a_host_opens_no_more_exchanges_than_it_may() {
-    let limits = TransportLimits {
-        max_exchanges: 3,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_exchanges = 3;
     let hosts = in_time(hosts(loopback(), limits)).await;
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -367,11 +362,9 @@ async fn a_host_opens_no_more_exchanges_than_it_may() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_hosts_connect_at_once_than_may() {
     let authority = authority();
-    let limits = TransportLimits {
-        max_connections: 3,
-        handshake: Duration::from_secs(25),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_connections = 3;
+    limits.handshake = Duration::from_secs(25);
     let target = host_at(loopback(), &authority, TARGET, limits.clone());
     let (target_address, mut connecting) = (address(&target), tokio::task::JoinSet::new());
     let serving = tokio::spawn(async move {
@@ -409,10 +402,8 @@ async fn no_more_hosts_connect_at_once_than_may() {
 #[tokio::test]
 async fn no_more_hosts_connect_than_may() {
     let authority = authority();
-    let limits = TransportLimits {
-        max_connections: 2,
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.max_connections = 2;
     let target = host_at(loopback(), &authority, TARGET, limits);
     let serving = tokio::spawn({
         let target = target.clone();

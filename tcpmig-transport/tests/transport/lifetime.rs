@@ -126,11 +126,9 @@ async fn a_closed_endpoint_accepts_and_connects_no_more() {
 #[tokio::test]
 async fn a_peer_that_vanished_is_idle_within_the_limit() {
     let idle = Duration::from_millis(600);
-    let limits = TransportLimits {
-        idle,
-        keep_alive: Duration::from_millis(100),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.idle = idle;
+    limits.keep_alive = Duration::from_millis(100);
     let authority = authority();
     let source = host_at(loopback(), &authority, SOURCE, limits.clone());
     let (process, address) =
@@ -157,11 +155,9 @@ async fn a_peer_that_vanished_is_idle_within_the_limit() {
 
 #[tokio::test]
 async fn keep_alives_hold_a_connection_without_traffic() {
-    let limits = TransportLimits {
-        idle: Duration::from_millis(400),
-        keep_alive: Duration::from_millis(50),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.idle = Duration::from_millis(400);
+    limits.keep_alive = Duration::from_millis(50);
     let hosts = in_time(hosts(loopback(), limits)).await;
     let ended = tokio::time::timeout(Duration::from_millis(1200), hosts.to_target.closed()).await;
     assert!(ended.is_err(), "{ended:?}");

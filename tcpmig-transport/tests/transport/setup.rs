@@ -11,10 +11,8 @@ use crate::support::{
 
 #[tokio::test]
 async fn nobody_there_is_unreachable() {
-    let limits = TransportLimits {
-        handshake: Duration::from_millis(300),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_millis(300);
     let source = host_at(loopback(), &authority(), SOURCE, limits);
     let silent = UdpSocket::bind(loopback()).expect("bound");
     let address = silent.local_addr().expect("bound");
@@ -29,10 +27,8 @@ async fn nobody_there_is_unreachable() {
 async fn a_host_that_does_not_accept_is_unreachable() {
     // It answers packets only while `accept` runs, which is never called.
     let authority = authority();
-    let limits = TransportLimits {
-        handshake: Duration::from_millis(300),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_millis(300);
     let source = host_at(loopback(), &authority, SOURCE, limits);
     let target = host(&authority, TARGET);
     let connected = in_time(source.connect(target.local_addr().expect("bound"), TARGET)).await;
@@ -65,10 +61,8 @@ async fn muffle(target: SocketAddr) -> SocketAddr {
 #[tokio::test]
 async fn a_host_that_falls_silent_delays_no_other_and_times_out() {
     let authority = authority();
-    let limits = TransportLimits {
-        handshake: Duration::from_millis(1500),
-        ..Default::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = Duration::from_millis(1500);
     let target = host_at(loopback(), &authority, TARGET, limits.clone());
     let silent = host_at(loopback(), &authority, "silent.example", limits);
     let source = host(&authority, SOURCE);
@@ -150,37 +144,20 @@ fn outside_of_a_runtime_is_an_error() {
 async fn limits_that_quic_cannot_express_are_refused() {
     let authority = authority();
     let issued = authority.issue(SOURCE).expect("issued");
-    for limits in [
-        TransportLimits {
-            idle: Duration::from_secs(1),
-            keep_alive: Duration::from_secs(1),
-            ..Default::default()
+    let wrong: [fn(&mut TransportLimits); 7] = [
+        |limits| {
+            (limits.idle, limits.keep_alive) = (Duration::from_secs(1), Duration::from_secs(1));
         },
-        TransportLimits {
-            handshake: Duration::ZERO,
-            ..Default::default()
-        },
-        TransportLimits {
-            handshake: Duration::MAX,
-            ..Default::default()
-        },
-        TransportLimits {
-            idle: Duration::MAX,
-            ..Default::default()
-        },
-        TransportLimits {
-            max_handshakes: 0,
-            ..Default::default()
-        },
-        TransportLimits {
-            max_handshakes_per_address: 0,
-            ..Default::default()
-        },
-        TransportLimits {
-            crowded_handshake: Duration::ZERO,
-            ..Default::default()
-        },
-    ] {
+        |limits| limits.handshake = Duration::ZERO,
+        |limits| limits.handshake = Duration::MAX,
+        |limits| limits.idle = Duration::MAX,
+        |limits| limits.max_handshakes = 0,
+        |limits| limits.max_handshakes_per_address = 0,
+        |limits| limits.crowded_handshake = Duration::ZERO,
+    ];
+    for make_wrong in wrong {
+        let mut limits = TransportLimits::default();
+        make_wrong(&mut limits);
         let bound = Endpoint::bind(loopback(), &identity(&issued), &trust(&authority), limits);
         assert!(matches!(bound, Err(TransportError::Limit { .. })));
     }

@@ -114,10 +114,8 @@ struct Observed {
 impl Observed {
     fn of(traffic: Traffic, moments: usize, moving: bool) -> Self {
         let net = Net::new();
-        let options = Options {
-            settle: Duration::from_millis(20),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.settle = Duration::from_millis(20);
         let (a, b) = Site::pair(&net, &options);
         let (peer, server) = net.connect(Family::V4);
         let (locked, asks) = mpsc::channel();

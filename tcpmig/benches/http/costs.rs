@@ -13,7 +13,7 @@ use rustls::{
 use serde::Serialize;
 use tcpmig::session::{Carrier, Carriers};
 use tcpmig::tls::Tls;
-use tcpmig_format::{LayerReader, Octets};
+use tcpmig_format::{LayerReader, SecretBytes};
 use tcpmig_transport::keys::Authority;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -80,7 +80,7 @@ impl Costs {
             let tcp = TcpStream::from_std(parts.socket.into()).unwrap();
             let begin = Instant::now();
             let mut layers = LayerReader::new(&parts.layers);
-            let rebuilt = tls.rebuild(tcp, Octets::new(), &mut layers).unwrap();
+            let rebuilt = tls.rebuild(tcp, SecretBytes::new(), &mut layers).unwrap();
             let import = begin.elapsed();
             all.push((handshake, export, import, parts.layers[0].payload.len()));
             let mut stream = rebuilt.carrier;

@@ -141,10 +141,8 @@ impl<K: Carriers + Clone> Servers<K> {
     /// What does not move has its TLS, if any, from there.
     fn start(over: Over, carriers: K, plain: Option<TlsAcceptor>) -> Self {
         let net = Net::new();
-        let options = Options {
-            settle: Duration::from_millis(20),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.settle = Duration::from_millis(20);
         let (a, b) = Site::pair(&net, &options);
         let (on_a, on_b) = (movable(&a, carriers.clone()), movable(&b, carriers));
         a.call({

@@ -84,7 +84,7 @@ pub(crate) struct Measured {
     pub(crate) stood_still_ms: f64,
     /// The longest pause that the peer saw around a move, beyond the time it stood still and a round trip.
     pub(crate) beyond_ms: f64,
-    /// Octets (or answers) a second in these seconds after the last move; of the connection that stays in the same seconds.
+    /// Bytes (or answers) a second in these seconds after the last move; of the connection that stays in the same seconds.
     pub(crate) moved: [u64; SECONDS.len()],
     pub(crate) stayed: [u64; SECONDS.len()],
     /// Segments that both ends sent again, of the moved and of the other one.

@@ -5,7 +5,7 @@ use crate::case::{By, Loss, Measured, SECONDS};
 pub(crate) fn print_head() {
     println!(
         "A path of a round-trip time; beyond: the longest pause beyond the time it stood still and a round trip.\n\
-         Octets (answers) a second in these seconds after the move, moved / in percent of the connection that stays.\n\
+         Bytes (answers) a second in these seconds after the move, moved / in percent of the connection that stays.\n\
          Segments sent again, timers that ran out and frames lost: moved / stayed."
     );
     println!(

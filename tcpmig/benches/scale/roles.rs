@@ -10,7 +10,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Outcome, Report};
 use tcpmig::steer::Redirected;
-use tcpmig_sys::flags;
+use tcpmig_sys::fcntl;
 use tcpmig_sys::process::descriptors;
 use tokio::task::JoinSet;
 
@@ -74,10 +74,9 @@ fn cpu() -> Duration {
 }
 
 fn options(task: &Task) -> Options {
-    Options {
-        in_flight: task.in_flight,
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.in_flight = task.in_flight;
+    options
 }
 
 async fn source(task: &Task) {
@@ -184,7 +183,7 @@ async fn target(task: &Task) {
     for _ in 0..task.connections() {
         let arrived = arrivals.next().await.unwrap();
         assert!(arrived.unwritten.is_empty());
-        flags::set_non_blocking(arrived.socket.as_fd(), true).unwrap();
+        fcntl::set_non_blocking(arrived.socket.as_fd(), true).unwrap();
         echoes.spawn(echo(arrived.socket));
     }
     // Of this, the application's task and registration are some hundred bytes.

@@ -8,7 +8,7 @@
  *   person to read. Each function says what it leaves behind on success; on failure everything is as it was before the call,
  *   unless the function says otherwise.
  * - A handle (struct tcpmig_locker, tcpmig_image, tcpmig_frozen, tcpmig_prepared, tcpmig_restored, tcpmig_agent,
- *   tcpmig_upgrade) may be used from any thread, from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is no error for the
+ *   tcpmig_upgrade) may be used from any thread, from one at a time. Functions that end a handle take its address and set it to NULL; NULL in its place is not an error for the
  *   functions whose names end in _free.
  * - Nothing of yours is called but what you gave in struct tcpmig_lock_operations, and that on the thread of your own call. The
  *   library sets no signal handler and changes no process-wide setting. A thread that it starts has all signals blocked.
@@ -147,7 +147,7 @@ struct tcpmig_lock_operations {
     int (*lock)(void *context, const struct tcpmig_flow *flows, size_t count, uint32_t lease_ms, void **lock);
     /* The lock ends lease_ms from now, or later if it would end later anyway. ENOENT if it has ended. */
     int (*renew)(void *context, void *lock, uint32_t lease_ms);
-    /* Ends the lock. It is not used any more, also after an error. One whose lease ran out before is no error. */
+    /* Ends the lock. It is not used any more, also after an error. One whose lease ran out before is not an error. */
     int (*unlock)(void *context, void *lock);
     /* Leaves the lock to its lease: what was allocated for it can be freed, and packets must not pass before the lease ends. */
     void (*leave)(void *context, void *lock);

@@ -162,7 +162,7 @@ pub(crate) unsafe fn number<'a>(fd: c_int) -> Done<BorrowedFd<'a>> {
             "{fd} is not an open descriptor"
         )));
     }
-    // SAFETY: as the caller's; a number that is no descriptor is one that calls fail with.
+    // SAFETY: as the caller's; a number that is not a descriptor is one that calls fail with.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 use tcpmig_sys::process::{packets, passing};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -96,7 +96,7 @@ impl Link {
     /// Sends these packets, the descriptor with the last; waits while the other end does not read.
     pub(super) async fn send(
         &self,
-        bytes: &[Octets],
+        bytes: &[SecretBytes],
         descriptor: Option<&OwnedFd>,
     ) -> Result<(), LinkError> {
         for (at, packet) in bytes.iter().enumerate() {
@@ -128,7 +128,7 @@ impl Link {
 pub(super) struct Incoming {
     assembler: Assembler,
     // Secrets go through it.
-    buffer: Octets,
+    buffer: SecretBytes,
 }
 
 impl Incoming {
@@ -140,7 +140,7 @@ impl Incoming {
     pub(super) fn within(budget: Arc<Budget>) -> Self {
         Self {
             assembler: Assembler::within(budget),
-            buffer: Octets::new(),
+            buffer: SecretBytes::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tcpmig_format::{FourTuple, Layer, MAX_LAYERS, Octets};
+use tcpmig_format::{FourTuple, Layer, MAX_LAYERS, SecretBytes};
 
 /// The versions of this protocol that are spoken here.
 pub(super) const VERSION: u16 = 1;
@@ -45,8 +45,8 @@ pub(super) enum ToAgent {
         id: u64,
         service: String,
         to: String,
-        #[serde(with = "octets")]
-        layers: Octets,
+        #[serde(with = "bin")]
+        layers: SecretBytes,
     },
     Cancel {
         id: u64,
@@ -86,8 +86,8 @@ pub(super) enum ToAgent {
     },
     Piece {
         id: u64,
-        #[serde(with = "octets")]
-        octets: Octets,
+        #[serde(with = "bin")]
+        octets: SecretBytes,
     },
 }
 
@@ -137,16 +137,16 @@ pub(super) enum ToClient {
         #[serde(with = "text")]
         flow: FourTuple,
         from: String,
-        #[serde(with = "octets")]
-        layers: Octets,
+        #[serde(with = "bin")]
+        layers: SecretBytes,
     },
     Withdrawn {
         id: u64,
     },
     Arrived {
         id: u64,
-        #[serde(with = "octets")]
-        unwritten: Octets,
+        #[serde(with = "bin")]
+        unwritten: SecretBytes,
     },
     Drain {
         id: u64,
@@ -171,8 +171,8 @@ pub(super) enum ToClient {
     },
     Piece {
         id: u64,
-        #[serde(with = "octets")]
-        octets: Octets,
+        #[serde(with = "bin")]
+        octets: SecretBytes,
     },
 }
 
@@ -198,7 +198,7 @@ pub(super) enum WireError {
 }
 
 /// Encodes something of about so many bytes. In one piece: memory that grows leaves secrets behind where it was.
-fn encoded<T: Serialize>(value: &T, about: usize) -> Octets {
+fn encoded<T: Serialize>(value: &T, about: usize) -> SecretBytes {
     let mut bytes = Vec::with_capacity(about);
     let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
     // INVARIANT: numbers, strings, bytes and lists of them always have an encoding, and a `Vec` takes it.
@@ -222,28 +222,28 @@ fn decoded<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, WireError> {
 
 /// A message of either side, which may have pieces before it.
 pub(super) trait Message: Serialize + DeserializeOwned {
-    fn piece(id: u64, octets: Octets) -> Self;
+    fn piece(id: u64, octets: SecretBytes) -> Self;
 
     /// The part of the message that may be too long for a packet, and the message's number.
-    fn long(&mut self) -> Option<(u64, &mut Octets)>;
+    fn long(&mut self) -> Option<(u64, &mut SecretBytes)>;
 
     /// Whether it is a piece of what comes later.
-    fn as_piece(&self) -> Option<(u64, &Octets)>;
+    fn as_piece(&self) -> Option<(u64, &SecretBytes)>;
 }
 
 impl Message for ToAgent {
-    fn piece(id: u64, octets: Octets) -> Self {
+    fn piece(id: u64, octets: SecretBytes) -> Self {
         Self::Piece { id, octets }
     }
 
-    fn long(&mut self) -> Option<(u64, &mut Octets)> {
+    fn long(&mut self) -> Option<(u64, &mut SecretBytes)> {
         match self {
             Self::Give { id, layers, .. } => Some((*id, layers)),
             _ => None,
         }
     }
 
-    fn as_piece(&self) -> Option<(u64, &Octets)> {
+    fn as_piece(&self) -> Option<(u64, &SecretBytes)> {
         match self {
             Self::Piece { id, octets } => Some((*id, octets)),
             _ => None,
@@ -252,11 +252,11 @@ impl Message for ToAgent {
 }
 
 impl Message for ToClient {
-    fn piece(id: u64, octets: Octets) -> Self {
+    fn piece(id: u64, octets: SecretBytes) -> Self {
         Self::Piece { id, octets }
     }
 
-    fn long(&mut self) -> Option<(u64, &mut Octets)> {
+    fn long(&mut self) -> Option<(u64, &mut SecretBytes)> {
         match self {
             Self::Offer { id, layers, .. } => Some((*id, layers)),
             Self::Arrived { id, unwritten } => Some((*id, unwritten)),
@@ -264,7 +264,7 @@ impl Message for ToClient {
         }
     }
 
-    fn as_piece(&self) -> Option<(u64, &Octets)> {
+    fn as_piece(&self) -> Option<(u64, &SecretBytes)> {
         match self {
             Self::Piece { id, octets } => Some((*id, octets)),
             _ => None,
@@ -273,7 +273,7 @@ impl Message for ToClient {
 }
 
 /// The packets of a message, in order.
-pub(super) fn packets<M: Message>(mut message: M) -> Vec<Octets> {
+pub(super) fn packets<M: Message>(mut message: M) -> Vec<SecretBytes> {
     let mut packets = Vec::new();
     if let Some((id, long)) = message.long() {
         while long.len() > PIECE {
@@ -310,7 +310,7 @@ impl Default for Budget {
 /// Puts packets together to messages.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
-    pieces: BTreeMap<u64, Octets>,
+    pieces: BTreeMap<u64, SecretBytes>,
     bytes: usize,
     budget: Arc<Budget>,
 }
@@ -365,11 +365,11 @@ impl Assembler {
 struct WireLayer {
     kind: String,
     version: u32,
-    #[serde(with = "octets")]
-    payload: Octets,
+    #[serde(with = "bin")]
+    payload: SecretBytes,
 }
 
-pub(super) fn encode_layers(layers: &[Layer]) -> Octets {
+pub(super) fn encode_layers(layers: &[Layer]) -> SecretBytes {
     let layers: Vec<WireLayer> = layers
         .iter()
         .map(|layer| WireLayer {
@@ -396,15 +396,15 @@ pub(super) fn decode_layers(bytes: &[u8]) -> Result<Vec<Layer>, WireError> {
 }
 
 /// Bytes that are wiped, as `bin`.
-mod octets {
+mod bin {
     use serde::{Deserializer, Serializer};
-    use tcpmig_format::Octets;
+    use tcpmig_format::SecretBytes;
 
-    pub(super) fn serialize<S: Serializer>(bytes: &Octets, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(bytes: &SecretBytes, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Octets, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SecretBytes, D::Error> {
         let bytes: Vec<u8> = serde_bytes::deserialize(from)?;
         Ok(bytes.into())
     }
@@ -503,7 +503,7 @@ mod tests {
             service: "web".to_owned(),
             flow,
             from: "a.example".to_owned(),
-            layers: Octets::new(),
+            layers: SecretBytes::new(),
         };
         let (_, got) = through(offer);
         assert!(matches!(got, ToClient::Offer { flow: same, .. } if same == flow));
@@ -534,7 +534,7 @@ mod tests {
             assert!(assembler.packet::<ToAgent>(bytes).is_err(), "{bytes:?}");
         }
         assert!(decode_layers(b"\x91\x80").is_err());
-        let many: Vec<Layer> = vec![Layer::new("x", 1, Octets::new()); MAX_LAYERS + 1];
+        let many: Vec<Layer> = vec![Layer::new("x", 1, SecretBytes::new()); MAX_LAYERS + 1];
         assert!(decode_layers(&encode_layers(&many)).is_err());
     }
 

@@ -96,7 +96,7 @@ impl Locked {
             hold,
             socket,
             plan,
-            // Reading is no progress, but what the image has as unread changes.
+            // Reading is not progress, but what the image has as unread changes.
             read: read.and_then(|(progress, before)| (before == unread).then_some(progress)),
             captured,
         })

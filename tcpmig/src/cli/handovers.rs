@@ -145,7 +145,7 @@ pub(super) fn existing(path: &Path) -> anyhow::Result<File> {
 
 pub(super) fn identifier(text: &str) -> Option<HandoverId> {
     let bytes = u128::from_str_radix(text, 16).ok()?;
-    (text.len() == 32).then(|| HandoverId::from_octets(bytes.to_be_bytes()))
+    (text.len() == 32).then(|| HandoverId::from_bytes(bytes.to_be_bytes()))
 }
 
 /// Since when nobody answers for it; a process that has died did not always say.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tcpmig_format::{
-    Envelope, FilterInstruction, Image, IpImage, KeepAlive, Linger, ListenImage, Octets,
+    Envelope, FilterInstruction, Image, IpImage, KeepAlive, Linger, ListenImage, SecretBytes,
     SocketOptions, Subject, TcpImage, ip_fields, socket_fields,
 };
 
@@ -45,7 +45,7 @@ pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCod
 
 /// Everything of an image, from the bottom up.
 fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
-    let queue = |queue: &Octets| bytes_value(queue, payload);
+    let queue = |queue: &SecretBytes| bytes_value(queue, payload);
     let mut all = Map::new();
     all.insert(
         "image".to_owned(),
@@ -91,7 +91,7 @@ fn utc(taken: u64) -> Option<String> {
     shown.then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-fn bytes_value(bytes: &Octets, payload: bool) -> Value {
+fn bytes_value(bytes: &SecretBytes, payload: bool) -> Value {
     if !payload {
         return json!({ "bytes": bytes.len() });
     }
@@ -157,7 +157,7 @@ impl Shown for Vec<FilterInstruction> {
     }
 }
 
-impl Shown for Octets {
+impl Shown for SecretBytes {
     fn shown(&self) -> Value {
         bytes_value(self, true)
     }
@@ -207,7 +207,7 @@ fn listen(listen: &ListenImage) -> Value {
     }))
 }
 
-fn tcp(tcp: &TcpImage, queue: &impl Fn(&Octets) -> Value) -> Value {
+fn tcp(tcp: &TcpImage, queue: &impl Fn(&SecretBytes) -> Value) -> Value {
     let (send, receive, window) = (tcp.send(), tcp.receive(), tcp.window());
     let negotiated = tcp.negotiated();
     present(json!({

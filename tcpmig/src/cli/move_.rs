@@ -49,7 +49,7 @@ pub(crate) struct MoveArgs {
 }
 
 /// A connection, and how it leaves.
-enum Leaving {
+enum Outgoing {
     /// Its server gives it.
     Given(FourTuple),
     /// It is taken from whoever has it.
@@ -63,15 +63,15 @@ pub(crate) fn main(args: &MoveArgs, output: Output) -> anyhow::Result<ExitCode> 
         (Some(flow), _, _) => {
             let is_served = services.iter().any(|one| list::is_of(one, flow.local()));
             match dump::find_flow(flow)? {
-                Some(_) if is_served => vec![Leaving::Given(flow)],
-                Some(found) => vec![Leaving::Taken(flow, found.socket)],
+                Some(_) if is_served => vec![Outgoing::Given(flow)],
+                Some(found) => vec![Outgoing::Taken(flow, found.socket)],
                 None => Vec::new(),
             }
         }
         (None, Some(pid), Some(fd)) => {
             let socket = dump::take(pid, fd)?;
             let Ends { local, remote } = Ends::of(socket.as_fd())?;
-            vec![Leaving::Taken(FourTuple::new(local, remote)?, socket)]
+            vec![Outgoing::Taken(FourTuple::new(local, remote)?, socket)]
         }
         _ if args.filter.is_open() => {
             bail!(
@@ -94,19 +94,19 @@ pub(crate) fn main(args: &MoveArgs, output: Output) -> anyhow::Result<ExitCode> 
     })
 }
 
-fn selected(shown: &[Shown]) -> Vec<Leaving> {
+fn selected(shown: &[Shown]) -> Vec<Outgoing> {
     let given = shown.iter().filter_map(|one| {
         let is_given = one.service.is_some() && one.hindered.is_none();
         let flow = FourTuple::new(one.listed.local, one.listed.remote).ok()?;
-        is_given.then_some(Leaving::Given(flow))
+        is_given.then_some(Outgoing::Given(flow))
     });
     given.collect()
 }
 
-async fn depart(client: &Client, leaving: Leaving, to: &str) -> anyhow::Result<(FourTuple, Fate)> {
+async fn depart(client: &Client, leaving: Outgoing, to: &str) -> anyhow::Result<(FourTuple, Fate)> {
     match leaving {
-        Leaving::Given(flow) => Ok((flow, client.move_connection(flow, to, None).await?)),
-        Leaving::Taken(flow, socket) => {
+        Outgoing::Given(flow) => Ok((flow, client.move_connection(flow, to, None).await?)),
+        Outgoing::Taken(flow, socket) => {
             let mut holders = Holders::of(socket.as_fd())?;
             // Whoever has it uses it no more until its fate is known.
             let _still = holders.pause().with_context(|| flow.to_string())?;

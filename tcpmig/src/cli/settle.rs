@@ -79,7 +79,7 @@ fn note_by_hand(path: &Path, open: &Unfinished, decision: Decision) -> anyhow::R
     };
     if note == Note::Lost
         && let Ok(locker) = tcpmig::locker::nftables()
-        && let Err(error) = locker.release(&[open.about.flow])
+        && let Err(error) = locker.force_unlock(&[open.about.flow])
     {
         tracing::debug!(%error, "what redirects it is left to its lease");
     }

@@ -4,18 +4,40 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 
+use super::outcome::Outcome;
 use super::outgoing::Outgoing;
-use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
+use super::permits::Limits;
+use super::source::{Connection, Destination, Mover};
 use super::unclaimed::{Delivery, Receiver, Unclaimed};
+
+impl Mover {
+    /// Moves many connections to another host, each with a fate of its own: one that cannot be moved stops no other.
+    ///
+    /// They are prepared, frozen, sent and rebuilt side by side on tasks of the current runtime, as many frozen at
+    /// a time as [`Options::in_flight`](super::Options::in_flight) and [`Options::bytes_in_flight`](super::Options::bytes_in_flight) say, so that none stands still for longer
+    /// because there are many. A target that does not answer for one of them is not given those whose turn comes
+    /// later ([`Reason::Stopped`](super::Reason::Stopped)).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn move_all<C: Into<Connection>>(
+        &self,
+        connections: impl IntoIterator<Item = C>,
+        to: &Destination,
+    ) -> Moves {
+        let connections = connections.into_iter().map(Into::into);
+        begin(self, connections.collect(), to)
+    }
+}
 
 /// The moves of one call of [`Mover::move_all`], as they end.
 ///
@@ -52,10 +74,10 @@ impl Moves {
         Poll::Ready(None)
     }
 
-    /// Freezes no more connections: those that are not frozen yet are kept ([`Reason::Stopped`]), those that are go
+    /// Freezes no more connections: those that are not frozen yet are kept ([`Reason::Stopped`](super::Reason::Stopped)), those that are go
     /// to their end. All of them still come out of [`Moves::next`].
     pub fn stop(&self) {
-        self.limits.stopped.store(true, Ordering::Relaxed);
+        self.limits.stop();
     }
 }
 
@@ -79,74 +101,7 @@ impl fmt::Debug for Moves {
     }
 }
 
-/// What the moves of one call share.
-pub(super) struct Limits {
-    frozen: Semaphore,
-    /// In units of 1 KiB.
-    bytes: Semaphore,
-    all_bytes: u32,
-    stopped: AtomicBool,
-}
-
-/// The right to be frozen.
-pub(super) struct Turn<'a> {
-    _frozen: SemaphorePermit<'a>,
-    _bytes: SemaphorePermit<'a>,
-}
-
-impl Limits {
-    fn new(mover: &Mover) -> Self {
-        let all_bytes = u32::try_from(mover.options.bytes_in_flight >> 10).unwrap_or(u32::MAX);
-        let all_bytes = all_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
-        Self {
-            frozen: Semaphore::new(mover.options.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
-            bytes: Semaphore::new(all_bytes as usize),
-            all_bytes,
-            stopped: AtomicBool::new(false),
-        }
-    }
-
-    /// Waits until a connection with so many bytes in its queues may be frozen.
-    pub(super) async fn turn(&self, bytes: u32) -> Result<Turn<'_>, Reason> {
-        // One that is larger than all goes alone.
-        let units = (bytes >> 10).saturating_add(1).min(self.all_bytes);
-        // INVARIANT: the semaphores are never closed.
-        let frozen = self.frozen.acquire().await.expect("it is open");
-        let bytes = self.bytes.acquire_many(units).await.expect("it is open");
-        self.check()?;
-        Ok(Turn {
-            _frozen: frozen,
-            _bytes: bytes,
-        })
-    }
-
-    pub(super) fn check(&self) -> Result<(), Reason> {
-        if self.stopped.load(Ordering::Relaxed) {
-            Err(Reason::Stopped)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// A target that is not there or does not answer is not asked to take the rest.
-    fn look_at(&self, outcome: &Outcome) {
-        let unreachable = match &outcome.ending {
-            Ending::Moved | Ending::Lost(_) => false,
-            Ending::Kept { reason, .. } => {
-                matches!(
-                    reason,
-                    Reason::Link(_) | Reason::TooLate(_) | Reason::Version { .. }
-                )
-            }
-            Ending::InDoubt(_) => true,
-        };
-        if unreachable {
-            self.stopped.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-pub(super) fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destination) -> Moves {
+fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destination) -> Moves {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let (cancel, cancelled) = watch::channel(false);
     let limits = Arc::new(Limits::new(mover));

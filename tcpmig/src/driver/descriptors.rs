@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tcpmig_sys::process::descriptors;
 
-use super::{Options, slot};
+use super::Options;
+use super::mutex::lock;
 use crate::handover::{Code, Refusal};
 
 /// The descriptors that stay free.
@@ -31,7 +32,7 @@ impl Reserve {
     /// Leaves the application the descriptors that it needs to go on: at the limit its own `accept` would fail, with
     /// EMFILE, for connections that arrive from here. Raises the limit first if the process may.
     pub(super) fn check(&self) -> Result<(), Refusal> {
-        let mut found = slot::lock(&self.found);
+        let mut found = lock(&self.found);
         if let Some((when, left)) = &mut *found
             && *left > 0
             && when.elapsed() < COUNTS_FOR

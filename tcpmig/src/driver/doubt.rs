@@ -93,6 +93,6 @@ impl Drop for InDoubt {
 
 impl fmt::Debug for InDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Doubt").field("id", &self.id()).finish()
+        f.debug_struct("InDoubt").field("id", &self.id()).finish()
     }
 }

@@ -1,53 +1,14 @@
 //! One exchange with a source: hands what it says to [`Host`], and sends the answers.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tcpmig_transport::{Exchange, TransportError};
-use tokio::sync::Notify;
 use tracing::{Instrument, Span, debug, info, warn};
 
-use super::slot::lock;
+use super::outbox::Outbox;
 use super::spans;
 use super::target::{Action, Host};
 use crate::handover::{Frame, HandoverId, Heard, Link, LinkError, Message};
-
-/// Answers for an exchange, from whichever task works on the handover.
-///
-/// Nearly all answers are sent by the exchange itself, so that this has to be small and not fast.
-#[derive(Clone, Default)]
-pub(super) struct Outbox(Arc<Answers>);
-
-#[derive(Default)]
-struct Answers {
-    waiting: Mutex<VecDeque<Message>>,
-    passed: Notify,
-}
-
-impl Outbox {
-    pub(super) fn pass(&self, answer: Message) {
-        // Its exchange may have ended.
-        lock(&self.0.waiting).push_back(answer);
-        self.0.passed.notify_one();
-    }
-
-    /// The next answer that another task puts there. Only the exchange asks.
-    async fn next(&self) -> Message {
-        loop {
-            let answer = lock(&self.0.waiting).pop_front();
-            if let Some(answer) = answer {
-                return answer;
-            }
-            self.0.passed.notified().await;
-        }
-    }
-}
-
-impl PartialEq for Outbox {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
 
 /// Serves the messages of one exchange.
 pub(super) async fn serve_exchange(exchange: Exchange, host: Arc<Host>, from: Arc<str>) {

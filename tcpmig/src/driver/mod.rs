@@ -47,6 +47,7 @@
 //! [`Steer::waits`]: crate::steer::Steer::waits
 
 mod acceptor;
+mod arrival;
 mod batch;
 mod descriptors;
 mod doubt;
@@ -54,8 +55,12 @@ mod exchange;
 pub mod journal;
 mod keeper;
 mod moving;
+mod mutex;
 mod options;
+mod outbox;
+mod outcome;
 mod outgoing;
+mod permits;
 pub mod policy;
 mod report;
 mod resolve;
@@ -67,12 +72,14 @@ mod together;
 mod unclaimed;
 mod worker;
 
-pub use acceptor::{Acceptor, Arrivals, Arrived, Offer, Offered, Ready};
+pub use acceptor::{Acceptor, Arrivals};
+pub use arrival::{Arrived, Offer, Offered, Ready};
 pub use batch::Moves;
 pub use doubt::InDoubt;
 pub use journal::Decision;
 pub use moving::Move;
 pub use options::Options;
+pub use outcome::{Ending, Outcome, Reason};
 pub use report::Report;
 pub use resolve::Resolved;
-pub use source::{Connection, Destination, Ending, Mover, Outcome, Reason};
+pub use source::{Connection, Destination, Mover};

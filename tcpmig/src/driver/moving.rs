@@ -1,20 +1,47 @@
 //! One move under way, on a task of its own.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use tcpmig_format::Layer;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 
-use super::Connection;
+use super::outcome::Outcome;
 use super::outgoing::Outgoing;
-use super::source::{Destination, Mover, Outcome};
+use super::source::{Connection, Destination, Mover};
 use super::unclaimed::{Receiver, Unclaimed};
+
+impl Mover {
+    /// Moves one connection, with the layers that run on it from the bottom up, to another host.
+    ///
+    /// The application must have stopped using the socket. Whatever fails before COMMIT, the
+    /// connection goes on here ([`Ending::Kept`](super::Ending::Kept)); after it nothing thaws without the
+    /// target's word.
+    ///
+    /// It goes on by itself, on a task of the current runtime: whoever does not want to wait for it drops what this returns, and
+    /// finds the outcome among [`Mover::unclaimed`]; [`Move::cancel`] ends it early.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn move_out(
+        &self,
+        socket: OwnedFd,
+        layers: impl IntoIterator<Item = Layer>,
+        to: &Destination,
+    ) -> Move {
+        let layers = layers.into_iter().collect();
+        let connection = Connection { socket, layers };
+        begin(self, connection, Arc::new(to.clone()))
+    }
+}
 
 /// A move under way, or a question about one that is in doubt: a future of its [`Outcome`].
 ///
@@ -37,7 +64,7 @@ impl Move {
     }
 }
 
-pub(super) fn begin(mover: &Mover, connection: Connection, to: Arc<Destination>) -> Move {
+fn begin(mover: &Mover, connection: Connection, to: Arc<Destination>) -> Move {
     let (cancel, cancelled) = watch::channel(false);
     let outgoing = Outgoing::new(mover.clone(), to, connection, cancelled);
     on_its_own(&mover.unclaimed, cancel, outgoing.run(None))

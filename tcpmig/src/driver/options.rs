@@ -7,6 +7,7 @@ use crate::options::Unsupported;
 
 /// Time limits of a handover, and the target's conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// How long a lock holds if nobody renews it (a process that died locks nobody out
     /// for longer); default 30 s. It is renewed for as long as a connection stands still, also

@@ -17,11 +17,12 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, info, warn};
 
 use super::Report;
-use super::batch::Limits;
 use super::doubt::InDoubt;
 use super::journal::{Decision, Note};
+use super::outcome::{Ending, Outcome, Reason};
+use super::permits::Limits;
 use super::report::since;
-use super::source::{Connection, Destination, Ending, Mover, Outcome, Reason};
+use super::source::{Connection, Destination, Mover};
 use super::spans;
 use super::together::{self, Locked};
 use crate::capture::{Frozen, Plan};
@@ -91,7 +92,7 @@ impl Outgoing {
         cancelled: watch::Receiver<bool>,
     ) -> Box<Self> {
         let id = HandoverId::random();
-        let unnamed = || HandoverId::from_octets([0; 16]);
+        let unnamed = || HandoverId::from_bytes([0; 16]);
         let name = id.as_ref().map_or_else(|_| unnamed(), |id| *id);
         let session = SourceSession::new(mover.options.source(), name);
         let mut outgoing = Self::bare(mover, to, session, None);
@@ -176,9 +177,9 @@ impl Outgoing {
             () = cancelled => Err(Reason::Cancelled),
             prepared = self.prepare(limits) => prepared,
         };
-        // It has its turn until it has ended.
-        let _turn = match prepared {
-            Ok(turn) => turn,
+        // It has its permit until it has ended.
+        let _permit = match prepared {
+            Ok(permit) => permit,
             Err(reason) => return self.kept(reason),
         };
         self.end().await;

@@ -1,6 +1,6 @@
 //! What a target has of one handover: a connection in the making, or what is left of it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +8,8 @@ use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::{LockGuard, Locker};
 use tracing::debug;
 
-use super::acceptor::Ready;
+use super::arrival::Ready;
+use super::mutex::try_lock;
 use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
 use crate::restore::{Prepared, RestoreError, Restored, StandIn};
@@ -143,21 +144,7 @@ impl Drop for Slot {
         self.discard();
         if let Some(lock) = self.lock.take() {
             // Its packets may come here for a while; the lease ends the silence.
-            lock.leave();
+            lock.detach();
         }
-    }
-}
-
-/// A panic elsewhere left the value as it was: what it is about is done, or reported as failed.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The same if nobody has it locked.
-pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(value) => Some(value),
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
     }
 }

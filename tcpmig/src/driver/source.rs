@@ -3,26 +3,23 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tcpmig_format::{EncodeError, FourTuple, Layer};
+use tcpmig_format::{FourTuple, Layer};
 use tcpmig_lock::{LockError, LockGuard, Locker};
 use tcpmig_sys::netns::Namespace;
 use tcpmig_transport::{Endpoint, Exchange, TransportError};
 use tokio::time::timeout;
 
-use super::batch::{self, Moves};
-use super::doubt::InDoubt;
+use super::Options;
 use super::journal::{Journal, NoJournal};
 use super::keeper::Keeper;
-use super::moving::{self, Move};
+use super::outcome::Outcome;
 use super::together::{Locks, Redirects};
 use super::unclaimed::Unclaimed;
 use super::worker::Worker;
-use super::{Options, Report};
-use crate::capture::{CaptureError, Frozen};
-use crate::handover::{Fate, HandoverId, Message, MessageError, Refusal, VERSION};
-use crate::steer::{Steer, SteerError};
+use crate::capture::Frozen;
+use crate::handover::{HandoverId, Message};
+use crate::steer::Steer;
 
 /// Gives connections away.
 #[derive(Clone)]
@@ -72,114 +69,6 @@ pub struct Destination {
     pub steer: Arc<dyn Steer>,
 }
 
-/// How a handover ended.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Outcome {
-    /// Its name, which is the same in the logs and journals of both hosts.
-    pub id: HandoverId,
-    /// The connection, if it got as far as that.
-    pub flow: Option<FourTuple>,
-    /// Where it is.
-    pub ending: Ending,
-    /// What it cost.
-    pub report: Report,
-}
-
-/// Where a connection is after [`Mover::move_out`].
-#[derive(Debug)]
-#[must_use]
-pub enum Ending {
-    /// It lives on the target.
-    Moved,
-    /// It goes on here.
-    Kept {
-        /// Its socket.
-        socket: OwnedFd,
-        /// Its layers, as they were given.
-        layers: Vec<Layer>,
-        /// Why.
-        reason: Reason,
-    },
-    /// It is gone: it lived on the target and ended with the target's process, which says so.
-    Lost(String),
-    /// COMMIT was sent and nobody answers for it.
-    InDoubt(Box<InDoubt>),
-}
-
-impl Ending {
-    /// The same as one word.
-    #[must_use]
-    pub fn fate(&self) -> Fate {
-        match self {
-            Self::Moved => Fate::Moved,
-            Self::Kept { .. } => Fate::Kept,
-            Self::Lost(_) => Fate::Lost,
-            Self::InDoubt(_) => Fate::InDoubt,
-        }
-    }
-}
-
-/// Why a connection was kept.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Reason {
-    /// It could not be captured.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// Its packets could not be steered to the target.
-    #[error(transparent)]
-    Steer(#[from] SteerError),
-    /// The link to the target failed before COMMIT.
-    #[error("link to the target: {0}")]
-    Link(#[from] TransportError),
-    /// The target closed the exchange before COMMIT.
-    #[error("the target closed the exchange without an answer")]
-    Closed,
-    /// The target sent something else than the protocol allows.
-    #[error("the target does not follow the protocol: {0}")]
-    Protocol(#[from] MessageError),
-    /// The target sent a message that does not fit.
-    #[error("the target does not follow the protocol: {0} was not expected")]
-    Unexpected(&'static str),
-    /// The image could not be encoded.
-    #[error("image: {0}")]
-    Encode(#[from] EncodeError),
-    /// The target refused the connection.
-    #[error("the target refused it: {0}")]
-    Refused(Refusal),
-    /// The target could not build it, or had given it up when COMMIT came.
-    #[error("the target gave it up: {0}")]
-    Aborted(Refusal),
-    /// PREPARED did not come in time.
-    #[error("the target did not prepare it within {0:?}")]
-    TooLate(Duration),
-    /// The target speaks other versions of the protocol.
-    #[error("the target speaks versions {oldest} to {newest} of the protocol, this host {VERSION}")]
-    Version {
-        /// The oldest that it speaks.
-        oldest: u16,
-        /// The newest.
-        newest: u16,
-    },
-    /// The move was cancelled before COMMIT, by [`Move::cancel`] or because its runtime ended.
-    #[error("the move was cancelled")]
-    Cancelled,
-    /// It was in doubt, and a person decided that it goes on here ([`InDoubt::settle`]). The target may have it as well.
-    #[error("it was in doubt, and it was settled by hand that it goes on here")]
-    Settled,
-    /// It was part of a batch that was stopped before its turn, by [`Moves::stop`] or because the target did not
-    /// answer for another one.
-    #[error("the batch was stopped before its turn")]
-    Stopped,
-    /// The handover could not be noted.
-    #[error("journal: {0}")]
-    Journal(std::io::Error),
-    /// The system had no randomness for an identifier.
-    #[error("getrandom: {0}")]
-    Random(std::io::Error),
-}
-
 impl Mover {
     /// Moves through this endpoint, with this locker.
     #[must_use]
@@ -219,48 +108,6 @@ impl Mover {
     pub fn in_namespace(self, namespace: Namespace) -> Result<Self, tcpmig_sys::Error> {
         let worker = Worker::in_namespace(namespace)?;
         Ok(Self { worker, ..self })
-    }
-
-    /// Moves one connection, with the layers that run on it from the bottom up, to another host.
-    ///
-    /// The application must have stopped using the socket. Whatever fails before COMMIT, the
-    /// connection goes on here ([`Ending::Kept`]); after it nothing thaws without the
-    /// target's word.
-    ///
-    /// It goes on by itself, on a task of the current runtime: whoever does not want to wait for it drops what this returns, and
-    /// finds the outcome among [`Mover::unclaimed`]; [`Move::cancel`] ends it early.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn move_out(
-        &self,
-        socket: OwnedFd,
-        layers: impl IntoIterator<Item = Layer>,
-        to: &Destination,
-    ) -> Move {
-        let layers = layers.into_iter().collect();
-        let connection = Connection { socket, layers };
-        moving::begin(self, connection, Arc::new(to.clone()))
-    }
-
-    /// Moves many connections to another host, each with a fate of its own: one that cannot be moved stops no other.
-    ///
-    /// They are prepared, frozen, sent and rebuilt side by side on tasks of the current runtime, as many frozen at
-    /// a time as [`Options::in_flight`] and [`Options::bytes_in_flight`] say, so that none stands still for longer
-    /// because there are many. A target that does not answer for one of them is not given those whose turn comes
-    /// later ([`Reason::Stopped`]).
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn move_all<C: Into<Connection>>(
-        &self,
-        connections: impl IntoIterator<Item = C>,
-        to: &Destination,
-    ) -> Moves {
-        let connections = connections.into_iter().map(Into::into);
-        batch::begin(self, connections.collect(), to)
     }
 
     /// What became of moves that nobody waits for any longer, since the last call: it waits for those that are under way. Until they

@@ -15,13 +15,14 @@ use tokio::time::sleep;
 use tracing::Instrument;
 
 use super::Options;
-use super::acceptor::{Accepts, AcceptsAsync, Arrived, Offer, Ready, Terms};
+use super::arrival::{Accepts, AcceptsAsync, Arrived, Offer, Ready, Terms};
 use super::descriptors::Reserve;
-use super::exchange::Outbox;
 use super::journal::Journal;
 use super::keeper::Keeper;
+use super::mutex::{lock, try_lock};
+use super::outbox::Outbox;
 use super::policy::{Policy, ThisHost};
-use super::slot::{SharedSlot, Slot, lock, try_lock};
+use super::slot::{SharedSlot, Slot};
 use super::spans;
 use super::together::{Locks, Together};
 use super::worker::Worker;

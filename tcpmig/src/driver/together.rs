@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::slot::lock;
+use super::mutex::lock;
 use crate::hold::{self, Holding};
 
 /// So many go together at most: each of them stands still until all are done.
@@ -50,11 +50,11 @@ impl<I, O> Together<I, O> {
             waiting.len() == 1
         };
         if is_first {
-            let turn = Turn(self);
+            let abandoned = Abandoned(self);
             yield_now().await;
             self.work(&work);
             // Whoever came meanwhile has a turn of its own.
-            std::mem::forget(turn);
+            std::mem::forget(abandoned);
         } else if let Ok(done) = timeout(PATIENCE, &mut result).await {
             return done;
         } else {
@@ -80,9 +80,9 @@ impl<I, O> Together<I, O> {
 }
 
 /// Those who wait for a task that goes, or panics, are told.
-struct Turn<'a, I, O>(&'a Together<I, O>);
+struct Abandoned<'a, I, O>(&'a Together<I, O>);
 
-impl<I, O> Drop for Turn<'_, I, O> {
+impl<I, O> Drop for Abandoned<'_, I, O> {
     fn drop(&mut self) {
         let waiting = std::mem::take(&mut *lock(&self.0.0));
         drop(waiting);

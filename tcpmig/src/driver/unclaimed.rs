@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::source::Outcome;
+use super::outcome::Outcome;
 
 /// Outcomes that nobody waits for, for [`Mover::unclaimed`](super::Mover::unclaimed).
 #[derive(Default)]

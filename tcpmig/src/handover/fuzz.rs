@@ -21,7 +21,7 @@ const ALLOCATION: u64 = 8 << 10;
 #[derive(Arbitrary, Debug)]
 pub enum Story<'a> {
     /// Frames of any bytes arrive.
-    Octets(Vec<&'a [u8]>),
+    SecretBytes(Vec<&'a [u8]>),
     /// Messages go from one end to the other.
     Messages(Vec<Said<'a>>),
     /// Any events at a source, whatever its target does.
@@ -54,7 +54,7 @@ pub enum Said<'a> {
 /// Runs a story. Nothing panics, a decision that was made stays, and no two hosts own a connection.
 pub fn handover(story: &Story<'_>, peak: Peak) {
     match story {
-        Story::Octets(frames) => bytes(frames, peak),
+        Story::SecretBytes(frames) => bytes(frames, peak),
         Story::Messages(said) => {
             for said in said {
                 roundtrip(&said.message());
@@ -103,7 +103,7 @@ fn roundtrip(message: &Message) {
 
 impl Said<'_> {
     fn message(&self) -> Message {
-        let id = HandoverId::from_octets;
+        let id = HandoverId::from_bytes;
         match self {
             Self::Hello(oldest, newest) => Message::Hello {
                 oldest: *oldest,
@@ -207,7 +207,7 @@ pub enum AtTarget {
     Late,
 }
 
-const ID: HandoverId = HandoverId::from_octets([7; 16]);
+const ID: HandoverId = HandoverId::from_bytes([7; 16]);
 
 /// A message of each kind but HELLO.
 fn of_kind(kind: u8) -> Message {

@@ -26,13 +26,13 @@ impl HandoverId {
 
     /// Its bytes.
     #[must_use]
-    pub fn octets(&self) -> [u8; 16] {
+    pub fn bytes(&self) -> [u8; 16] {
         self.0
     }
 
     /// The one with these bytes.
     #[must_use]
-    pub const fn from_octets(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 }

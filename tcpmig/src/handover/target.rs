@@ -1,9 +1,9 @@
 //! The target's side: all handovers of a host that takes connections.
 
+mod admission;
 mod handover;
 mod link;
 mod memory;
-mod room;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -14,13 +14,14 @@ use bytes::Bytes;
 
 pub use link::{Frame, Link, LinkError};
 
+use self::admission::Admission;
 use self::handover::{Event, Handover};
 use self::memory::Memory;
-use self::room::Room;
 use super::{Code, Fate, HandoverId, Message, Note, Refusal};
 
 /// What a target insists on, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct TargetConfig {
     /// How long what is accepted waits for its image, and what is prepared for COMMIT.
     pub commit_within: Duration,
@@ -72,7 +73,7 @@ pub struct TargetSessions<L> {
     /// Those under way. There are few of them, and most of what is asked is about them.
     handovers: BTreeMap<HandoverId, Box<Handover<L>>>,
     ended: Ended<L>,
-    room: Room,
+    admission: Admission,
     memory: Memory,
     /// All wait equally long, so the first is always the next.
     deadlines: VecDeque<(Duration, HandoverId)>,
@@ -172,11 +173,20 @@ pub enum TargetResult {
 
 /// What the journal of the process before this one says of a handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Recalled {
     /// Its newest note.
     pub note: Note,
     /// The host that offered it, if that is known.
     pub offered_by: Option<String>,
+}
+
+impl Recalled {
+    /// What a journal says whose newest note is this.
+    #[must_use]
+    pub fn new(note: Note, offered_by: Option<String>) -> Self {
+        Self { note, offered_by }
+    }
 }
 
 /// What comes of a message.
@@ -203,7 +213,7 @@ impl<L: Clone> TargetSessions<L> {
             now: Duration::ZERO,
             handovers: BTreeMap::new(),
             ended: Ended::default(),
-            room: Room::new(&config),
+            admission: Admission::new(&config),
             memory: Memory::new(config.remember, config.remembered_by_each),
             deadlines: VecDeque::new(),
             ready: VecDeque::new(),
@@ -372,7 +382,7 @@ impl<L: Clone> TargetSessions<L> {
             return Err(Refusal::other("this handover was offered before"));
         }
         let bytes = draft.len().saturating_add(queued as usize);
-        self.room.admit(from, bytes)?;
+        self.admission.admit(from, bytes)?;
         let handover = Handover::offered(id, from.clone(), link, draft, bytes);
         self.handovers.insert(id, Box::new(handover));
         Ok(())
@@ -383,7 +393,7 @@ impl<L: Clone> TargetSessions<L> {
         match self.handovers.get(&id) {
             Some(handover) if handover.from == *from => {
                 let more = bytes.saturating_sub(handover.bytes());
-                self.room.admit_bytes(from, more)?;
+                self.admission.admit_bytes(from, more)?;
             }
             _ => return Ok(()),
         }
@@ -403,7 +413,8 @@ impl<L: Clone> TargetSessions<L> {
         let handover = handovers.get_mut(&id).or_else(|| ended.0.get_mut(&id))?;
         let before = (handover.usage(), handover.fate(), handover.waits());
         let result = change(handover);
-        self.room.change(&handover.from, before.0, handover.usage());
+        self.admission
+            .change(&handover.from, before.0, handover.usage());
         if handover.waits() != before.2 {
             let deadline = self.now.saturating_add(self.config.commit_within);
             handover.deadline = handover.waits().is_some().then_some(deadline);
@@ -422,8 +433,8 @@ impl<L: Clone> TargetSessions<L> {
         for id in ended {
             let gone = self.handovers.remove(&id);
             if let Some(gone) = gone.or_else(|| self.ended.0.remove(&id)) {
-                self.room
-                    .change(&gone.from, gone.usage(), room::Usage::default());
+                self.admission
+                    .change(&gone.from, gone.usage(), admission::Usage::default());
                 self.forgotten.push(id);
             }
         }

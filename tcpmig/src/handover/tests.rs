@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn messages() -> impl Strategy<Value = Message> {
-    let id = any::<[u8; 16]>().prop_map(HandoverId::from_octets);
+    let id = any::<[u8; 16]>().prop_map(HandoverId::from_bytes);
     let code = prop::sample::select(&Code::ALL[..]);
     (id, 0..12, any::<u32>(), (code, ".{0,40}"), any::<Vec<u8>>()).prop_map(
         |(id, kind, us, (code, reason), image)| match kind {
@@ -48,7 +48,7 @@ fn messages() -> impl Strategy<Value = Message> {
 
 /// One of each kind.
 fn one_of_each() -> [Message; 12] {
-    let id = HandoverId::from_octets([0; 16]);
+    let id = HandoverId::from_bytes([0; 16]);
     let reason = String::new;
     [
         Message::hello(),
@@ -138,7 +138,7 @@ fn the_specification_has_these_codes() {
 /// What REFUSED looks like to a peer that knows no codes, and from one.
 #[test]
 fn codes_are_no_concern_of_those_who_do_not_know_them() {
-    let id = HandoverId::from_octets([7; 16]);
+    let id = HandoverId::from_bytes([7; 16]);
     let refused = |code| Message::Refused {
         id,
         code,
@@ -168,7 +168,7 @@ fn codes_are_no_concern_of_those_who_do_not_know_them() {
 
 #[test]
 fn what_is_too_short_for_a_packet_is_left_out() {
-    let id = HandoverId::from_octets([1; 16]);
+    let id = HandoverId::from_bytes([1; 16]);
     let packets = [0, 19, 20, 1, 21].map(|len| Bytes::from(vec![0x45; len]));
     let commit = |packets: &[Bytes]| Message::Commit {
         id,

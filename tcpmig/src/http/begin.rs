@@ -11,7 +11,7 @@ use hyper::header::HeaderName;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Version};
-use tcpmig_format::{Layer, LayerReader, Octets};
+use tcpmig_format::{Layer, LayerReader, SecretBytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -296,7 +296,7 @@ where
     ///
     /// Those of [`Movable::resume`].
     pub fn resume_parts(&self, parts: Parts) -> Result<Connection<S, K::Carrier>, SessionError> {
-        self.rebuild(parts, Octets::new(), Ready(Made::Nothing))
+        self.rebuild(parts, SecretBytes::new(), Ready(Made::Nothing))
     }
 
     /// A connection that moved to this host or process.
@@ -324,7 +324,7 @@ where
     fn rebuild(
         &self,
         parts: Parts,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         ready: Ready<S::Response>,
     ) -> Result<Connection<S, K::Carrier>, SessionError> {
         let mut layers = LayerReader::new(&parts.layers);

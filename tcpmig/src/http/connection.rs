@@ -199,6 +199,7 @@ impl<C: Carrier> Drained<C> {
 /// A connection that is not HTTP any longer: a response said 101 (Switching Protocols), or 200 to CONNECT, and no
 /// handler has taken it by `hyper::upgrade`.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Upgraded<C = TcpStream> {
     /// What it runs over.
     pub stream: C,

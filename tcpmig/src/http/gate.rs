@@ -272,11 +272,11 @@ mod tests {
         let shared = Shared::new();
         let mut gate = Gate::new(server, shared.clone());
         shared.set_absorb(usize::MAX);
-        gate.write_all(b"the last octets").await.unwrap();
+        gate.write_all(b"the last bytes").await.unwrap();
         gate.shutdown().await.unwrap();
         let mut got = Vec::new();
         peer.read_to_end(&mut got).await.unwrap();
-        assert_eq!(got, b"the last octets");
+        assert_eq!(got, b"the last bytes");
     }
 
     #[tokio::test]

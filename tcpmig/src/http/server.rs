@@ -77,18 +77,18 @@ pub enum NotMoved<E> {
 /// What became of an order to move.
 pub(super) type Moved<W> = Result<<W as Way>::Report, NotMoved<<W as Way>::Cause>>;
 
-/// How long a connection keeps the turn of others before it stands at a safe point. Then it goes
+/// How long a connection keeps the permit that others wait for before it stands at a safe point. Then it goes
 /// on waiting, which costs nothing, and asks for another.
-const TURN: Duration = Duration::from_millis(100);
+const HELD_FOR: Duration = Duration::from_millis(100);
 
-/// The turn that a connection has.
+/// The permit to move that a connection has.
 #[derive(Default)]
-struct Turn {
+struct Permit {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     given: Notify,
 }
 
-impl Turn {
+impl Permit {
     fn permit(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
         // A panic elsewhere leaves whole values only.
         self.permit.lock().unwrap_or_else(PoisonError::into_inner)
@@ -105,7 +105,7 @@ impl Turn {
     /// Gives it back if it is not used in time.
     async fn give_back(&self) -> Infallible {
         self.given.notified().await;
-        sleep(TURN).await;
+        sleep(HELD_FOR).await;
         self.permit().take();
         pending().await
     }
@@ -360,24 +360,24 @@ where
                 .ending_when(self.live.ends())
                 .seen_by(&listed.seen);
             let mut order = None;
-            let turn = Turn::default();
+            let permit = Permit::default();
             let asked = async {
                 // The list holds a sender, so that there is no end.
                 let next = listed.ordered.recv().await;
                 if let Some(next) = &next {
-                    turn.get(next.turns()).await;
+                    permit.get(next.turns()).await;
                 }
                 order = next;
             };
             let ended = tokio::select! {
                 biased;
                 ended = connection.run(asked) => ended,
-                never = turn.give_back() => match never {},
+                never = permit.give_back() => match never {},
             };
             connection = match (ended, order) {
                 (Ok(Ended::Drained(drained)), Some(order)) => {
-                    if turn.permit().is_none() {
-                        turn.get(order.turns()).await;
+                    if permit.permit().is_none() {
+                        permit.get(order.turns()).await;
                     }
                     match self.depart(drained, order, peer).await {
                         None => return Ok(None),

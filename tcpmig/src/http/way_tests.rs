@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use hyper::service::Service;
 use hyper::{Request, Response};
-use tcpmig_format::{FourTuple, Layer, LayerReader, Octets};
+use tcpmig_format::{FourTuple, Layer, LayerReader, SecretBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -117,7 +117,7 @@ async fn a_connection_moves_by_a_way_of_its_own() {
     let parts = arrivals.recv().await.unwrap();
     let mut arrival = Arrival::new(parts, flow);
     // What the socket did not take goes before everything else.
-    arrival.unwritten = Octets::from(&b"HTTP/1.1 200 OK\r\n\r\n0"[..]);
+    arrival.unwritten = SecretBytes::from(&b"HTTP/1.1 200 OK\r\n\r\n0"[..]);
     tokio::spawn(async move { b.arrived(arrival).await.map(drop) });
     let mut late = [0; 20];
     client.read_exact(&mut late).await.unwrap();
@@ -189,7 +189,7 @@ impl Carriers for Labels {
     fn rebuild(
         &self,
         stream: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         layers: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<Labelled>, Refusal> {
         self.check(layers)?;

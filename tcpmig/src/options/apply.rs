@@ -8,7 +8,7 @@ use tcpmig_format::{
 };
 use tcpmig_sys::options::KnownOption;
 use tcpmig_sys::sockopt::FlowLabel;
-use tcpmig_sys::{Error, flags, sockopt};
+use tcpmig_sys::{Error, fcntl, sockopt};
 
 use super::rows::{Carried, Default, Of, When, carried};
 use super::{Fresh, NotSet, Unsupported};
@@ -269,7 +269,7 @@ pub(crate) fn connected(
 pub(crate) fn listener(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
     of_socket(set, options)?;
     set_alive(set, options)?;
-    set.set(options.non_blocking, flags::set_non_blocking)
+    set.set(options.non_blocking, fcntl::set_non_blocking)
 }
 
 fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet> {
@@ -308,7 +308,7 @@ fn of_socket(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
     timestamps(set, options)?;
     peek_offset_is_known(set, options)?;
     if options.shut_read == Some(true) {
-        set.done(flags::shut_read(set.fd), || "SHUT_RD".to_owned())?;
+        set.done(fcntl::shut_read(set.fd), || "SHUT_RD".to_owned())?;
     }
     filter(set, options)
 }
@@ -370,8 +370,8 @@ fn set_alive(set: &mut Setter<'_>, options: &SocketOptions) -> Result<(), NotSet
     }
     // A rebuilt socket has both.
     let off = |flag: Option<bool>| flag.filter(|on| !on);
-    set.set(off(options.non_blocking), flags::set_non_blocking)?;
-    set.set(off(options.close_on_exec), flags::set_close_on_exec)
+    set.set(off(options.non_blocking), fcntl::set_non_blocking)?;
+    set.set(off(options.close_on_exec), fcntl::set_close_on_exec)
 }
 
 fn peek_offset(options: &SocketOptions) -> Option<i32> {

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use tcpmig_format::{
-    FilterInstruction, FourTuple, IpImage, KeepAlive, Linger, Octets, SocketFamily, SocketOptions,
-    ip_fields, socket_fields,
+    FilterInstruction, FourTuple, IpImage, KeepAlive, Linger, SecretBytes, SocketFamily,
+    SocketOptions, ip_fields, socket_fields,
 };
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::options::KnownOption;
 use tcpmig_sys::sockopt::FlowLabel;
-use tcpmig_sys::{Error, flags, netns, sockopt};
+use tcpmig_sys::{Error, fcntl, netns, sockopt};
 
 use super::rows::{self, Carried, Default, Of, carried, known};
 use crate::capture::CaptureError;
@@ -74,7 +74,7 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     };
     ip_rows(fd, has, &mut ip)?;
     if flow.is_ipv4() {
-        let options = Octets::from(sockopt::ip_options(fd)?);
+        let options = SecretBytes::from(sockopt::ip_options(fd)?);
         ip.ip_options = Some(options).filter(|all| !all.is_empty());
     }
     if family == SocketFamily::Ipv4 {
@@ -120,33 +120,31 @@ fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
 /// Every other option.
 pub(crate) fn socket(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
     let linger = sockopt::linger(fd)?;
-    let mut options = SocketOptions {
-        reuse_addr: Some(sockopt::reuse_addr(fd)? != 0),
-        non_blocking: Some(flags::non_blocking(fd)?),
-        close_on_exec: Some(flags::close_on_exec(fd)?),
-        keep_alive: Some(KeepAlive {
-            on: sockopt::keep_alive(fd)?,
-            idle: sockopt::keep_idle(fd)?,
-            interval: sockopt::keep_interval(fd)?,
-            count: sockopt::keep_count(fd)?,
-        }),
-        linger: Some(Linger {
-            on: linger.is_some(),
-            seconds: linger.unwrap_or(0),
-        }),
-        receive_buffer: Some(sockopt::receive_buffer(fd)?),
-        send_buffer: Some(sockopt::send_buffer(fd)?),
-        buffer_lock: known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok()),
-        congestion: Some(sockopt::congestion(fd)?),
-        shut_read: Some(flags::read_shut(fd)?),
-        receive_timeout: unless_off(sockopt::receive_timeout(fd))?,
-        send_timeout: unless_off(sockopt::send_timeout(fd))?,
-        filter: filter(fd)?,
-        lock_filter: unless_off(sockopt::lock_filter(fd))?,
-        // Off is -1.
-        peek_offset: known(sockopt::peek_offset(fd))?.and_then(|at| u32::try_from(at).ok()),
-        ..SocketOptions::default()
-    };
+    let mut options = SocketOptions::default();
+    options.reuse_addr = Some(sockopt::reuse_addr(fd)? != 0);
+    options.non_blocking = Some(fcntl::non_blocking(fd)?);
+    options.close_on_exec = Some(fcntl::close_on_exec(fd)?);
+    options.keep_alive = Some(KeepAlive {
+        on: sockopt::keep_alive(fd)?,
+        idle: sockopt::keep_idle(fd)?,
+        interval: sockopt::keep_interval(fd)?,
+        count: sockopt::keep_count(fd)?,
+    });
+    options.linger = Some(Linger {
+        on: linger.is_some(),
+        seconds: linger.unwrap_or(0),
+    });
+    options.receive_buffer = Some(sockopt::receive_buffer(fd)?);
+    options.send_buffer = Some(sockopt::send_buffer(fd)?);
+    options.buffer_lock = known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok());
+    options.congestion = Some(sockopt::congestion(fd)?);
+    options.shut_read = Some(fcntl::read_shut(fd)?);
+    options.receive_timeout = unless_off(sockopt::receive_timeout(fd))?;
+    options.send_timeout = unless_off(sockopt::send_timeout(fd))?;
+    options.filter = filter(fd)?;
+    options.lock_filter = unless_off(sockopt::lock_filter(fd))?;
+    // Off is -1.
+    options.peek_offset = known(sockopt::peek_offset(fd))?.and_then(|at| u32::try_from(at).ok());
     socket_rows(fd, &mut options)?;
     timestamps(fd, &mut options)?;
     Ok(options)

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use tcpmig_format::{
-    FourTuple, Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketOptions, TcpImage, TcpParts,
-    TcpState, Timestamps, WindowScale,
+    FourTuple, Negotiated, ReceiveSpace, SecretBytes, SendSpace, Seq, SocketOptions, TcpImage,
+    TcpParts, TcpState, Timestamps, WindowScale,
 };
 
 use super::build::{Sum, packet, tcp};
@@ -79,7 +79,7 @@ impl Base {
             send: SendSpace {
                 snd_una: Seq::new(plain.snd_una),
                 sent: vec![b's'; plain.sent.into()].into(),
-                unsent: Octets::from(&b"unsent"[..]),
+                unsent: SecretBytes::from(&b"unsent"[..]),
             },
             receive: ReceiveSpace {
                 rcv_nxt,
@@ -106,7 +106,7 @@ impl Base {
 
 #[derive(Arbitrary, Debug)]
 enum Captured<'a> {
-    Octets(&'a [u8]),
+    SecretBytes(&'a [u8]),
     Made(Made),
     /// The same with bits of a byte changed.
     Garbled(Made, u16, u8),
@@ -282,7 +282,7 @@ impl Captured<'_> {
             return;
         }
         match self {
-            Self::Octets(bytes) => packets.push(bytes.to_vec()),
+            Self::SecretBytes(bytes) => packets.push(bytes.to_vec()),
             Self::Made(made) => packets.push(made.packet(parts, flow, stream, 0)),
             Self::Garbled(made, at, mask) => {
                 let mut packet = made.packet(parts, flow, stream, 0);

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::io;
 
-use tcpmig_format::{LayerReader, Octets};
+use tcpmig_format::{LayerReader, SecretBytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -79,7 +79,7 @@ pub trait Carriers: Send + Sync + 'static {
     fn rebuild(
         &self,
         stream: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         layers: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<Self::Carrier>, Refusal>;
 }
@@ -91,7 +91,7 @@ pub struct Rebuilt<C> {
     pub carrier: C,
     /// What is to be written to it before anything else: a carrier that has nowhere to keep such bytes leaves
     /// them to the session.
-    pub unwritten: Octets,
+    pub unwritten: SecretBytes,
 }
 
 impl Carrier for TcpStream {
@@ -131,7 +131,7 @@ impl Carriers for Tcp {
     fn rebuild(
         &self,
         stream: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         _: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<TcpStream>, Refusal> {
         Ok(Rebuilt {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 
 /// A connection at a safe point, taken apart. Whoever has the parts owns the connection; dropping them closes it.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Arrival {
     /// Its addresses and ports.
     pub flow: FourTuple,
     /// What goes to the peer before anything else: bytes that were under way and that the socket did not take.
-    pub unwritten: Octets,
+    pub unwritten: SecretBytes,
     /// What runs on it, from the bottom up.
     pub layers: Vec<Layer>,
     /// What the session's server made ready before the connection came, if it was asked.
@@ -44,7 +44,7 @@ impl Arrival {
         Self {
             socket: parts.socket,
             flow,
-            unwritten: Octets::new(),
+            unwritten: SecretBytes::new(),
             layers: parts.layers,
             ready: None,
             _waits: None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
-use tcpmig_format::{LayerReader, Octets};
+use tcpmig_format::{LayerReader, SecretBytes};
 use tokio::net::TcpStream;
 
 use super::rebuild::Terms;
@@ -74,7 +74,7 @@ impl TlsClient {
     pub fn resume(
         &self,
         tcp: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         layers: &mut LayerReader<'_>,
     ) -> Result<TlsStream<ClientConnection>, Refusal> {
         super::resume(tcp, unwritten, layers, &Terms::from(&*self.config))

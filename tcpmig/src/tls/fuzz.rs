@@ -2,7 +2,7 @@
 
 use arbitrary::Arbitrary;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
-use tcpmig_format::{Layer, LayerReader, Octets};
+use tcpmig_format::{Layer, LayerReader, SecretBytes};
 
 use super::keys::{Direction, IV};
 use super::layer::State;
@@ -145,7 +145,7 @@ fn goes_on<C: Side>(layer: &Layer, mut arrives: &[u8], terms: &Terms<'_>) {
     let Ok(state) = read() else { return };
     let checked = rebuild::check::<C>(&state, terms);
     let mut unread = state.unread.to_vec();
-    let session = Session::<C>::resume(state, Octets::new(), terms);
+    let session = Session::<C>::resume(state, SecretBytes::new(), terms);
     let session = match (checked, session) {
         (Ok(_), Ok(session)) => session,
         (Err(_), Err(_)) => return,
@@ -162,7 +162,8 @@ fn goes_on<C: Side>(layer: &Layer, mut arrives: &[u8], terms: &Terms<'_>) {
         hex(&again.payload)
     );
     // INVARIANT: it went on a moment ago.
-    let mut session = Session::<C>::resume(state, Octets::new(), terms).expect("it goes on again");
+    let mut session =
+        Session::<C>::resume(state, SecretBytes::new(), terms).expect("it goes on again");
     let mut got = Vec::new();
     loop {
         match session.read(&mut got) {

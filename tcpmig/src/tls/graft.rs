@@ -23,27 +23,27 @@ use rustls::crypto::{ActiveKeyExchange, CipherSuiteCommon, hmac};
 use rustls::{
     ConnectionTrafficSecrets, Error, SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
 };
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 
 /// What a handshake in memory is to end with.
 pub(super) struct Graft {
     pub(super) secrets: Secrets,
     /// The key that follows from them for what the connection that goes on writes, and the number of the session's record
     /// of which that thinks that it is 0.
-    pub(super) own: (Octets, u64),
+    pub(super) own: (SecretBytes, u64),
     /// The same for what it reads.
-    pub(super) other: (Octets, u64),
+    pub(super) other: (SecretBytes, u64),
     pub(super) switches: Arc<Switches>,
 }
 
 pub(super) enum Secrets {
     Tls13 {
-        client: Octets,
-        server: Octets,
-        exporter: Octets,
+        client: SecretBytes,
+        server: SecretBytes,
+        exporter: SecretBytes,
     },
     /// The key block (RFC 5246, section 6.3).
-    Tls12(Octets),
+    Tls12(SecretBytes),
 }
 
 /// What a connection and the protection of its records tell each other.
@@ -317,12 +317,12 @@ struct Grafted13 {
 
 impl Tls13AeadAlgorithm for Grafted13 {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        let bytes = Octets::from(key.as_ref());
+        let bytes = SecretBytes::from(key.as_ref());
         encrypter(&bytes, self.limit, self.inner.encrypter(key, iv))
     }
 
     fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
-        let bytes = Octets::from(key.as_ref());
+        let bytes = SecretBytes::from(key.as_ref());
         decrypter(&bytes, self.inner.decrypter(key, iv))
     }
 
@@ -350,12 +350,12 @@ struct Grafted12 {
 
 impl Tls12AeadAlgorithm for Grafted12 {
     fn encrypter(&self, key: AeadKey, iv: &[u8], extra: &[u8]) -> Box<dyn MessageEncrypter> {
-        let bytes = Octets::from(key.as_ref());
+        let bytes = SecretBytes::from(key.as_ref());
         encrypter(&bytes, self.limit, self.inner.encrypter(key, iv, extra))
     }
 
     fn decrypter(&self, key: AeadKey, iv: &[u8]) -> Box<dyn MessageDecrypter> {
-        let bytes = Octets::from(key.as_ref());
+        let bytes = SecretBytes::from(key.as_ref());
         decrypter(&bytes, self.inner.decrypter(key, iv))
     }
 

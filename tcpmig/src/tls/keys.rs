@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::crypto::tls13::{HkdfExpander, OkmBlock};
 use rustls::{ConnectionTrafficSecrets, KeyLog, Tls13CipherSuite};
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 
 /// Every initialization vector of TLS 1.3, and of the suites of TLS 1.2 that rustls has, in bytes.
 pub(super) const IV: usize = 12;
@@ -14,7 +14,7 @@ pub(super) const IV: usize = 12;
 #[derive(Clone, Default)]
 pub(super) struct Direction {
     /// The traffic secret of TLS 1.3, from which later ones follow; of TLS 1.2 the key and the initialization vector.
-    pub(super) secret: Octets,
+    pub(super) secret: SecretBytes,
     /// The number of the next record.
     pub(super) next: u64,
 }
@@ -26,7 +26,7 @@ pub(super) struct Begun {
     pub(super) client: Direction,
     /// From the server to the client.
     pub(super) server: Direction,
-    pub(super) exporter: Octets,
+    pub(super) exporter: SecretBytes,
 }
 
 /// Takes the secrets of one connection from its handshake.
@@ -77,7 +77,7 @@ impl fmt::Debug for Keys {
 }
 
 /// HKDF-Expand-Label with an empty context (RFC 8446, section 7.1).
-fn expand(from: &dyn HkdfExpander, label: &str, len: usize) -> Octets {
+fn expand(from: &dyn HkdfExpander, label: &str, len: usize) -> SecretBytes {
     const PREFIX: &[u8] = b"tls13 ";
     // INVARIANT: hashes, keys and the labels used here are shorter than 200 bytes.
     let lens = [0, len as u8, (PREFIX.len() + label.len()) as u8];
@@ -89,13 +89,13 @@ fn expand(from: &dyn HkdfExpander, label: &str, len: usize) -> Octets {
 }
 
 /// The key of TLS 1.3 that follows from a traffic secret.
-pub(super) fn key(suite: &Tls13CipherSuite, secret: &[u8]) -> Octets {
+pub(super) fn key(suite: &Tls13CipherSuite, secret: &[u8]) -> SecretBytes {
     let from = suite.hkdf_provider.expander_for_okm(&OkmBlock::new(secret));
     expand(&*from, "key", suite.aead_alg.key_len())
 }
 
 /// The traffic secret that follows a key update.
-pub(super) fn next_secret(suite: &Tls13CipherSuite, secret: &[u8]) -> Octets {
+pub(super) fn next_secret(suite: &Tls13CipherSuite, secret: &[u8]) -> SecretBytes {
     let from = suite.hkdf_provider.expander_for_okm(&OkmBlock::new(secret));
     expand(&*from, "traffic upd", secret.len())
 }

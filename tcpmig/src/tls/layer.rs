@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
-use tcpmig_format::{Layer, LayerReader, Octets};
+use tcpmig_format::{Layer, LayerReader, SecretBytes};
 
 use super::keys::Direction;
 use crate::handover::{Code, Refusal};
@@ -26,17 +26,17 @@ pub(super) struct State {
     /// From the server to the client.
     pub(super) server: Direction,
     /// The exporter's secret of TLS 1.3.
-    pub(super) exporter: Octets,
+    pub(super) exporter: SecretBytes,
     pub(super) server_name: Option<String>,
     pub(super) alpn: Option<Vec<u8>>,
     /// Those of the other end, in DER, its own first.
     pub(super) certificates: Vec<Vec<u8>>,
     /// Read from TCP, not decrypted: it can end in the middle of a record.
-    pub(super) received: Octets,
+    pub(super) received: SecretBytes,
     /// Decrypted and not read.
-    pub(super) unread: Octets,
+    pub(super) unread: SecretBytes,
     /// Records that TCP has not taken: it can begin in the middle of one.
-    pub(super) unwritten: Octets,
+    pub(super) unwritten: SecretBytes,
     /// The client has said `close_notify`.
     pub(super) client_closed: bool,
     /// The server has.

@@ -74,7 +74,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection};
-use tcpmig_format::{LayerReader, Octets};
+use tcpmig_format::{LayerReader, SecretBytes};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -131,13 +131,13 @@ impl Carriers for Tls {
     fn rebuild(
         &self,
         tcp: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         layers: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<TlsStream>, Refusal> {
         let carrier = resume(tcp, unwritten, layers, &Terms::from(&*self.config))?;
         Ok(Rebuilt {
             carrier,
-            unwritten: Octets::new(),
+            unwritten: SecretBytes::new(),
         })
     }
 }
@@ -166,7 +166,7 @@ fn check<C: Side>(layers: &mut LayerReader<'_>, terms: &Terms<'_>) -> Result<Neg
 /// A session goes on.
 fn resume<C: Side>(
     tcp: TcpStream,
-    unwritten: Octets,
+    unwritten: SecretBytes,
     layers: &mut LayerReader<'_>,
     terms: &Terms<'_>,
 ) -> Result<TlsStream<C>, Refusal> {

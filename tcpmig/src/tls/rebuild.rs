@@ -13,7 +13,7 @@ use rustls::{
     ClientConfig, ClientConnection, Error, KeyLog, ServerConfig, ServerConnection, SignatureScheme,
     SupportedCipherSuite, SupportedProtocolVersion,
 };
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 
 use super::graft::{self, Graft, Secrets, Switches};
 use super::keys::{Begun, Direction, IV, key, key_and_iv};
@@ -267,7 +267,7 @@ fn prepare<C: Side>(
             let split = |direction: &Direction| {
                 let (key, iv) = direction.secret.split_at(shape.enc_key_len);
                 let (fixed, explicit) = iv.split_at(shape.fixed_iv_len);
-                [key, fixed, explicit].map(Octets::from)
+                [key, fixed, explicit].map(SecretBytes::from)
             };
             let [client_key, client_iv, client_explicit] = split(client);
             let [server_key, server_iv, server_explicit] = split(server);

@@ -10,7 +10,7 @@ use rustls::{
     CipherSuite, ClientConfig, ClientConnection, ServerConfig, ServerConnection,
     SupportedCipherSuite,
 };
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 
 use super::graft::Switches;
 use super::keys::{Begun, Direction, Keys, follow, key_and_iv};
@@ -35,11 +35,11 @@ pub(super) struct Session<C> {
     /// begun in them, and rustls does not give that back.
     silent: VecDeque<Small>,
     /// Read from TCP and not given to rustls yet.
-    received: Octets,
+    received: SecretBytes,
     /// What was decrypted elsewhere.
-    unread: Octets,
+    unread: SecretBytes,
     /// Records that were made elsewhere.
-    unwritten: Octets,
+    unwritten: SecretBytes,
     /// The other end has said `close_notify`.
     is_ended: bool,
     /// This end has.
@@ -116,9 +116,9 @@ impl<C: Side> Session<C> {
             switches: None,
             cut: Cut::default(),
             silent: VecDeque::new(),
-            received: Octets::new(),
-            unread: Octets::new(),
-            unwritten: Octets::new(),
+            received: SecretBytes::new(),
+            unread: SecretBytes::new(),
+            unwritten: SecretBytes::new(),
             is_ended: false,
             is_closed: false,
             failed: false,
@@ -128,7 +128,7 @@ impl<C: Side> Session<C> {
     /// One that goes on. `unwritten` goes to the other end before what it carries.
     pub(super) fn resume(
         state: State,
-        mut unwritten: Octets,
+        mut unwritten: SecretBytes,
         terms: &Terms<'_>,
     ) -> Result<Self, Refusal> {
         let (tls, begun, switches) = rebuild::rebuild(&state, terms)?;

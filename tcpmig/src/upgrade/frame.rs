@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tcpmig_format::{Limits, Octets};
+use tcpmig_format::{Limits, SecretBytes};
 use tcpmig_sys::process::passing;
 
 use super::UpgradeError;
@@ -79,7 +79,7 @@ pub(super) struct Frame {
     pub(super) kind: Kind,
     pub(super) number: u64,
     pub(super) descriptor: Option<OwnedFd>,
-    pub(super) payload: Octets,
+    pub(super) payload: SecretBytes,
 }
 
 /// Sends a frame; waits while the other end does not read.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc as queue};
 use std::thread;
 use std::time::Duration;
 
-use tcpmig_format::{Image, Octets};
+use tcpmig_format::{Image, SecretBytes};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, sleep, timeout};
@@ -240,7 +240,7 @@ fn is_late(error: &UpgradeError) -> bool {
 /// What the thread that writes is to send.
 enum Order {
     /// A session, unless it is no longer to be passed.
-    Session(u64, Weak<OwnedFd>, Octets),
+    Session(u64, Weak<OwnedFd>, SecretBytes),
     /// Whoever asked is told when it is written.
     Told(Kind, u64, oneshot::Sender<()>),
     Abort(u64),
@@ -398,7 +398,7 @@ impl Link {
     }
 
     /// Has a session taken. It lives there afterwards, or nowhere but here.
-    async fn pass(&self, socket: &Arc<OwnedFd>, image: Octets) -> Result<(), NotTaken> {
+    async fn pass(&self, socket: &Arc<OwnedFd>, image: SecretBytes) -> Result<(), NotTaken> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         lock(&self.answers).insert(number, sender);

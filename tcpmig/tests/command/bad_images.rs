@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use tcpmig_format::{
-    ConnectionImage, Envelope, Image, IpImage, Layer, ListenImage, Negotiated, Octets,
-    PendingError, ReceiveSpace, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts,
+    ConnectionImage, Envelope, Image, IpImage, Layer, ListenImage, Negotiated, PendingError,
+    ReceiveSpace, SecretBytes, SendSpace, Seq, SocketFamily, SocketOptions, TcpImage, TcpParts,
     TcpState, Window, WindowScale,
 };
 use tcpmig_sys::lab::isolated;
@@ -17,12 +17,12 @@ fn connection() -> Image {
         state: TcpState::Established,
         send: SendSpace {
             snd_una: Seq::new(0x1111_1111),
-            sent: Octets::from(&b"sent"[..]),
-            unsent: Octets::from(&b"unsent"[..]),
+            sent: SecretBytes::from(&b"sent"[..]),
+            unsent: SecretBytes::from(&b"unsent"[..]),
         },
         receive: ReceiveSpace {
             rcv_nxt: Seq::new(0x2222_2222),
-            queue: Octets::from(&b"received"[..]),
+            queue: SecretBytes::from(&b"received"[..]),
         },
         negotiated: Negotiated {
             mss_clamp: 1460,
@@ -154,7 +154,7 @@ fn images_of_no_connection_are_refused_with_the_reason() {
                 let mut parts = image.tcp().unwrap().parts().clone();
                 parts.state = state;
                 parts.send = SendSpace::default();
-                parts.receive.queue = Octets::default();
+                parts.receive.queue = SecretBytes::default();
                 image.connection_mut().unwrap().tcp = Some(TcpImage::new(parts).unwrap());
                 image
             };

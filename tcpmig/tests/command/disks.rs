@@ -248,7 +248,7 @@ fn a_lock_that_ends_while_the_disk_is_slow_ends_the_dump_and_not_the_connection(
             let dumping = command.spawn().unwrap();
             disk.is_waited_for();
             let locker = net.a.run(tcpmig_lock::Nftables::new).unwrap().unwrap();
-            locker.release(&[echo.flow.parse().unwrap()]).unwrap();
+            locker.force_unlock(&[echo.flow.parse().unwrap()]).unwrap();
             // At once, not when the disk is ready.
             echo.goes_on();
             disk.is_ready();

@@ -183,16 +183,13 @@ fn handovers_without_an_end_are_shown_and_settled() {
             let net = Net::new();
             let path = net.file("journal");
             let file = path.to_str().unwrap();
-            let ids = [1, 2].map(|n| HandoverId::from_octets([n; 16]));
+            let ids = [1, 2].map(|n| HandoverId::from_bytes([n; 16]));
             let journal = File::open(&path).unwrap();
             for id in ids {
-                let about = HandoverInfo {
-                    role: Role::Source,
-                    flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
-                    host: "host-b".to_owned(),
-                    // Nobody is there.
-                    address: Some("127.0.0.1:9".parse().unwrap()),
-                };
+                let flow = "198.18.0.1:80,198.18.0.9:51234".parse().unwrap();
+                // Nobody is there.
+                let nobody = Some("127.0.0.1:9".parse().unwrap());
+                let about = HandoverInfo::new(Role::Source, flow, "host-b", nobody);
                 journal.begin(id, &about).unwrap();
             }
             journal.note(ids[1], Note::Committing).unwrap();
@@ -276,15 +273,11 @@ fn a_doubt_is_settled_by_hand_with_a_warning() {
         let net = Net::new();
         let path = net.file("journal");
         let file = path.to_str().unwrap();
-        let ids = [1, 2, 3].map(|n| HandoverId::from_octets([n; 16]));
+        let ids = [1, 2, 3].map(|n| HandoverId::from_bytes([n; 16]));
         let journal = File::open(&path).unwrap();
         for id in ids {
-            let about = HandoverInfo {
-                role: Role::Source,
-                flow: "198.18.0.1:80,198.18.0.9:51234".parse().unwrap(),
-                host: "host-b".to_owned(),
-                address: None,
-            };
+            let flow = "198.18.0.1:80,198.18.0.9:51234".parse().unwrap();
+            let about = HandoverInfo::new(Role::Source, flow, "host-b", None);
             journal.begin(id, &about).unwrap();
             journal.note(id, Note::Committing).unwrap();
         }

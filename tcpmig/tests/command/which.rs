@@ -196,14 +196,14 @@ fn queues_of_more_than_64_mib_are_carried_by_a_file() {
             let script = format!(
                 "{LISTENS}
 c, _ = listener.accept()
-octets = bytes(((n * 2654435761) % 4294967296) >> 24 for n in range(1 << 16))
+data = bytes(((n * 2654435761) % 4294967296) >> 24 for n in range(1 << 16))
 c.setblocking(False)
 sent = 0
 import errno
 # It sends the beginning of the pattern again and again.
 while sent < {QUEUED}:
     at = sent % (1 << 16)
-    sent += c.send(octets[at:])
+    sent += c.send(data[at:])
 print(c.fileno())
 sys.stdin.read()
 "

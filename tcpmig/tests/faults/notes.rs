@@ -32,7 +32,7 @@ pub(crate) fn a_process_that_dies_while_it_notes(mut random: impl FnMut() -> u64
             .filter_map(|line| {
                 let (id, note) = line.split_once(' ')?;
                 let id = u128::from_str_radix(id, 16).ok()?;
-                let id = HandoverId::from_octets(id.to_be_bytes());
+                let id = HandoverId::from_bytes(id.to_be_bytes());
                 note.ends_with('.')
                     .then(|| (id, note.trim_end_matches('.').to_owned()))
             })

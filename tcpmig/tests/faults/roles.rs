@@ -66,14 +66,13 @@ fn options() -> Options {
         let milliseconds = std::env::var(name).unwrap().parse().unwrap();
         Duration::from_millis(milliseconds)
     };
-    Options {
-        lease: limit("LEASE_MS"),
-        settle: Duration::ZERO,
-        prepared_within: limit("PREPARED_MS"),
-        commit_at_once: std::env::var("AT_ONCE").unwrap().parse().unwrap(),
-        answer_within: Duration::from_millis(300),
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.lease = limit("LEASE_MS");
+    options.settle = Duration::ZERO;
+    options.prepared_within = limit("PREPARED_MS");
+    options.commit_at_once = std::env::var("AT_ONCE").unwrap().parse().unwrap();
+    options.answer_within = Duration::from_millis(300);
+    options
 }
 
 /// Answers until it is told to stop, and then nothing that was read is unanswered.
@@ -159,11 +158,9 @@ async fn sources(journal: &Path) {
         steer: Arc::new(redirected),
     };
     let journal = Arc::new(File::open(journal).unwrap());
-    let options = Options {
-        in_flight: 6,
-        prepared_within: Duration::from_secs(5),
-        ..options()
-    };
+    let mut options = options();
+    options.in_flight = 6;
+    options.prepared_within = Duration::from_secs(5);
     let mover = Mover::new(endpoint, locker, options).with_journal(journal);
     let ports: Vec<u16> = streams
         .iter()
@@ -226,12 +223,8 @@ async fn source_again(journal: &Path) {
 /// Notes one handover after the other, and says each note after it was made.
 fn notes(journal: &Path) {
     let journal = File::open_with(journal, 50).unwrap();
-    let mut about = HandoverInfo {
-        role: Role::Target,
-        flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
-        host: "host-b".to_owned(),
-        address: None,
-    };
+    let flow = "198.18.0.80:80,198.18.0.9:51234".parse().unwrap();
+    let mut about = HandoverInfo::new(Role::Target, flow, "host-b", None);
     let mut out = io::stdout().lock();
     writeln!(out, "begun").unwrap();
     loop {

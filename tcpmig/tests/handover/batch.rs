@@ -39,10 +39,8 @@ fn move_all(a: &Site, servers: Vec<OwnedFd>) -> Vec<Outcome> {
 
 kernel_test!(one_bad_connection_among_many_stops_no_other, || {
     let net = Net::new();
-    let options = Options {
-        in_flight: 4,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.in_flight = 4;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (mut peers, mut servers) = connections(&net, 30);
@@ -85,11 +83,9 @@ kernel_test!(one_bad_connection_among_many_stops_no_other, || {
 
 kernel_test!(a_batch_that_is_dropped_loses_none, || {
     let net = Net::new();
-    let options = Options {
-        in_flight: 4,
-        ask_for: Duration::from_secs(2),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.in_flight = 4;
+    options.ask_for = Duration::from_secs(2);
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (mut peers, servers) = connections(&net, 60);
@@ -172,10 +168,8 @@ kernel_test!(what_nobody_waits_for_moves_all_the_same, || {
 
 kernel_test!(a_batch_that_is_stopped_keeps_the_rest, || {
     let net = Net::new();
-    let options = Options {
-        in_flight: 1,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.in_flight = 1;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (_peers, servers) = connections(&net, 20);

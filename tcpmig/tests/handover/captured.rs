@@ -37,7 +37,7 @@ fn becomes_part_of_it(family: Family) {
     assert!(tcp.send().sent.is_empty(), "the peer has acknowledged it");
     frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
-    locker.release(&[flow]).unwrap();
+    locker.force_unlock(&[flow]).unwrap();
 
     let restored = net.a.run(|| {
         let prepared = Prepared::build(image, &locker, LEASE).unwrap();

@@ -4,16 +4,19 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tcpmig::driver::{Ending, InDoubt, Options, Outcome};
 use tcpmig::handover::{Code, HandoverId, Message};
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{EntryKind, LockGuard, Locker};
+use tcpmig_sys::lab::until;
 use tcpmig_sys::sockopt;
+use tokio::sync::oneshot;
 
 use crate::support::{
-    Fake, Family, Here, Net, Running, Site, both_ways, end_of, expect, flow, kept_by, kernel_test,
+    Fake, Family, Here, Net, PATIENCE, Running, Site, both_ways, end_of, expect, flow, kept_by,
+    kernel_test,
 };
 
 /// What a fake target has when it has got COMMIT. The lock stands for the connection that
@@ -85,10 +88,8 @@ pub(crate) struct Case {
 impl Case {
     fn new() -> Self {
         let net = Net::new();
-        let options = Options {
-            answer_within: Duration::from_millis(200),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.answer_within = Duration::from_millis(200);
         Self::with(net, &options)
     }
 
@@ -218,11 +219,9 @@ kernel_test!(a_target_that_forgot_leaves_it_in_doubt, || {
 kernel_test!(
     a_target_that_is_gone_leaves_it_in_doubt_until_it_answers,
     || {
-        let options = Options {
-            answer_within: Duration::from_millis(200),
-            ask_for: Duration::from_millis(300),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.answer_within = Duration::from_millis(200);
+        options.ask_for = Duration::from_millis(300);
         let mut case = Case::with(Net::new(), &options);
         let flow = case.flow;
         let target = case
@@ -256,11 +255,9 @@ kernel_test!(
 );
 
 kernel_test!(a_question_that_nobody_waits_for_is_asked_to_its_end, || {
-    let options = Options {
-        answer_within: Duration::from_millis(200),
-        ask_for: Duration::from_millis(300),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.answer_within = Duration::from_millis(200);
+    options.ask_for = Duration::from_millis(300);
     let mut case = Case::with(Net::new(), &options);
     let flow = case.flow;
     let target = case
@@ -290,15 +287,87 @@ kernel_test!(a_question_that_nobody_waits_for_is_asked_to_its_end, || {
     drop(lock);
 });
 
+/// The redirect that stands for the connection at its source.
+fn redirect_age(case: &Case) -> Duration {
+    let entries = case.a.entries(case.flow);
+    assert!(
+        matches!(&entries[..], [entry] if matches!(entry.kind, EntryKind::Redirect { .. })),
+        "{entries:?}"
+    );
+    entries[0]
+        .age
+        .expect("a redirect of nftables says how old it is")
+}
+
+kernel_test!(
+    a_question_that_is_dropped_in_the_middle_is_answered_and_kept_silent_until_then,
+    || {
+        // Nothing of it runs out but the leases.
+        let mut options = Options::default();
+        options.answer_within = PATIENCE / 8;
+        options.ask_for = PATIENCE / 4;
+        options.lease = Duration::from_secs(2);
+        options.redirect_lease = Duration::from_secs(2);
+        let mut case = Case::with(Net::new(), &options);
+        let flow = case.flow;
+        let target = case
+            .b
+            .begin(move |here| async move { commit_and_hang_up(&here, flow).await });
+        let socket = case.server.take().unwrap().into();
+        let (committed, is_committed) = oneshot::channel();
+        let (dropped, is_dropped) = oneshot::channel();
+        let (heard, is_heard) = oneshot::channel();
+        let asked = case.a.begin(move |here| async move {
+            let mover = here.mover();
+            let moving = mover.move_out(socket, None, &here.other());
+            is_committed.await.unwrap();
+            moving.cancel();
+            let asking = doubt(moving.await).ask();
+            tokio::select! {
+                outcome = asking => panic!("nobody has answered: {outcome:?}"),
+                heard = is_heard => heard.unwrap(),
+            }
+            // What waited for it is gone; the target has its question.
+            dropped.send(()).unwrap();
+            mover.unclaimed().await.remove(0).ending
+        });
+        let Committed { mut fake, id, lock } = target.wait();
+        committed.send(()).unwrap();
+        let (answer, may_answer) = oneshot::channel();
+        let target = case.b.begin(move |_| async move {
+            loop {
+                let mut talk = fake.exchange().await;
+                let message = talk.hear().await;
+                if matches!(message, Some(Message::Commit { id: named, .. }) if named == id) {
+                    heard.send(()).unwrap();
+                    may_answer.await.unwrap();
+                    talk.say(active(id)).await;
+                    return talk.end().await;
+                }
+            }
+        });
+        is_dropped.blocking_recv().unwrap();
+        // Renewed once that was seen, and once more.
+        for _ in 0..2 {
+            let before = Instant::now();
+            until("it is renewed", || redirect_age(&case) < before.elapsed());
+        }
+        case.is_silent();
+        answer.send(()).unwrap();
+        target.wait();
+        let ending = asked.wait();
+        assert!(matches!(ending, Ending::Moved), "{ending:?}");
+        drop(lock);
+    }
+);
+
 // Until the target has built it a lock alone keeps it silent there, and nobody knows for how long.
 kernel_test!(
     what_was_committed_at_once_is_kept_here_until_the_target_answers,
     || {
-        let options = Options {
-            answer_within: Duration::from_millis(200),
-            ask_for: Duration::from_millis(300),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.answer_within = Duration::from_millis(200);
+        options.ask_for = Duration::from_millis(300);
         let mut case = Case::with(Net::new(), &options);
         let flow = case.flow;
         let target = case.b.begin(move |here| async move {

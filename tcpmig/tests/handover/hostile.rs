@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use tcpmig::capture::{Frozen, Plan};
 use tcpmig::driver::{Acceptor, Ending, Options};
 use tcpmig::handover::{HandoverId, Message};
-use tcpmig_format::{FourTuple, Image, IpImage};
+use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::{Entry, Features, LockError, LockGuard, Locker, Nftables, Swept};
 use tcpmig_sys::process::descriptors;
 use tcpmig_sys::sockopt;
@@ -34,8 +34,7 @@ pub(crate) fn image_of(a: &Site, server: TcpStream) -> (Frozen, Image) {
 
 fn of_another(image: &Image, flow: FourTuple) -> Bytes {
     let mut image = image.clone();
-    let ip = image.ip_mut().unwrap();
-    *ip = IpImage { flow, ..ip.clone() };
+    image.ip_mut().unwrap().flow = flow;
     image.encode().unwrap().into()
 }
 
@@ -194,10 +193,8 @@ kernel_test!(
 kernel_test!(one_host_leaves_the_others_their_places, || {
     let net = Net::new();
     let keys = Keys::new();
-    let options = Options {
-        prepared_by_each: 1,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.prepared_by_each = 1;
     let (a, b) = Site::pair_with(&net, &keys, &options);
     b.serve();
     let (_peers, images): (Vec<_>, Vec<_>) = (0..3)
@@ -228,13 +225,11 @@ kernel_test!(one_host_leaves_the_others_their_places, || {
 
 kernel_test!(what_is_given_up_has_its_place_until_it_is_unlocked, || {
     let net = Net::new();
-    let options = Options {
-        prepared_by_each: 1,
-        bytes_by_each: 10_000,
-        commit_within: Duration::from_millis(100),
-        lease: Duration::from_secs(2),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.prepared_by_each = 1;
+    options.bytes_by_each = 10_000;
+    options.commit_within = Duration::from_millis(100);
+    options.lease = Duration::from_secs(2);
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let connected = || {
@@ -356,10 +351,8 @@ fn refused_offers() {
 kernel_test!(the_application_keeps_its_descriptors, || {
     alone("hostile::the_application_keeps_its_descriptors", || {
         let net = Net::new();
-        let options = Options {
-            reserved_descriptors: u64::MAX,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.reserved_descriptors = u64::MAX;
         let (a, b) = Site::pair(&net, &options);
         b.serve();
         let (peer, server) = net.connect(Family::V4);
@@ -386,10 +379,8 @@ kernel_test!(
             "hostile::the_limit_of_descriptors_is_raised_when_they_run_short",
             || {
                 let net = Net::new();
-                let options = Options {
-                    reserved_descriptors: 256,
-                    ..Options::default()
-                };
+                let mut options = Options::default();
+                options.reserved_descriptors = 256;
                 let (a, b) = Site::pair(&net, &options);
                 b.serve();
                 setrlimit(Resource::RLIMIT_NOFILE, 600, 1200).unwrap();

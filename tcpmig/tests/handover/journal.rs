@@ -20,12 +20,8 @@ const BUILT: [u8; 16] = [1; 16];
 const ACTIVE: [u8; 16] = [2; 16];
 
 fn as_target() -> HandoverInfo {
-    HandoverInfo {
-        role: Role::Target,
-        flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
-        host: "host-a".to_owned(),
-        address: None,
-    }
+    let flow = "198.18.0.80:80,198.18.0.9:51234".parse().unwrap();
+    HandoverInfo::new(Role::Target, flow, "host-a", None)
 }
 
 fn serve_from(b: &Site, path: &Path) {
@@ -45,10 +41,10 @@ kernel_test!(a_target_that_died_answers_for_what_it_had, || {
     let path = directory.path().join("journal");
     // What a process noted that was killed.
     let before = File::open(&path).unwrap();
-    for id in [BUILT, ACTIVE].map(HandoverId::from_octets) {
+    for id in [BUILT, ACTIVE].map(HandoverId::from_bytes) {
         before.begin(id, &as_target()).unwrap();
     }
-    let active = HandoverId::from_octets(ACTIVE);
+    let active = HandoverId::from_bytes(ACTIVE);
     before.note(active, Note::Activating).unwrap();
     drop(before);
     let net = Net::new();
@@ -62,12 +58,12 @@ kernel_test!(a_target_that_died_answers_for_what_it_had, || {
         let mut frozen = Frozen::freeze(socket, plan, &*here.locker, lease).unwrap();
         let image = frozen.capture(None).unwrap().encode().unwrap();
         let mut answers = Vec::new();
-        for id in [BUILT, ACTIVE, [3; 16]].map(HandoverId::from_octets) {
+        for id in [BUILT, ACTIVE, [3; 16]].map(HandoverId::from_bytes) {
             let mut talk = Talk::with_other(&here).await;
             answers.push(talk.ask(Message::commit(id)).await.name());
         }
         let mut talk = Talk::with_other(&here).await;
-        let (id, image) = (HandoverId::from_octets(ACTIVE), image.into());
+        let (id, image) = (HandoverId::from_bytes(ACTIVE), image.into());
         answers.push(talk.give(id, image).await.name());
         (answers, frozen.keep().unwrap())
     });
@@ -83,13 +79,9 @@ kernel_test!(a_source_that_was_started_again_settles_what_it_can, || {
     let (a, b) = Site::pair(&net, &Options::default());
     // What a process noted that was killed: one handover was not offered, the others may have been committed.
     let before = File::open(&path).unwrap();
-    let ids: Vec<HandoverId> = (1..4).map(|n| HandoverId::from_octets([n; 16])).collect();
-    let about = HandoverInfo {
-        role: Role::Source,
-        host: "host-b".to_owned(),
-        address: Some(B.parse().unwrap()),
-        ..as_target()
-    };
+    let ids: Vec<HandoverId> = (1..4).map(|n| HandoverId::from_bytes([n; 16])).collect();
+    let address = Some(B.parse().unwrap());
+    let about = HandoverInfo::new(Role::Source, as_target().flow, "host-b", address);
     for id in &ids {
         before.begin(*id, &about).unwrap();
     }
@@ -126,10 +118,8 @@ kernel_test!(a_source_that_was_started_again_settles_what_it_can, || {
     drop(b);
     let (fate, reason) = a.call(|here| async move {
         let journal = Arc::new(File::open(&path).unwrap());
-        let options = Options {
-            ask_for: slowed(Duration::from_secs(2)),
-            ..here.options.clone()
-        };
+        let mut options = here.options.clone();
+        options.ask_for = slowed(Duration::from_secs(2));
         let mover = Mover::new(here.endpoint.clone(), here.locker.clone(), options);
         let mover = mover.with_journal(journal);
         let one = mover.resolve().await.remove(0);

@@ -48,10 +48,8 @@ kernel_test!(
     a_commit_that_is_answered_late_leaves_a_live_redirect,
     || {
         let net = Net::new();
-        let options = Options {
-            lease: Duration::from_secs(2),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.lease = Duration::from_secs(2);
         let (a, b) = Site::pair(&net, &options);
         b.serve_with(Arc::new(Slow(Duration::from_millis(700))));
         let (peer, server) = net.connect(Family::V4);

@@ -26,10 +26,8 @@ fn is_refused(outcome: Outcome, word: &str, peer: &TcpStream) -> TcpStream {
 
 kernel_test!(a_target_prepares_no_more_connections_than_it_may, || {
     let net = Net::new();
-    let options = Options {
-        prepared_at_once: 0,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.prepared_at_once = 0;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (peer, server) = net.connect(Family::V4);
@@ -39,11 +37,9 @@ kernel_test!(a_target_prepares_no_more_connections_than_it_may, || {
 
 kernel_test!(a_target_holds_no_more_bytes_than_it_may, || {
     let net = Net::new();
-    let options = Options {
-        bytes_prepared: 100 << 10,
-        prepared_at_once: 1,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.bytes_prepared = 100 << 10;
+    options.prepared_at_once = 1;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (peer, server) = net.connect(Family::V4);

@@ -146,11 +146,9 @@ kernel_test!(
 kernel_test!(
     a_handover_that_becomes_in_doubt_is_a_warning_that_says_what_to_do,
     || {
-        let options = Options {
-            answer_within: Duration::from_millis(200),
-            ask_for: Duration::from_millis(300),
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.answer_within = Duration::from_millis(200);
+        options.ask_for = Duration::from_millis(300);
         let mut case = Case::with(Net::new(), &options);
         let log = Log::of(&case.a);
         let flow = case.flow;

@@ -79,11 +79,9 @@ fn recovers(family: Family, segments: usize, of: usize, sack: bool) {
 
 fn recovers_without_a_timer(family: Family, segments: usize, of: usize, sack: bool) -> bool {
     let net = Net::new();
-    let options = Options {
-        // What is lost is not fetched by waiting.
-        settle: Duration::ZERO,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    // What is lost is not fetched by waiting.
+    options.settle = Duration::ZERO;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     if !sack {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tcpmig::driver::{Arrived, Ending, Options, Outcome};
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 use tcpmig_lock::{Entry, EntryKind};
 use tcpmig_sys::info::{State, tcp_info};
 use tcpmig_sys::lab::eventually;
@@ -32,7 +32,7 @@ impl Session {
     /// Two layers, as of a session over TLS.
     fn to_layers(self) -> [Layer; 2] {
         let numbers = [self.up.to_be_bytes(), self.down.to_be_bytes()].concat();
-        let below = Layer::new("tests.below", 1, Octets::new());
+        let below = Layer::new("tests.below", 1, SecretBytes::new());
         [below, Layer::new("tests", 7, numbers)]
     }
 
@@ -82,10 +82,8 @@ fn download(mut peer: TcpStream) -> u64 {
 
 fn moves(family: Family, times: u32) {
     let net = Net::new();
-    let options = Options {
-        settle: Duration::ZERO,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.settle = Duration::ZERO;
     let (a, b) = Site::pair(&net, &options);
     a.serve();
     b.serve();

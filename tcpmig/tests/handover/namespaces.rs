@@ -1,12 +1,13 @@
 //! One process that moves connections of several network namespaces, from none of them.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options};
 use tcpmig::steer::Redirected;
-use tcpmig_lock::{Backend, Locker};
+use tcpmig_lock::{Backend, EntryKind, Locker};
 use tcpmig_sys::lab::Host;
 use tcpmig_sys::netns::Namespace;
 
@@ -77,6 +78,105 @@ kernel_test!(
             let is_there = net.b.run(move || of.is_current().unwrap()).unwrap();
             assert!(is_there, "it was built in another namespace");
             both_ways(far, &arrived.socket.into());
+        }
+    }
+);
+
+kernel_test!(
+    two_namespaces_of_one_process_give_each_other_connections_at_once,
+    || {
+        let net = Net::new();
+        let keys = Keys::new();
+        let hosts = [(&net.a, "host-a", 7077), (&net.b, "host-b", 7078)];
+        let parts = hosts.map(|(host, name, port)| {
+            let pem = keys.pem(name);
+            let address: SocketAddr = format!("198.18.0.9:{port}").parse().unwrap();
+            (
+                name,
+                pem,
+                address,
+                locker(host),
+                [namespace(host), namespace(host)],
+            )
+        });
+        // Each forwards to the other.
+        let steers = [(&net.a, "198.18.0.2"), (&net.b, "198.18.0.1")].map(|(host, to)| {
+            let target = to.parse().unwrap();
+            let steer = || Redirected::new(target, Duration::from_secs(60)).unwrap();
+            Arc::new(host.run(steer).unwrap())
+        });
+        let connections: Vec<_> = (0..8).map(|_| net.connect(Family::V4)).collect();
+        let (far, near): (Vec<_>, Vec<_>) = connections.into_iter().unzip();
+        // One process at the peer, which has no address of the two hosts.
+        let arrived = net.peer.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let [(a, a_to, mut at_a), (b, b_to, mut at_b)] = {
+                    let mut steers = steers.into_iter();
+                    let [to_b, to_a] = [parts[1].2, parts[0].2];
+                    let mut others = [(to_b, "host-b"), (to_a, "host-a")].into_iter();
+                    parts.map(|(_, pem, address, locker, [of_mover, of_acceptor])| {
+                        let endpoint = endpoint(address, &pem);
+                        let arrivals = Acceptor::new(endpoint.clone(), locker.clone())
+                            .in_namespace(of_acceptor)
+                            .unwrap()
+                            .serve();
+                        let mover = Mover::new(endpoint, locker, Options::default())
+                            .in_namespace(of_mover)
+                            .unwrap();
+                        let (address, name) = others.next().unwrap();
+                        let to = Destination {
+                            address,
+                            name: name.to_owned(),
+                            steer: steers.next().unwrap(),
+                        };
+                        (mover, to, arrivals)
+                    })
+                };
+                // All leave a, and come back as soon as they have come: both give away and take in meanwhile.
+                let there = async {
+                    for socket in near.into_iter().map(OwnedFd::from) {
+                        let outcome = a.move_out(socket, None, &a_to).await;
+                        assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+                    }
+                };
+                let back = async {
+                    for _ in &far {
+                        let arrived = at_b.next().await.unwrap();
+                        let of = Namespace::of_socket(arrived.socket.as_fd()).unwrap();
+                        let outcome = b.move_out(arrived.socket, None, &b_to).await;
+                        assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
+                        assert!(!of.is_current().unwrap());
+                    }
+                };
+                let home = async {
+                    let mut home = Vec::new();
+                    for _ in &far {
+                        home.push(at_a.next().await.unwrap());
+                    }
+                    home
+                };
+                let ((), (), home) = tokio::join!(there, back, home);
+                (home, far)
+            })
+        });
+        let (home, far) = arrived.unwrap();
+        for arrived in home {
+            let of = Namespace::of_socket(arrived.socket.as_fd()).unwrap();
+            let is_there = net.a.run(move || of.is_current().unwrap()).unwrap();
+            assert!(is_there, "it was built in another namespace");
+            let mut far = far.iter();
+            let far = far.find(|far| far.local_addr().unwrap() == arrived.flow.remote());
+            both_ways(far.unwrap(), &arrived.socket.into());
+        }
+        for host in [&net.a, &net.b] {
+            // Nothing is left but what sends late packets of the way there on.
+            let held = locker(host).list().unwrap();
+            let locks = held.iter().filter(|entry| entry.kind == EntryKind::Lock);
+            assert_eq!(locks.count(), 0, "{held:?}");
         }
     }
 );

@@ -208,10 +208,8 @@ kernel_test!(what_a_rule_opens_moves, || {
 
 kernel_test!(a_privilege_is_left_out_by_choice_and_reported, || {
     let net = Net::new();
-    let options = Options {
-        unsupported: tcpmig::options::Unsupported::Warn,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.unsupported = tcpmig::options::Unsupported::Warn;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (peer, server) = net.connect(Family::V4);

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 fn id() -> HandoverId {
-    HandoverId::from_octets([9; 16])
+    HandoverId::from_bytes([9; 16])
 }
 
 /// A connection that is frozen on host A, whose source is played by hand.
@@ -215,10 +215,9 @@ kernel_test!(abort_discards_what_was_built, || {
 });
 
 kernel_test!(what_is_not_committed_in_time_is_discarded, || {
-    let case = Case::with(&Options {
-        commit_within: Duration::from_millis(200),
-        ..Options::default()
-    });
+    let mut options = Options::default();
+    options.commit_within = Duration::from_millis(200);
+    let case = Case::with(&options);
     case.in_silence(|| {
         case.offer();
         case.is_given_up();
@@ -235,10 +234,9 @@ kernel_test!(what_is_not_committed_in_time_is_discarded, || {
 });
 
 kernel_test!(what_is_given_up_draws_no_reset_from_the_target, || {
-    let mut case = Case::with(&Options {
-        commit_within: Duration::from_millis(200),
-        ..Options::default()
-    });
+    let mut options = Options::default();
+    options.commit_within = Duration::from_millis(200);
+    let mut case = Case::with(&options);
     case.offer();
     // COMMIT was sent and got lost: the packets go to host B until its answer is heard.
     case.steer();

@@ -14,11 +14,9 @@ use crate::support::{Net, both_ways, end_of, kernel_test};
 
 /// A target that hangs up, and is not asked for long.
 fn case() -> Case {
-    let options = Options {
-        answer_within: Duration::from_millis(200),
-        ask_for: Duration::from_millis(300),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.answer_within = Duration::from_millis(200);
+    options.ask_for = Duration::from_millis(300);
     Case::with(Net::new(), &options)
 }
 
@@ -62,6 +60,30 @@ kernel_test!(a_doubt_that_is_settled_otherwise_ends_here_silently, || {
             assert_eq!(entries, []);
         }
     }
+});
+
+kernel_test!(a_settlement_that_nobody_waits_for_is_carried_out, || {
+    let mut case = case();
+    let flow = case.flow;
+    let target = case
+        .b
+        .begin(move |here| async move { commit_and_hang_up(&here, flow).await });
+    let socket: OwnedFd = case.server.take().unwrap().into();
+    let settled = case.a.begin(move |here| async move {
+        let mover = here.mover();
+        let outcome = mover.move_out(socket, None, &here.other()).await;
+        let mut settling = doubt(outcome).settle(Decision::Kept);
+        // It has begun, and is not at its end: its task is of this thread.
+        tokio::select! {
+            biased;
+            outcome = &mut settling => panic!("at once: {outcome:?}"),
+            () = std::future::ready(()) => drop(settling),
+        }
+        mover.unclaimed().await.remove(0).ending
+    });
+    let Committed { lock, .. } = target.wait();
+    let ending = settled.wait();
+    case.goes_on(ending, lock, b"", &["settled by hand"]);
 });
 
 /// Like [`in_doubt`], of a mover with a journal in the folder, that goes on asking.
@@ -111,7 +133,7 @@ kernel_test!(
             let path = folder.path().join("journal");
             let (case, id, lock, ending) = asking(folder.path());
             is_in_doubt(&path, id);
-            let stranger = HandoverId::from_octets([7; 16]);
+            let stranger = HandoverId::from_bytes([7; 16]);
             let error = journal::decide(&path, stranger, decision, Duration::from_secs(20));
             assert!(matches!(error, Err(Undecided::NotInDoubt(other)) if other == stranger));
             journal::decide(&path, id, decision, Duration::from_secs(20)).unwrap();

@@ -28,16 +28,15 @@ const LEASE: Duration = Duration::from_millis(900);
 const LONG: Duration = Duration::from_millis(3000);
 
 fn options() -> Options {
-    Options {
-        lease: LEASE,
-        redirect_lease: LEASE,
-        prepared_within: Duration::from_secs(10),
-        answer_within: Duration::from_millis(300),
-        ask_for: Duration::from_millis(500),
-        commit_within: Duration::from_secs(10),
-        settle: Duration::ZERO,
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.lease = LEASE;
+    options.redirect_lease = LEASE;
+    options.prepared_within = Duration::from_secs(10);
+    options.answer_within = Duration::from_millis(300);
+    options.ask_for = Duration::from_millis(500);
+    options.commit_within = Duration::from_secs(10);
+    options.settle = Duration::ZERO;
+    options
 }
 
 /// An application that wants to know within three seconds that its peer is gone, and one that is not read from.
@@ -194,10 +193,8 @@ kernel_test!(a_doubt_is_silent_for_as_long_as_it_is_there, || {
 
 kernel_test!(a_doubt_that_is_dropped_leaves_silence, || {
     let net = Net::new();
-    let options = Options {
-        redirect_lease: Duration::from_secs(3600),
-        ..options()
-    };
+    let mut options = options();
+    options.redirect_lease = Duration::from_secs(3600);
     let (a, b) = Site::pair(&net, &options);
     let (peer, server) = net.connect(Family::V4);
     let flow = flow(&server);
@@ -250,7 +247,7 @@ struct Prepared {
 }
 
 fn id() -> HandoverId {
-    HandoverId::from_octets([7; 16])
+    HandoverId::from_bytes([7; 16])
 }
 
 impl Prepared {
@@ -394,10 +391,8 @@ kernel_test!(what_is_accepted_is_silent_without_its_lock, || {
 });
 
 kernel_test!(what_a_target_gave_up_stays_silent_until_abort, || {
-    let options = Options {
-        commit_within: Duration::from_millis(500),
-        ..options()
-    };
+    let mut options = options();
+    options.commit_within = Duration::from_millis(500);
     let case = Prepared::new(&options);
     let mut silence = Silence::of(&case.net, &case.peer, case.flow);
     // Past the deadline, and then past the lease.
@@ -457,10 +452,8 @@ fn moves_on(case: &Prepared) {
 kernel_test!(
     a_target_whose_socket_moved_on_says_lost_at_its_deadline,
     || {
-        let options = Options {
-            commit_within: Duration::from_secs(8),
-            ..options()
-        };
+        let mut options = options();
+        options.commit_within = Duration::from_secs(8);
         let case = Prepared::new(&options);
         moves_on(&case);
         std::thread::sleep(options.commit_within);

@@ -27,16 +27,15 @@ use crate::support::{
 
 /// So short that it is renewed within a test.
 fn options() -> Options {
-    Options {
-        lease: Duration::from_secs(3),
-        redirect_lease: Duration::from_secs(3),
-        answer_within: Duration::from_millis(300),
-        ask_for: Duration::from_millis(500),
-        prepared_within: Duration::from_secs(20),
-        commit_within: Duration::from_secs(20),
-        settle: Duration::ZERO,
-        ..Options::default()
-    }
+    let mut options = Options::default();
+    options.lease = Duration::from_secs(3);
+    options.redirect_lease = Duration::from_secs(3);
+    options.answer_within = Duration::from_millis(300);
+    options.ask_for = Duration::from_millis(500);
+    options.prepared_within = Duration::from_secs(20);
+    options.commit_within = Duration::from_secs(20);
+    options.settle = Duration::ZERO;
+    options
 }
 
 /// A mover of a host whose every call waits.
@@ -183,7 +182,7 @@ kernel_test!(what_another_process_left_is_settled_without_waiting, || {
     let net = Net::new();
     let (a, b) = Site::pair(&net, &options());
     let (ours, theirs) = (source(&a), target(&b));
-    let id = HandoverId::from_octets([7; 16]);
+    let id = HandoverId::from_bytes([7; 16]);
     ours.leave_open(id);
     theirs.recalls_as_active(id);
     let calls = ours.clone();

@@ -24,10 +24,8 @@ fn kept_in_time<F>(bytes: usize, target: impl FnOnce(Rc<Here>) -> F + Send + 'st
 where
     F: Future<Output = ()> + 'static,
 {
-    let options = Options {
-        prepared_within: Duration::from_millis(300),
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.prepared_within = Duration::from_millis(300);
     kept_on(&options, bytes, &["did not prepare it within"], target);
 }
 
@@ -127,7 +125,7 @@ kernel_test!(the_answer_is_about_another_handover, || {
     let words = ["does not follow the protocol", "another handover"];
     kept_with(&words, |here| {
         answer(here, |_| Message::Prepared {
-            id: HandoverId::from_octets([7; 16]),
+            id: HandoverId::from_bytes([7; 16]),
             rebuild_us: 1,
         })
     });

@@ -118,14 +118,12 @@ impl<K: Carriers + Clone> Scene<K> {
         // By itself it grows to 32 MB, which is most of the largest response.
         let window = net.peer.set("net/ipv4/tcp_rmem", "4096 131072 2000000");
         window.expect("the peer's own setting");
-        let options = Options {
-            settle: Duration::from_millis(20),
-            // Unoptimized programs take their time for images of megabytes.
-            prepared_within: PATIENCE,
-            commit_within: PATIENCE,
-            lease: PATIENCE * 2,
-            ..Options::default()
-        };
+        let mut options = Options::default();
+        options.settle = Duration::from_millis(20);
+        // Unoptimized programs take their time for images of megabytes.
+        options.prepared_within = PATIENCE;
+        options.commit_within = PATIENCE;
+        options.lease = PATIENCE * 2;
         let (a, b) = Site::pair(&net, &options);
         let errors = Errors::default();
         let [(on_a, a_takes), (on_b, b_takes)] = hosts;

@@ -127,7 +127,7 @@ fn hops(versions: &[Version], more: &[&str]) {
     }
     body.extend(curl.end_of_curl(2));
     let expected = [numbered(0, SIZE), numbered(0, SIZE)].concat();
-    assert!(body == expected, "{} octets", body.len());
+    assert!(body == expected, "{} bytes", body.len());
 }
 
 kernel_test!(downloads_over_tls_1_3_go_on, || hops(
@@ -153,7 +153,7 @@ kernel_test!(a_slow_reader_does_not_hold_up_a_move_over_tls, || {
         secure.scene.hop();
     }
     body.extend(curl.end_of_curl(1));
-    assert!(body == numbered(0, 4_000_000), "{} octets", body.len());
+    assert!(body == numbered(0, 4_000_000), "{} bytes", body.len());
 });
 
 kernel_test!(a_handler_knows_what_was_negotiated_after_a_move, || {
@@ -248,7 +248,7 @@ kernel_test!(a_version_that_the_target_does_not_speak_stays, || {
     assert!(why.contains("0x0303"), "{why}");
     body.extend(curl.end_of_curl(2));
     let expected = [&numbered(0, SIZE)[..], b"a 1 \n"].concat();
-    assert!(body == expected, "{} octets", body.len());
+    assert!(body == expected, "{} bytes", body.len());
 });
 
 kernel_test!(gnutls_renews_its_keys_before_and_after_moves, || {

@@ -16,7 +16,7 @@ use tcpmig::driver::{Destination, Ending, Mover, Options, Reason, Report};
 use tcpmig::handover::{Code, HandoverId, Message, Refusal};
 use tcpmig::session::{Carrier, Carriers, Departed, FactsOf, Parts, Rebuilt, Way};
 use tcpmig::tls::{Negotiated, Tls, TlsStream};
-use tcpmig_format::{FourTuple, LayerReader, Octets};
+use tcpmig_format::{FourTuple, LayerReader, SecretBytes};
 use tcpmig_lock::Locker;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -97,7 +97,7 @@ impl Carriers for Owned {
     fn rebuild(
         &self,
         tcp: TcpStream,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         layers: &mut LayerReader<'_>,
     ) -> Result<Rebuilt<OwnedStream>, Refusal> {
         let owner = Owner::new(&self.owners, &tcp).expect("the client is known");

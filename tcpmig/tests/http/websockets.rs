@@ -150,7 +150,7 @@ kernel_test!(a_websocket_moves_between_the_servers_fragments, || {
     client.end_of_python();
 });
 
-/// Python's `websockets` without I/O of its own: its octets are cut where the test wants.
+/// Python's `websockets` without I/O of its own: its bytes are cut where the test wants.
 const BY_HAND: &str = r"
 import socket
 try:
@@ -162,7 +162,7 @@ from websockets.frames import OP_PONG, OP_CLOSE
 sock = socket.create_connection(('198.18.0.80', 8080), timeout=30)
 ws = Connection(parse_uri(URL), max_size=None)
 ws.send_request(ws.connect())
-def octets():
+def whole_stream():
     return b''.join(ws.data_to_send())
 def events():
     while True:
@@ -171,7 +171,7 @@ def events():
         received = sock.recv(65536)
         assert received, 'the server closed it'
         ws.receive_data(received)
-sock.sendall(octets())
+sock.sendall(whole_stream())
 events = events()
 assert next(events).status_code == 101
 say('open')
@@ -188,7 +188,7 @@ while True:
     ws.send_ping(b'still there?')
     ws.send_continuation('één'.encode()[4:], fin=True)
     ws.send_binary(bytes(range(130)))
-    whole = octets()
+    whole = whole_stream()
     if cut == len(whole):
         break
     sock.sendall(whole[:cut])
@@ -231,7 +231,7 @@ kernel_test!(a_websocket_of_a_slow_reader_is_not_held_up, || {
     let mut scene = Scene::new();
     let program = "
 ws.send_text(b'fragments 400 50000')
-sock.sendall(octets())
+sock.sendall(whole_stream())
 say('asked')
 sys.stdin.readline()
 got = b''
@@ -260,13 +260,13 @@ pub(crate) fn being_closed(path: &str) {
     let scene = Scene::with(&OnB::Visits, Duration::from_millis(300));
     let program = "
 ws.send_text(b'close')
-sock.sendall(octets())
+sock.sendall(whole_stream())
 while not (received := sock.recv(65536)):
     pass
 say('closing')
 sys.stdin.readline()
 ws.receive_data(received)
-sock.sendall(octets())
+sock.sendall(whole_stream())
 assert sock.recv(1) == b''
 say('end')
 ";
@@ -364,7 +364,7 @@ kernel_test!(a_drained_server_loses_http_and_websockets_alike, || {
     body.extend(curl.end_of_curl(1));
     assert!(
         body == crate::support::numbered(0, 40_000_000),
-        "{} octets",
+        "{} bytes",
         body.len()
     );
 });

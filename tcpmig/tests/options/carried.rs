@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Socket, Type};
 use tcpmig_sys::sockopt::{self, FilterInstruction};
-use tcpmig_sys::{Error, flags};
+use tcpmig_sys::{Error, fcntl};
 
 use crate::scene::{arrive, assert_same, freeze, leave, moves};
 use crate::support::{END, Family, Net, both_ways, kernel_test, until};
@@ -259,7 +259,7 @@ kernel_test!(both_kinds_of_timestamps_move, || {
         let (frozen, image) = freeze(&net.a, server);
         frozen.discard().unwrap();
         crate::scene::locker(&net.a)
-            .release(&[image.ip().unwrap().flow])
+            .force_unlock(&[image.ip().unwrap().flow])
             .unwrap();
         let moved = arrive(&net.a, image);
         assert_eq!(read(&reads, moved.as_fd()), were, "{}", case.name);
@@ -318,20 +318,20 @@ kernel_test!(descriptor_flags_move, || {
     for non_blocking in [false, true] {
         for close_on_exec in [false, true] {
             let (peer, server) = net.connect(Family::V4);
-            flags::set_non_blocking(server.as_fd(), non_blocking).unwrap();
-            flags::set_close_on_exec(server.as_fd(), close_on_exec).unwrap();
+            fcntl::set_non_blocking(server.as_fd(), non_blocking).unwrap();
+            fcntl::set_close_on_exec(server.as_fd(), close_on_exec).unwrap();
             let image = leave(&net.a, server);
             let flow = image.ip().unwrap().flow;
-            crate::scene::locker(&net.a).release(&[flow]).unwrap();
+            crate::scene::locker(&net.a).force_unlock(&[flow]).unwrap();
             let prepared = crate::scene::build(&net.a, image).unwrap();
             // Until the application takes it, it neither waits nor goes to a program that is started.
             let mut restored = prepared.activate().unwrap();
             let fd = restored.socket.as_fd();
-            assert!(flags::non_blocking(fd).unwrap() && flags::close_on_exec(fd).unwrap());
+            assert!(fcntl::non_blocking(fd).unwrap() && fcntl::close_on_exec(fd).unwrap());
             restored.write();
             let fd = restored.socket.as_fd();
-            assert_eq!(flags::non_blocking(fd).unwrap(), non_blocking);
-            assert_eq!(flags::close_on_exec(fd).unwrap(), close_on_exec);
+            assert_eq!(fcntl::non_blocking(fd).unwrap(), non_blocking);
+            assert_eq!(fcntl::close_on_exec(fd).unwrap(), close_on_exec);
             let moved = TcpStream::from(restored.socket);
             moved.set_nonblocking(false).unwrap();
             both_ways(&peer, &moved);
@@ -349,7 +349,7 @@ kernel_test!(
         let bare = crate::scene::with_options(image, |options| *options = Default::default());
         let moved = arrive(&net.b, bare);
         let fd = moved.as_fd();
-        assert!(flags::close_on_exec(fd).unwrap());
+        assert!(fcntl::close_on_exec(fd).unwrap());
         assert!(!sockopt::no_delay(fd).unwrap());
         moved.set_nonblocking(false).unwrap();
         both_ways(&peer, &moved);

@@ -82,7 +82,7 @@ fn of_ipv6_sockets() -> Vec<Case> {
 fn moves_on_a(net: &Net, server: TcpStream) -> TcpStream {
     let image = leave(&net.a, server);
     let flow = image.ip().unwrap().flow;
-    locker(&net.a).release(&[flow]).unwrap();
+    locker(&net.a).force_unlock(&[flow]).unwrap();
     arrive(&net.a, image)
 }
 
@@ -306,7 +306,7 @@ kernel_test!(sequence_numbers_wrap_in_the_queues, || {
         let images = [leave(&net.a, server), leave(&net.peer, peer)];
         for (host, image) in [&net.a, &net.peer].into_iter().zip(&images) {
             let flow = image.ip().unwrap().flow;
-            locker(host).release(&[flow]).unwrap();
+            locker(host).force_unlock(&[flow]).unwrap();
         }
         let [server, peer] = images;
         net.a.cut(&["prerouting", "output"]);

@@ -117,10 +117,8 @@ kernel_test!(
     || {
         for family in [Family::V4, Family::V6] {
             let net = renamed();
-            let options = Options {
-                unsupported: Unsupported::Warn,
-                ..Options::default()
-            };
+            let mut options = Options::default();
+            options.unsupported = Unsupported::Warn;
             let (a, b) = Site::pair(&net, &options);
             b.serve_on(Rules::new().device("eth0"));
             let (peer, server) = net.connect(family);

@@ -211,7 +211,7 @@ fn change(fd: BorrowedFd<'_>, row: &KnownOption, device: u32) -> Change {
 fn moves_on_a(net: &Net, server: TcpStream) -> TcpStream {
     let image = leave(&net.a, server);
     let flow = image.ip().unwrap().flow;
-    locker(&net.a).release(&[flow]).unwrap();
+    locker(&net.a).force_unlock(&[flow]).unwrap();
     arrive(&net.a, image)
 }
 

@@ -175,7 +175,7 @@ kernel_test!(there_and_back_between_strict_hosts, || {
             // Host A kept the connection's packets away since it left. What the peer has still to acknowledge would draw an
             // RST between that lock and the next.
             net.peer.cut(&["output"]);
-            tcpmig_lock::Nftables::release(&back, &[image.ip().unwrap().flow]).unwrap();
+            tcpmig_lock::Nftables::force_unlock(&back, &[image.ip().unwrap().flow]).unwrap();
             net.point_peer_at(&net.a);
             let prepared = build(&net.a, &back, image).unwrap();
             net.peer.mend();

@@ -153,11 +153,12 @@ kernel_test!(what_waits_is_accepted_and_moves, || {
     let listener = net.a.run(|| plain("198.18.0.80:0")).unwrap();
     let to = listener.local_addr().unwrap();
     let peers = wait_in(&net, &listener, to, COUNT);
-    let Captured { image, accepted } =
-        listener::capture(listener.as_fd(), Waiting::Accept).unwrap();
+    let Captured {
+        image, accepted, ..
+    } = listener::capture(listener.as_fd(), Waiting::Accept).unwrap();
     assert_eq!(accepted.len(), COUNT as usize);
     assert_eq!(accept_queue(listener.as_fd()).unwrap().waiting, 0);
-    assert!(!tcpmig_sys::flags::non_blocking(listener.as_fd()).unwrap());
+    assert!(!tcpmig_sys::fcntl::non_blocking(listener.as_fd()).unwrap());
     let new = net.b.run(|| listener::restore(&image)).unwrap().unwrap();
 
     let (locker_a, locker_b) = (net.a.run(locker).unwrap(), net.b.run(locker).unwrap());

@@ -33,7 +33,7 @@ use std::time::Instant;
 
 use net::{Family, Net};
 use scene::{Loss, Scene, activate, build, capture, locker, without_clock};
-use tcpmig_sys::flags;
+use tcpmig_sys::fcntl;
 use tcpmig_sys::info::{State, tcp_info};
 
 const FILLED: usize = 100_000;
@@ -63,7 +63,7 @@ fn moves(state: State, family: Family, queued: usize, loss: Loss) {
     frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
     // The lock was left for packets that would find no socket; until the next one, nothing passes the cut.
-    locker.release(&[again.ip().unwrap().flow]).unwrap();
+    locker.force_unlock(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker, again).unwrap();
     net.b.mend();
 
@@ -103,7 +103,7 @@ kernel_test!(a_shut_receiving_direction_moves, || {
         let prepared = build(&net.b, &locker, image).unwrap();
         net.b.mend();
         let socket = activate(prepared);
-        assert!(flags::read_shut(socket.as_fd()).unwrap());
+        assert!(fcntl::read_shut(socket.as_fd()).unwrap());
         // What came before is read, and then the end, which the peer has not sent.
         let mut got = Vec::new();
         TcpStream::from(socket).read_to_end(&mut got).unwrap();

@@ -107,7 +107,7 @@ fn moves_after(again: u32, family: Family, lost: Lost, prepare: impl FnOnce(&Net
     assert_eq!(without_clock(&again), without_clock(&image), "{what}");
     frozen.check_unchanged().unwrap();
     frozen.discard().unwrap();
-    locker_b.release(&[again.ip().unwrap().flow]).unwrap();
+    locker_b.force_unlock(&[again.ip().unwrap().flow]).unwrap();
     let prepared = build(&net.b, &locker_b, again).unwrap();
     net.b.mend();
 

@@ -65,12 +65,10 @@ fn endpoint_within(
 ) -> Endpoint {
     let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
     let trust = Trust::anyone_signed_by(Authorities::from_pem(ca.as_bytes()).unwrap());
-    let limits = TransportLimits {
-        handshake,
-        // Not what is tested: a busy machine takes its time for a frame.
-        frame: PATIENCE,
-        ..TransportLimits::default()
-    };
+    let mut limits = TransportLimits::default();
+    limits.handshake = handshake;
+    // Not what is tested: a busy machine takes its time for a frame.
+    limits.frame = PATIENCE;
     Endpoint::bind(address, &identity, &trust, limits).unwrap()
 }
 
@@ -159,13 +157,12 @@ fn patient(options: &Options) -> Options {
             lab::slowed(chosen)
         }
     };
-    Options {
-        prepared_within: limit(options.prepared_within, default.prepared_within),
-        answer_within: lab::slowed(options.answer_within),
-        ask_for: limit(options.ask_for, default.ask_for),
-        commit_within: limit(options.commit_within, default.commit_within),
-        ..options.clone()
-    }
+    let mut options = options.clone();
+    options.prepared_within = limit(options.prepared_within, default.prepared_within);
+    options.answer_within = lab::slowed(options.answer_within);
+    options.ask_for = limit(options.ask_for, default.ask_for);
+    options.commit_within = limit(options.commit_within, default.commit_within);
+    options
 }
 
 type Task = Box<dyn FnOnce(Rc<Here>) + Send>;

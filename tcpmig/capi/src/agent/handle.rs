@@ -43,7 +43,7 @@ impl AgentHandle {
     fn connect(path: PathBuf) -> Done<Self> {
         let (inbox, live) = (Inbox::new()?, Live::start("tcpmig-agent")?);
         let client = live.wait_for(async move { Client::connect(path).await })??;
-        // It comes from a certificate, where a NUL is no part of a name.
+        // It comes from a certificate, where a NUL is not part of a name.
         let host = CString::new(client.host()).unwrap_or_default();
         Ok(Self {
             client,

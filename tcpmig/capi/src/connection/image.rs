@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use tcpmig_format::{Envelope, FourTuple, Image, Limits, Octets};
+use tcpmig_format::{Envelope, FourTuple, Image, Limits, SecretBytes};
 
 use crate::border::{Code, Done, Failure, answer, enter};
 use crate::flow::Flow;
@@ -17,7 +17,7 @@ use crate::sized::{self, descriptor, given};
 #[derive(Debug)]
 pub struct ImageHandle {
     pub(crate) image: Image,
-    bytes: Octets,
+    bytes: SecretBytes,
     flow: FourTuple,
     /// Those of its layers.
     kinds: Vec<CString>,
@@ -33,7 +33,7 @@ const LIMITS: Limits = {
 };
 
 impl ImageHandle {
-    fn new(image: Image, bytes: Octets) -> Done<Self> {
+    fn new(image: Image, bytes: SecretBytes) -> Done<Self> {
         let ip = image.ip().filter(|_| image.tcp().is_some());
         let no_connection = || Failure::new(Code::Image, "the image is not that of a connection");
         let flow = ip.ok_or_else(no_connection)?.flow;
@@ -61,7 +61,7 @@ impl ImageHandle {
 
     fn decode(bytes: &[u8]) -> Done<Self> {
         // Its parts share the memory of this copy.
-        let mut bytes = Octets::from(bytes);
+        let mut bytes = SecretBytes::from(bytes);
         let whole = bytes.split_to(bytes.len());
         let image = Image::decode_shared(whole.clone(), &LIMITS)?;
         Self::new(image, whole)
@@ -87,7 +87,7 @@ fn read(fd: BorrowedFd<'_>) -> Done<ImageHandle> {
         ));
     }
     up_to(&file, whole, &mut bytes).map_err(&failed)?;
-    let bytes = Octets::from(bytes);
+    let bytes = SecretBytes::from(bytes);
     ImageHandle::decode(&bytes)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{
     Entry, Features, LeaseEnd, LockBackend, LockError, LockGuard, Locker, NextHop, RedirectBackend,
-    Swept, check_request,
+    check_request,
 };
 
 use super::locker::milliseconds;
@@ -122,10 +122,6 @@ impl Locker for OwnLock {
             (libc::EBUSY, Some(flow)) => Err(LockError::AlreadyLocked(*flow)),
             (errno, _) => Err(refused("lock of the caller", errno)),
         }
-    }
-
-    fn sweep(&self) -> Result<Swept, LockError> {
-        Ok(Swept::default())
     }
 
     fn list(&self) -> Result<Vec<Entry>, LockError> {

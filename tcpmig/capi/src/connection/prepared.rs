@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tcpmig::options::Unsupported;
 use tcpmig::restore::{Prepared, Restored};
-use tcpmig_format::Octets;
+use tcpmig_format::SecretBytes;
 use tcpmig_lock::{LockGuard, Locker};
 
 use super::image::ImageHandle;
@@ -36,7 +36,7 @@ enum What {
 /// `struct tcpmig_restored`.
 #[derive(Debug)]
 pub struct RestoredHandle {
-    unwritten: Octets,
+    unwritten: SecretBytes,
     warnings: Vec<CString>,
 }
 

@@ -3,7 +3,7 @@
 //! It is there only if there are such bytes. Its payload is the number of unprocessed bytes (64 bits, big endian), these, and the
 //! unsent ones.
 
-use tcpmig_format::{Layer, Octets};
+use tcpmig_format::{Layer, SecretBytes};
 
 const KIND: &str = "org.tcpmig.buffers";
 const VERSION: u32 = 1;
@@ -12,8 +12,8 @@ const LENGTH: usize = size_of::<u64>();
 /// What a server has beside the state of its application.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Buffers {
-    pub(crate) unprocessed: Octets,
-    pub(crate) unsent: Octets,
+    pub(crate) unprocessed: SecretBytes,
+    pub(crate) unsent: SecretBytes,
 }
 
 /// All layers of a session.

@@ -6,7 +6,7 @@ use std::os::fd::IntoRawFd;
 use std::ptr;
 use std::sync::Arc;
 
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 
 use super::queue::{About, Answer, Item, Queue};
 use super::structs::{EventKind, EventStruct};
@@ -46,8 +46,8 @@ struct Current {
     pointers: Vec<*const c_char>,
     kinds: Vec<CString>,
     layers: Vec<Layer>,
-    unwritten: Octets,
-    unprocessed: Octets,
+    unwritten: SecretBytes,
+    unprocessed: SecretBytes,
 }
 
 /// Names and reasons have no NUL; one that had would be empty.
@@ -87,8 +87,8 @@ fn plain(kind: EventKind, id: u64) -> EventStruct {
     }
 }
 
-fn bytes(octets: &Octets) -> (*const c_void, usize) {
-    (octets.as_ptr().cast(), octets.len())
+fn pointer(bytes: &SecretBytes) -> (*const c_void, usize) {
+    (bytes.as_ptr().cast(), bytes.len())
 }
 
 impl Current {
@@ -225,8 +225,8 @@ impl Inbox {
                 current.about(&mut event, about);
                 current.unwritten = unwritten;
                 current.unprocessed = buffers.unprocessed;
-                (event.unwritten, event.unwritten_length) = bytes(&current.unwritten);
-                (event.unprocessed, event.unprocessed_length) = bytes(&current.unprocessed);
+                (event.unwritten, event.unwritten_length) = pointer(&current.unwritten);
+                (event.unprocessed, event.unprocessed_length) = pointer(&current.unprocessed);
                 event.fd = socket.into_raw_fd();
                 event
             }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 #[cfg(feature = "agent")]
 use tcpmig::agent::Drain;
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 use tokio::sync::oneshot;
 
 use super::buffers::Buffers;
@@ -39,7 +39,7 @@ pub(crate) enum Item {
         id: u64,
         about: About,
         socket: OwnedFd,
-        unwritten: Octets,
+        unwritten: SecretBytes,
         buffers: Buffers,
     },
     Moved {

@@ -1,7 +1,7 @@
 //! What of a session goes along with its connection.
 
 use libc::iovec;
-use tcpmig_format::{Layer, Octets};
+use tcpmig_format::{Layer, SecretBytes};
 
 use super::buffers::{self, Buffers};
 use super::structs::SessionStruct;
@@ -14,7 +14,7 @@ use crate::sized;
 /// # Safety
 ///
 /// As the header says of them.
-unsafe fn gather(first: *const iovec, count: usize, what: &str) -> Done<Octets> {
+unsafe fn gather(first: *const iovec, count: usize, what: &str) -> Done<SecretBytes> {
     // SAFETY: as the caller's.
     let vectors = unsafe { sized::slice(first, count, what) }?;
     let length: usize = vectors.iter().map(|vector| vector.iov_len).sum();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -142,7 +142,7 @@ struct Expected {
 }
 
 /// An application's answer to an offer.
-struct Decided {
+struct Verdict {
     /// Of which connection to the agent it is: numbers begin anew with each.
     link: u64,
     id: u64,
@@ -150,7 +150,7 @@ struct Decided {
     decision: Result<Made, Refusal>,
 }
 
-type Packets = (Vec<Octets>, Option<OwnedFd>);
+type Packets = (Vec<SecretBytes>, Option<OwnedFd>);
 
 pub(super) struct Actor {
     path: PathBuf,
@@ -166,8 +166,8 @@ pub(super) struct Actor {
     given: HashMap<u64, Give>,
     expected: HashMap<u64, Expected>,
     decided: (
-        mpsc::UnboundedSender<Decided>,
-        mpsc::UnboundedReceiver<Decided>,
+        mpsc::UnboundedSender<Verdict>,
+        mpsc::UnboundedReceiver<Verdict>,
     ),
     /// No client is left.
     is_alone: bool,
@@ -599,7 +599,7 @@ impl Actor {
                 layers,
                 ready: None,
             };
-            let _ = decided.send(Decided {
+            let _ = decided.send(Verdict {
                 link,
                 id,
                 expected,
@@ -608,8 +608,8 @@ impl Actor {
         });
     }
 
-    fn decide(&mut self, decided: Decided) {
-        let Decided {
+    fn decide(&mut self, decided: Verdict) {
+        let Verdict {
             link,
             id,
             mut expected,
@@ -631,7 +631,7 @@ impl Actor {
         }
     }
 
-    fn arrived(&mut self, id: u64, unwritten: Octets, descriptor: Option<OwnedFd>) {
+    fn arrived(&mut self, id: u64, unwritten: SecretBytes, descriptor: Option<OwnedFd>) {
         let Some(expected) = self.expected.remove(&id) else {
             return;
         };

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tcpmig_format::{FourTuple, Octets};
+use tcpmig_format::{FourTuple, SecretBytes};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::Shared;
 use super::giving::{Answer, Give};
 use super::registry::{Client, Out, Registration};
-use super::users::Place;
+use super::users::Permit;
 use crate::agent::link::{Incoming, Link, LinkError};
 use crate::agent::wire::{self, ToAgent, ToClient, VERSION};
 use crate::handover::{Code, Refusal};
@@ -55,7 +55,7 @@ struct Connection {
     ended: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     /// Tasks that are for this client alone.
     questions: JoinSet<()>,
-    _place: Place,
+    _permit: Permit,
 }
 
 impl Connection {
@@ -70,7 +70,7 @@ impl Connection {
             );
             return Err(LinkError::Closed);
         }
-        let Some(place) = shared.users.enter(user) else {
+        let Some(permit) = shared.users.enter(user) else {
             tracing::warn!(
                 user,
                 process,
@@ -78,7 +78,7 @@ impl Connection {
             );
             return Err(LinkError::Closed);
         };
-        let mut incoming = Incoming::within(place.user().pieces.clone());
+        let mut incoming = Incoming::within(permit.user().pieces.clone());
         let hello = timeout(GREETED_WITHIN, incoming.next(&link)).await;
         let (hello, _) = hello.unwrap_or(Err(LinkError::Closed))?;
         let ToAgent::Hello { oldest, newest } = hello else {
@@ -115,7 +115,7 @@ impl Connection {
             taken: HashSet::new(),
             ended: mpsc::unbounded_channel(),
             questions: JoinSet::new(),
-            _place: place,
+            _permit: permit,
         })
     }
 
@@ -217,7 +217,7 @@ impl Connection {
         id: u64,
         service: &str,
         to: String,
-        layers: &Octets,
+        layers: &SecretBytes,
         socket: Option<OwnedFd>,
     ) -> Result<(), LinkError> {
         let layers = wire::decode_layers(layers)?;

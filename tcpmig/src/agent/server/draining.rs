@@ -29,7 +29,10 @@ impl Shared {
             client.send(ToClient::Failed { id, code, reason }, None);
         };
         if !self.config().is_admin(client.user) {
-            return failed("denied", "this user is no admin of the agent".to_owned());
+            return failed(
+                "denied",
+                "this user is not an admin of the agent".to_owned(),
+            );
         }
         if let Some(unknown) = to.iter().find(|host| self.destination(host).is_none()) {
             return failed("unknown", format!("no host {unknown:?}"));

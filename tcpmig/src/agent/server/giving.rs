@@ -209,7 +209,7 @@ impl Shared {
         cancelled: watch::Receiver<bool>,
     ) -> Answer {
         if !self.config().is_admin(client.user) {
-            return Answer::kept("denied", "this user is no admin of the agent");
+            return Answer::kept("denied", "this user is not an admin of the agent");
         }
         let Some(to) = self.destination(&give.to) else {
             return Answer::kept("unknown", format!("no host {:?}", give.to));
@@ -229,7 +229,7 @@ impl Shared {
     /// Asks the server of a connection to give it, for an admin.
     pub(super) async fn want(&self, client: &Client, flow: FourTuple, to: String) -> Answer {
         if !self.config().is_admin(client.user) {
-            return Answer::kept("denied", "this user is no admin of the agent");
+            return Answer::kept("denied", "this user is not an admin of the agent");
         }
         if self.destination(&to).is_none() {
             return Answer::kept("unknown", format!("no host {to:?}"));

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tcpmig_format::{FourTuple, Layer, Octets};
+use tcpmig_format::{FourTuple, Layer, SecretBytes};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::agent::wire::{self, Kind, ToClient};
@@ -24,7 +24,7 @@ pub(super) const QUEUED: usize = 512;
 
 /// Everything that waits to be sent to a client.
 pub(super) struct Out {
-    pub(super) packets: Vec<Octets>,
+    pub(super) packets: Vec<SecretBytes>,
     pub(super) descriptor: Option<OwnedFd>,
 }
 

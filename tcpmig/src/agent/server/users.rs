@@ -18,17 +18,17 @@ pub(super) struct User {
     pub(super) pieces: Arc<Budget>,
 }
 
-/// The place of a connected program.
+/// The permit of a connected program.
 #[derive(Debug)]
-pub(super) struct Place(Arc<User>);
+pub(super) struct Permit(Arc<User>);
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Place {
+impl Permit {
     pub(super) fn user(&self) -> &User {
         &self.0
     }
@@ -39,8 +39,8 @@ impl Place {
 pub(super) struct Users(Mutex<HashMap<u32, Weak<User>>>);
 
 impl Users {
-    /// A place for one more program of this user; none if it has too many.
-    pub(super) fn enter(&self, user: u32) -> Option<Place> {
+    /// A permit for one more program of this user; none if it has too many.
+    pub(super) fn enter(&self, user: u32) -> Option<Permit> {
         let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|_, user| user.strong_count() > 0);
         let known = users.get(&user).and_then(Weak::upgrade);
@@ -53,8 +53,8 @@ impl Users {
             new
         });
         let before = known.clients.fetch_add(1, Ordering::Relaxed);
-        let place = Place(known);
-        (before < CLIENTS).then_some(place)
+        let permit = Permit(known);
+        (before < CLIENTS).then_some(permit)
     }
 }
 
@@ -63,12 +63,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_so_many_places_and_another_one_its_own() {
+    fn a_user_has_so_many_permits_and_another_one_its_own() {
         let users = Users::default();
-        let mut places: Vec<Place> = (0..CLIENTS).map(|_| users.enter(7).unwrap()).collect();
+        let mut permits: Vec<Permit> = (0..CLIENTS).map(|_| users.enter(7).unwrap()).collect();
         assert!(users.enter(7).is_none());
         assert!(users.enter(8).is_some());
-        places.pop();
+        permits.pop();
         assert!(users.enter(7).is_some());
     }
 }

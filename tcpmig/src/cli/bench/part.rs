@@ -12,7 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tcpmig::driver::{Acceptor, Destination, Ending, Mover, Options, Outcome};
 use tcpmig::steer::Redirected;
-use tcpmig_sys::flags;
+use tcpmig_sys::fcntl;
 use tcpmig_sys::process::descriptors;
 use tcpmig_transport::{Authorities, Endpoint, Identity, TransportLimits, Trust};
 use tokio::task::JoinSet;
@@ -175,7 +175,7 @@ async fn target(setup: &Setup) -> anyhow::Result<()> {
     let mut echoes = JoinSet::new();
     for _ in 0..setup.connections() {
         let arrived = arrivals.next().await.context("no more arrive")?;
-        flags::set_non_blocking(arrived.socket.as_fd(), true)?;
+        fcntl::set_non_blocking(arrived.socket.as_fd(), true)?;
         echoes.spawn(echo(arrived.socket));
     }
     // The peer ends them.

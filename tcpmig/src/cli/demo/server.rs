@@ -86,10 +86,8 @@ async fn serve<K: Carriers + Clone>(
     let endpoint = Endpoint::bind(setup.own, &identity, &trust, TransportLimits::default())?;
     let locker = super::lock::open(&setup)?;
     let settle = Duration::from_millis(setup.settle_ms);
-    let options = Options {
-        settle,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.settle = settle;
     let steer = Redirected::new(setup.hop, options.redirect_lease)?;
     let server = Arc::new(Server {
         files: Arc::new(Files {

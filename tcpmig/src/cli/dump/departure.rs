@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, anyhow};
 use tcpmig::capture::{CaptureError, Frozen, Locked, Plan};
 use tcpmig::steer::{External, Redirected, Steer, Steering};
-use tcpmig_format::{FourTuple, Image, Octets};
+use tcpmig_format::{FourTuple, Image, SecretBytes};
 use tcpmig_lock::{Backend, LockError, NoLock};
 use tcpmig_sys::process::pause::{Holders, Paused};
 
@@ -266,7 +266,7 @@ impl Departure<'_> {
 }
 
 /// The bytes of an image that `tcpmig restore` takes: the connection is not given up for one that it would refuse.
-fn encode(image: &Image) -> anyhow::Result<Octets> {
+fn encode(image: &Image) -> anyhow::Result<SecretBytes> {
     let bytes = image.encode()?;
     files::check(&bytes).context("nobody could restore this image")?;
     Ok(bytes)

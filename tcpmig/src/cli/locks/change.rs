@@ -83,7 +83,7 @@ impl ChangeArgs {
             None => error.into(),
         })?;
         // It is for a process that comes after this one.
-        guard.leave();
+        guard.detach();
         let locked: Vec<String> = self.lock.iter().map(ToString::to_string).collect();
         self.report("locked", &locked, &[], output);
         Ok(ExitCode::SUCCESS)

@@ -28,7 +28,7 @@ pub(super) static SOURCES: [Source; 4] = [
         list: || Backend::Nftables.open()?.list(),
         sweep: || Backend::Nftables.open()?.sweep(),
         renew: |flows, lease| Nftables::new()?.renew(flows, lease),
-        release: |flows| Nftables::new()?.release(flows),
+        release: |flows| Nftables::new()?.force_unlock(flows),
     },
     Source {
         name: "iptables-nft",
@@ -36,7 +36,7 @@ pub(super) static SOURCES: [Source; 4] = [
         list: || Backend::Iptables(Flavour::Nft).open()?.list(),
         sweep: || Backend::Iptables(Flavour::Nft).open()?.sweep(),
         renew: |flows, lease| Iptables::with_flavour(Flavour::Nft)?.renew(flows, lease),
-        release: |flows| Iptables::with_flavour(Flavour::Nft)?.release(flows),
+        release: |flows| Iptables::with_flavour(Flavour::Nft)?.force_unlock(flows),
     },
     Source {
         name: "iptables-legacy",
@@ -44,7 +44,7 @@ pub(super) static SOURCES: [Source; 4] = [
         list: || Backend::Iptables(Flavour::Legacy).open()?.list(),
         sweep: || Backend::Iptables(Flavour::Legacy).open()?.sweep(),
         renew: |flows, lease| Iptables::with_flavour(Flavour::Legacy)?.renew(flows, lease),
-        release: |flows| Iptables::with_flavour(Flavour::Legacy)?.release(flows),
+        release: |flows| Iptables::with_flavour(Flavour::Legacy)?.force_unlock(flows),
     },
     Source {
         name: "link",
@@ -52,7 +52,7 @@ pub(super) static SOURCES: [Source; 4] = [
         list: Link::list_all,
         sweep: Link::sweep_all,
         renew: Link::renew_all,
-        release: Link::release_all,
+        release: Link::force_unlock_all,
     },
 ];
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Args;
 use tcpmig::capture::{Frozen, Plan};
-use tcpmig_format::{FourTuple, Image, Octets, TcpImage};
+use tcpmig_format::{FourTuple, Image, SecretBytes, TcpImage};
 use tcpmig_lock::Backend;
 use tcpmig_sys::ends::Ends;
 use tcpmig_sys::process::following::{Became, Followed, let_follow};
@@ -214,7 +214,7 @@ fn add_unwritten(image: &mut Image, old: &Image) -> anyhow::Result<()> {
     // More than all of it if a FIN was sent, which is the last.
     let written = end.wrapping_sub(old.snd_una.get()) as usize;
     let rest = all.get(written..).unwrap_or_default();
-    parts.send.unsent = Octets::from([&parts.send.unsent[..], rest].concat());
+    parts.send.unsent = SecretBytes::from([&parts.send.unsent[..], rest].concat());
     connection.tcp = Some(TcpImage::new(parts)?);
     Ok(())
 }
@@ -230,8 +230,8 @@ mod tests {
             state: TcpState::Established,
             send: SendSpace {
                 snd_una: Seq::new(snd_una),
-                sent: Octets::from(sent.as_bytes()),
-                unsent: Octets::from(unsent.as_bytes()),
+                sent: SecretBytes::from(sent.as_bytes()),
+                unsent: SecretBytes::from(unsent.as_bytes()),
             },
             receive: ReceiveSpace {
                 rcv_nxt: Seq::new(77),

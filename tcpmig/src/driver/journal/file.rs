@@ -1,7 +1,6 @@
 //! A journal in a file.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
-use super::decision;
+use super::decision::{self, suffixed};
 use super::record::{self, Record};
 use super::{Decision, HandoverInfo, Journal, Note, Role, Unfinished};
 use crate::handover::HandoverId;
@@ -130,12 +129,6 @@ enum Content {
     },
 }
 
-pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = OsString::from(path);
-    path.push(suffix);
-    path.into()
-}
-
 fn content(path: &Path, head: &[u8]) -> Result<Content, JournalError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -241,6 +234,7 @@ fn lock(path: &Path) -> Result<fs::File, JournalError> {
 
 /// What is open in a journal that a process may have in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Listing {
     /// Whether a process has it in use now.
     pub in_use: bool,
@@ -269,7 +263,7 @@ pub fn read(path: &Path) -> Result<Listing, JournalError> {
 
 fn sorted(open: impl Iterator<Item = Unfinished>) -> Vec<Unfinished> {
     let mut open: Vec<Unfinished> = open.collect();
-    open.sort_by_key(|open| (open.since, open.id.octets()));
+    open.sort_by_key(|open| (open.since, open.id.bytes()));
     open
 }
 

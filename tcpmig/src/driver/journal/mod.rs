@@ -5,6 +5,7 @@
 //! lost. A source's journal tells which handovers have no end yet, and whether COMMIT can have been sent: those the
 //! process after it settles with their targets ([`Mover::resolve`](super::Mover::resolve)).
 
+mod decide;
 mod decision;
 mod file;
 mod record;
@@ -17,7 +18,7 @@ use std::time::SystemTime;
 
 use tcpmig_format::FourTuple;
 
-pub use decision::{Undecided, decide};
+pub use decide::{Undecided, decide};
 pub use file::{File, JournalError, Listing, read};
 
 pub use crate::handover::{Decision, Note, Role};
@@ -26,6 +27,7 @@ use crate::handover::HandoverId;
 
 /// What a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HandoverInfo {
     /// What this host is in it.
     pub role: Role,
@@ -37,8 +39,26 @@ pub struct HandoverInfo {
     pub address: Option<SocketAddr>,
 }
 
+impl HandoverInfo {
+    /// A handover in which this host has this role; `address` is where a target is reached.
+    pub fn new(
+        role: Role,
+        flow: FourTuple,
+        host: impl Into<String>,
+        address: Option<SocketAddr>,
+    ) -> Self {
+        Self {
+            role,
+            flow,
+            host: host.into(),
+            address,
+        }
+    }
+}
+
 /// A handover that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unfinished {
     /// Its name.
     pub id: HandoverId,
@@ -51,6 +71,20 @@ pub struct Unfinished {
     /// Since when nobody answers for it, if its process has said so. That it was noted is not what makes a handover be in
     /// doubt: any that is [`Note::Committing`] and whose process has died is.
     pub in_doubt_since: Option<SystemTime>,
+}
+
+impl Unfinished {
+    /// One that was begun `since` then and of which this is the newest note. Its process has not said that it is in doubt.
+    #[must_use]
+    pub fn new(id: HandoverId, about: HandoverInfo, note: Note, since: SystemTime) -> Self {
+        Self {
+            id,
+            about,
+            note,
+            since,
+            in_doubt_since: None,
+        }
+    }
 }
 
 /// Where a host notes what it does, for the process after it.

@@ -67,7 +67,7 @@ impl Record {
         let letter = LETTERS.iter().find(|(other, _)| *other == note);
         // INVARIANT: every note has a letter.
         bytes.push(letter.expect("a note has a letter").1);
-        bytes.extend(id.octets());
+        bytes.extend(id.bytes());
         if let Self::Begun(open) = self {
             let about = &open.about;
             let begin = Begin {
@@ -95,7 +95,7 @@ impl Record {
         let (&letter, rest) = rest.split_first()?;
         let (note, _) = *LETTERS.iter().find(|(_, other)| *other == letter)?;
         let (id, rest) = rest.split_first_chunk()?;
-        let id = HandoverId::from_octets(*id);
+        let id = HandoverId::from_bytes(*id);
         if rest.is_empty() {
             return Some(Self::Noted(id, note));
         }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::file::suffixed;
+use super::decision::suffixed;
 use super::*;
 
 fn id(n: u32) -> HandoverId {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&n.to_be_bytes());
-    HandoverId::from_octets(bytes)
+    HandoverId::from_bytes(bytes)
 }
 
 fn about(role: Role) -> HandoverInfo {
@@ -31,7 +31,7 @@ struct Told {
 }
 
 fn number(id: HandoverId) -> u32 {
-    let bytes = id.octets();
+    let bytes = id.bytes();
     u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 

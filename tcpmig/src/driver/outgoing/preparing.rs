@@ -10,8 +10,8 @@ use tracing::Span;
 
 use super::{Held, Outgoing};
 use crate::capture::Plan;
-use crate::driver::batch::{Limits, Turn};
-use crate::driver::source::Reason;
+use crate::driver::outcome::Reason;
+use crate::driver::permits::{Limits, Permit};
 use crate::steer::{External, Steer};
 
 impl Outgoing {
@@ -19,7 +19,7 @@ impl Outgoing {
     pub(super) async fn prepare<'l>(
         &mut self,
         limits: Option<&'l Limits>,
-    ) -> std::result::Result<Option<Turn<'l>>, Reason> {
+    ) -> std::result::Result<Option<Permit<'l>>, Reason> {
         if let Some(reason) = self.hindered.take() {
             return Err(reason);
         }
@@ -51,7 +51,7 @@ impl Outgoing {
         self.exchange = Some(self.mover.open(&self.to).await?);
         self.settle_queue().await;
         match limits {
-            Some(limits) => Ok(Some(limits.turn(self.queued()).await?)),
+            Some(limits) => Ok(Some(limits.permit(self.queued()).await?)),
             None => Ok(None),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use tcpmig_format::{
-    ConnectionImage, Image, IpImage, Layer, Negotiated, Octets, ReceiveSpace, SendSpace, Seq,
+    ConnectionImage, Image, IpImage, Layer, Negotiated, ReceiveSpace, SecretBytes, SendSpace, Seq,
     SocketFamily, SocketOptions, TcpImage, TcpParts, TcpState, Window,
 };
 use tcpmig_lock::route::AddressKind;
@@ -85,12 +85,12 @@ fn parts() -> TcpParts {
         state: TcpState::Established,
         send: SendSpace {
             snd_una: Seq::new(1),
-            sent: Octets::default(),
-            unsent: Octets::default(),
+            sent: SecretBytes::default(),
+            unsent: SecretBytes::default(),
         },
         receive: ReceiveSpace {
             rcv_nxt: Seq::new(1 << 30),
-            queue: Octets::default(),
+            queue: SecretBytes::default(),
         },
         negotiated: Negotiated {
             mss_clamp: 1460,
@@ -354,7 +354,7 @@ fn buffers_that_were_asked_for_have_the_limits_of_this_host() {
 
 #[test]
 fn queues_have_the_limits_of_this_host() {
-    let queue = |bytes: usize| Octets::from(vec![0; bytes]);
+    let queue = |bytes: usize| SecretBytes::from(vec![0; bytes]);
     opens(
         &with_tcp(|tcp| tcp.receive.queue = queue((7 << 20) + 1)),
         "policy: a receive queue of 7340033 bytes, more than the 7340032 that a connection of this host can have (Rules::buffers_up_to)",
@@ -373,7 +373,7 @@ fn sessions_are_left_to_the_application_or_named() {
         let mut image = image();
         let layers = layers
             .iter()
-            .map(|&(kind, version)| Layer::new(kind, version, Octets::new()));
+            .map(|&(kind, version)| Layer::new(kind, version, SecretBytes::new()));
         image.layers = layers.collect();
         image
     };

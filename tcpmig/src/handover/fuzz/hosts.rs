@@ -232,7 +232,7 @@ impl World {
         if number == MAX_HANDOVERS {
             return;
         }
-        let id = HandoverId::from_octets([number; 16]);
+        let id = HandoverId::from_bytes([number; 16]);
         self.handovers.push(Handover {
             id,
             source,

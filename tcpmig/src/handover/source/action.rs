@@ -11,6 +11,7 @@ use super::SourceSession;
 
 /// How long a source waits for what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct SourceConfig {
     /// For ACCEPTED, and for PREPARED, before the connection is kept.
     pub prepared_within: Duration,

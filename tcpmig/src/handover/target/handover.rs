@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Fate, HandoverId, MOVED_ON, Message, Note, Refusal};
-use super::room::Usage;
+use super::admission::Usage;
 use super::{TargetAction, TargetResult};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn id(number: u8) -> HandoverId {
-        HandoverId::from_octets([number; 16])
+        HandoverId::from_bytes([number; 16])
     }
 
     #[test]

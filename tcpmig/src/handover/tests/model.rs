@@ -143,7 +143,7 @@ const ONE_EACH: Crashes = Crashes { each: 1, all: 3 };
 const NOW: Duration = Duration::ZERO;
 
 fn id(h: usize) -> HandoverId {
-    HandoverId::from_octets([h as u8; 16])
+    HandoverId::from_bytes([h as u8; 16])
 }
 
 fn source_config() -> SourceConfig {
@@ -443,7 +443,7 @@ fn a_rule_that_is_left_out_is_noticed() {
     let kept = "kept, and it lived at the target";
     let lost = "lost, and it lives at the target";
     for (without, ways, journal, crashes, errors) in [
-        // Which of two consequences is nearer is no matter of the rule.
+        // Which of two consequences is nearer does not matter to the rule.
         (
             Without::Patience,
             WAYS[0],

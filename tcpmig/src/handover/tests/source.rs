@@ -18,7 +18,7 @@ struct Host {
 }
 
 fn id() -> HandoverId {
-    HandoverId::from_octets([7; 16])
+    HandoverId::from_bytes([7; 16])
 }
 
 fn refusal() -> (Code, String) {

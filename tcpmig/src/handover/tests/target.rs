@@ -29,7 +29,7 @@ impl Host {
             sessions: TargetSessions::new(config),
             now: Duration::ZERO,
             from: "source".into(),
-            id: HandoverId::from_octets([7; 16]),
+            id: HandoverId::from_bytes([7; 16]),
         }
     }
 
@@ -229,7 +229,7 @@ fn an_image_that_is_larger_than_there_is_room_for_is_not_built() {
     host.does("Unlock", DONE);
     host.waits();
     // Its room is free again.
-    host.id = HandoverId::from_octets([8; 16]);
+    host.id = HandoverId::from_bytes([8; 16]);
     host.accept(1);
     host.image(1, true, 100);
     host.does("Build", DONE);
@@ -385,7 +385,7 @@ fn an_offer_counts_once_unless_it_was_refused() {
         panic!("it was offered before");
     };
     assert_eq!(code, Code::Other);
-    let first = std::mem::replace(&mut host.id, HandoverId::from_octets([8; 16]));
+    let first = std::mem::replace(&mut host.id, HandoverId::from_bytes([8; 16]));
     let Heard::Answer(Message::Refused { code, .. }) = host.offer(5) else {
         panic!("there is no room");
     };

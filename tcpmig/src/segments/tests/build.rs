@@ -1,7 +1,7 @@
 //! Images and segments for the tests.
 
 use tcpmig_format::{
-    Negotiated, Octets, ReceiveSpace, SendSpace, Seq, SocketOptions, TcpParts, TcpState,
+    Negotiated, ReceiveSpace, SecretBytes, SendSpace, Seq, SocketOptions, TcpParts, TcpState,
     Timestamps, Window, WindowScale,
 };
 
@@ -28,12 +28,12 @@ pub(super) fn parts() -> TcpParts {
         state: TcpState::Established,
         send: SendSpace {
             snd_una: SND,
-            sent: Octets::from(SENT),
-            unsent: Octets::from(&b"later"[..]),
+            sent: SecretBytes::from(SENT),
+            unsent: SecretBytes::from(&b"later"[..]),
         },
         receive: ReceiveSpace {
             rcv_nxt: RCV,
-            queue: Octets::from(&b"old"[..]),
+            queue: SecretBytes::from(&b"old"[..]),
         },
         negotiated: Negotiated {
             mss_clamp: 1460,

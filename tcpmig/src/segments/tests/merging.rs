@@ -1,6 +1,6 @@
 //! One test for each rule.
 
-use tcpmig_format::{Octets, Seq, TcpImage, TcpParts, TcpState};
+use tcpmig_format::{SecretBytes, Seq, TcpImage, TcpParts, TcpState};
 
 use super::build::*;
 use crate::segments::{Merged, Segment, merge};
@@ -142,7 +142,7 @@ fn an_acknowledgement_older_than_any_window_voids_its_segment() {
     };
     let limit = parts.window.max_window;
     assert_eq!(merged(&mut parts, &[old(limit + 1)]).payload_bytes, 0);
-    // An old one is no reason to refuse the data.
+    // An old one is not a reason to refuse the data.
     let window = parts.window;
     assert_eq!(merged(&mut parts, &[old(limit)]).payload_bytes, 3);
     assert_eq!(parts.window, window);
@@ -309,7 +309,7 @@ fn a_retracted_or_absurd_window_takes_nothing() {
     assert_eq!(merged(&mut parts, &[data(0, b"new")]).payload_bytes, 0);
     parts.window.rcv_wnd = u32::MAX;
     parts.window.rcv_wup = Seq::new(0);
-    parts.send.sent = Octets::new();
+    parts.send.sent = SecretBytes::new();
     // Not valid, and still no reason to panic.
     merge(&mut parts, &[data(0, b"new"), ack(5), data(9, b"x")]);
 }

@@ -21,7 +21,7 @@ use rustls::{
     HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
     SupportedCipherSuite,
 };
-use tcpmig_format::{Layer, LayerReader, Octets};
+use tcpmig_format::{Layer, LayerReader, SecretBytes};
 use tcpmig_transport::keys::Authority;
 
 use super::layer::State;
@@ -369,7 +369,7 @@ impl<C: End> Pair<C> {
         let mut layers = LayerReader::new(&layers);
         let state = State::read(&mut layers, C::KIND).unwrap();
         layers.finish().unwrap();
-        self.here = Session::resume(state, Octets::new(), &C::terms(&self.config)).unwrap();
+        self.here = Session::resume(state, SecretBytes::new(), &C::terms(&self.config)).unwrap();
     }
 
     fn moves(&mut self) {
@@ -601,7 +601,7 @@ fn a_damaged_layer_is_harmless() {
                 };
                 let Ok(mut session) = Session::<ServerConnection>::resume(
                     state,
-                    Octets::new(),
+                    SecretBytes::new(),
                     &(&pair.config).into(),
                 ) else {
                     continue;
@@ -640,9 +640,9 @@ fn a_key_wears_out_over_moves() {
         state.server.next = limit - 10;
         let secret = state.server.secret.clone();
         let mut session =
-            Session::<ServerConnection>::resume(state, Octets::new(), &(&pair.config).into())
+            Session::<ServerConnection>::resume(state, SecretBytes::new(), &(&pair.config).into())
                 .unwrap();
-        let mut write = || session.write(&[IoSlice::new(b"octets")]);
+        let mut write = || session.write(&[IoSlice::new(b"bytes")]);
         assert_eq!(write().unwrap(), 6);
         let again = write();
         if let SupportedCipherSuite::Tls12(_) = suite {

@@ -10,7 +10,7 @@ use crate::tls::records::HEADER;
 /// A client that makes its records by itself, after the handshake of one of rustls.
 struct ByHand {
     suite: &'static rustls::Tls13CipherSuite,
-    secret: Octets,
+    secret: SecretBytes,
     next: u64,
 }
 

@@ -53,7 +53,10 @@ fn what_is_not_known_here_is_refused_by_name() {
     let refused = refusal(&tls(aes()), &newer);
     assert_eq!(refused.code, Code::Session);
     assert!(refused.reason.contains("version 2"), "{refused}");
-    let refused = refusal(&tls(aes()), &Layer::new("tcpmig-http", 1, Octets::new()));
+    let refused = refusal(
+        &tls(aes()),
+        &Layer::new("tcpmig-http", 1, SecretBytes::new()),
+    );
     assert_eq!(refused.code, Code::Session);
     assert!(refused.reason.contains(KIND), "{refused}");
     for len in 0..layer.payload.len() {

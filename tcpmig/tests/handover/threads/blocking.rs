@@ -221,18 +221,12 @@ impl Calls {
 
     /// The journal has this one from a process that ended.
     pub(super) fn leave_open(&self, id: HandoverId) {
-        self.state().open.push(Unfinished {
-            id,
-            about: HandoverInfo {
-                role: Role::Source,
-                flow: "198.18.0.80:80,198.18.0.9:51234".parse().unwrap(),
-                host: "host-b".to_owned(),
-                address: Some(B.parse().unwrap()),
-            },
-            note: Note::Committing,
-            since: SystemTime::now(),
-            in_doubt_since: None,
-        });
+        let flow = "198.18.0.80:80,198.18.0.9:51234".parse().unwrap();
+        let b = Some(B.parse().unwrap());
+        let about = HandoverInfo::new(Role::Source, flow, "host-b", b);
+        let (note, since) = (Note::Committing, SystemTime::now());
+        let open = Unfinished::new(id, about, note, since);
+        self.state().open.push(open);
     }
 
     /// The journal says that a process which ended had this one.
@@ -359,7 +353,7 @@ impl Drop for HeldUp {
     fn drop(&mut self) {
         // The guard around this was left to its lease.
         if let Some(guard) = self.guard.take() {
-            guard.leave();
+            guard.detach();
         }
     }
 }
@@ -387,7 +381,7 @@ impl RedirectBackend for Redirected {
 impl Drop for Redirected {
     fn drop(&mut self) {
         if let Some(inner) = self.0.take() {
-            inner.leave();
+            inner.detach();
         }
     }
 }

@@ -9,7 +9,7 @@ use super::TargetConfig;
 
 /// What waits for COMMIT, and how much of it may.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Room {
+pub(super) struct Admission {
     each: Usage,
     all: Usage,
     together: Usage,
@@ -58,7 +58,7 @@ impl Usage {
     }
 }
 
-impl Room {
+impl Admission {
     pub(super) fn new(config: &TargetConfig) -> Self {
         Self {
             each: Usage {
@@ -119,8 +119,8 @@ impl Room {
 mod tests {
     use super::*;
 
-    fn room() -> Room {
-        Room::new(&TargetConfig {
+    fn admission() -> Admission {
+        Admission::new(&TargetConfig {
             prepared_by_each: 2,
             bytes_by_each: 100,
             prepared_at_once: 3,
@@ -138,48 +138,48 @@ mod tests {
 
     #[test]
     fn one_host_does_not_take_the_places_of_others() {
-        let (mut room, a, b) = (room(), "a".into(), "b".into());
+        let (mut admission, a, b) = (admission(), "a".into(), "b".into());
         let is = |refused: Result<(), Refusal>, why: &str| {
             refused.is_err_and(|refusal| refusal.code == Code::Full && refusal.reason.contains(why))
         };
-        room.admit(&a, 1).unwrap();
-        room.admit(&a, 1).unwrap();
-        assert!(is(room.admit(&a, 1), "one other"));
-        room.admit(&b, 1).unwrap();
-        assert!(is(room.admit(&b, 1), "together"));
-        room.change(&a, used(1), Usage::default());
-        room.admit(&b, 1).unwrap();
-        room.change(&a, used(1), Usage::default());
-        assert!(is(room.admit(&b, 1), "one other"));
+        admission.admit(&a, 1).unwrap();
+        admission.admit(&a, 1).unwrap();
+        assert!(is(admission.admit(&a, 1), "one other"));
+        admission.admit(&b, 1).unwrap();
+        assert!(is(admission.admit(&b, 1), "together"));
+        admission.change(&a, used(1), Usage::default());
+        admission.admit(&b, 1).unwrap();
+        admission.change(&a, used(1), Usage::default());
+        assert!(is(admission.admit(&b, 1), "one other"));
     }
 
     #[test]
     fn nor_their_bytes() {
-        let (mut room, a, b, c) = (room(), "a".into(), "b".into(), "c".into());
-        assert!(room.admit(&a, 101).is_err());
-        room.admit(&a, 100).unwrap();
-        assert!(room.admit(&a, 1).is_err());
-        assert!(room.admit(&b, 51).is_err());
-        room.admit(&b, 50).unwrap();
-        room.change(&a, used(100), Usage::default());
+        let (mut admission, a, b, c) = (admission(), "a".into(), "b".into(), "c".into());
+        assert!(admission.admit(&a, 101).is_err());
+        admission.admit(&a, 100).unwrap();
+        assert!(admission.admit(&a, 1).is_err());
+        assert!(admission.admit(&b, 51).is_err());
+        admission.admit(&b, 50).unwrap();
+        admission.change(&a, used(100), Usage::default());
         // What was built is gone; its place is still taken.
-        room.change(&b, used(50), used(0));
-        room.admit(&b, 100).unwrap();
-        room.change(&b, used(100), Usage::default());
-        room.admit(&b, 50).unwrap();
-        assert!(room.admit(&c, usize::MAX).is_err());
+        admission.change(&b, used(50), used(0));
+        admission.admit(&b, 100).unwrap();
+        admission.change(&b, used(100), Usage::default());
+        admission.admit(&b, 50).unwrap();
+        assert!(admission.admit(&c, usize::MAX).is_err());
     }
 
     #[test]
     fn what_was_refused_or_given_back_leaves_nothing() {
-        let mut room = room();
+        let mut admission = admission();
         for n in 0..1000 {
             let from = n.to_string().as_str().into();
-            if room.admit(&from, 1 + n).is_ok() {
-                room.change(&from, used(1 + n), Usage::default());
+            if admission.admit(&from, 1 + n).is_ok() {
+                admission.change(&from, used(1 + n), Usage::default());
             }
         }
-        assert_eq!(room.together, Usage::default());
-        assert!(room.by_host.is_empty());
+        assert_eq!(admission.together, Usage::default());
+        assert!(admission.by_host.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! What arrived for flows while they were locked.
 
-use tcpmig_format::{FourTuple, Octets};
+use tcpmig_format::{FourTuple, SecretBytes};
 
 /// What arrived for locked flows since their lock began or since it was last asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,13 +31,13 @@ pub struct Packet {
     /// checked by nobody yet. Segments that the device or the kernel joined (GRO, GSO) are one packet, and where a
     /// checksum is left to a device to fill in, it is not filled in. Of a packet above 65 531 bytes only so many are
     /// here.
-    pub bytes: Octets,
+    pub bytes: SecretBytes,
 }
 
 impl Packet {
     /// A packet of this flow.
     #[must_use]
-    pub fn new(flow: FourTuple, bytes: Octets) -> Self {
+    pub fn new(flow: FourTuple, bytes: SecretBytes) -> Self {
         Self { flow, bytes }
     }
 }

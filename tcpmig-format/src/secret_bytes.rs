@@ -13,17 +13,17 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// grows. `From<Vec<u8>>` takes the vector over without a copy; copies that
 /// the caller made before are the caller's to wipe.
 ///
-/// Parts of one buffer ([`Octets::slice`], the queues that
+/// Parts of one buffer ([`SecretBytes::slice`], the queues that
 /// [`Image::decode_shared`](crate::Image::decode_shared) finds) share its
 /// memory, which is zeroed when the last of them is dropped.
 ///
 /// ```
-/// let bytes = tcpmig_format::Octets::from(&b"secret"[..]);
+/// let bytes = tcpmig_format::SecretBytes::from(&b"secret"[..]);
 /// assert_eq!(&bytes[..2], b"se");
-/// assert_eq!(format!("{bytes:?}"), "Octets(6)");
+/// assert_eq!(format!("{bytes:?}"), "SecretBytes(6)");
 /// ```
 #[derive(Clone)]
-pub struct Octets(Memory);
+pub struct SecretBytes(Memory);
 
 #[derive(Clone)]
 enum Memory {
@@ -36,7 +36,7 @@ enum Memory {
 #[derive(Clone, Default)]
 struct Wiped(Vec<u8>);
 
-impl Octets {
+impl SecretBytes {
     /// No bytes.
     #[must_use]
     pub fn new() -> Self {
@@ -52,7 +52,7 @@ impl Octets {
             own.extend_from_slice(bytes);
             return;
         }
-        // Vec would free the old allocation as it is; dropping Octets zeroes it.
+        // Vec would free the old allocation as it is; dropping SecretBytes zeroes it.
         let mut grown = Vec::with_capacity(needed.max(self.len().saturating_mul(2)));
         grown.extend_from_slice(self);
         grown.extend_from_slice(bytes);
@@ -100,19 +100,19 @@ impl Octets {
     }
 }
 
-impl Default for Octets {
+impl Default for SecretBytes {
     fn default() -> Self {
         Self(Memory::Own(Wiped::default()))
     }
 }
 
-impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Octets {
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for SecretBytes {
     fn eq(&self, other: &T) -> bool {
         **self == *other.as_ref()
     }
 }
 
-impl Eq for Octets {}
+impl Eq for SecretBytes {}
 
 /// Zeroes the whole allocation. As one slice it is filled at the speed of
 /// memory; `Vec::zeroize` goes byte by byte, which takes ten times as long.
@@ -133,35 +133,35 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
-impl ZeroizeOnDrop for Octets {}
+impl ZeroizeOnDrop for SecretBytes {}
 
-impl From<Vec<u8>> for Octets {
+impl From<Vec<u8>> for SecretBytes {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Memory::Own(Wiped(bytes)))
     }
 }
 
-impl From<&[u8]> for Octets {
+impl From<&[u8]> for SecretBytes {
     fn from(bytes: &[u8]) -> Self {
         bytes.to_vec().into()
     }
 }
 
 /// Without a copy if nobody else holds the memory of `bytes`. A copy that somebody else holds is not zeroed.
-impl From<Bytes> for Octets {
+impl From<Bytes> for SecretBytes {
     fn from(bytes: Bytes) -> Self {
         Vec::from(bytes).into()
     }
 }
 
 /// The same memory, still zeroed when the last part of it is dropped.
-impl From<Octets> for Bytes {
-    fn from(mut bytes: Octets) -> Self {
+impl From<SecretBytes> for Bytes {
+    fn from(mut bytes: SecretBytes) -> Self {
         std::mem::take(bytes.share())
     }
 }
 
-impl Deref for Octets {
+impl Deref for SecretBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -172,15 +172,15 @@ impl Deref for Octets {
     }
 }
 
-impl AsRef<[u8]> for Octets {
+impl AsRef<[u8]> for SecretBytes {
     fn as_ref(&self) -> &[u8] {
         self
     }
 }
 
-impl fmt::Debug for Octets {
+impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Octets({})", self.len())
+        write!(f, "SecretBytes({})", self.len())
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn bytes_grow_and_split() {
-        let mut bytes = Octets::new();
+        let mut bytes = SecretBytes::new();
         for part in [&b"one "[..], b"", b"two ", b"three"] {
             bytes.extend_from_slice(part);
         }
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn parts_share_their_memory() {
-        let whole = Octets::from(&b"one two three"[..]);
+        let whole = SecretBytes::from(&b"one two three"[..]);
         let at = whole.as_ptr();
         let mut part = whole.slice(4..13);
         assert_eq!(&*part, b"two three");
@@ -220,7 +220,7 @@ mod tests {
     fn bytes_that_nobody_else_holds_are_taken_over() {
         let bytes = Bytes::from(b"password".to_vec());
         let at = bytes.as_ptr();
-        assert_eq!(Octets::from(bytes).as_ptr(), at);
+        assert_eq!(SecretBytes::from(bytes).as_ptr(), at);
     }
 
     #[test]
@@ -236,7 +236,10 @@ mod tests {
 
     #[test]
     fn debug_shows_no_content() {
-        let bytes = Octets::from(b"password".to_vec());
-        assert_eq!(format!("{bytes:?} {bytes:#?}"), "Octets(8) Octets(8)");
+        let bytes = SecretBytes::from(b"password".to_vec());
+        assert_eq!(
+            format!("{bytes:?} {bytes:#?}"),
+            "SecretBytes(8) SecretBytes(8)"
+        );
     }
 }

@@ -1,29 +1,23 @@
-//! What arrives for locked flows, and whose it is.
+//! Captures what arrives for locked flows, for every locker whose rules can log to NFLOG.
 //!
-//! A group of NFLOG belongs to one socket, so each handle that captures has a group of its own. The value of a locked
-//! flow in its map is the group of the handle that locked it (0: none). What arrives for the flow is marked with it,
-//! and the map `capture` leads from the mark to the chain of the group, which logs and drops; what the map does not
-//! know is dropped only. One look-up is all that packets of other connections cost, as without capture, and one
-//! element all that a lock costs.
+//! A group of NFLOG belongs to one socket, so each handle that captures has a group of its own. The locker's rules copy
+//! what arrives for the flows of a handle to its group: `nftables::capture` and `iptables::rules` say how.
 //!
 //! All locks of a handle share its socket: whoever reads keeps for the others what is theirs.
 
 mod flow;
 mod log;
-mod rules;
-
-use log::Log;
+mod packets;
 
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tcpmig_format::{FourTuple, Octets};
+use tcpmig_format::{FourTuple, SecretBytes};
 
-use crate::{Captured, LockError, Packet};
-pub(super) use rules::{
-    LOCKED, NO_GROUP, chain_name, check, groups, remove, set_up, set_up_locked,
-};
+use crate::LockError;
+use log::Log;
+pub use packets::{Captured, Packet};
 
 /// The capture of one handle.
 pub(crate) struct Capture {
@@ -200,27 +194,54 @@ impl Waiting {
             return;
         }
         self.bytes += bytes.len();
-        let packet = Packet::new(flow, Octets::from(bytes));
+        let packet = Packet::new(flow, SecretBytes::from(bytes));
         self.captured.packets.push(packet);
     }
 }
 
-/// The right of one lock to its packets, which goes when this does.
-pub(crate) struct Receipt {
+/// The right of one lock to its packets, which goes when this does. Empty in a handle that does not capture.
+#[derive(Default)]
+pub(crate) struct CaptureHandle(Option<Share>);
+
+/// What of a capture one lock has.
+pub(crate) struct Share {
     capture: Arc<Capture>,
     flows: Vec<FourTuple>,
     token: u64,
 }
 
-impl Receipt {
-    pub(crate) fn new(capture: &Arc<Capture>, flows: &[FourTuple], token: u64) -> Self {
-        Self {
+impl CaptureHandle {
+    /// For the flows that were [registered](Inbox::register) with this token, if they were.
+    pub(crate) fn new(capture: &Arc<Capture>, flows: &[FourTuple], token: Option<u64>) -> Self {
+        Self(token.map(|token| Share {
             capture: Arc::clone(capture),
             flows: flows.to_vec(),
             token,
-        }
+        }))
     }
 
+    /// None in a handle that does not capture.
+    pub(crate) fn share(&self) -> Option<&Share> {
+        self.0.as_ref()
+    }
+
+    /// What has arrived since the last time; nothing in a handle that does not capture.
+    pub(crate) fn left_over(&self) -> Result<Captured, LockError> {
+        self.share().map_or(Ok(Captured::new()), Share::captured)
+    }
+
+    /// One for each of the flows, in their order, which have to be those that it was made for. Leaves this one empty.
+    pub(crate) fn split(&mut self, flows: &[FourTuple]) -> Vec<Self> {
+        let Some(share) = self.0.take() else {
+            return flows.iter().map(|_| Self::default()).collect();
+        };
+        let tokens = share.capture.inbox().split(flows, share.token);
+        let part = |(flow, token)| Self::new(&share.capture, &[flow], Some(token));
+        flows.iter().copied().zip(tokens).map(part).collect()
+    }
+}
+
+impl Share {
     /// What has arrived since the last time.
     pub(crate) fn captured(&self) -> Result<Captured, LockError> {
         let mut inbox = self.capture.inbox();
@@ -230,18 +251,7 @@ impl Receipt {
     }
 }
 
-impl Receipt {
-    /// One of each flow.
-    pub(crate) fn split(mut self) -> Vec<Self> {
-        // What is dropped here has nothing any more.
-        let flows = mem::take(&mut self.flows);
-        let tokens = self.capture.inbox().split(&flows, self.token);
-        let part = |(flow, token)| Self::new(&self.capture, &[flow], token);
-        flows.into_iter().zip(tokens).map(part).collect()
-    }
-}
-
-impl Drop for Receipt {
+impl Drop for Share {
     fn drop(&mut self) {
         let mut inbox = self.capture.inbox();
         inbox.forget(&self.flows, self.token);

@@ -1,36 +1,41 @@
-//! The rules that log what arrives for locked flows, one chain for each group.
+//! The rules that log what arrives for locked flows, one chain for each group of NFLOG.
+//!
+//! The value of a locked flow in its map is the group of the handle that locked it (0: none). What arrives for the flow
+//! is marked with it, and the map `capture` leads from the mark to the chain of the group, which logs and drops; what
+//! the map does not know is dropped only. One look-up is all that packets of other connections cost, as without capture,
+//! and one element all that a lock costs.
 
 use nftnl::expr::{Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::{Chain, MsgType, Rule, Table as NftTable};
 
+use super::batch::{self, Batch, CREATE};
+use super::connection::Connection;
+use super::names::{Table, c_string};
+use super::object::{self, Mark};
+use super::{element, expression, ffi};
 use crate::LockError;
 use crate::netlink::wire;
-use crate::nftables::batch::{self, Batch, CREATE};
-use crate::nftables::connection::Connection;
-use crate::nftables::names::{Table, c_string};
-use crate::nftables::object::{self, Mark};
-use crate::nftables::{element, expression, ffi};
 
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 
 /// The chain for what arrives for locked flows.
-pub(in crate::nftables) const LOCKED: &str = "locked";
+pub(super) const LOCKED: &str = "locked";
 /// The map from groups of NFLOG to chains.
 const CAPTURE: &str = "capture";
 
 /// The group of flows whose packets nobody wants.
-pub(in crate::nftables) const NO_GROUP: u16 = 0;
+pub(super) const NO_GROUP: u16 = 0;
 
 /// The chain for the packets of a group.
-pub(in crate::nftables) fn chain_name(group: u16) -> String {
+pub(super) fn chain_name(group: u16) -> String {
     format!("capture-{group}")
 }
 
 /// Adds the chain for what arrives for locked flows, marked with their group: a map says which chain is that of the
 /// group, and what it does not know is dropped.
-pub(in crate::nftables) fn set_up_locked(batch: &mut Batch, name: &str, table: &NftTable) {
+pub(super) fn set_up_locked(batch: &mut Batch, name: &str, table: &NftTable) {
     let map_name = c_string(CAPTURE);
     let id = object::set_id(batch);
     let mut map = nftnl::set::Set::<Mark>::new_named(&map_name, id, table, table.get_family());
@@ -50,7 +55,7 @@ pub(in crate::nftables) fn set_up_locked(batch: &mut Batch, name: &str, table: &
 }
 
 /// Adds the chain of a group, or makes it right, and its entry in the map.
-pub(in crate::nftables) fn set_up(batch: &mut Batch, name: &str, group: u16) {
+pub(super) fn set_up(batch: &mut Batch, name: &str, group: u16) {
     let table = Table::Inet.object(name);
     add_chain(batch, name, &table, &chain_name(group), |chain| {
         let mut rule = Rule::new(chain);
@@ -80,7 +85,7 @@ fn add_chain<'a, const N: usize>(
 
 /// Adds the entry of a group in the map, or makes sure that it is there: the batch fails with ENOENT if the chain is
 /// not.
-pub(in crate::nftables) fn check(batch: &mut Batch, name: &str, group: u16) {
+pub(super) fn check(batch: &mut Batch, name: &str, group: u16) {
     let chain = chain_name(group);
     batch.message(
         "NFT_MSG_NEWSETELEM",
@@ -103,7 +108,7 @@ fn put_key(bytes: &mut Vec<u8>, group: u16) {
 }
 
 /// Removes a group's entry and its chain. Fails with ENOENT if they are not there.
-pub(in crate::nftables) fn remove(batch: &mut Batch, name: &str, group: u16) {
+pub(super) fn remove(batch: &mut Batch, name: &str, group: u16) {
     batch.message(
         "NFT_MSG_DELSETELEM",
         Table::Inet,
@@ -124,10 +129,7 @@ pub(in crate::nftables) fn remove(batch: &mut Batch, name: &str, group: u16) {
 }
 
 /// The groups in the map; none if there is no table.
-pub(in crate::nftables) fn groups(
-    connection: &mut Connection,
-    name: &str,
-) -> Result<Vec<u16>, LockError> {
+pub(super) fn groups(connection: &mut Connection, name: &str) -> Result<Vec<u16>, LockError> {
     let found = connection.dump(
         Table::Inet,
         |bytes| batch::put_set(bytes, name, CAPTURE),

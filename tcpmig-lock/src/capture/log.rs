@@ -7,8 +7,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use crate::LockError;
-use crate::netlink::wire;
-use crate::nftables::connection;
+use crate::netlink::{buffers, wire};
 
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_ULOG as u16) << 8;
 const PACKET: u16 = SUBSYSTEM | libc::NFULNL_MSG_PACKET as u16;
@@ -48,7 +47,7 @@ impl Log {
             Ok(socket)
         };
         Ok(Self {
-            socket: open().map_err(connection::no_socket)?,
+            socket: open().map_err(LockError::no_netfilter)?,
             reply: Vec::new(),
             group: None,
             buffer: 0,
@@ -62,7 +61,7 @@ impl Log {
         // Processes begin at different places, and so do the handles of each.
         static USED: AtomicU16 = AtomicU16::new(0);
         const GROUPS: u16 = u16::MAX - FIRST_GROUP;
-        self.buffer = crate::nftables::buffers::raise_receive_buffer(&self.socket, buffer);
+        self.buffer = buffers::raise_receive_buffer(&self.socket, buffer);
         let begin = (std::process::id() % u32::from(GROUPS)) as u16;
         let mut refused = None;
         for _ in 0..TRIES {
@@ -128,7 +127,7 @@ impl Log {
             for message in wire::messages(&self.reply) {
                 // Packets may come in between, also those that are logged to a group that a dead process had.
                 if message.kind == libc::NLMSG_ERROR as u16 && message.seq == u32::from(group) {
-                    return match connection::errno(message.payload) {
+                    return match wire::errno(message.payload) {
                         0 => Ok(()),
                         errno => Err(io::Error::from_raw_os_error(errno)),
                     };

@@ -6,14 +6,14 @@ use netlink_sys::Socket;
 
 /// `setsockopt(SO_SNDBUFFORCE)`, or `SO_SNDBUF` where that is not permitted; then `getsockopt(SO_SNDBUF)`. Gives the
 /// size that the kernel granted, 0 if it does not say.
-pub(super) fn raise_send_buffer(socket: &Socket, wanted: usize) -> usize {
+pub(crate) fn raise_send_buffer(socket: &Socket, wanted: usize) -> usize {
     raise_buffer(socket, wanted, [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF]);
     send_buffer(socket)
 }
 
 /// `setsockopt(SO_RCVBUFFORCE)`, or `SO_RCVBUF` where that is not permitted; then `getsockopt(SO_RCVBUF)`. Gives the
 /// size that the kernel granted, 0 if it does not say.
-pub(super) fn raise_receive_buffer(socket: &Socket, wanted: usize) -> usize {
+pub(crate) fn raise_receive_buffer(socket: &Socket, wanted: usize) -> usize {
     raise_buffer(socket, wanted, [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF]);
     buffer(socket, libc::SO_RCVBUF)
 }
@@ -42,7 +42,7 @@ fn raise_buffer(socket: &Socket, wanted: usize, options: [libc::c_int; 2]) {
 const INT: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
 
 /// `getsockopt(SO_SNDBUF)`, 0 if the kernel does not say.
-pub(super) fn send_buffer(socket: &Socket) -> usize {
+pub(crate) fn send_buffer(socket: &Socket) -> usize {
     buffer(socket, libc::SO_SNDBUF)
 }
 

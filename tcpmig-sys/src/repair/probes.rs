@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::numbers::{Stood, marks_in};
+use super::numbers::{Stood, read_numbers_in};
 use crate::error::{Error, Result};
 use crate::info::{State, tcp_info};
 use crate::netns::Namespace;
@@ -13,7 +13,7 @@ use crate::uapi::RepairWindow;
 
 /// A segment of the send queue.
 #[derive(Debug)]
-pub(crate) struct Again {
+pub(crate) struct Retransmit {
     /// Its sequence number. Taken when the queue is filled: at activation the peer's acknowledgement
     /// may have come and moved `snd_una`.
     pub(crate) seq: u32,
@@ -21,17 +21,17 @@ pub(crate) struct Again {
 }
 
 /// What a connection needs when repair is off.
-pub(crate) struct Wake {
+pub(crate) struct Probes {
     /// Tells the peer where this end stands.
-    tell: Option<Segment>,
+    announce: Option<Segment>,
     /// Make the peer tell where it stands, with their data.
-    asks: Vec<(Segment, Vec<u8>)>,
-    push: bool,
+    questions: Vec<(Segment, Vec<u8>)>,
+    nudge: bool,
     mark: u32,
 }
 
-impl Wake {
-    /// What wakes the connection of this socket, which is in repair mode and has this injector; `again` are segments of its send
+impl Probes {
+    /// What is sent for the connection of this socket, which is in repair mode and has this injector; `retransmit` are segments of its send
     /// queue, and `before` is where it stood when it was rebuilt, with which windows: then nothing is unsent in ESTABLISHED.
     ///
     /// The kernel's own probe, in ESTABLISHED only, asks the peer for its acknowledgement, but the peer takes
@@ -41,24 +41,24 @@ impl Wake {
     pub(crate) fn read(
         fd: BorrowedFd<'_>,
         injector: &Injector,
-        again: &[Again],
+        retransmit: &[Retransmit],
         before: Option<(&Stood, Option<RepairWindow>)>,
     ) -> Result<Self> {
         let info = tcp_info(fd)?;
         let established = info.state == State::Established;
-        let marks = match before {
+        let numbers = match before {
             Some((stood, _)) => stood.now(&info),
-            None => marks_in(fd, info.state)?,
+            None => read_numbers_in(fd, info.state)?,
         };
         let window = match before {
             // Windows change with what arrives, and not by themselves.
-            Some((stood, Some(window))) if stood.is_still_there(&marks) => window,
+            Some((stood, Some(window))) if stood.is_still_there(&numbers) => window,
             _ => sockopt::repair_window(fd)?,
         };
         let open = window
             .rcv_wup
             .wrapping_add(window.rcv_wnd)
-            .wrapping_sub(marks.rcv_nxt);
+            .wrapping_sub(numbers.rcv_nxt);
         let scale = info.window_scale.map_or(0, |scales| scales.rcv);
         let unsent = match before {
             Some(_) if established => 0,
@@ -66,10 +66,10 @@ impl Wake {
         };
         let fin = info.state.fin_unacknowledged() && unsent == 0;
         let seq = if fin {
-            marks.write_seq.wrapping_sub(1)
+            numbers.write_seq.wrapping_sub(1)
         } else {
             // Older than what the peer expects: it answers, and acts on nothing in it.
-            marks.snd_una.wrapping_sub(1)
+            numbers.snd_una.wrapping_sub(1)
         };
         let (hops, class) = if injector.is_ipv4() {
             (sockopt::ttl(fd), sockopt::tos(fd))
@@ -83,7 +83,7 @@ impl Wake {
         };
         let ask = Segment {
             seq,
-            ack: marks.rcv_nxt,
+            ack: numbers.rcv_nxt,
             fin,
             rst: false,
             // Of the FIN the peer takes the window: the one that it knows.
@@ -94,46 +94,46 @@ impl Wake {
                 .transpose()?,
             ip,
         };
-        let mut asks = Vec::new();
+        let mut questions = Vec::new();
         if !established {
             // The peer's acknowledgement was taken: nothing is left to ask for.
             if info.state != State::FinWait2 {
-                asks.push((ask, Vec::new()));
+                questions.push((ask, Vec::new()));
             }
-        } else if again.is_empty() {
+        } else if retransmit.is_empty() {
             // A byte that the peer had long ago, and does not look at.
-            asks.push((ask, vec![0]));
+            questions.push((ask, vec![0]));
         } else {
-            asks.extend(again.iter().map(|again| {
-                let seq = again.seq;
-                (Segment { seq, ..ask }, again.bytes.clone())
+            questions.extend(retransmit.iter().map(|lost| {
+                let seq = lost.seq;
+                (Segment { seq, ..ask }, lost.bytes.clone())
             }));
         }
-        Ok(Wake {
-            tell: established.then_some(Segment {
-                seq: marks.write_seq.wrapping_sub(unsent),
+        Ok(Probes {
+            announce: established.then_some(Segment {
+                seq: numbers.write_seq.wrapping_sub(unsent),
                 ..ask
             }),
-            asks,
-            push: unsent > 0,
+            questions,
+            nudge: unsent > 0,
             mark: sockopt::mark(fd)?,
         })
     }
 
     /// Failures cost the peer a retransmission timer, no more.
     pub(crate) fn run(&self, fd: BorrowedFd<'_>, injector: &Injector) {
-        if self.push
+        if self.nudge
             && let Ok(no_delay) = sockopt::no_delay(fd)
         {
             // It makes the kernel look at what waits.
             let _ = sockopt::set_no_delay(fd, true);
             let _ = sockopt::set_no_delay(fd, no_delay);
         }
-        if let Some(tell) = &self.tell {
-            let _ = injector.send(tell, &[], self.mark);
+        if let Some(announce) = &self.announce {
+            let _ = injector.send(announce, &[], self.mark);
         }
-        for (ask, data) in &self.asks {
-            let _ = injector.send(ask, data, self.mark);
+        for (question, data) in &self.questions {
+            let _ = injector.send(question, data, self.mark);
         }
     }
 }
@@ -160,18 +160,18 @@ pub(super) fn end_repair(fd: BorrowedFd<'_>) -> Result<()> {
 /// Ends repair, and makes the connection go on at once: it may have stood still for long, and its retransmission timer has
 /// backed off. What makes the kernel send again what was lost is the peer's next acknowledgement.
 pub(super) fn wake_up(fd: BorrowedFd<'_>) -> Result<()> {
-    let wakes = tcp_info(fd)?.state.is_movable()
+    let is_probed = tcp_info(fd)?.state.is_movable()
         && Namespace::of_socket(fd).is_ok_and(|own| own.is_current().unwrap_or(false));
-    let waker = wakes
+    let probed = is_probed
         .then(|| {
             let injector = Injector::open(fd)?;
-            let wake = Wake::read(fd, &injector, &[], None)?;
-            Ok::<_, Error>((injector, wake))
+            let probes = Probes::read(fd, &injector, &[], None)?;
+            Ok::<_, Error>((injector, probes))
         })
         .and_then(Result::ok);
     end_repair(fd)?;
-    if let Some((injector, wake)) = waker {
-        wake.run(fd, &injector);
+    if let Some((injector, probes)) = probed {
+        probes.run(fd, &injector);
     }
     Ok(())
 }
