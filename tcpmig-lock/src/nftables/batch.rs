@@ -19,9 +19,6 @@ pub(super) const APPEND: u16 = libc::NLM_F_APPEND as u16;
 
 /// `NFNL_BATCH_GENID`: the batch fails with ERESTART if the rules changed since this generation.
 const BATCH_GENERATION: u16 = 1;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 /// `NFT_MSG_DESTROYSETELEM`, since Linux 6.3; libc does not have it.
 const DESTROY_ELEMENT: u16 = 30;
 
@@ -237,8 +234,8 @@ impl Batch {
         let mut elements_at = 0;
         let mut element_length = 0;
         self.message(call, set.table(), message, flags, |bytes| {
-            put_set(bytes, table_name, set.name(v4));
-            let list = wire::open_nested(bytes, NFTA_SET_ELEM_LIST_ELEMENTS);
+            element::put_set(bytes, table_name, set.name(v4));
+            let list = wire::open_nested(bytes, element::NFTA_SET_ELEM_LIST_ELEMENTS);
             let first = bytes.len();
             for flow in flows {
                 element::put(bytes, flow, extra);
@@ -271,16 +268,10 @@ impl Batch {
     }
 }
 
-/// Names a set in an element message.
-pub(super) fn put_set(bytes: &mut Vec<u8>, table: &str, set: &str) {
-    wire::put_str(bytes, NFTA_SET_ELEM_LIST_TABLE, table);
-    wire::put_str(bytes, NFTA_SET_ELEM_LIST_SET, set);
-}
-
 /// The elements in a received element message, after its headers.
 pub(super) fn elements_of(payload: &[u8]) -> &[u8] {
     payload
         .get(wire::NF_HEADER - wire::HEADER..)
-        .and_then(|attributes| wire::attribute(attributes, NFTA_SET_ELEM_LIST_ELEMENTS))
+        .and_then(|attributes| wire::attribute(attributes, element::NFTA_SET_ELEM_LIST_ELEMENTS))
         .unwrap_or_default()
 }

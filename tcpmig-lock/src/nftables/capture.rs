@@ -9,7 +9,7 @@ use nftnl::expr::{Meta, Verdict};
 use nftnl::nftnl_sys as sys;
 use nftnl::{Chain, MsgType, Rule, Table as NftTable};
 
-use super::batch::{self, Batch, CREATE};
+use super::batch::{Batch, CREATE};
 use super::connection::Connection;
 use super::names::{Table, c_string};
 use super::object::{self, Mark};
@@ -132,7 +132,7 @@ pub(super) fn remove(batch: &mut Batch, name: &str, group: u16) {
 pub(super) fn groups(connection: &mut Connection, name: &str) -> Result<Vec<u16>, LockError> {
     let found = connection.dump(
         Table::Inet,
-        |bytes| batch::put_set(bytes, name, CAPTURE),
+        |bytes| element::put_set(bytes, name, CAPTURE),
         element::read_groups,
     )?;
     Ok(found.unwrap_or_default())

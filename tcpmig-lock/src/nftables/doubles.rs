@@ -7,8 +7,8 @@ use tcpmig_format::FourTuple;
 
 use super::connection::Failure;
 use super::element;
-use super::names::Set;
-use super::shared::{FEW, REDIRECT, Shared, State};
+use super::names::{REDIRECT, Set};
+use super::shared::{FEW, Shared, State};
 use crate::LockError;
 
 /// Longer than the rules take for a packet.

@@ -8,6 +8,9 @@ use tcpmig_format::FourTuple;
 use crate::netlink::wire;
 use crate::{Entry, EntryKind, LockError, Owner};
 
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
@@ -148,10 +151,16 @@ pub(super) fn put(bytes: &mut Vec<u8>, flow: &FourTuple, extra: Option<Extra<'_>
     wire::close(bytes, element);
 }
 
+/// Names a set in an element message.
+pub(super) fn put_set(bytes: &mut Vec<u8>, table: &str, set: &str) {
+    wire::put_str(bytes, NFTA_SET_ELEM_LIST_TABLE, table);
+    wire::put_str(bytes, NFTA_SET_ELEM_LIST_SET, set);
+}
+
 /// Appends the attributes of a message that adds packet marks to a set.
 pub(super) fn put_marks(bytes: &mut Vec<u8>, table: &str, set: &str, marks: &[u32]) {
-    super::batch::put_set(bytes, table, set);
-    let list = wire::open_nested(bytes, super::batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+    put_set(bytes, table, set);
+    let list = wire::open_nested(bytes, NFTA_SET_ELEM_LIST_ELEMENTS);
     for mark in marks {
         let element = wire::open_nested(bytes, NFTA_LIST_ELEM);
         put_value(bytes, NFTA_SET_ELEM_KEY, |bytes| {
@@ -178,8 +187,8 @@ pub(super) fn put_one(
     set: &str,
     fill: impl FnOnce(&mut Vec<u8>),
 ) {
-    super::batch::put_set(bytes, table, set);
-    let list = wire::open_nested(bytes, super::batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+    put_set(bytes, table, set);
+    let list = wire::open_nested(bytes, NFTA_SET_ELEM_LIST_ELEMENTS);
     let element = wire::open_nested(bytes, NFTA_LIST_ELEM);
     fill(bytes);
     wire::close(bytes, element);

@@ -44,7 +44,7 @@ impl Connection {
         set: Set,
         v4: bool,
     ) -> Result<Option<Vec<Element>>, LockError> {
-        let name = |bytes: &mut Vec<u8>| batch::put_set(bytes, table, set.name(v4));
+        let name = |bytes: &mut Vec<u8>| element::put_set(bytes, table, set.name(v4));
         let read = |list: &[u8]| element::read(list).collect();
         let begun = Instant::now();
         let mut known: HashSet<FourTuple> = HashSet::new();
@@ -79,7 +79,7 @@ impl Connection {
         set: Set,
         v4: bool,
     ) -> Result<Vec<Element>, LockError> {
-        let name = |bytes: &mut Vec<u8>| batch::put_set(bytes, table, set.name(v4));
+        let name = |bytes: &mut Vec<u8>| element::put_set(bytes, table, set.name(v4));
         let read = |list: &[u8]| element::read(list).collect();
         let read = self.read_once(set.table(), name, read)?;
         Ok(read.map(|read| read.found).unwrap_or_default())
@@ -99,7 +99,7 @@ impl Connection {
         }
         let mut left: HashSet<FourTuple> = flows.iter().copied().collect();
         let mut all = Vec::new();
-        let name = |v4| move |bytes: &mut Vec<u8>| batch::put_set(bytes, table, set.name(v4));
+        let name = |v4| move |bytes: &mut Vec<u8>| element::put_set(bytes, table, set.name(v4));
         for v4 in [true, false] {
             if flows.iter().any(|flow| flow.is_ipv4() == v4) {
                 let read = |list: &[u8]| element::read(list).collect();
@@ -196,7 +196,7 @@ impl Connection {
             libc::NFT_MSG_GETSETELEM as u16,
             libc::NLM_F_DUMP as u16,
             set.table().family(),
-            |bytes| batch::put_set(bytes, table, set.name(v4)),
+            |bytes| element::put_set(bytes, table, set.name(v4)),
             |payload| {
                 found |= element::read(batch::elements_of(payload)).next().is_some();
                 found
@@ -222,8 +222,8 @@ impl Connection {
             libc::NLM_F_ACK as u16,
             set.table().family(),
             |bytes| {
-                batch::put_set(bytes, table, set.name(flow.is_ipv4()));
-                let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+                element::put_set(bytes, table, set.name(flow.is_ipv4()));
+                let list = wire::open_nested(bytes, element::NFTA_SET_ELEM_LIST_ELEMENTS);
                 element::put(bytes, flow, None);
                 wire::close(bytes, list);
             },
@@ -254,8 +254,8 @@ impl Connection {
                     libc::NLM_F_ACK as u16,
                     set.table().family(),
                     |bytes| {
-                        batch::put_set(bytes, table, set.name(first.is_ipv4()));
-                        let list = wire::open_nested(bytes, batch::NFTA_SET_ELEM_LIST_ELEMENTS);
+                        element::put_set(bytes, table, set.name(first.is_ipv4()));
+                        let list = wire::open_nested(bytes, element::NFTA_SET_ELEM_LIST_ELEMENTS);
                         for flow in asked {
                             element::put(bytes, flow, None);
                         }

@@ -42,8 +42,8 @@ use crate::capture::CaptureHandle;
 use crate::event::Listener;
 use crate::{Entry, Event, Features, LockError, LockGuard, Locker, NextHop, Swept};
 use batch::Op;
-use names::{Set, Table};
-use shared::{REDIRECT, Shared};
+use names::{REDIRECT, Set, Table};
+use shared::Shared;
 
 const DEFAULT_TABLE: &str = "tcpmig";
 const MAX_TABLE_NAME: usize = 200;

@@ -21,8 +21,7 @@ use tcpmig_format::FourTuple;
 use super::batch;
 use super::capture;
 use super::element;
-use super::names::{Set, Table};
-use super::shared::REDIRECT;
+use super::names::{REDIRECT, Set, Table};
 use crate::LockError;
 use crate::netlink::{buffers, wire};
 

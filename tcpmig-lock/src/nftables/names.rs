@@ -98,6 +98,16 @@ impl Set {
     }
 }
 
+/// All sets of a redirect.
+pub(super) const REDIRECT: [Set; 6] = [
+    Set::Gone,
+    Set::Device,
+    Set::Hop,
+    Set::Closing,
+    Set::Back,
+    Set::Ended,
+];
+
 /// Names were checked to be ASCII letters, digits and the like, or come from the kernel.
 pub(super) fn c_string(name: &str) -> CString {
     CString::new(name).unwrap_or_default()

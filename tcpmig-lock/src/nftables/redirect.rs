@@ -13,9 +13,9 @@ use super::connection::Failure;
 use super::element::{self, Extra};
 use super::layout;
 use super::lease_class::Class;
-use super::names::{Set, Table};
+use super::names::{REDIRECT, Set, Table};
 use super::registry::{HopData, Moved};
-use super::shared::{REDIRECT, Removal, Shared, State, TRIES, deadline, left_ms};
+use super::shared::{Removal, Shared, State, TRIES, deadline, left_ms};
 use crate::{LockError, NextHop};
 
 impl Shared {

@@ -13,9 +13,9 @@ use super::element;
 use super::later::Damage;
 use super::layout;
 use super::monitor::Seen;
-use super::names::{Set, Table};
+use super::names::{REDIRECT, Set, Table};
 use super::registry::{HopData, Moved};
-use super::shared::{FEW as FEW_ASKED, REDIRECT, Shared, State, TRIES, left_ms};
+use super::shared::{FEW as FEW_ASKED, Shared, State, TRIES, left_ms};
 use super::watch;
 use crate::{Event, LockError};
 

@@ -17,23 +17,13 @@ use super::frame::Frame;
 use super::later::Later;
 use super::layout;
 use super::monitor::Monitor;
-use super::names::{Set, Table};
+use super::names::{REDIRECT, Set, Table};
 use super::object;
 use super::registry::Registry;
 use crate::capture::Capture;
 use crate::event::Listener;
 use crate::route::Routes;
 use crate::{LockError, Owner};
-
-/// All sets of a redirect.
-pub(super) const REDIRECT: [Set; 6] = [
-    Set::Gone,
-    Set::Device,
-    Set::Hop,
-    Set::Closing,
-    Set::Back,
-    Set::Ended,
-];
 
 /// So many flows are looked up one by one; for more, all are read.
 pub(super) const FEW: usize = 100;

@@ -12,8 +12,8 @@ use super::connection::Failure;
 use super::element::{self, Element, Extra};
 use super::layout;
 use super::lease_class::Class;
-use super::names::Set;
-use super::shared::{FEW, REDIRECT, Shared, State, deadline};
+use super::names::{REDIRECT, Set};
+use super::shared::{FEW, Shared, State, deadline};
 use crate::check_request;
 use crate::{Entry, EntryKind, LockError, NextHop};
 

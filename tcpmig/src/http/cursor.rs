@@ -16,9 +16,9 @@ use pin_project_lite::pin_project;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::SessionError;
 use super::resumable::Resumed;
 use super::shared::Obstacle;
+use super::{PayloadError, SessionError};
 
 /// Where a response goes on: the number of the next event, a file and a position in it.
 ///
@@ -35,7 +35,7 @@ pub trait Cursor: Serialize + DeserializeOwned + Clone + Send + 'static {
     /// # Errors
     ///
     /// The decoder's.
-    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
+    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, PayloadError>> {
         let _ = (version, payload);
         None
     }

@@ -263,5 +263,5 @@ pub use serve::{
     Draining, ForAll, MakeServices, Serve, ServeError, Served, Site, SiteError, Stayed, serve,
 };
 pub use server::{Handle, NotMoved, Server};
-pub use session::{ConnectionState, KIND, Session, SessionError, State, VERSION};
+pub use session::{ConnectionState, KIND, PayloadError, Session, SessionError, State, VERSION};
 pub use shared::Obstacle;

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::SessionError;
 use super::cursor::{AnyCursor, Cursor, HasCursor, Named, Saved};
+use super::session::decode;
 use super::shared::{Handed, Middle, Obstacle};
 
 struct Place<C>(Mutex<(C, u64)>);
@@ -170,7 +171,7 @@ impl Resumed {
     /// [`SessionError::Cursor`] if it is not a cursor of this type. The response cannot go on then:
     /// whatever the service answers, the connection is closed.
     pub fn cursor<C: DeserializeOwned>(&self) -> Result<C, SessionError> {
-        rmp_serde::from_slice(&self.payload).map_err(SessionError::Cursor)
+        decode(&self.payload).map_err(SessionError::Cursor)
     }
 
     /// The same, if it is of the right kind; `None` if the response had not come to a cursor.
@@ -187,7 +188,7 @@ impl Resumed {
         let decoded = if self.payload.is_empty() {
             return Ok(None);
         } else if version == C::VERSION {
-            rmp_serde::from_slice(&self.payload)
+            decode(&self.payload)
         } else {
             C::upgrade(version, &self.payload).ok_or_else(unknown)?
         };
@@ -239,6 +240,7 @@ pub enum NotResumed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::PayloadError;
     use super::*;
 
     fn resumed(kind: &str, version: u32, payload: &[u8]) -> Resumed {
@@ -259,8 +261,8 @@ mod tests {
         const VERSION: u32 = 2;
 
         /// Version 1 counted from 0.
-        fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
-            (version == 1).then(|| Ok(Self(rmp_serde::from_slice::<u64>(payload)? + 1)))
+        fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, PayloadError>> {
+            (version == 1).then(|| Ok(Self(decode::<u64>(payload)? + 1)))
         }
     }
 

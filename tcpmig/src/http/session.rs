@@ -79,7 +79,7 @@ pub enum SessionError {
     Unconsumed(#[from] UnconsumedLayer),
     /// The session's bytes are none.
     #[error("the session cannot be decoded: {0}")]
-    Malformed(rmp_serde::decode::Error),
+    Malformed(PayloadError),
     /// The application's state is of another kind or version than it is here.
     #[error("session state {kind:?} version {version} is not known here, which takes {known}")]
     UnknownState {
@@ -98,11 +98,11 @@ pub enum SessionError {
         /// Its version.
         version: u32,
         /// What the decoder said.
-        source: rmp_serde::decode::Error,
+        source: PayloadError,
     },
     /// The cursor of a response is not of the type that the service asked for.
     #[error("the cursor of the response in the middle cannot be decoded: {0}")]
-    Cursor(rmp_serde::decode::Error),
+    Cursor(PayloadError),
     /// The cursor of a response is of another kind or version than that of the service.
     #[error("the cursor of the response in the middle is {found}, and here it is {known}")]
     UnknownCursor {
@@ -128,13 +128,36 @@ pub enum SessionError {
     Cut(#[from] NotResumed),
     /// Something cannot be encoded.
     #[error("the session cannot be encoded: {0}")]
-    Encode(#[from] rmp_serde::encode::Error),
+    Encode(PayloadError),
     /// A connection that was accepted did not begin: its handshake failed.
     #[error("the connection did not begin: {0}")]
     Handshake(std::io::Error),
     /// The socket cannot be used.
     #[error("the socket: {0}")]
     Socket(#[from] std::io::Error),
+}
+
+/// Why a payload (`MessagePack`) cannot be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PayloadError(Box<dyn std::error::Error + Send + Sync>);
+
+impl PayloadError {
+    /// What the encoder or decoder said.
+    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+/// The payload of a value.
+pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>, SessionError> {
+    let payload = rmp_serde::to_vec_named(value);
+    payload.map_err(|error| SessionError::Encode(PayloadError::new(error)))
+}
+
+/// The value of a payload.
+pub(super) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, PayloadError> {
+    rmp_serde::from_slice(payload).map_err(PayloadError::new)
 }
 
 /// What a source is told whose session is not taken.
@@ -172,7 +195,7 @@ impl Session {
         }
         // Who knows version 1 only would take the WebSocket for a connection at rest.
         let version = if self.handed.is_some() { 2 } else { 1 };
-        Ok(Layer::new(KIND, version, rmp_serde::to_vec_named(self)?))
+        Ok(Layer::new(KIND, version, encode(self)?))
     }
 
     /// The session of a connection with these layers, which are to be no others.
@@ -207,7 +230,7 @@ impl Session {
         let session = session.filter(|session| (1..=VERSION).contains(&session.version));
         let session = session.ok_or(unknown)?;
         layers.finish()?;
-        rmp_serde::from_slice(&session.payload).map_err(SessionError::Malformed)
+        decode(&session.payload).map_err(SessionError::Malformed)
     }
 
     /// That of a connection that has read this and used nothing of it.
@@ -289,7 +312,7 @@ pub trait ConnectionState: Serialize + DeserializeOwned + Default + Send + 'stat
     /// # Errors
     ///
     /// The decoder's.
-    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, rmp_serde::decode::Error>> {
+    fn upgrade(version: u32, payload: &[u8]) -> Option<Result<Self, PayloadError>> {
         let _ = (version, payload);
         None
     }
@@ -323,7 +346,7 @@ impl<T: ConnectionState> AnyState for State<T> {
         Ok(Stored {
             kind: T::KIND.to_owned(),
             version: T::VERSION,
-            payload: rmp_serde::to_vec_named(&*self.lock())?,
+            payload: encode(&*self.lock())?,
         })
     }
 
@@ -350,7 +373,7 @@ pub(super) fn typed_state<T: ConnectionState>(
     let decoded = match stored {
         None => return Ok(Some(Arc::new(State(Arc::new(Mutex::new(T::default())))))),
         Some(stored) if stored.kind != T::KIND => return Err(unknown(stored, known())),
-        Some(stored) if stored.version == T::VERSION => rmp_serde::from_slice(&stored.payload),
+        Some(stored) if stored.version == T::VERSION => decode(&stored.payload),
         Some(stored) => {
             T::upgrade(stored.version, &stored.payload).ok_or_else(|| unknown(stored, known()))?
         }

@@ -50,11 +50,11 @@ pub(in super::super) fn encode(
         multiplex,
         state: &session.state,
     };
-    Ok(rmp_serde::to_vec_named(&payload)?)
+    session::encode(&payload)
 }
 
 pub(in super::super) fn decode(payload: &[u8]) -> Result<session::Session, SessionError> {
-    let payload: Payload = rmp_serde::from_slice(payload).map_err(SessionError::Malformed)?;
+    let payload: Payload = session::decode(payload).map_err(SessionError::Malformed)?;
     let multiplex = payload.multiplex;
     let responses = multiplex.responses.iter().map(|(id, _)| *id);
     if !responses.eq(multiplex.connection.streams()) {
