@@ -103,7 +103,7 @@ fn the_python_reader_refuses_what_is_no_image() {
     let cases: [(&str, Vec<u8>); 16] = [
         ("not an image", b"GIF89a".to_vec()),
         ("cut off", good[..good.len() - 1].to_vec()),
-        ("bytes after", [&good[..], b"x"].concat()),
+        ("octets after", [&good[..], b"x"].concat()),
         ("damaged", damaged(100)),
         ("needs a reader", wire::sealed_as(newer, newer, &layer)),
         ("'new' is not known", named("new")),
