@@ -200,10 +200,8 @@ kernel_test!(options_are_as_they_were_whatever_a_new_socket_has, || {
 kernel_test!(what_the_source_sent_makes_no_round_trip_seem_short, || {
     const ROUND_TRIP: Duration = Duration::from_millis(600);
     let (net, _cable) = Net::with_far_peer(&Path::new(ROUND_TRIP / 2));
-    let options = Options {
-        settle: Duration::ZERO,
-        ..Options::default()
-    };
+    let mut options = Options::default();
+    options.settle = Duration::ZERO;
     let (a, b) = Site::pair(&net, &options);
     b.serve();
     let (peer, server) = net.connect(Family::V4);
