@@ -24,6 +24,10 @@ pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 
+/// Codes of errors (section 7).
+pub(super) const STREAM_CLOSED: u32 = 5;
+pub(super) const ENHANCE_YOUR_CALM: u32 = 11;
+
 pub(super) const ACK: u8 = 1;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
@@ -74,13 +78,30 @@ impl Head {
 
 /// Appends a frame. The payload has to fit into one.
 pub(super) fn put(into: &mut BytesMut, kind: u8, flags: u8, id: u32, payload: &[u8]) {
-    debug_assert!(payload.len() < 1 << 24);
-    into.reserve(HEAD + payload.len());
-    into.put_uint(payload.len() as u64, 3);
-    into.put_u8(kind);
-    into.put_u8(flags);
-    into.put_u32(id);
-    into.put_slice(payload);
+    let head = Head {
+        len: payload.len(),
+        kind,
+        flags,
+        id,
+    };
+    put_raw(into, head, payload);
+}
+
+/// Appends the head of a frame and what is behind it: its payload, and that of the frames that belong to it.
+pub(super) fn put_raw(into: &mut BytesMut, head: Head, rest: &[u8]) {
+    debug_assert!(head.len < 1 << 24);
+    into.reserve(HEAD + rest.len());
+    into.put_uint(head.len as u64, 3);
+    into.put_u8(head.kind);
+    into.put_u8(head.flags);
+    into.put_u32(head.id);
+    into.put_slice(rest);
+}
+
+/// Appends a GOAWAY.
+pub(super) fn put_goaway(into: &mut BytesMut, last: u32, code: u32, why: &[u8]) {
+    let payload = [&last.to_be_bytes(), &code.to_be_bytes(), why].concat();
+    put(into, GOAWAY, 0, 0, &payload);
 }
 
 /// Appends a `WINDOW_UPDATE`, if there is anything to update; as several if one cannot say it.

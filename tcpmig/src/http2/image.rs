@@ -65,6 +65,17 @@ impl Image {
         (self.held.len() + self.unread.len(), self.queued.len())
     }
 
+    /// The last stream that the server has not seen, or 0.
+    pub(super) fn last_held(&self) -> u32 {
+        let mut frames = &self.held[..];
+        let mut last = 0;
+        while let Some(head) = Head::first(frames) {
+            last = last.max(head.id);
+            frames = frames.get(head.whole()..).unwrap_or_default();
+        }
+        last
+    }
+
     /// Whether it could be of a connection that this module has followed.
     pub(super) fn check(&self) -> Result<(), Malformed> {
         let window = -MAX_WINDOW..=MAX_WINDOW;

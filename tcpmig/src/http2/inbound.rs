@@ -3,15 +3,21 @@
 use bytes::{Buf, BytesMut};
 
 use super::frame::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, Head,
-    MAX_PAYLOAD, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEAD,
+    HEADERS, Head, MAX_PAYLOAD, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS,
+    STREAM_CLOSED, WINDOW_UPDATE,
 };
 use super::hpack::MAX_BLOCK;
 use super::settings::{HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, Settings};
-use super::{Connection, MAX_HELD, Stream, Window, is_window_update};
+use super::{
+    Connection, MAX_CONTINUATIONS, MAX_HELD, MAX_RESETS, MAX_UNSENT, Stream, Window,
+    is_window_update,
+};
 
 /// How much the server is given at a time.
 const FEED: usize = 1 << 15;
+/// How much is looked through before the server is given any of it.
+const AHEAD: usize = 1 << 15;
 /// A block that no decoder takes, whatever is in its table.
 const BAD_BLOCK: &[u8] = &[0x80];
 
@@ -43,13 +49,53 @@ impl Unit {
 impl Connection {
     /// The peer has sent this.
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
+        self.look_ahead(bytes);
         self.arrived.extend_from_slice(bytes);
-        self.advance();
+    }
+
+    /// What is reset before the server was given it is not given to it.
+    pub(super) fn look_ahead(&mut self, bytes: &[u8]) {
+        if self.is_astray || self.is_ended {
+            return;
+        }
+        self.ahead
+            .look(bytes, self.last.max(self.boundary).max(self.skipped));
+        if self.ahead.count() > MAX_RESETS {
+            self.end(ENHANCE_YOUR_CALM, b"too_many_resets");
+        }
     }
 
     /// Whether more should be received: the server has read what came before, and nothing waits that cannot be passed on.
     pub(crate) fn wants_more(&self) -> bool {
-        self.feed.is_empty() && self.awaited.is_none() && self.arrived.len() < 2 * MAX_BLOCK
+        self.feed.is_empty() && self.arrived.len() < 2 * MAX_BLOCK && self.can_go_on()
+    }
+
+    /// Whether more should be received if there is more, before anything is read: servers look at all that has come
+    /// before they begin with a request.
+    pub(crate) fn looks_ahead(&self) -> bool {
+        self.arrived.len() < AHEAD && self.can_go_on()
+    }
+
+    fn can_go_on(&self) -> bool {
+        self.awaited.is_none() && self.unsent.len() < MAX_UNSENT && !self.is_ended
+    }
+
+    /// Whether the peer was told, or is when it is [sent](Self::unsent), that the connection ends.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_ended
+    }
+
+    /// Ends the connection with this code.
+    fn end(&mut self, code: u32, why: &[u8]) {
+        self.go_astray();
+        self.is_ended = true;
+        let last = self.last.max(self.boundary);
+        frame::put_goaway(&mut self.unsent, last, code, why);
+        for bytes in [&mut self.arrived, &mut self.replay, &mut self.feed] {
+            bytes.clear();
+        }
+        self.held.clear();
+        self.held_len = 0;
     }
 
     /// What the server is to read next.
@@ -75,6 +121,14 @@ impl Connection {
     }
 
     fn step(&mut self) -> bool {
+        if self.is_ended {
+            self.arrived.clear();
+            return false;
+        }
+        if self.unsent.len() >= MAX_UNSENT {
+            // What the peer does not read it is not answered.
+            return false;
+        }
         if self.is_beginning {
             // The server is to read the script first, and say what it makes of it.
             return false;
@@ -95,13 +149,14 @@ impl Connection {
             self.process(unit, true);
             return true;
         }
-        if self.held.len() > MAX_HELD / 2 {
+        if self.held_len > MAX_HELD / 2 {
             return false;
         }
         match take_unit(&mut self.arrived) {
             Ok(Some(unit)) => self.process(unit, false),
             Ok(None) => return false,
-            Err(()) => self.go_astray(),
+            Err(Wrong::Frames) => self.go_astray(),
+            Err(Wrong::Flood) => self.end(ENHANCE_YOUR_CALM, b"too_many_continuations"),
         }
         true
     }
@@ -154,6 +209,11 @@ impl Connection {
         id > self.last.max(self.boundary)
     }
 
+    /// Whether the peer has reset a stream that the server has not been given.
+    fn is_skipped(&self, id: u32) -> bool {
+        self.is_new(id) && id <= self.skipped && !self.held.contains_key(&id)
+    }
+
     fn headers(&mut self, unit: Unit, is_replayed: bool) {
         let id = unit.head.id;
         let Some((block, ends)) = unit.block() else {
@@ -162,16 +222,28 @@ impl Connection {
         };
         let reopens = is_replayed && self.streams.get(&id).is_some_and(|stream| stream.reopens);
         let is_new = self.is_new(id);
-        if self.is_draining && is_new {
-            // The server is not told: it could not hand it back.
+        let is_reset = self.ahead.is_reset(id);
+        if is_new && !is_replayed && !is_reset && self.is_skipped(id) {
+            return self.end(STREAM_CLOSED, b"");
+        }
+        if is_reset || is_new && self.is_draining {
+            // The server is not told: it could not hand it back, or nobody wants it.
             let held = match is_replayed {
                 true => Ok(block),
                 false => self.bridge.hold(&block),
             };
-            return match held {
-                Ok(block) => frame::put_block(&mut self.held, id, ends, &block),
-                Err(_) => self.bad_block(id),
+            let Ok(block) = held else {
+                return self.bad_block(id);
             };
+            if is_reset {
+                self.skipped = self.skipped.max(id);
+                return;
+            }
+            let frames = self.held.entry(id).or_default();
+            let before = frames.len();
+            frame::put_block(frames, id, ends, &block);
+            self.held_len += frames.len() - before;
+            return;
         }
         let told = match is_replayed {
             true => Ok(None),
@@ -298,8 +370,8 @@ impl Connection {
 
     fn of_stream(&mut self, unit: Unit) {
         let head = unit.head;
-        if self.is_new(head.id) && self.is_draining && !self.held.is_empty() {
-            self.held.unsplit(unit.bytes);
+        let is_ahead = self.is_new(head.id) || self.ahead.is_reset(head.id);
+        if is_ahead && self.of_stream_ahead(&unit) {
             return;
         }
         if head.id <= self.boundary && !self.is_known(head.id) {
@@ -315,19 +387,54 @@ impl Connection {
                     self.settle(head.id);
                 }
             }
-            RST_STREAM => {
-                self.drop_queued(head.id);
-                self.close(head.id);
-            }
+            RST_STREAM => self.close(head.id),
             WINDOW_UPDATE if is_window_update(head) => return self.stream_window(unit),
             _ => {}
         }
         self.feed.unsplit(unit.bytes);
     }
 
+    /// Whether a frame is of a stream that the server has not been given, and is done with.
+    fn of_stream_ahead(&mut self, unit: &Unit) -> bool {
+        let head = unit.head;
+        let is_skipped = self.is_skipped(head.id);
+        let is_reset = head.kind == RST_STREAM;
+        match self.held.get_mut(&head.id) {
+            Some(frames) if !is_reset => {
+                self.held_len += unit.bytes.len();
+                frames.extend_from_slice(&unit.bytes);
+                return true;
+            }
+            Some(_) => {
+                let frames = self.held.remove(&head.id).unwrap_or_default();
+                self.held_len -= frames.len();
+                self.give_back(data_len(&frames));
+                self.skipped = self.skipped.max(head.id);
+            }
+            None if self.ahead.is_reset(head.id) => {
+                if head.kind == DATA {
+                    self.give_back(head.len as i64);
+                }
+            }
+            None if !is_skipped => return false,
+            None if head.kind == PRIORITY => {}
+            None => self.end(STREAM_CLOSED, b""),
+        }
+        if is_reset {
+            self.ahead.forget(head.id);
+        }
+        true
+    }
+
+    /// The peer gets back what it has spent on DATA for nobody.
+    fn give_back(&mut self, len: i64) {
+        frame::put_window_update(&mut self.unsent, 0, len);
+    }
+
     fn stream_window(&mut self, unit: Unit) {
+        let id = unit.head.id;
         let increment = frame::increment(unit.payload());
-        let stream = self.streams.get_mut(&unit.head.id);
+        let stream = self.streams.get_mut(&id);
         let (Some(increment), Some(stream)) = (increment, stream) else {
             return self.feed.unsplit(unit.bytes);
         };
@@ -335,9 +442,9 @@ impl Connection {
         if told == increment {
             self.feed.unsplit(unit.bytes);
         } else {
-            frame::put_window_update(&mut self.feed, unit.head.id, told);
+            frame::put_window_update(&mut self.feed, id, told);
         }
-        self.release();
+        self.release_stream(id);
         self.tell_table();
     }
 
@@ -345,20 +452,14 @@ impl Connection {
     fn of_stream_elsewhere(&mut self, unit: &Unit) {
         let head = unit.head;
         match head.kind {
-            DATA => {
-                // The peer gets back what it has spent.
-                frame::put_window_update(&mut self.unsent, 0, head.len as i64);
-            }
-            RST_STREAM => {
-                self.drop_queued(head.id);
-                self.close(head.id);
-            }
+            DATA => self.give_back(head.len as i64),
+            RST_STREAM => self.close(head.id),
             WINDOW_UPDATE if is_window_update(head) => {
                 let increment = frame::increment(unit.payload()).unwrap_or(0);
                 if let Some(stream) = self.streams.get_mut(&head.id) {
                     stream.window.left += increment;
                 }
-                self.release();
+                self.release_stream(head.id);
                 self.tell_table();
             }
             PRIORITY => {}
@@ -367,29 +468,50 @@ impl Connection {
     }
 }
 
+/// How many bytes of DATA there are in these frames.
+fn data_len(mut frames: &[u8]) -> i64 {
+    let mut len = 0;
+    while let Some(head) = Head::first(frames) {
+        if head.kind == DATA {
+            len += head.len as i64;
+        }
+        frames = frames.get(head.whole()..).unwrap_or_default();
+    }
+    len
+}
+
+/// What is wrong with what comes next.
+enum Wrong {
+    /// A frame is larger than the server would take, or there is another one in the middle of a block.
+    Frames,
+    /// A block has more frames than the server would take.
+    Flood,
+}
+
 /// The next frame or header block, if it is whole.
-///
-/// # Errors
-///
-/// It is larger than the server would take, or there is another frame in the middle of a block.
-fn take_unit(from: &mut BytesMut) -> Result<Option<Unit>, ()> {
+fn take_unit(from: &mut BytesMut) -> Result<Option<Unit>, Wrong> {
     let Some(head) = Head::first(from) else {
         return Ok(None);
     };
     let mut len = head.whole();
     let mut last = head;
+    let mut count = 0;
     loop {
         if last.len > MAX_PAYLOAD || len > MAX_BLOCK {
-            return Err(());
+            return Err(Wrong::Frames);
         }
         if !head.begins_block() || last.has(END_HEADERS) {
             break;
         }
+        if count > MAX_CONTINUATIONS {
+            return Err(Wrong::Flood);
+        }
+        count += 1;
         let Some(next) = from.get(len..).and_then(Head::first) else {
             return Ok(None);
         };
         if next.kind != CONTINUATION || next.id != head.id {
-            return Err(());
+            return Err(Wrong::Frames);
         }
         len += next.whole();
         last = next;

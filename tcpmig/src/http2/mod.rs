@@ -25,6 +25,7 @@
 //! stream's window by `WINDOW_UPDATE`. For the connection that cannot be said: what it believes to have and has not, it *owes*.
 //! DATA beyond the peer's windows is queued here, and the peer's next updates pay the debt before the server learns of them.
 
+mod ahead;
 mod frame;
 #[cfg(feature = "arbitrary")]
 pub(crate) mod fuzz;
@@ -36,12 +37,13 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
+use ahead::Ahead;
 pub(crate) use frame::PREFACE;
-use frame::{ACK, DATA, END_STREAM, HEAD, Head, MAX_WINDOW, SETTINGS, WINDOW_UPDATE};
+use frame::{ACK, DATA, END_HEADERS, END_STREAM, HEAD, Head, MAX_WINDOW, SETTINGS, WINDOW_UPDATE};
 use hpack::Bridge;
 pub(crate) use hpack::put_header;
 use image::StreamImage;
@@ -56,11 +58,18 @@ const MAX_HELD: usize = 1 << 18;
 const MAX_QUEUED: usize = 1 << 26;
 /// How many streams can be open.
 const MAX_STREAMS: usize = 1 << 12;
+/// How much may wait to be sent before nothing more is read, of what is said here to the peer.
+const MAX_UNSENT: usize = 1 << 16;
+/// How many requests may wait that the peer has reset: as many as hyper lets wait.
+const MAX_RESETS: usize = 20;
+/// How many frames a header block may have between its first and its last: as many as hyper takes of the size of a list of headers that it takes.
+const MAX_CONTINUATIONS: usize = 5;
 
 /// An HTTP/2 connection between a peer and a server.
 pub(crate) struct Connection {
-    /// From the peer, not looked at.
+    /// From the peer, not processed.
     arrived: BytesMut,
+    ahead: Ahead,
     /// Frames from before, for the server, in front of what arrived. Their header blocks say the same to any decoder.
     replay: BytesMut,
     /// For the server.
@@ -70,17 +79,24 @@ pub(crate) struct Connection {
     has_preface: bool,
     /// What arrives cannot be followed: it passes as it is, and the server says what is wrong with it.
     is_astray: bool,
+    /// The peer was told that the connection ends: nothing that it sends is for anybody.
+    is_ended: bool,
     /// The request that the server was given, and the service not yet.
     awaited: Option<u32>,
     /// Requests are held back.
     is_draining: bool,
     /// The server was given more than the peer's windows, to bring out what it holds.
     is_flooded: bool,
-    held: BytesMut,
+    /// Frames of streams that are held back, by stream.
+    held: BTreeMap<u32, BytesMut>,
+    /// How many bytes that is.
+    held_len: usize,
     bridge: Bridge,
     streams: BTreeMap<u32, Stream>,
     /// The last stream that the server was given.
     last: u32,
+    /// The last stream that the peer has reset before the server was given it.
+    skipped: u32,
     /// Streams up to here that are not open are closed, and this server knows nothing of them.
     boundary: u32,
     peer: Settings,
@@ -103,7 +119,9 @@ pub(crate) struct Connection {
     goaway: Option<u32>,
     /// The server has said GOAWAY.
     is_going_away: bool,
-    queue: VecDeque<Queued>,
+    /// The streams of which something waits for the peer's windows.
+    waiting: BTreeSet<u32>,
+    /// How many bytes that is.
     queued: usize,
     /// How much waited when it came.
     carried: usize,
@@ -147,14 +165,16 @@ struct Stream {
     reopens: bool,
     /// The server does not know it: what is left of it waits here.
     is_rest: bool,
-    /// How many of its frames wait.
-    waiting: usize,
+    /// What waits for the peer's windows, or behind what does.
+    queue: VecDeque<Queued>,
 }
 
-/// A frame that waits for the peer's windows, or behind one that does.
+/// A frame, or the frames of a header block.
+#[derive(Debug, Clone)]
 struct Queued {
     head: Head,
-    payload: Bytes,
+    /// All that is behind the head.
+    rest: Bytes,
 }
 
 impl Window {
@@ -184,18 +204,22 @@ impl Connection {
     pub(crate) fn new() -> Self {
         Self {
             arrived: BytesMut::new(),
+            ahead: Ahead::new(),
             replay: BytesMut::new(),
             feed: BytesMut::new(),
             unsent: BytesMut::new(),
             has_preface: false,
             is_astray: false,
+            is_ended: false,
             awaited: None,
             is_draining: false,
             is_flooded: false,
-            held: BytesMut::new(),
+            held: BTreeMap::new(),
+            held_len: 0,
             bridge: Bridge::new(),
             streams: BTreeMap::new(),
             last: 0,
+            skipped: 0,
             boundary: 0,
             peer: Settings::default(),
             own: Settings::default(),
@@ -212,7 +236,7 @@ impl Connection {
             is_beginning: false,
             goaway: None,
             is_going_away: false,
-            queue: VecDeque::new(),
+            waiting: BTreeSet::new(),
             queued: 0,
             carried: 0,
             passing: Passing::default(),
@@ -266,6 +290,8 @@ impl Connection {
             frame::put_block(&mut this.replay, id, true, &block);
         }
         this.replay.extend_from_slice(&image.held);
+        this.ahead = Ahead::behind(image.last_held().max(image.last));
+        this.look_ahead(&image.unread);
         this.requeue(image)?;
         this.carried = this.queued;
         this.script(image);
@@ -274,9 +300,10 @@ impl Connection {
 
     /// What waited for the windows goes on waiting.
     fn requeue(&mut self, image: &Image) -> Result<(), Malformed> {
-        let mut rest = Bytes::copy_from_slice(&image.queued);
-        while let Some(head) = Head::first(&rest) {
-            let payload = rest.split_to(head.whole()).split_off(HEAD);
+        let mut all = Bytes::copy_from_slice(&image.queued);
+        while let Some(head) = Head::first(&all) {
+            let len = unit_len(&all).ok_or(Malformed("a header block is cut off"))?;
+            let rest = all.split_to(len).split_off(HEAD);
             let stream = self.streams.get_mut(&head.id);
             let stream = stream.filter(|stream| !stream.has_response);
             let stream = stream.ok_or(Malformed("what waits is of no stream"))?;
@@ -285,7 +312,7 @@ impl Connection {
             if stream.reopens && head.has(END_STREAM) {
                 return Err(Malformed("a stream goes on behind its end"));
             }
-            self.enqueue(head, payload);
+            self.enqueue(head, rest);
         }
         if self.streams.values().any(|s| s.is_rest && !s.has_response) {
             return Err(Malformed("a stream has no end"));
@@ -350,8 +377,12 @@ impl Connection {
     pub(crate) fn drain(&mut self, drains: bool) {
         self.is_draining = drains;
         if !drains && !self.held.is_empty() {
-            let later = std::mem::replace(&mut self.replay, self.held.split());
-            self.replay.unsplit(later);
+            let later = std::mem::take(&mut self.replay);
+            for frames in std::mem::take(&mut self.held).into_values() {
+                self.replay.extend_from_slice(&frames);
+            }
+            self.held_len = 0;
+            self.replay.extend_from_slice(&later);
         }
     }
 
@@ -417,12 +448,15 @@ impl Connection {
             goes_on: !stream.has_response,
         });
         let mut queued = BytesMut::new();
-        for frame in &self.queue {
-            let Head {
-                kind, flags, id, ..
-            } = frame.head;
-            frame::put(&mut queued, kind, flags, id, &frame.payload);
+        for stream in self.streams.values() {
+            for frame in &stream.queue {
+                frame::put_raw(&mut queued, frame.head, &frame.rest);
+            }
         }
+        let mut held = BytesMut::with_capacity(self.held_len);
+        self.held
+            .values()
+            .for_each(|frames| held.extend_from_slice(frames));
         let image = Image {
             peer: self.peer,
             own: self.own,
@@ -433,7 +467,7 @@ impl Connection {
             table: self.bridge.image(),
             streams: streams.collect(),
             queued: queued.into(),
-            held: self.held.into(),
+            held: held.into(),
             unread: self.arrived.into(),
             goaway: self.goaway,
         };
@@ -443,6 +477,7 @@ impl Connection {
     }
 
     fn close(&mut self, id: u32) {
+        self.drop_queued(id);
         self.streams.remove(&id);
     }
 }
@@ -464,6 +499,18 @@ pub(crate) enum Unsettled {
     Astray,
     /// The server ends it.
     GoingAway,
+}
+
+/// The length of the first frame, or of the frames of the header block that it begins; `None` if they are not all there.
+fn unit_len(bytes: &[u8]) -> Option<usize> {
+    let head = Head::first(bytes)?;
+    let mut len = head.whole();
+    let mut last = head;
+    while head.begins_block() && !last.has(END_HEADERS) {
+        last = Head::first(bytes.get(len..)?)?;
+        len += last.whole();
+    }
+    (len <= bytes.len()).then_some(len)
 }
 
 /// A frame of DATA or one that ends a stream: what windows are for.

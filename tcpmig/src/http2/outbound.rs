@@ -7,7 +7,7 @@ use super::frame::{
     MAX_PAYLOAD, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 use super::settings::{HEADER_TABLE_SIZE, Settings};
-use super::{Connection, Queued, hpack, is_data, is_window_update};
+use super::{Connection, Queued, hpack, is_data, is_window_update, unit_len};
 
 /// How much may wait for the peer's windows before the server has to wait.
 const QUEUE: usize = 1 << 20;
@@ -26,14 +26,13 @@ pub(super) struct Passing {
     left: usize,
     /// The payload, if it is looked at.
     payload: Vec<u8>,
-    /// What becomes of the CONTINUATION frames that follow, when they do not pass.
-    block: Fate,
+    /// In the middle of a header block.
+    in_block: bool,
 }
 
 /// What becomes of a header block.
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    #[default]
     Sent,
     Queued,
     Swallowed,
@@ -44,16 +43,16 @@ impl Passing {
         self.is_stopped = true;
     }
 
-    /// In the middle of a frame.
+    /// In the middle of a frame, or of a header block.
     pub(super) fn is_inside(&self) -> bool {
-        self.head.is_some() || !self.begun.is_empty()
+        self.head.is_some() || !self.begun.is_empty() || self.in_block
     }
 
-    /// How much of this frame is certainly to come.
+    /// How much of this frame, or of the next one that belongs to it, is certainly to come.
     fn rest(&self) -> usize {
         match self.head {
             Some(_) => self.left,
-            None if self.begun.is_empty() => 0,
+            None if !self.is_inside() => 0,
             None => HEAD - self.begun.len(),
         }
     }
@@ -139,6 +138,9 @@ impl Connection {
 
     fn passed_head(&mut self, head: Head) {
         self.note_refusal(head);
+        if matches!(head.kind, HEADERS | CONTINUATION) {
+            self.passing.in_block = !head.has(END_HEADERS);
+        }
         let ends = head.has(END_STREAM);
         match head.kind {
             DATA => {
@@ -166,10 +168,9 @@ impl Connection {
 
     /// A stream that has nothing to come from either end is over.
     pub(super) fn settle(&mut self, id: u32) {
-        let is_over = self
-            .streams
-            .get(&id)
-            .is_some_and(|stream| stream.has_request && stream.has_response && stream.waiting == 0);
+        let is_over = self.streams.get(&id).is_some_and(|stream| {
+            stream.has_request && stream.has_response && stream.queue.is_empty()
+        });
         if is_over {
             self.close(id);
         }
@@ -190,11 +191,12 @@ impl Connection {
     /// The server says this, of which nothing passes as it is.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         self.collected.extend_from_slice(bytes);
+        // A header block is one whole: nothing may come between its frames.
         while let Some(head) = Head::first(&self.collected)
-            && self.collected.len() >= head.whole()
+            && let Some(len) = unit_len(&self.collected)
         {
-            let payload = self.collected.split_to(head.whole()).split_off(HEAD);
-            self.say(head, payload.freeze());
+            let rest = self.collected.split_to(len).split_off(HEAD);
+            self.say(head, rest.freeze());
         }
         self.tell_table();
         if self.is_in_step() {
@@ -212,7 +214,6 @@ impl Connection {
             && self.last >= self.boundary
             && self.table == self.peer.header_table()
             && self.collected.is_empty()
-            && self.passing.block == Fate::Sent
             && self.recv.believed == self.recv.given
             && self.to_acknowledge.iter().all(|&is_peers| is_peers)
             && !self.owes()
@@ -222,7 +223,7 @@ impl Connection {
     fn owes(&self) -> bool {
         let mut streams = self.streams.values();
         self.send.owed > 0
-            || !self.queue.is_empty()
+            || !self.waiting.is_empty()
             || streams.any(|stream| stream.window.owed > 0 || stream.swallows_head)
     }
 
@@ -255,17 +256,6 @@ impl Connection {
         match head.kind {
             DATA => self.say_data(head, payload),
             HEADERS => self.say_headers(head, payload),
-            CONTINUATION => {
-                let fate = self.passing.block;
-                if head.has(END_HEADERS) {
-                    self.passing.block = Fate::Sent;
-                }
-                match fate {
-                    Fate::Sent => self.send_frame(head, &payload),
-                    Fate::Queued => self.enqueue(head, payload),
-                    Fate::Swallowed => {}
-                }
-            }
             SETTINGS if self.is_beginning && !head.has(ACK) => {
                 self.say_first_settings(head, &payload);
             }
@@ -285,7 +275,6 @@ impl Connection {
                 self.begin_if_known();
             }
             RST_STREAM => {
-                self.drop_queued(head.id);
                 self.close(head.id);
                 self.send_frame(head, &payload);
             }
@@ -296,6 +285,10 @@ impl Connection {
 
     fn send_frame(&mut self, head: Head, payload: &[u8]) {
         frame::put(&mut self.unsent, head.kind, head.flags, head.id, payload);
+    }
+
+    fn send_raw(&mut self, head: Head, rest: &[u8]) {
+        frame::put_raw(&mut self.unsent, head, rest);
     }
 
     /// What a new server begins with. The peer learns of it if it is something new.
@@ -328,7 +321,8 @@ impl Connection {
         self.send_frame(head, &payload);
     }
 
-    fn say_headers(&mut self, head: Head, payload: Bytes) {
+    /// `rest` has the frames of the block behind the first, too.
+    fn say_headers(&mut self, head: Head, rest: Bytes) {
         let id = head.id;
         let ends = head.has(END_STREAM);
         let fate = match self.streams.get_mut(&id) {
@@ -340,20 +334,17 @@ impl Connection {
             Some(stream) => {
                 stream.has_head = true;
                 stream.has_response |= ends;
-                match stream.waiting {
-                    0 => Fate::Sent,
-                    _ => Fate::Queued,
+                match stream.queue.is_empty() {
+                    true => Fate::Sent,
+                    false => Fate::Queued,
                 }
             }
             None => Fate::Sent,
         };
-        if !head.has(END_HEADERS) {
-            self.passing.block = fate;
-        }
         match fate {
-            Fate::Queued => self.enqueue(head, payload),
+            Fate::Queued => self.enqueue(head, rest),
             Fate::Sent => {
-                self.send_headers(head, &payload);
+                self.send_headers(head, &rest);
                 if ends {
                     self.settle(id);
                 }
@@ -372,27 +363,30 @@ impl Connection {
         }
     }
 
-    /// Sends the beginning of a header block, and empties the peer's table before it if that has not been done.
-    fn send_headers(&mut self, head: Head, payload: &[u8]) {
+    /// Sends a header block, and empties the peer's table before it if that has not been done.
+    fn send_headers(&mut self, head: Head, rest: &[u8]) {
         let empties = std::mem::take(&mut self.empties_table);
-        if !empties || payload.first() == Some(&hpack::EMPTIES) {
-            return self.send_frame(head, payload);
+        if !empties || head.len > 0 && rest.first() == Some(&hpack::EMPTIES) {
+            return self.send_raw(head, rest);
         }
-        if payload.len() < MAX_PAYLOAD {
-            let payload = [&[hpack::EMPTIES], payload].concat();
-            return self.send_frame(head, &payload);
+        if head.len < MAX_PAYLOAD {
+            let head = Head {
+                len: head.len + 1,
+                ..head
+            };
+            return self.send_raw(head, &[&[hpack::EMPTIES], rest].concat());
         }
         let first = Head {
             flags: head.flags & !END_HEADERS,
             ..head
         };
         self.send_frame(first, &[hpack::EMPTIES]);
-        let rest = Head {
+        let next = Head {
             kind: CONTINUATION,
             flags: head.flags & END_HEADERS,
             ..head
         };
-        self.send_frame(rest, payload);
+        self.send_raw(next, rest);
     }
 
     fn say_data(&mut self, head: Head, payload: Bytes) {
@@ -404,7 +398,7 @@ impl Connection {
         stream.sent += head.len as u64;
         stream.has_response |= head.has(END_STREAM);
         let has_room = len == 0 || len <= stream.window.left.min(self.send.left);
-        if stream.waiting > 0 || !has_room {
+        if !stream.queue.is_empty() || !has_room {
             return self.enqueue(head, payload);
         }
         stream.window.left -= len;
@@ -415,41 +409,29 @@ impl Connection {
         }
     }
 
-    /// Lets a frame wait.
-    pub(super) fn enqueue(&mut self, head: Head, payload: Bytes) {
+    /// Lets a frame, or a header block, wait.
+    pub(super) fn enqueue(&mut self, head: Head, rest: Bytes) {
         let len = if is_data(head) { head.len as i64 } else { 0 };
         if let Some(stream) = self.streams.get_mut(&head.id) {
-            stream.waiting += 1;
             stream.window.queued += len;
             self.send.queued += len;
-            self.queued += head.whole();
-            self.queue.push_back(Queued { head, payload });
+            self.queued += HEAD + rest.len();
+            stream.queue.push_back(Queued { head, rest });
+            self.waiting.insert(head.id);
         }
     }
 
     /// What waits of a stream is for nobody.
     pub(super) fn drop_queued(&mut self, id: u32) {
-        let waits = self
-            .streams
-            .get(&id)
-            .is_some_and(|stream| stream.waiting > 0);
-        if !waits {
+        if !self.waiting.remove(&id) {
             return;
         }
-        let mut dropped = 0;
-        let mut gone = 0;
-        self.queue.retain(|frame| {
-            let stays = frame.head.id != id;
-            if !stays {
-                gone += frame.head.whole();
-                dropped += if is_data(frame.head) {
-                    frame.head.len as i64
-                } else {
-                    0
-                };
-            }
-            stays
-        });
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let queue = std::mem::take(&mut stream.queue);
+        let gone: usize = queue.iter().map(|frame| HEAD + frame.rest.len()).sum();
+        let dropped = std::mem::take(&mut stream.window.queued);
         self.queued -= gone;
         // What was not sent was not spent.
         self.send.queued -= dropped;
@@ -460,58 +442,68 @@ impl Connection {
 
     /// Sends what the peer has got room for.
     pub(super) fn release(&mut self) {
-        if self.queue.is_empty() {
-            return;
+        let mut at = 0;
+        while self.send.left > 0
+            && let Some(&id) = self.waiting.range(at..).next()
+        {
+            self.release_stream(id);
+            at = id + 1;
         }
-        let mut blocked = std::collections::BTreeSet::new();
-        for frame in std::mem::take(&mut self.queue) {
-            let Queued { head, mut payload } = frame;
-            let Some(stream) = self.streams.get_mut(&head.id) else {
-                continue;
+    }
+
+    /// The same of one stream.
+    pub(super) fn release_stream(&mut self, id: u32) {
+        loop {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                return;
             };
-            if blocked.contains(&head.id) {
-                self.queue.push_back(Queued { head, payload });
-                continue;
-            }
-            let room = stream.window.left.min(self.send.left).max(0);
-            let some = match is_data(head) {
+            let Some(frame) = stream.queue.front_mut() else {
+                self.waiting.remove(&id);
+                return;
+            };
+            let head = frame.head;
+            if !is_data(head) || head.len == 0 {
+                let rest = std::mem::take(&mut frame.rest);
+                stream.queue.pop_front();
+                self.queued -= HEAD + rest.len();
+                match head.kind {
+                    HEADERS => self.send_headers(head, &rest),
+                    _ => self.send_raw(head, &rest),
+                }
+            } else {
+                let room = stream.window.left.min(self.send.left).max(0);
                 // INVARIANT: not more than the payload.
-                true => room.min(head.len as i64) as usize,
-                false => head.len,
-            };
-            let is_whole = some == head.len;
-            if is_data(head) {
+                let some = room.min(head.len as i64) as usize;
+                if some == 0 {
+                    return;
+                }
+                let piece = frame.rest.split_to(some);
+                frame.head.len -= some;
+                let is_whole = frame.head.len == 0;
+                if is_whole {
+                    stream.queue.pop_front();
+                    self.queued -= HEAD;
+                }
+                self.queued -= some;
                 stream.window.left -= some as i64;
                 stream.window.queued -= some as i64;
                 self.send.left -= some as i64;
                 self.send.queued -= some as i64;
-                self.queued -= some;
-            } else {
-                self.queued -= some;
+                let flags = match is_whole {
+                    true => head.flags,
+                    false => head.flags & !END_STREAM,
+                };
+                self.send_frame(Head { flags, ..head }, &piece);
             }
-            if is_whole {
-                stream.waiting -= 1;
-                self.queued -= HEAD;
-                match head.kind {
-                    HEADERS => self.send_headers(head, &payload),
-                    _ => self.send_frame(head, &payload),
-                }
-                if head.kind != CONTINUATION && head.has(END_STREAM) {
-                    self.settle(head.id);
-                }
-                continue;
+            let is_over = self
+                .streams
+                .get(&id)
+                .is_some_and(|stream| stream.queue.is_empty());
+            if is_over {
+                self.waiting.remove(&id);
+                self.settle(id);
+                return;
             }
-            if some > 0 {
-                let flags = head.flags & !END_STREAM;
-                let first = payload.split_to(some);
-                self.send_frame(Head { flags, ..head }, &first);
-            }
-            blocked.insert(head.id);
-            let head = Head {
-                len: payload.len(),
-                ..head
-            };
-            self.queue.push_back(Queued { head, payload });
         }
     }
 }

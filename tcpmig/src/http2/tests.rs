@@ -52,6 +52,12 @@ fn read(connection: &mut Connection) -> Vec<u8> {
     }
 }
 
+/// The peer sends this, and the server looks at it.
+fn arrive(connection: &mut Connection, bytes: &[u8]) {
+    connection.receive(bytes);
+    connection.read();
+}
+
 /// What the peer gets of what the server says.
 fn say(connection: &mut Connection, bytes: &[u8]) -> Vec<u8> {
     let mut got = Vec::new();
@@ -67,7 +73,7 @@ fn say(connection: &mut Connection, bytes: &[u8]) -> Vec<u8> {
 fn begun() -> Connection {
     let mut connection = Connection::new();
     connection.receive(PREFACE);
-    connection.receive(&frame(SETTINGS, 0, 0, &[]));
+    arrive(&mut connection, &frame(SETTINGS, 0, 0, &[]));
     say(&mut connection, &frame(SETTINGS, 0, 0, BEGINS));
     say(&mut connection, &frame(SETTINGS, ACK, 0, &[]));
     say(&mut connection, &window_update(0, TARGET - 65_535));
@@ -133,7 +139,7 @@ fn a_connection_at_rest_goes_on() {
     assert_eq!(got[0].3, [0x20, 0x88], "the table is emptied");
     let data: usize = got[1..].iter().map(|frame| frame.3.len()).sum();
     assert_eq!(data, 3 * 16_384, "the last does not fit");
-    connection.receive(&window_update(0, 20_000));
+    arrive(&mut connection, &window_update(0, 20_000));
     let got = frames(&connection.unsent().split());
     assert_eq!((got[0].1, got[0].3.len()), (END_STREAM, 16_383));
     // What was owed is paid: the server learns of the rest.
@@ -204,7 +210,7 @@ fn a_response_in_the_middle_goes_on_behind_what_waits() {
     assert!(said.is_empty());
     let said = say(&mut connection, &frame(DATA, END_STREAM, 3, &[9; 10]));
     assert!(said.is_empty());
-    connection.receive(&window_update(0, 1 << 16));
+    arrive(&mut connection, &window_update(0, 1 << 16));
     let got = frames(&connection.unsent().split());
     let got: Vec<_> = got
         .iter()
@@ -212,7 +218,7 @@ fn a_response_in_the_middle_goes_on_behind_what_waits() {
         .collect();
     let left = [(0, 3, 4, 16_384), (0, 3, 4, 6_383)];
     assert_eq!(got, left, "so much is left of the stream's window");
-    connection.receive(&window_update(3, 1 << 16));
+    arrive(&mut connection, &window_update(3, 1 << 16));
     let got = frames(&connection.unsent().split());
     let got: Vec<_> = got
         .iter()
@@ -271,6 +277,145 @@ fn what_cannot_be_followed_is_for_the_server() {
     }
 }
 
+#[test]
+fn what_is_reset_before_it_is_given_is_not_given() {
+    let request = |id| {
+        frame(
+            HEADERS,
+            END_HEADERS,
+            id,
+            &[0x82, 0x40, 1, b'x', 1, id as u8],
+        )
+    };
+    let mut connection = begun();
+    let all = [
+        request(1),
+        frame(DATA, 0, 1, &[1; 500]),
+        window_update(1, 10),
+        request(3),
+        frame(RST_STREAM, 0, 1, &[0; 4]),
+    ];
+    connection.receive(&all.concat());
+    let given = frames(&read(&mut connection));
+    let given: Vec<_> = given.iter().map(|frame| (frame.0, frame.2)).collect();
+    assert_eq!(given, [(HEADERS, 3)]);
+    assert_eq!(connection.unsent().split(), window_update(0, 500));
+    // The decoder is told what the first one said.
+    let block = [0xbf];
+    connection.receive(&frame(HEADERS, END_HEADERS | END_STREAM, 5, &block));
+    let given = frames(&read(&mut connection));
+    assert!(given[0].3.ends_with(&[b'x', 1, 1]), "{given:?}");
+    // A frame of the first now is for the server, as any of a stream that is closed.
+    connection.receive(&frame(DATA, 0, 1, &[1]));
+    assert_eq!(read(&mut connection).len(), HEAD + 1);
+}
+
+#[test]
+fn a_request_that_is_held_back_and_reset_is_dropped() {
+    let mut connection = begun();
+    connection.drain(true);
+    for id in [1, 3] {
+        connection.receive(&frame(HEADERS, END_HEADERS, id, GET));
+        connection.receive(&frame(DATA, 0, id, &[1; 500]));
+        read(&mut connection);
+    }
+    arrive(&mut connection, &frame(RST_STREAM, 0, 1, &[0; 4]));
+    assert_eq!(connection.unsent().split(), window_update(0, 500));
+    let (mut connection, ..) = moved(connection);
+    let given = frames(&read(&mut connection));
+    let given = given.iter().filter(|frame| frame.0 != SETTINGS);
+    let given: Vec<_> = given.map(|frame| (frame.0, frame.2)).collect();
+    assert_eq!(given, [(HEADERS, 3), (WINDOW_UPDATE, 3), (DATA, 3)]);
+}
+
+#[test]
+fn who_has_been_told_the_end_is_not_read_any_more() {
+    let mut connection = begun();
+    for id in (1..100).step_by(2) {
+        connection.receive(&frame(HEADERS, END_HEADERS | END_STREAM, id, GET));
+        connection.receive(&frame(RST_STREAM, 0, id, &[0; 4]));
+    }
+    assert!(connection.is_ended() && !connection.wants_more() && !connection.looks_ahead());
+    assert!(connection.read().is_empty());
+    let said = frames(&connection.unsent().split());
+    assert_eq!(said.len(), 1);
+    assert_eq!(
+        (said[0].0, &said[0].3[..8]),
+        (GOAWAY, &[0, 0, 0, 0, 0, 0, 0, 11][..])
+    );
+    assert_eq!(connection.obstacle(), Some(Unsettled::Astray));
+}
+
+#[test]
+fn what_nobody_reads_stops_what_is_kept() {
+    // The server does not read.
+    let mut connection = begun();
+    let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
+    let mut rounds = 0;
+    while connection.looks_ahead() || connection.wants_more() {
+        connection.receive(&pings);
+        connection.read();
+        rounds += 1;
+        assert!(rounds < 10);
+    }
+    // The peer does not.
+    connection = begun();
+    connection.receive(&frame(HEADERS, END_HEADERS, 1, GET));
+    read(&mut connection);
+    say(&mut connection, &frame(RST_STREAM, 0, 1, &[0; 4]));
+    let (mut connection, ..) = moved(connection);
+    read(&mut connection);
+    let data = frame(DATA, 0, 1, &[0]).repeat(1000);
+    let mut rounds = 0;
+    while connection.looks_ahead() || connection.wants_more() {
+        connection.receive(&data);
+        connection.read();
+        rounds += 1;
+        assert!(rounds < 30);
+    }
+}
+
+#[test]
+fn a_header_block_of_several_frames_waits_as_one() {
+    let mut connection = begun();
+    for id in [1, 3] {
+        connection.receive(&frame(HEADERS, END_HEADERS | END_STREAM, id, GET));
+        read(&mut connection);
+        say(&mut connection, &frame(HEADERS, END_HEADERS, id, OK));
+    }
+    connection.drain(true);
+    connection.flood();
+    read(&mut connection);
+    say(&mut connection, &frame(SETTINGS, ACK, 0, &[]));
+    say(&mut connection, &frame(DATA, 0, 1, &[1; 16_384]).repeat(4));
+    let trailers = [
+        frame(HEADERS, END_STREAM, 1, OK),
+        frame(CONTINUATION, 0, 1, &[]),
+        frame(CONTINUATION, END_HEADERS, 1, &[]),
+    ];
+    for part in &trailers {
+        assert!(say(&mut connection, part).is_empty());
+    }
+    let (mut connection, ..) = moved(connection);
+    read(&mut connection);
+    arrive(
+        &mut connection,
+        &[window_update(1, 9), window_update(0, 9)].concat(),
+    );
+    let got = frames(&connection.unsent().split());
+    let got: Vec<_> = got.iter().map(|frame| (frame.0, frame.3.len())).collect();
+    // The size of the peer's table is said in front.
+    let whole = [
+        (DATA, 16_383),
+        (DATA, 1),
+        (HEADERS, 2),
+        (CONTINUATION, 0),
+        (CONTINUATION, 0),
+    ];
+    assert_eq!(got, whole);
+    assert!(!connection.is_open(1));
+}
+
 /// Frames of a client that keeps the rules, more or less.
 fn client() -> impl Strategy<Value = Vec<BytesMut>> {
     let id = (0..8_u32).prop_map(|id| 2 * id + 1);
@@ -286,7 +431,7 @@ fn client() -> impl Strategy<Value = Vec<BytesMut>> {
         3 => frame(HEADERS, END_HEADERS | END_STREAM, id, GET),
         4 => window_update(id, 77),
         5 => frame(PING, 0, 0, &[7; 8]),
-        6 => frame(RST_STREAM, 0, id, &[0; 4]),
+        6 => frame(frame::PRIORITY, 0, id, &[0; 5]),
         _ => frame(200, 0, id, &bytes),
     });
     prop::collection::vec(one, 0..60)

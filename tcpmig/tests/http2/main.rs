@@ -6,6 +6,7 @@
 mod any;
 mod app;
 mod client;
+mod floods;
 mod host;
 mod moves;
 mod programs;

@@ -148,7 +148,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
             }
             // What it has said can be why there is more to read, of which nobody wakes it.
             let read = self.wire.with(|layer| {
-                let has_more = !layer.frames.read().is_empty();
+                let has_more = !layer.frames.read().is_empty() || layer.frames.is_ended();
                 has_more.then_some(layer.given)
             });
             let read = read.flatten();

@@ -21,6 +21,8 @@ pub(super) struct Layer<T> {
     pub(super) frames: Connection,
     /// How many bytes hyper has read.
     pub(super) given: u64,
+    /// The socket has nothing more to read, or failed.
+    ended: Option<io::Result<()>>,
 }
 
 /// Where hyper reads and writes, until it is taken away.
@@ -32,6 +34,7 @@ impl<T> Wire<T> {
             gate,
             frames,
             given: 0,
+            ended: None,
         }))))
     }
 
@@ -110,13 +113,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> AnyWire for Wire<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Layer<T> {
-    /// Reads from the socket.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads from the socket, if it has not ended.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut space = [const { MaybeUninit::uninit() }; READ];
         let mut arrived = ReadBuf::uninit(&mut space);
-        ready!(Pin::new(&mut self.gate).poll_read(cx, &mut arrived))?;
-        self.frames.receive(arrived.filled());
-        Poll::Ready(Ok(arrived.filled().len()))
+        let read = ready!(Pin::new(&mut self.gate).poll_read(cx, &mut arrived));
+        match read {
+            Ok(()) if !arrived.filled().is_empty() => self.frames.receive(arrived.filled()),
+            read => self.ended = Some(read),
+        }
+        Poll::Ready(())
     }
 
     fn poll_read(
@@ -125,28 +131,35 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Layer<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
+            while self.ended.is_none()
+                && self.frames.looks_ahead()
+                && self.poll_receive(cx).is_ready()
+            {}
             let feed = self.frames.read();
-            if !feed.is_empty() {
-                let some = feed.len().min(buffer.remaining());
-                buffer.put_slice(&feed[..some]);
-                feed.advance(some);
-                self.given += some as u64;
-                // Who is not writing now does not write what else there is.
-                if let Poll::Ready(Err(error)) = self.poll_unsent(cx) {
-                    return Poll::Ready(Err(error));
-                }
+            let some = feed.len().min(buffer.remaining());
+            buffer.put_slice(&feed[..some]);
+            feed.advance(some);
+            self.given += some as u64;
+            // Who is not writing now does not write what else there is.
+            let sent = self.poll_unsent(cx)?;
+            if some > 0 {
                 return Poll::Ready(Ok(()));
+            }
+            if self.frames.is_ended() {
+                if sent.is_pending() || !self.frames.is_between_frames() {
+                    return Poll::Pending;
+                }
+                let error = io::Error::new(io::ErrorKind::InvalidData, "the peer breaks the rules");
+                return Poll::Ready(Err(error));
             }
             if !self.frames.wants_more() {
                 // Whoever polls hyper polls it again when it has looked at the request.
                 return Poll::Pending;
             }
-            let received = self.poll_receive(cx);
-            if let Poll::Ready(Err(error)) = self.poll_unsent(cx) {
-                return Poll::Ready(Err(error));
-            }
-            if ready!(received)? == 0 {
-                return Poll::Ready(Ok(()));
+            match &self.ended {
+                None => ready!(self.poll_receive(cx)),
+                Some(Ok(())) => return Poll::Ready(Ok(())),
+                Some(Err(_)) => return Poll::Ready(self.ended.take().unwrap_or(Ok(()))),
             }
         }
     }
@@ -176,9 +189,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Layer<T> {
         // The peer's updates of its windows make room, and hyper does not read while it writes. What it has not read
         // comes first.
         while self.frames.is_full() && self.frames.wants_more() {
-            if ready!(self.poll_receive(cx))? == 0 {
+            if self.ended.is_some() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
+            ready!(self.poll_receive(cx));
+            self.frames.read();
             ready!(self.poll_unsent(cx))?;
         }
         let len = slices.iter().map(|slice| slice.len()).sum();
