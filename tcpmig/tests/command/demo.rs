@@ -105,7 +105,7 @@ fn marked(mark: &str) -> Vec<(Pid, String)> {
     found
 }
 
-fn is_whole(arguments: &[&str], hops: usize) {
+fn is_whole(arguments: &[&str], hops: usize) -> serde_json::Value {
     let mut demo = Demo::start(arguments);
     let output = demo.output();
     demo.leaves_nothing();
@@ -122,6 +122,7 @@ fn is_whole(arguments: &[&str], hops: usize) {
         assert!(hop["blackout_us"].as_u64().unwrap() > 0);
         assert!(hop["image_bytes"].as_u64().unwrap() > 0);
     }
+    value
 }
 
 #[test]
@@ -189,6 +190,18 @@ fn a_download_over_ipv6_too() {
 fn a_download_over_tls_too() {
     is_whole(&["--size", "16", "--hops", "4", "--tls"], 4);
     is_whole(&["--size", "8", "--hops", "3", "--tls", "1.2", "-6"], 3);
+}
+
+#[test]
+fn downloads_over_http2_too() {
+    let value = is_whole(&["--size", "8", "--hops", "4", "--http2"], 4);
+    assert_eq!(value["curl"]["http_version"], "2");
+    let beside = value["beside"].as_array().unwrap();
+    assert_eq!(beside.len(), 2);
+    for beside in beside {
+        assert_eq!(beside["curl"]["num_connects"], 0);
+        assert_eq!(beside["sha256_received"], value["sha256_expected"]);
+    }
 }
 
 #[test]

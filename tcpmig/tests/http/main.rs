@@ -13,6 +13,8 @@ mod downloads;
 mod frameworks;
 mod gateway;
 mod handed;
+#[cfg(all(feature = "http2", feature = "tls"))]
+mod http2;
 mod keep_alive;
 mod log;
 mod ordinary;

@@ -80,6 +80,13 @@ impl Scene {
 }
 
 impl<K: Carriers + Clone> Scene<K> {
+    /// These, made movable by the test, over carriers of its own.
+    #[cfg(all(feature = "http2", feature = "tls"))]
+    pub(crate) fn serving_over(apps: [Movable<App, K>; 2]) -> Self {
+        let hosts = apps.map(|movable| (movable, TakesIn::Asked));
+        Self::assemble(hosts, Arc::default())
+    }
+
     /// With the carriers of each host.
     pub(crate) fn over(carriers: [K; 2], on_b: &OnB, drain_within: Duration) -> Self {
         let slow = Arc::new(Slow::default());

@@ -1,6 +1,7 @@
 //! `tcpmig demo`: a real curl download changes servers in the middle.
 
 mod content;
+mod download;
 mod lock;
 mod messages;
 mod net;
@@ -56,6 +57,10 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "1.3")]
     pub(crate) tls: Option<tls::Version>,
 
+    /// Download the file three times at once, over one connection of HTTP/2 and TLS
+    #[arg(long, conflicts_with = "upgrade")]
+    pub(crate) http2: bool,
+
     /// Replace one server instead, on this machine as it is: each version takes over from the one before, under a curl that downloads,
     /// another that listens to events, a WebSocket and wrk, all over TLS
     #[arg(long, conflicts_with_all = ["plot", "lock", "settle", "ipv6"])]
@@ -64,6 +69,13 @@ pub(crate) struct DemoArgs {
     /// Use IPv6
     #[arg(long, short = '6')]
     pub(crate) ipv6: bool,
+}
+
+impl DemoArgs {
+    /// What the web servers speak, if that is TLS.
+    fn tls_version(&self) -> Option<tls::Version> {
+        self.tls.or(self.http2.then_some(tls::Version::V13))
+    }
 }
 
 /// Where the file is found on the demo's web servers.

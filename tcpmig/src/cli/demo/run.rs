@@ -1,24 +1,23 @@
 //! Starts the demo's processes, follows them and gathers what they say.
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use serde::Serialize;
 use tcpmig::driver::Report;
 use tcpmig_sys::lab::Host;
 use tcpmig_transport::keys::Authority;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::content::Content;
+use super::download::{Curl, Download, Fetched, Order};
 use super::lock::Lock;
 use super::messages::{Event, Setup};
 use super::net::Net;
 use super::timeline::Timeline;
-use super::tls::{self, Web};
+use super::tls::Web;
 use super::{DemoArgs, path, plot, positions};
 use crate::Output;
 use crate::cli::files::NewFile;
@@ -42,17 +41,6 @@ pub(crate) struct Hop {
     at: Option<SystemTime>,
 }
 
-/// What curl says about itself at the end (its `%{json}`).
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Curl {
-    pub(crate) http_code: u32,
-    pub(crate) num_connects: u32,
-    pub(crate) size_download: u64,
-    pub(crate) time_total: f64,
-    pub(crate) exitcode: i32,
-    pub(crate) errormsg: Option<String>,
-}
-
 /// The end of a demo.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
@@ -64,6 +52,9 @@ pub(crate) struct Summary {
     pub(crate) curl: Curl,
     pub(crate) sha256_expected: String,
     pub(crate) sha256_received: String,
+    /// What else curl has fetched over the connection.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) beside: Vec<Fetched>,
     pub(crate) throughput_mib_per_second: f64,
 }
 
@@ -186,8 +177,8 @@ fn setups(
                 key: issued.key_pem.clone(),
                 authority: authority.ca_pem().to_owned(),
                 web: args
-                    .tls
-                    .map(|version| Web::new(version, authority))
+                    .tls_version()
+                    .map(|version| Web::new(version, args.http2, authority))
                     .transpose()?,
                 size,
                 settle_ms: args.settle,
@@ -199,76 +190,6 @@ fn setups(
         setup(&net.a, "host-a", "host-b", addresses.a, addresses.b, on_b)?,
         setup(&net.b, "host-b", "host-a", addresses.b, addresses.a, on_a)?,
     ])
-}
-
-/// A running curl.
-struct Download {
-    child: Child,
-    body: ChildStdout,
-    hash: Sha256,
-    received: u64,
-    buffer: Vec<u8>,
-}
-
-impl Download {
-    /// Over TLS, if there is an authority.
-    async fn start(
-        host: &Host,
-        service: SocketAddr,
-        path: &str,
-        authority: Option<&str>,
-    ) -> anyhow::Result<Self> {
-        let mut command = Command::from(host.command("curl")?);
-        if authority.is_some() {
-            let resolve = format!("{}:{}:{}", tls::NAME, service.port(), service.ip());
-            command.args(["--cacert", "/dev/stdin", "--resolve", &resolve]);
-        }
-        let url = match authority {
-            None => format!("http://{service}{path}"),
-            Some(_) => format!("https://{}:{}{path}", tls::NAME, service.port()),
-        };
-        let mut child = command
-            .args(["--silent", "--show-error", "--no-buffer", "--globoff"])
-            .args(["--noproxy", "*", "--max-time", "600"])
-            .args(["--write-out", "%{stderr}%{json}\n", &url])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("start curl (is it installed?)")?;
-        let body = child.stdout.take().context("curl has no output")?;
-        let stdin = child.stdin.take();
-        if let (Some(mut stdin), Some(authority)) = (stdin, authority) {
-            stdin.write_all(authority.as_bytes()).await?;
-        }
-        Ok(Self {
-            child,
-            body,
-            hash: Sha256::new(),
-            received: 0,
-            buffer: vec![0; 1 << 18],
-        })
-    }
-
-    /// Reads and hashes the next bytes; `false` at the end. Cancel-safe.
-    async fn advance(&mut self) -> anyhow::Result<bool> {
-        let count = self.body.read(&mut self.buffer).await?;
-        self.hash.update(&self.buffer[..count]);
-        self.received += count as u64;
-        Ok(count > 0)
-    }
-
-    /// curl's own report and the checksum of what it wrote.
-    async fn end(self) -> anyhow::Result<(Curl, String)> {
-        drop(self.body);
-        let output = self.child.wait_with_output().await?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let report = said.lines().last().unwrap_or_default();
-        let curl = serde_json::from_str(report)
-            .with_context(|| format!("curl ended with {}: {}", output.status, said.trim()))?;
-        Ok((curl, hex(&self.hash.finalize())))
-    }
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -331,8 +252,13 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     let mut timeline = Timeline::begin(args, &net.addresses, output);
 
     let (service, path) = (net.addresses.service, path(size));
-    let known = args.tls.map(|_| authority.ca_pem());
-    let mut download = Download::start(&net.peer, service, &path, known).await?;
+    let order = Order {
+        service,
+        path: &path,
+        authority: args.tls_version().map(|_| authority.ca_pem()),
+        http2: args.http2,
+    };
+    let mut download = Download::start(&net.peer, &order).await?;
     let mut hops: Vec<Hop> = Vec::new();
     loop {
         let number = hops.len() + 1;
@@ -360,7 +286,7 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
         hops.push(hop);
     }
     timeline.finish();
-    let (curl, received) = download.end().await?;
+    let (first, beside) = download.end().await?;
     if let (Some(recorder), Some(picture)) = (recorder, picture) {
         draw(picture, recorder, &hops, args)?;
     }
@@ -369,20 +295,36 @@ pub(crate) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     }
 
     let hops_moved = hops.iter().filter(|hop| hop.fate == "moved").count();
-    let ok = received == expected
-        && curl.exitcode == 0
-        && curl.http_code == 200
-        && curl.num_connects == 1
+    let Fetched {
+        curl,
+        sha256_received,
+    } = first;
+    let is_right = |curl: &Curl, sha256: &str| {
+        sha256 == expected
+            && curl.exitcode == 0
+            && curl.http_code == 200
+            && (curl.http_version == "2") == args.http2
+    };
+    // The first one made the connection, and the others are on it.
+    let connects = |fetched: &Fetched| fetched.curl.num_connects;
+    let ok = is_right(&curl, &sha256_received)
+        && beside
+            .iter()
+            .all(|one| is_right(&one.curl, &one.sha256_received))
+        && curl.num_connects + beside.iter().map(connects).sum::<u32>() == 1
         && hops_moved == args.hops as usize;
+    let bytes = beside.iter().map(|fetched| fetched.curl.size_download);
+    let bytes = bytes.sum::<u64>() + curl.size_download;
     Ok(Summary {
         ok,
         hops_wanted: args.hops,
         hops_moved,
         size_bytes: size,
         hops,
-        throughput_mib_per_second: curl.size_download as f64 / 1_048_576.0 / curl.time_total,
+        throughput_mib_per_second: bytes as f64 / 1_048_576.0 / curl.time_total,
         curl,
         sha256_expected: expected,
-        sha256_received: received,
+        sha256_received,
+        beside,
     })
 }

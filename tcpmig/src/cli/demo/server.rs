@@ -170,6 +170,8 @@ impl<K: Carriers + Clone> Server<K> {
             now: now.clone(),
         };
         Movable::new(service)
+            // For whoever negotiates it.
+            .with_http2()
             .settle(self.settle)
             .over(self.carriers.clone())
     }
@@ -233,16 +235,20 @@ impl FileService {
             // Without a cursor the connection is closed.
             return Response::new(Box::pin(String::new()));
         };
-        self.now.position.store(place.position, Ordering::Relaxed);
-        if resumed.is_some() {
+        // Of several downloads the one without a query says where the connection moves.
+        let leads = request.uri().query().is_none();
+        if leads {
+            self.now.position.store(place.position, Ordering::Relaxed);
+        }
+        if leads && resumed.is_some() {
             let stop_at = self.files.stop_after(place.position);
             self.now.stop_at.store(stop_at, Ordering::Relaxed);
         }
         let total = content.size();
-        let now = self.now.clone();
+        let now = leads.then(|| self.now.clone());
         let body = Resumable::new(place, move |place: Place| {
             let (now, content) = (now.clone(), content.clone());
-            async move { Ok(now.next(&content, place.position).await) }
+            async move { Ok(next(now.as_deref(), &content, place.position).await) }
         });
         let mut response = body.response().map(|body| Box::pin(body) as BoxBody);
         if !found {
@@ -258,22 +264,27 @@ impl FileService {
     }
 }
 
-impl Now {
-    async fn next(&self, content: &Content, position: u64) -> Option<(Bytes, Place)> {
-        self.position.store(position, Ordering::Relaxed);
-        if position >= content.size() {
-            return None;
-        }
-        if position >= self.stop_at.load(Ordering::Relaxed) {
-            // The connection's task drains it now, which ends this body.
-            self.stopped.notify_one();
-            std::future::pending::<()>().await;
-        }
-        let data = content.frame(position);
-        let position = position + data.len() as u64;
-        self.position.store(position, Ordering::Relaxed);
-        Some((data, Place { position }))
+/// The next piece of a body, if it has not ended.
+async fn next(now: Option<&Now>, content: &Content, position: u64) -> Option<(Bytes, Place)> {
+    if let Some(now) = now {
+        now.position.store(position, Ordering::Relaxed);
     }
+    if position >= content.size() {
+        return None;
+    }
+    if let Some(now) = now
+        && position >= now.stop_at.load(Ordering::Relaxed)
+    {
+        // The connection's task drains it now, which ends this body.
+        now.stopped.notify_one();
+        std::future::pending::<()>().await;
+    }
+    let data = content.frame(position);
+    let position = position + data.len() as u64;
+    if let Some(now) = now {
+        now.position.store(position, Ordering::Relaxed);
+    }
+    Some((data, Place { position }))
 }
 
 /// Moves a drained connection; gives it back if it was kept.

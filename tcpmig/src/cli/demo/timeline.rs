@@ -28,17 +28,20 @@ impl Timeline {
         };
         let timeline = Self { bar, output };
         timeline.line(&format!(
-            "curl at {} downloads {} MiB from {}://{}, which host A ({}) and host B ({}) both serve.",
+            "curl at {} downloads {}{} MiB from {}://{}, which host A ({}) and host B ({}) both serve.",
             addresses.peer,
+            if args.http2 { "three times " } else { "" },
             args.size,
-            if args.tls.is_some() { "https" } else { "http" },
+            if args.tls_version().is_some() { "https" } else { "http" },
             addresses.service,
             addresses.a.ip(),
             addresses.b.ip(),
         ));
         timeline.line(&format!(
-            "Its one connection moves {} times in the middle of the body. Times in milliseconds.",
-            args.hops
+            "Its one connection{} moves {} times in the middle of {}. Times in milliseconds.",
+            if args.http2 { " of HTTP/2" } else { "" },
+            args.hops,
+            if args.http2 { "the bodies" } else { "the body" },
         ));
         timeline.line("");
         timeline.line(COLUMNS);
@@ -153,6 +156,15 @@ pub(crate) fn print_end(summary: &Summary, output: Output) -> anyhow::Result<()>
     )?;
     if !equal {
         writeln!(out, "          expected {}", summary.sha256_expected)?;
+    }
+    for beside in &summary.beside {
+        let equal = summary.sha256_expected == beside.sha256_received;
+        writeln!(
+            out,
+            "          of another download on the connection, HTTP {}: {}",
+            beside.curl.http_code,
+            if equal { "equal" } else { "DIFFERENT" }
+        )?;
     }
     writeln!(
         out,

@@ -27,6 +27,8 @@ pub(crate) enum Version {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Web {
     version: Version,
+    /// It speaks HTTP/2 as well.
+    http2: bool,
     /// As PEM, like the key.
     certificate: String,
     key: String,
@@ -42,10 +44,15 @@ impl std::fmt::Debug for Web {
 
 impl Web {
     /// With a certificate of its own.
-    pub(crate) fn new(version: Version, authority: &Authority) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        version: Version,
+        http2: bool,
+        authority: &Authority,
+    ) -> anyhow::Result<Self> {
         let issued = authority.issue(NAME)?;
         Ok(Self {
             version,
+            http2,
             certificate: issued.cert_pem.clone(),
             key: issued.key_pem.clone(),
         })
@@ -59,13 +66,16 @@ impl Web {
             Version::V13 => &TLS13,
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])?
             .with_no_client_auth()
             .with_single_cert(
                 vec![certificate.context("certificate")?],
                 key.context("key")?,
             )?;
+        if self.http2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
         Ok(Tls::new(config))
     }
 }

@@ -23,7 +23,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
 use super::frames::{self, Role};
-use crate::cli::demo::run::{Curl, hex};
+use crate::cli::demo::download::Curl;
+use crate::cli::demo::run::hex;
 use crate::cli::demo::tls::NAME;
 
 /// Where the server is, and by whom its certificate is signed.

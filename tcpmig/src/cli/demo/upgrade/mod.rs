@@ -165,7 +165,7 @@ pub(super) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
     let authority = Authority::create("tcpmig demo")?;
     let setup = Setup {
         socket: folder.join("server.sock"),
-        web: Web::new(args.tls.unwrap_or(TlsVersion::V13), &authority)?,
+        web: Web::new(args.tls.unwrap_or(TlsVersion::V13), false, &authority)?,
         size,
     };
     let sha256_expected = hex(&Content::new(size).sha256());
@@ -224,7 +224,7 @@ pub(super) async fn run(args: &DemoArgs, output: Output) -> anyhow::Result<Summa
 
     // wrk sees by one more whether somebody listens.
     let connections_expected = 3 + LOAD as u64 + 1;
-    let is_good = |curl: &super::run::Curl| {
+    let is_good = |curl: &super::download::Curl| {
         curl.exitcode == 0 && curl.http_code == 200 && curl.num_connects == 1
     };
     let ok = hops.len() == hops_wanted
