@@ -1,14 +1,16 @@
 //! What it costs that HTTP sessions can move: requests per second and processor time beside plain hyper, and the
 //! latency of requests while their connections move. With `--tls` HTTPS beside HTTP: the rate is that of HTTPS, beside plain
 //! hyper over tokio-rustls, and the moves are those of both; and it says what it costs to take a TLS session apart and
-//! to go on with it, beside a handshake.
+//! to go on with it, beside a handshake. With `--http2` the rate is that of HTTP/2, with several streams on each connection, beside
+//! hyper's own, and nothing moves.
 //!
-//! `cargo bench -p tcpmig --bench http [-- --tls] [--rounds N] [--seconds S] [--connections K] [--only rate|moves] [--json]`
+//! `cargo bench -p tcpmig --all-features --bench http [-- --tls] [--http2] [--rounds N] [--seconds S] [--connections K] [--only rate|moves] [--json]`
 //!
-//! The load is wrk, of Debian's package `wrk`.
+//! The load is wrk, of Debian's package `wrk`, and h2load of `nghttp2-client`.
 #![allow(clippy::unwrap_used, reason = "a failed set-up ends the benchmark")]
 
 mod costs;
+mod h2load;
 mod servers;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -31,6 +33,7 @@ struct Args {
     rate: bool,
     moves: bool,
     tls: bool,
+    http2: bool,
     json: bool,
 }
 
@@ -42,6 +45,7 @@ fn arguments() -> Args {
         rate: true,
         moves: true,
         tls: false,
+        http2: false,
         json: false,
     };
     let mut words = std::env::args().skip(1);
@@ -60,11 +64,12 @@ fn arguments() -> Args {
                 other => panic!("{other:?}: rate or moves after --only"),
             },
             "--tls" => args.tls = true,
+            "--http2" => (args.http2, args.moves) = (true, false),
             "--json" => args.json = true,
             // What cargo passes to every benchmark.
             "--bench" => {}
             other => panic!(
-                "{other:?}: give --tls, --rounds N, --seconds S, --connections K, --only rate|moves or --json"
+                "{other:?}: give --tls, --http2, --rounds N, --seconds S, --connections K, --only rate|moves or --json"
             ),
         }
     }
@@ -82,16 +87,16 @@ fn main() {
         false => Vec::new(),
     };
     let (rate, moves) = if args.tls {
-        let servers = Servers::over_tls();
+        let servers = Servers::over_tls(args.http2);
         let rate = args.rate.then(|| Rate::measure(&servers, &args));
         let over_tls = args.moves.then(|| Moves::measure(&servers, &args));
         drop(servers);
         let over_tcp = args
             .moves
-            .then(|| Moves::measure(&Servers::over_tcp(), &args));
+            .then(|| Moves::measure(&Servers::over_tcp(args.http2), &args));
         (rate, over_tcp.into_iter().chain(over_tls).collect())
     } else {
-        let servers = Servers::over_tcp();
+        let servers = Servers::over_tcp(args.http2);
         let rate = args.rate.then(|| Rate::measure(&servers, &args));
         let moves = args.moves.then(|| Moves::measure(&servers, &args));
         (rate, Vec::from_iter(moves))
@@ -140,7 +145,12 @@ impl OneRate {
             pause_ms: None,
         };
         let before = servers.processor_time();
-        let said = wrk::run(&servers.net.peer, &which.url(servers.over), &load);
+        let (peer, url) = (&servers.net.peer, which.url(servers.over));
+        let said = if servers.http2 {
+            h2load::run(peer, &url, args.connections, args.seconds)
+        } else {
+            wrk::run(peer, &url, &load)
+        };
         let spent = servers.processor_time() - before;
         said.assert_no_errors();
         Self {

@@ -1,17 +1,17 @@
 //! Plain hyper and a movable server on one host, and a second host to move to.
 
 use std::convert::Infallible;
-use std::future::{Future, Ready, ready};
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Frame;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, SupportedProtocolVersion};
@@ -110,44 +110,54 @@ impl<B> Service<Request<B>> for Greet {
 pub(crate) struct Servers<K> {
     pub(crate) net: Net,
     pub(crate) over: Over,
+    /// They speak HTTP/2.
+    pub(crate) http2: bool,
     /// Host A has plain hyper as well, on the same thread.
     hosts: [(Site, Server<Greet, K>); 2],
 }
 
 impl Servers<Tcp> {
-    pub(crate) fn over_tcp() -> Self {
-        Self::start(Over::Tcp, Tcp, None)
+    pub(crate) fn over_tcp(http2: bool) -> Self {
+        Self::start(Over::Tcp, Tcp, None, http2)
     }
 }
 
 impl Servers<Tls> {
-    pub(crate) fn over_tls() -> Self {
+    pub(crate) fn over_tls(http2: bool) -> Self {
         let authority = Authority::create("bench").unwrap();
-        let config = config(&authority, &rustls::version::TLS13);
+        let mut config = config(&authority, &rustls::version::TLS13);
+        if http2 {
+            Arc::make_mut(&mut config).alpn_protocols = vec![b"h2".to_vec()];
+        }
         let plain = TlsAcceptor::from(config.clone());
-        Self::start(Over::Tls, Tls::new(config), Some(plain))
+        Self::start(Over::Tls, Tls::new(config), Some(plain), http2)
     }
 }
 
-/// What does not move.
-fn serve_plain(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> impl Future<Output = ()> {
-    let http = http1::Builder::new();
-    let connection = http.serve_connection(TokioIo::new(stream), Greet);
-    // The load hangs up.
-    async move { drop(connection.await) }
+/// What does not move. The load hangs up.
+async fn serve_plain(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, http2: bool) {
+    let stream = TokioIo::new(stream);
+    if http2 {
+        let http = http2::Builder::new(TokioExecutor::new());
+        drop(http.serve_connection(stream, Greet).await);
+    } else {
+        let http = http1::Builder::new();
+        drop(http.serve_connection(stream, Greet).await);
+    }
 }
 
 impl<K: Carriers + Clone> Servers<K> {
     /// What does not move has its TLS, if any, from there.
-    fn start(over: Over, carriers: K, plain: Option<TlsAcceptor>) -> Self {
+    fn start(over: Over, carriers: K, plain: Option<TlsAcceptor>, http2: bool) -> Self {
         let net = Net::new();
         let mut options = Options::default();
         options.settle = Duration::from_millis(20);
         let (a, b) = Site::pair(&net, &options);
-        let (on_a, on_b) = (movable(&a, carriers.clone()), movable(&b, carriers));
+        let on_a = movable(&a, carriers.clone(), http2);
+        let on_b = movable(&b, carriers, http2);
         a.call({
             let server = on_a.clone();
-            |_| async move {
+            move |_| async move {
                 let listener = TcpListener::bind("198.18.0.80:8080").await.unwrap();
                 tokio::task::spawn_local(async move {
                     loop {
@@ -165,11 +175,11 @@ impl<K: Carriers + Clone> Servers<K> {
                         let plain = plain.clone();
                         tokio::task::spawn_local(async move {
                             match plain {
-                                None => serve_plain(stream).await,
+                                None => serve_plain(stream, http2).await,
                                 // The load hangs up in handshakes as well.
                                 Some(tls) => {
                                     if let Ok(stream) = tls.accept(stream).await {
-                                        serve_plain(stream).await;
+                                        serve_plain(stream, http2).await;
                                     }
                                 }
                             }
@@ -181,6 +191,7 @@ impl<K: Carriers + Clone> Servers<K> {
         Self {
             net,
             over,
+            http2,
             hosts: [(a, on_a), (b, on_b)],
         }
     }
@@ -219,10 +230,11 @@ pub(crate) fn processor_time() -> Duration {
     Duration::from_nanos(nanos.parse().unwrap())
 }
 
-fn movable<K: Carriers>(site: &Site, carriers: K) -> Server<Greet, K> {
-    site.call(|here| async move {
+fn movable<K: Carriers>(site: &Site, carriers: K, http2: bool) -> Server<Greet, K> {
+    site.call(move |here| async move {
         let (endpoint, locker) = (here.endpoint.clone(), here.locker.clone());
         let movable = Movable::new(Greet).over(carriers);
+        let movable = if http2 { movable.with_http2() } else { movable };
         let server = Server::new(movable.clone());
         let mut arrivals = Acceptor::new(endpoint, locker)
             .options(here.options.clone())
