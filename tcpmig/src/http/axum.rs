@@ -8,9 +8,21 @@ use hyper::http::request::Parts;
 
 use super::cursor::{Cursor, Resume};
 use super::session::SessionError;
+#[cfg(feature = "http2")]
+use super::upload::Upload;
 
 /// Refuses the request of a response in the middle whose cursor is not known here: the connection stays where it is.
 impl<C: Cursor, S: Sync> FromRequestParts<S> for Resume<C> {
+    type Rejection = SessionError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, SessionError> {
+        Self::of(&parts.extensions)
+    }
+}
+
+/// Refuses a request whose body is in its middle and whose cursor is not known here.
+#[cfg(feature = "http2")]
+impl<C: Cursor, S: Sync> FromRequestParts<S> for Upload<C> {
     type Rejection = SessionError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, SessionError> {

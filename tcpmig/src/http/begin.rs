@@ -109,6 +109,10 @@ where
             let all = async {
                 let mut rests = Vec::with_capacity(http2.responses.len());
                 for (id, middle) in &http2.responses {
+                    if middle.upload.is_some() {
+                        // It cannot answer before it has the body.
+                        continue;
+                    }
                     let request = resumed_request(middle, Some(Version::HTTP_2), &known)?;
                     rests.push((*id, ask(&*self.service, request).await?));
                 }

@@ -127,7 +127,7 @@
 //! | between requests that came together | takes it: what hyper has read and the service has not seen is read again on the target |
 //! | in the middle of a [`Resumable`] response, or one with a [`Resume`] | takes it at the end of a frame: the peer's framing (a length, chunks, the connection's end) goes on exactly |
 //! | in the middle of another response, or the service is at work | waits for the end, which need not wait for a slow peer ([`Movable::absorb`]) |
-//! | receiving the body of a request that the service has been given | waits for the end of the request and what follows |
+//! | receiving the body of a request that the service has been given | waits for the end of the request and what follows; a handler with an `Upload` (HTTP/2) stands still when it wants more of the body |
 //! | holding a request that the service has not been given, with its body or without | takes it: the request is carried as it came, with all that hyper has read behind it |
 //! | a WebSocket that a handler got by `hyper::upgrade` (axum's `WebSocketUpgrade`), with a [`Resume`] | lets its next read fail, and takes it when the handler has dropped it |
 //! | upgraded by a handler in another way | does not take it: [`Obstacle::Upgraded`] |
@@ -176,6 +176,13 @@
 //! for: the others stand still meanwhile at the end of a frame, and what the peer asks for is held back, and served at the target. The peer
 //! sees nothing that a server may not do at any time: no GOAWAY, and no new settings.
 //!
+//! A handler that consumes the body of its request piece by piece says how far it is with an `Upload`: then its stream moves in the middle of that
+//! body, with the response begun or not. It goes on from its own cursor, and is given again what it had not consumed. So a unary call of gRPC moves at rest, one
+//! that streams from the server with a [`Resume`], one that streams to it with an `Upload`, and one that streams both ways with both.
+//!
+//! A peer that floods a connection (requests that are reset at once, header blocks without an end, empty frames) gets no further than
+//! with hyper alone, and a request that is reset before the service was given it is not given to it.
+//!
 //! A response in the middle that does not go on at the target is reset by itself; the other streams go on. A connection that is going away, after
 //! [`Server::shut_down`], stays ([`Obstacle::Ending`]), and so does one whose peer has broken the protocol ([`Obstacle::Frames`]) or whose
 //! streams are tunnels (CONNECT: [`Obstacle::Upgraded`]). WebSockets over HTTP/2 (RFC 8441) are not offered.
@@ -194,7 +201,8 @@
 //! host until the handler is done; a drain says [`Obstacle::Upgraded`], and a line is logged when they begin. A WebSocket of
 //! axum's `WebSocketUpgrade` moves if its response is made movable with a [`Resume`]: see [`websocket`]. A connection
 //! whose response said 101 for another protocol, or without a handler, and that nobody has
-//! taken is given back as [`Upgraded`]. A request's body in its middle, whatever the protocol.
+//! taken is given back as [`Upgraded`]. A request's body in its middle over HTTP/1, and one over HTTP/2
+//! whose handler has no `Upload`.
 
 mod asking;
 #[cfg(feature = "axum")]
@@ -236,6 +244,8 @@ mod service;
 mod session;
 mod shared;
 mod stages;
+#[cfg(feature = "http2")]
+mod upload;
 #[cfg(test)]
 mod way_tests;
 pub mod websocket;
@@ -265,3 +275,5 @@ pub use serve::{
 pub use server::{Handle, NotMoved, Server};
 pub use session::{ConnectionState, KIND, PayloadError, Session, SessionError, State, VERSION};
 pub use shared::Obstacle;
+#[cfg(feature = "http2")]
+pub use upload::Upload;

@@ -291,6 +291,15 @@ impl<S, K: Carriers> Movable<S, K> {
             resumes_if(&request, &resumed).map_err(SessionError::NotResumed)
         };
         for middle in session.responses() {
+            #[cfg(feature = "http2")]
+            if let Some(uploaded) = &middle.upload {
+                if let Some(resumed) = Resumed::of_upload(uploaded) {
+                    resumes(&middle.request, resumed)?;
+                }
+                if !uploaded.has_response {
+                    continue;
+                }
+            }
             resumes(&middle.request, Resumed::of(middle))?;
         }
         match &session.handed {

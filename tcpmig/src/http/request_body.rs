@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::shared::{Incoming, Shared};
+#[cfg(feature = "http2")]
+use super::upload::Followed;
 
 /// Follows a request's body: keeps as much of it as can be carried, and tells when it is over.
 #[derive(Debug)]
@@ -58,11 +60,19 @@ enum Source {
         watch: Option<Reading>,
     },
     Carried(Bytes),
+    /// Somebody may say how far it was consumed.
+    #[cfg(feature = "http2")]
+    Followed(Followed),
 }
 
 impl RequestBody {
     pub(super) fn of_hyper(body: hyper::body::Incoming, watch: Option<Reading>) -> Self {
         Self(Source::Hyper { body, watch })
+    }
+
+    #[cfg(feature = "http2")]
+    pub(super) fn followed(body: Followed) -> Self {
+        Self(Source::Followed(body))
     }
 
     /// hyper's, if that is all there is to it.
@@ -89,6 +99,8 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let (body, watch) = match &mut self.0 {
             Source::Hyper { body, watch } => (body, watch),
+            #[cfg(feature = "http2")]
+            Source::Followed(body) => return body.poll_frame(cx),
             Source::Carried(body) if body.is_empty() => return Poll::Ready(None),
             Source::Carried(body) => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(body)))));
@@ -110,6 +122,8 @@ impl Body for RequestBody {
         match &self.0 {
             Source::Hyper { body, .. } => body.is_end_stream(),
             Source::Carried(body) => body.is_empty(),
+            #[cfg(feature = "http2")]
+            Source::Followed(body) => body.is_end_stream(),
         }
     }
 
@@ -117,6 +131,8 @@ impl Body for RequestBody {
         match &self.0 {
             Source::Hyper { body, .. } => body.size_hint(),
             Source::Carried(body) => SizeHint::with_exact(body.len() as u64),
+            #[cfg(feature = "http2")]
+            Source::Followed(body) => body.size_hint(),
         }
     }
 }

@@ -157,6 +157,15 @@ impl Resumed {
         }
     }
 
+    /// How far a handler had come with a body, if it has said so.
+    #[cfg(feature = "http2")]
+    pub(super) fn of_upload(uploaded: &super::upload::Uploaded) -> Option<Self> {
+        Some(Self {
+            named: Some(uploaded.named.clone()?),
+            payload: uploaded.cursor[..].into(),
+        })
+    }
+
     pub(super) fn of(middle: &Middle) -> Self {
         Self {
             named: middle.named.clone(),

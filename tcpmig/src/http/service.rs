@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::Body;
+#[cfg(feature = "http2")]
+use hyper::header::CONTENT_LENGTH;
 use hyper::header::HeaderName;
 use hyper::service::Service;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -18,7 +20,11 @@ use super::cursor::{HasCursor, Polling};
 use super::head;
 use super::request_body::{Reading, RequestBody};
 use super::response::{Tracked, tracked};
+#[cfg(feature = "http2")]
+use super::resumable::Resumed;
 use super::shared::{Carried, Incoming, Middle, Phase, Shared};
+#[cfg(feature = "http2")]
+use super::upload::{Followed, HasUpload, Progress, Uploaded};
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -96,6 +102,8 @@ impl<S: Service<Request<RequestBody>>> Answer<S> {
         } else {
             common.begin(request, resumed.as_ref(), rest)
         };
+        // What has not begun elsewhere begins here.
+        let resumed = resumed.filter(Middle::has_response);
         Self {
             stage,
             resumed,
@@ -130,6 +138,15 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
                 Incoming::Arriving
             };
         }
+        #[cfg(feature = "http2")]
+        let uploaded = resumed.and_then(|middle| Some((middle, middle.upload.as_deref()?)));
+        #[cfg(feature = "http2")]
+        if uploaded.is_some() || resumed.is_none() && !ended && parts.version == Version::HTTP_2 {
+            let mut request = self.followed(parts, body, uploaded);
+            self.known.extend(request.extensions_mut());
+            let _polling = Polling::service();
+            return Stage::Running(Box::pin(self.service.call(request)));
+        }
         let mut request = if let Some(middle) = resumed {
             // The gate has played its head to hyper; its body is not hyper's to read again.
             let body = Bytes::copy_from_slice(&middle.body);
@@ -145,6 +162,43 @@ impl<S: Service<Request<RequestBody>>> Common<S> {
         self.known.extend(request.extensions_mut());
         let _polling = Polling::service();
         Stage::Running(Box::pin(self.service.call(request)))
+    }
+}
+
+#[cfg(feature = "http2")]
+impl<S> Common<S> {
+    /// A request whose handler may say how far it has come with its body, or has come so far elsewhere.
+    fn followed(
+        &self,
+        mut parts: hyper::http::request::Parts,
+        body: hyper::body::Incoming,
+        uploaded: Option<(&Middle, &Uploaded)>,
+    ) -> Request<RequestBody> {
+        let mut length = body.size_hint().exact();
+        let mut came = None;
+        if let Some((middle, uploaded)) = uploaded {
+            length = uploaded.length;
+            came = Resumed::of_upload(uploaded);
+            if let Some(length) = length {
+                // That of the whole, which the service was told before.
+                parts.headers.insert(CONTENT_LENGTH, length.into());
+            }
+            if uploaded.has_response {
+                parts.extensions.insert(Resumed::of(middle));
+            }
+        }
+        let shared = self.shared.clone();
+        {
+            let mut current = shared.current();
+            let uploaded = uploaded.map(|(_, uploaded)| uploaded);
+            current.upload = Progress::begin(body, uploaded, length, self.bodies);
+            current.incoming = Incoming::Arriving;
+        }
+        parts.extensions.insert(HasUpload {
+            shared: shared.clone(),
+            came,
+        });
+        Request::from_parts(parts, RequestBody::followed(Followed(shared)))
     }
 }
 

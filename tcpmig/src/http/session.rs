@@ -191,7 +191,7 @@ impl Session {
         #[cfg(feature = "http2")]
         if let Some(http2) = &self.http2 {
             let payload = super::http2::encode(self, http2)?;
-            return Ok(Layer::new(HTTP2_KIND, HTTP2_VERSION, payload));
+            return Ok(Layer::new(HTTP2_KIND, http2.version(), payload));
         }
         // Who knows version 1 only would take the WebSocket for a connection at rest.
         let version = if self.handed.is_some() { 2 } else { 1 };
@@ -220,7 +220,7 @@ impl Session {
         };
         #[cfg(feature = "http2")]
         if let Some(layer) = layers.next_of(HTTP2_KIND) {
-            if layer.version != HTTP2_VERSION {
+            if !(1..=HTTP2_VERSION).contains(&layer.version) {
                 return Err(unknown);
             }
             layers.finish()?;

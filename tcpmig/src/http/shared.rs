@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::cursor::{AnyCursor, Named, Saved};
 use super::inbound::Inbound;
 use super::resumable::NotResumed;
+#[cfg(feature = "http2")]
+use super::upload::{Progress, Uploaded};
 
 /// Why a connection stands at no safe point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +104,21 @@ pub(super) struct Middle {
     pub(super) framing: Framing,
     /// The response said `connection: close`.
     pub(super) close: bool,
+    /// How far its handler has come with the body of the request, if that moves in its middle; `body` is empty then.
+    #[cfg(feature = "http2")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) upload: Option<Box<Uploaded>>,
+}
+
+impl Middle {
+    /// Whether the peer has the response's head.
+    pub(super) fn has_response(&self) -> bool {
+        #[cfg(feature = "http2")]
+        if let Some(uploaded) = &self.upload {
+            return uploaded.has_response;
+        }
+        true
+    }
 }
 
 /// A WebSocket that a handler of the service has (`hyper::upgrade`).
@@ -247,6 +264,9 @@ pub(super) struct Current {
     pub(super) has_ended: bool,
     /// Who polls a body that stands still.
     pub(super) standing: Option<Waker>,
+    /// The body of the request, where that can move in its middle.
+    #[cfg(feature = "http2")]
+    pub(super) upload: Progress,
     waker: Option<Waker>,
 }
 
@@ -258,6 +278,29 @@ impl Current {
         }
     }
 
+    /// The request's body is arriving, and its handler says how far it has come.
+    fn is_uploading(&self) -> bool {
+        #[cfg(feature = "http2")]
+        return self.incoming == Incoming::Arriving && self.upload.is_followed;
+        #[cfg(not(feature = "http2"))]
+        false
+    }
+
+    /// The body of a request whose response has begun, if nobody says how far its handler has come with it.
+    fn whole_body(&self) -> Result<Vec<u8>, Obstacle> {
+        #[cfg(feature = "http2")]
+        if self.upload.is_followed {
+            return Ok(Vec::new());
+        }
+        self.body.whole()
+    }
+
+    #[cfg(feature = "http2")]
+    fn uploaded(&self) -> Result<Option<Uploaded>, Obstacle> {
+        let upload = self.upload.is_followed.then(|| self.upload.save(true));
+        upload.transpose()
+    }
+
     fn safe(&self) -> Result<Safe, Obstacle> {
         match &self.phase {
             Phase::Held => Ok(Safe::Held),
@@ -265,7 +308,19 @@ impl Current {
                 Ok(Safe::Rest)
             }
             Phase::Service if self.incoming == Incoming::Done => Err(Obstacle::Service),
-            Phase::Response(responding) if self.incoming == Incoming::Done => {
+            #[cfg(feature = "http2")]
+            Phase::Service if self.is_uploading() => Ok(Safe::Middle(Middle {
+                request: self.head.clone(),
+                body: Vec::new(),
+                named: None,
+                cursor: Vec::new(),
+                framing: Framing::Chunked,
+                close: false,
+                upload: Some(Box::new(self.upload.save(false)?)),
+            })),
+            Phase::Response(responding)
+                if self.incoming == Incoming::Done || self.is_uploading() =>
+            {
                 let Some(cursor) = &responding.cursor else {
                     return Err(Obstacle::Response);
                 };
@@ -285,11 +340,13 @@ impl Current {
                 let Saved { named, payload } = cursor.save()?;
                 Ok(Safe::Middle(Middle {
                     request: self.head.clone(),
-                    body: self.body.whole()?,
+                    body: self.whole_body()?,
                     named,
                     cursor: payload,
                     framing,
                     close: responding.close || self.closes,
+                    #[cfg(feature = "http2")]
+                    upload: self.uploaded()?.map(Box::new),
                 }))
             }
             _ => Err(Obstacle::Request),
@@ -327,6 +384,8 @@ impl Shared {
                 is_polled: false,
                 has_ended: false,
                 standing: None,
+                #[cfg(feature = "http2")]
+                upload: Progress::default(),
                 waker: None,
             }),
         })
@@ -355,6 +414,18 @@ impl Shared {
         if !draining && let Some(standing) = standing {
             standing.wake();
         }
+        #[cfg(feature = "http2")]
+        if !draining && let Some(reader) = self.current().upload.take_reader() {
+            reader.wake();
+        }
+    }
+
+    /// Takes what hyper has of a request's body whose handler says how far it has come: how many bytes it has given.
+    #[cfg(feature = "http2")]
+    pub(super) fn pull(&self, cx: &mut Context<'_>) -> Option<u64> {
+        let mut current = self.current();
+        let upload = &mut current.upload;
+        upload.is_followed.then(|| upload.pull(cx))
     }
 
     /// How many bytes of a resumable response hyper was given.

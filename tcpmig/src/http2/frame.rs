@@ -140,6 +140,13 @@ pub(super) fn fragment(head: Head, payload: &[u8]) -> Option<&[u8]> {
     rest.get(..rest.len().checked_sub(padding)?)
 }
 
+/// How much of a DATA frame's payload is data.
+pub(super) fn unpadded(head: Head, payload: &[u8]) -> usize {
+    let padding = payload.first().filter(|_| head.has(PADDED));
+    let padding = padding.map_or(0, |&padding| 1 + usize::from(padding));
+    payload.len().saturating_sub(padding)
+}
+
 /// A number of 31 bits, which a `WINDOW_UPDATE` is.
 pub(super) fn increment(payload: &[u8]) -> Option<i64> {
     let number = u32::from_be_bytes(payload.try_into().ok()?);

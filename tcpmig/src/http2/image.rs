@@ -46,6 +46,12 @@ pub(super) struct StreamImage {
     pub(super) window: i64,
     /// The service goes on with its response; else what waits for the windows is the rest of it.
     pub(super) goes_on: bool,
+    /// The body of its request has not come to its end: how many bytes of it the peer may send, those of `held` and `unread` included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) recv: Option<i64>,
+    /// The peer has not got the head of the response.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) lacks_head: bool,
 }
 
 /// Why an image is none.
@@ -96,6 +102,12 @@ impl Image {
                 return Err(Malformed("its streams"));
             }
             before = stream.id;
+            let recv = stream.recv.unwrap_or(0);
+            let is_early = stream.recv.is_some() || stream.lacks_head;
+            if is_early && !stream.goes_on || recv > self.own.initial_window() || recv < -MAX_WINDOW
+            {
+                return Err(Malformed("the body of a request"));
+            }
         }
         if self.streams.len() > MAX_STREAMS {
             return Err(Malformed("too many streams"));

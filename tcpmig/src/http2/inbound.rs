@@ -226,7 +226,8 @@ impl Connection {
         if is_new && !is_replayed && !is_reset && self.is_skipped(id) {
             return self.end(STREAM_CLOSED, b"");
         }
-        if is_reset || is_new && self.is_draining {
+        let is_held = self.held.contains_key(&id);
+        if is_held || is_reset || is_new && self.is_draining {
             // The server is not told: it could not hand it back, or nobody wants it.
             let held = match is_replayed {
                 true => Ok(block),
@@ -273,8 +274,10 @@ impl Connection {
         self.awaited = (!self.is_going_away).then_some(id);
         self.last = self.last.max(id);
         let initial = self.peer.initial_window();
+        let recv = self.own.initial_window();
         let stream = self.streams.entry(id).or_insert_with(|| Stream {
             window: Window::new(initial),
+            recv,
             ..Stream::default()
         });
         stream.has_request = ends;
@@ -289,7 +292,7 @@ impl Connection {
     }
 
     /// The server knows the stream.
-    fn is_known(&self, id: u32) -> bool {
+    pub(super) fn is_known(&self, id: u32) -> bool {
         self.streams.get(&id).is_some_and(|stream| !stream.is_rest)
     }
 
@@ -371,7 +374,11 @@ impl Connection {
     fn of_stream(&mut self, unit: Unit) {
         let head = unit.head;
         let is_ahead = self.is_new(head.id) || self.ahead.is_reset(head.id);
-        if is_ahead && self.of_stream_ahead(&unit) {
+        let is_done = match is_ahead {
+            true => self.of_stream_ahead(&unit),
+            false => self.of_held_body(&unit),
+        };
+        if is_done {
             return;
         }
         if head.id <= self.boundary && !self.is_known(head.id) {
@@ -383,6 +390,8 @@ impl Connection {
                 self.recv.believed -= len;
                 self.recv.given -= len;
                 if let Some(stream) = self.streams.get_mut(&head.id) {
+                    stream.recv -= len;
+                    stream.received += frame::unpadded(head, unit.payload()) as u64;
                     stream.has_request |= head.has(END_STREAM);
                     self.settle(head.id);
                 }
@@ -424,6 +433,26 @@ impl Connection {
             self.ahead.forget(head.id);
         }
         true
+    }
+
+    /// Whether a frame is of the body of a stream that the server has and that stands still, and is done with.
+    fn of_held_body(&mut self, unit: &Unit) -> bool {
+        let id = unit.head.id;
+        if unit.head.kind == RST_STREAM
+            && let Some(frames) = self.held.remove(&id)
+        {
+            self.held_len -= frames.len();
+            self.give_back(data_len(&frames));
+            return false;
+        }
+        match self.held.get_mut(&id) {
+            Some(frames) if unit.head.kind == DATA => {
+                self.held_len += unit.bytes.len();
+                frames.extend_from_slice(&unit.bytes);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The peer gets back what it has spent on DATA for nobody.

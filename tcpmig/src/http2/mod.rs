@@ -52,7 +52,7 @@ use outbound::Passing;
 use settings::{HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, Settings};
 
 /// How much of what the peer sends is kept while it is held back.
-const MAX_HELD: usize = 1 << 18;
+const MAX_HELD: usize = 1 << 22;
 /// How much of what the server has said is kept while it waits for the peer's windows: more than servers keep themselves for
 /// the streams that they allow.
 const MAX_QUEUED: usize = 1 << 26;
@@ -151,6 +151,10 @@ struct Recv {
 #[derive(Debug, Clone, Default)]
 struct Stream {
     window: Window,
+    /// How many bytes of DATA the peer may send.
+    recv: i64,
+    /// Bytes of its request's body that this server has been given.
+    received: u64,
     /// Bytes of DATA that this server has sent.
     sent: u64,
     /// This server has sent a response's head.
@@ -277,17 +281,25 @@ impl Connection {
         for stream in &image.streams {
             let opened = Stream {
                 window: Window::new(stream.window),
-                has_request: true,
-                swallows_head: stream.goes_on,
+                // The peer gets what it has not been given.
+                recv: image.own.initial_window(),
+                has_request: stream.recv.is_none(),
+                swallows_head: stream.goes_on && !stream.lacks_head,
                 reopens: stream.goes_on,
                 is_rest: !stream.goes_on,
                 ..Stream::default()
             };
             this.streams.insert(stream.id, opened);
+            if let Some(recv) = stream.recv {
+                // What is carried of the body, and what was consumed.
+                let more = image.own.initial_window() - recv;
+                frame::put_window_update(&mut this.unsent, stream.id, more);
+            }
         }
         for id in image.streams() {
             let block = request(id).ok_or(Malformed("a stream without a request"))?;
-            frame::put_block(&mut this.replay, id, true, &block);
+            let ends = this.streams.get(&id).is_none_or(|s| s.has_request);
+            frame::put_block(&mut this.replay, id, ends, &block);
         }
         this.replay.extend_from_slice(&image.held);
         this.ahead = Ahead::behind(image.last_held().max(image.last));
@@ -363,6 +375,8 @@ impl Connection {
                 bytes: stream.sent,
                 has_head: stream.has_head,
                 has_request: stream.has_request,
+                received: stream.received,
+                is_resumed: stream.swallows_head,
             };
             (id, sent)
         })
@@ -405,9 +419,17 @@ impl Connection {
         }
     }
 
-    /// Whether the body of a request is still to come, of a stream that has been answered or not.
+    /// Whether the body of a request is still to come whose response is over.
     pub(crate) fn awaits_bodies(&self) -> bool {
-        self.streams.values().any(|stream| !stream.has_request)
+        let mut streams = self.streams.values();
+        streams.any(|stream| !stream.has_request && stream.has_response)
+    }
+
+    /// During a drain, what comes of the body of this stream's request is held back.
+    pub(crate) fn hold_body(&mut self, id: u32) {
+        if self.is_draining && self.is_known(id) {
+            self.held.entry(id).or_default();
+        }
     }
 
     /// Why it has no image now, if it has none.
@@ -446,6 +468,8 @@ impl Connection {
             id,
             window: stream.window.left,
             goes_on: !stream.has_response,
+            recv: (!stream.has_request).then_some(stream.recv),
+            lacks_head: !stream.has_response && !stream.has_head && !stream.swallows_head,
         });
         let mut queued = BytesMut::new();
         for stream in self.streams.values() {
@@ -488,6 +512,10 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     pub(crate) has_head: bool,
     pub(crate) has_request: bool,
+    /// How many bytes of the request's body it has been given.
+    pub(crate) received: u64,
+    /// The head of its response is not for the peer, which has it.
+    pub(crate) is_resumed: bool,
 }
 
 /// Why a connection has no image.

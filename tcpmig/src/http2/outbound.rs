@@ -122,10 +122,18 @@ impl Connection {
                 self.recv.believed += increment;
                 self.recv.given += increment;
             }
+            WINDOW_UPDATE if is_window_update(head) => self.gave_room(head.id, &payload),
             _ => {}
         }
         self.passing.payload = payload;
         self.passing.payload.clear();
+    }
+
+    /// The server has let the peer send more of a request's body.
+    fn gave_room(&mut self, id: u32, payload: &[u8]) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.recv += frame::increment(payload).unwrap_or(0);
+        }
     }
 
     /// The server has answered a request itself, or ends the connection.
@@ -273,6 +281,10 @@ impl Connection {
                     frame::put_window_update(&mut self.unsent, 0, more);
                 }
                 self.begin_if_known();
+            }
+            WINDOW_UPDATE if is_window_update(head) => {
+                self.gave_room(head.id, &payload);
+                self.send_frame(head, &payload);
             }
             RST_STREAM => {
                 self.close(head.id);

@@ -85,7 +85,9 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
         .route("/echo", post(echo))
         .route("/upload", post(upload))
         .route("/headers", get(headers))
-        .layer(Extension(slow));
+        .merge(crate::uploads::routes())
+        .layer(Extension(slow))
+        .layer(Extension(name));
     let movable = Movable::new(TowerToHyperService::new(router));
     movable
         .with_http2()

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
@@ -51,6 +52,18 @@ impl Client {
             .uri(format!("http://x.example{target}"))
             .body(())
             .unwrap();
+        let (answer, body) = self.send(request, false).await;
+        (Answer(answer), body)
+    }
+
+    /// The same with a header that says how long the body is.
+    pub(crate) async fn post_sized(
+        &self,
+        target: &str,
+        length: usize,
+    ) -> (Answer, SendStream<Bytes>) {
+        let request = Request::post(format!("http://x.example{target}"));
+        let request = request.header(CONTENT_LENGTH, length).body(()).unwrap();
         let (answer, body) = self.send(request, false).await;
         (Answer(answer), body)
     }

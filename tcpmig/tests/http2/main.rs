@@ -11,3 +11,4 @@ mod host;
 mod moves;
 mod programs;
 mod stays;
+mod uploads;

@@ -233,7 +233,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
     }
 
     /// The responses that are in the middle, if all else is done; else the task is woken when that may have changed without it.
-    fn safe(&self, cx: &Context<'_>) -> Result<Vec<(u32, Middle)>, Obstacle> {
+    fn safe(&self, cx: &mut Context<'_>) -> Result<Vec<(u32, Middle)>, Obstacle> {
         let found = self.wire.with(|layer| {
             let open: Vec<_> = layer.frames.open().collect();
             let frames = &layer.frames;
@@ -255,8 +255,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
             if shared.current().switched.is_some() {
                 return Err(Obstacle::Upgraded);
             }
+            // What has been pulled is carried; what comes from now on is carried as it came.
+            let pulled = shared.pull(cx);
+            if pulled.is_some() {
+                self.wire.with(|layer| layer.frames.hold_body(id));
+            }
             match shared.safe(cx)? {
-                Safe::Middle(middle) if sent.has_request => responses.push((id, middle)),
+                Safe::Middle(Middle {
+                    upload: Some(upload),
+                    ..
+                }) if pulled != Some(sent.received)
+                    || sent.has_request && !upload.has_ended
+                    || !upload.has_response && sent.is_resumed =>
+                {
+                    return Err(Obstacle::Request);
+                }
+                Safe::Middle(middle) if sent.has_request || middle.upload.is_some() => {
+                    responses.push((id, middle));
+                }
                 Safe::Middle(_) | Safe::Held => return Err(Obstacle::Request),
                 // Its end is on its way.
                 Safe::Rest => {}
@@ -275,8 +291,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
             let mut left = responses.iter();
             let has_said = layer.frames.open().all(|(id, sent)| {
                 let passed = self.streams.get(id).and_then(|shared| shared.passed());
-                let is_next = left.next().is_some_and(|(next, _)| *next == id);
-                is_next && sent.has_head && passed == Some(sent.bytes)
+                let next = left.next().filter(|(next, _)| *next == id);
+                next.is_some_and(|(_, middle)| match middle.has_response() {
+                    true => sent.has_head && passed == Some(sent.bytes),
+                    false => !sent.has_head,
+                })
             });
             has_said && layer.frames.obstacle().is_none() && layer.frames.unsent().is_empty()
         });

@@ -9,8 +9,8 @@ use crate::http2::{Connection, Image, put_header};
 
 /// The kind of a session's [`Layer`](tcpmig_format::Layer), if that is HTTP/2.
 pub const HTTP2_KIND: &str = "tcpmig-http2";
-/// Its version.
-pub const HTTP2_VERSION: u32 = 1;
+/// Its version: 2 if the body of a request is in its middle, else 1.
+pub const HTTP2_VERSION: u32 = 2;
 
 /// How many bytes peers may send on a connection, and on a stream, before they are told that they may send more: hyper's.
 const WINDOW: i64 = 1 << 20;
@@ -92,6 +92,16 @@ impl Multiplex {
             return Err(SessionError::Request(reason.to_owned()));
         }
         Ok(())
+    }
+
+    /// Who knows version 1 only would take a request's body for ended.
+    pub(in super::super) fn version(&self) -> u32 {
+        let uploads = |(_, middle): &(u32, Middle)| middle.upload.is_some();
+        if self.responses.iter().any(uploads) {
+            HTTP2_VERSION
+        } else {
+            1
+        }
     }
 
     /// The header blocks of the requests whose responses are in the middle.
