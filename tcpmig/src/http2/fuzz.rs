@@ -28,6 +28,7 @@ enum Step<'a> {
     Read,
     Take,
     Drain(bool),
+    HoldBody(u8),
     Flood,
     Move,
 }
@@ -92,6 +93,7 @@ fn run(mut connection: Connection, step: &Step<'_>) -> Connection {
         Step::Read => connection.read().clear(),
         Step::Take => drop(connection.take_request()),
         Step::Drain(drains) => connection.drain(*drains),
+        Step::HoldBody(id) => connection.hold_body((id % 16).into()),
         Step::Flood => connection.flood(),
         Step::Move => {
             if connection.obstacle().is_none() {

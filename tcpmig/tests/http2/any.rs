@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use h2::client::Builder;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -12,7 +13,8 @@ use tokio::task::JoinSet;
 
 use crate::app::bytes;
 use crate::client::Client;
-use crate::host::Hosts;
+use crate::host::{Hosts, in_time};
+use crate::uploads;
 
 #[derive(Debug, Clone)]
 struct Case {
@@ -40,7 +42,13 @@ struct Stream {
 }
 
 fn stream() -> impl Strategy<Value = Stream> {
-    let route = prop_oneof![Just("file"), Just("sized"), Just("plain")];
+    let route = prop_oneof![
+        Just("file"),
+        Just("sized"),
+        Just("plain"),
+        Just("consume"),
+        Just("both")
+    ];
     let reset = prop_oneof![3 => Just(None), 1 => (0..100_000_usize).prop_map(Some)];
     let wait = prop_oneof![3 => Just(0), 1 => 1..5_u64];
     (
@@ -118,6 +126,32 @@ async fn cutting(address: SocketAddr, cuts: Vec<usize>) -> SocketAddr {
     here
 }
 
+/// Sends a body, and has it consumed, or sent back.
+async fn send(client: Client, stream: Stream) {
+    let content = bytes(uploads::FILE, 0, stream.len);
+    let (answer, mut body) = client.post(&format!("/{}", stream.route)).await;
+    let reads = tokio::spawn(async move { answer.body().await.whole().await.0 });
+    let mut sent = 0;
+    for piece in content.chunks(stream.piece) {
+        body.send_data(Bytes::copy_from_slice(piece), false)
+            .unwrap();
+        sent += piece.len();
+        if stream.reset.is_some_and(|most| sent >= most) {
+            body.send_reset(h2::Reason::CANCEL);
+            reads.abort();
+            return;
+        }
+        tokio::time::sleep(Duration::from_micros(stream.pause)).await;
+    }
+    body.send_data(Bytes::new(), true).unwrap();
+    let said = in_time(reads).await.unwrap();
+    if stream.route == "both" {
+        assert!(said == content);
+    } else {
+        assert!(said.starts_with(stream.len.to_string().as_bytes()));
+    }
+}
+
 async fn read(client: Client, file: u64, stream: Stream) {
     let Stream {
         route,
@@ -153,7 +187,10 @@ async fn run(case: Case) {
     let client = Client::with(address, &builder).await;
     let mut streams = JoinSet::new();
     for (file, stream) in (0..).zip(case.streams) {
-        streams.spawn(read(client.clone(), file, stream));
+        match stream.route {
+            "consume" | "both" => streams.spawn(send(client.clone(), stream)),
+            _ => streams.spawn(read(client.clone(), file, stream)),
+        };
     }
     for wait in case.moves {
         tokio::time::sleep(Duration::from_millis(wait)).await;

@@ -120,7 +120,7 @@ struct Peer {
 struct Outcome {
     asked: usize,
     goaway: Option<u32>,
-    /// How many frames the peer got: SETTINGS, PING, and RST_STREAM.
+    /// How many frames the peer got: SETTINGS, PING, and those that reset a stream.
     answers: [usize; 3],
 }
 

@@ -20,7 +20,7 @@ use crate::client::Client;
 use crate::host::{Hosts, in_time, moment};
 
 /// Which file the bodies are.
-const FILE: u64 = 6;
+pub(crate) const FILE: u64 = 6;
 
 pub(crate) fn routes() -> Router {
     Router::new()
@@ -214,7 +214,10 @@ async fn uploads_and_downloads_move_at_once() {
     for answer in answers {
         let (said, _) = answer.body().await.whole().await;
         let said = String::from_utf8(said).unwrap();
-        assert!(said.starts_with("3000000 ") && said.contains("abab"), "{said}");
+        assert!(
+            said.starts_with("3000000 ") && said.contains("abab"),
+            "{said}"
+        );
     }
     assert!(in_time(download).await.unwrap().0 == bytes(3, 0, 2_000_000));
     assert_eq!(client.text("/").await, "a");
