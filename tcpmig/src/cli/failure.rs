@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tcpmig::agent::AgentError;
+use tcpmig::agent::server::StartError;
 use tcpmig::capture::CaptureError;
 use tcpmig::options::NotSet;
 use tcpmig::restore::RestoreError;
@@ -80,6 +81,11 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         }
         if let Some(cause) = cause.downcast_ref::<AgentError>() {
             return of_agent(cause);
+        }
+        if let Some(StartError::Read { error, .. }) = cause.downcast_ref() {
+            return (error.kind() == io::ErrorKind::NotFound).then_some(
+                "write one after tcpmig/packaging/agent.toml in the source, which the package has as /etc/tcpmig/agent.toml",
+            );
         }
         if cause.is::<NotSet>() {
             return Some(

@@ -229,3 +229,13 @@ fn errors_are_json_when_asked_for() {
     let value: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
     assert!(value["error"].as_str().unwrap().contains("/nonexistent"));
 }
+
+#[test]
+fn an_agent_without_its_file_says_where_one_is_to_be_had() {
+    let missing = ["agent", "--config", "/nonexistent/agent.toml"];
+    fails(
+        &run(&missing),
+        1,
+        &["/nonexistent/agent.toml", "hint: write one"],
+    );
+}
