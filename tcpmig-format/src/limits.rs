@@ -11,7 +11,8 @@ const MIB: usize = 1 << 20;
 /// ```
 /// use tcpmig_format::Limits;
 ///
-/// let limits = Limits { max_layers: 1 << 20, ..Limits::default() };
+/// let mut limits = Limits::default();
+/// limits.max_layers = 1 << 20;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]

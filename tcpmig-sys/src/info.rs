@@ -64,30 +64,46 @@ pub(crate) struct Counters {
     pub(crate) total_rto_time: u32,
 }
 
+/// The first bytes of `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end.
+struct Filled<const N: usize>([u8; N]);
+
+impl<const N: usize> Filled<N> {
+    /// As many of them as there are, which have to be so many at least; the others are 0.
+    fn read(fd: BorrowedFd<'_>, least: usize) -> Result<Self> {
+        const CALL: &str = "getsockopt(TCP_INFO)";
+        let mut bytes = [0; N];
+        let got = raw::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut bytes)?;
+        if got < least {
+            return Err(Error::Length {
+                call: CALL,
+                got,
+                expected: least,
+            });
+        }
+        Ok(Self(bytes))
+    }
+
+    fn word(&self, offset: usize) -> u32 {
+        let mut word = [0; 4];
+        word.copy_from_slice(&self.0[offset..offset + 4]);
+        u32::from_ne_bytes(word)
+    }
+
+    fn long(&self, offset: usize) -> u64 {
+        let mut long = [0; 8];
+        long.copy_from_slice(&self.0[offset..offset + 8]);
+        u64::from_ne_bytes(long)
+    }
+}
+
 /// `getsockopt(fd, TCP_INFO)`, the fields that Linux 4.18 has all of.
 pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
-    const CALL: &str = "getsockopt(TCP_INFO)";
     const FILLED: usize = 196;
     const WITH_RTO_TIME: usize = 248;
     const AGREED: u8 = uapi::TCPI_OPT_TIMESTAMPS | uapi::TCPI_OPT_SACK | uapi::TCPI_OPT_WSCALE;
     // What the kernel does not have stays 0.
-    let mut bytes = [0_u8; WITH_RTO_TIME];
-    let len = raw::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut bytes)?;
-    if len < FILLED {
-        return Err(Error::Length {
-            call: CALL,
-            got: len,
-            expected: FILLED,
-        });
-    }
-    let word = |offset: usize| {
-        u32::from_ne_bytes([
-            bytes[offset],
-            bytes[offset + 1],
-            bytes[offset + 2],
-            bytes[offset + 3],
-        ])
-    };
+    let filled = Filled::<WITH_RTO_TIME>::read(fd, FILLED)?;
+    let (bytes, word) = (&filled.0, |offset| filled.word(offset));
     Ok(Counters {
         options_agreed: bytes[5] & AGREED != 0,
         retransmits: bytes[2],
@@ -108,33 +124,10 @@ pub(crate) fn counters(fd: BorrowedFd<'_>) -> Result<Counters> {
 /// [`Error`] of the call; [`Error::Length`] from a kernel that fills less.
 #[doc(alias = "TCP_INFO")]
 pub fn tcp_info(fd: BorrowedFd<'_>) -> Result<Info> {
-    const CALL: &str = "getsockopt(TCP_INFO)";
-    // Offsets in `struct tcp_info` (include/uapi/linux/tcp.h), which only ever grows at its end.
     const FILLED: usize = 136;
-    let mut bytes = [0_u8; FILLED];
-    let len = raw::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, CALL, &mut bytes)?;
-    if len < FILLED {
-        return Err(Error::Length {
-            call: CALL,
-            got: len,
-            expected: FILLED,
-        });
-    }
-    let word = |offset: usize| {
-        u32::from_ne_bytes([
-            bytes[offset],
-            bytes[offset + 1],
-            bytes[offset + 2],
-            bytes[offset + 3],
-        ])
-    };
-    let long = |offset: usize| {
-        let (first, second) = (word(offset), word(offset + 4));
-        let mut both = [0; 8];
-        both[..4].copy_from_slice(&first.to_ne_bytes());
-        both[4..].copy_from_slice(&second.to_ne_bytes());
-        u64::from_ne_bytes(both)
-    };
+    let filled = Filled::<FILLED>::read(fd, FILLED)?;
+    let (bytes, word) = (&filled.0, |offset| filled.word(offset));
+    let long = |offset| filled.long(offset);
     let options = bytes[5];
     let scales = bytes[6];
     // `snd_wscale:4, rcv_wscale:4`: bit-fields fill a byte from its low end on

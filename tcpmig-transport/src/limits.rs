@@ -39,7 +39,8 @@ const LONGEST_HANDSHAKE: Duration = Duration::from_secs(3600);
 /// use std::time::Duration;
 /// use tcpmig_transport::TransportLimits;
 ///
-/// let limits = TransportLimits { idle: Duration::from_secs(5), ..Default::default() };
+/// let mut limits = TransportLimits::default();
+/// limits.idle = Duration::from_secs(5);
 /// assert!(limits.keep_alive < limits.idle);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -66,8 +66,7 @@
 //! locker.force_unlock(&[flow])?;
 //!
 //! let image = Image::decode(&bytes, &Limits::default())?;
-//! let mut restored = Prepared::build(image, &locker, lease)?.activate()?;
-//! restored.write();
+//! let restored = Prepared::build(image, &locker, lease)?.activate()?.write();
 //! let stream = TcpStream::from(restored.socket);
 //! # Ok(())
 //! # }

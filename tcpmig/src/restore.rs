@@ -109,7 +109,7 @@ struct Opened {
 
 impl Opened {
     /// Its lock has ended, or could not be.
-    fn finish(self, unlocked: Result<Unlocked, LockError>) -> Result<Restored, Box<NotActivated>> {
+    fn finish(self, unlocked: Result<Unlocked, LockError>) -> Result<Activated, Box<NotActivated>> {
         let Self {
             socket, built, tcp, ..
         } = self;
@@ -131,9 +131,8 @@ impl Opened {
         let flow = self.flow;
         let mut late = Late { flow, unlocked };
         late.deliver(socket.as_fd());
-        Ok(Restored {
+        let restored = Restored {
             socket,
-            late: Some(late),
             flow,
             unwritten: if tcp.state.fin_sent() {
                 SecretBytes::default()
@@ -142,7 +141,11 @@ impl Opened {
             },
             layers: self.layers,
             not_set: self.not_set,
+        };
+        Ok(Activated {
+            restored,
             options,
+            late,
         })
     }
 }
@@ -154,23 +157,32 @@ const MERGES: usize = 4;
 /// For so long connection tracking is taken to know a connection that it was told of.
 const KNOWN_FOR: Duration = Duration::from_millis(20);
 
+/// A connection that lives on this host, and of which the first has still to be written: [`Activated::write`] gives its socket.
+#[derive(Debug)]
+#[must_use = "dropping closes the connection"]
+pub struct Activated {
+    restored: Restored,
+    options: SocketOptions,
+    late: Late,
+}
+
 /// A connection that lives on this host.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Restored {
     /// Its socket.
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Bytes that the application on the source had written and that were never sent: they
-    /// are to be written before anything else. None if it had closed behind them: then they are in the socket. [`Restored::write`] writes what the send buffer takes.
+    /// What the send buffer did not take of the bytes that the application on the source had written and that were never sent. The
+    /// buffer is made large enough for all of them, so that this is nothing, unless the memory of the host's sockets is used up:
+    /// then it is to be written before anything else.
     pub unwritten: SecretBytes,
     /// What ran on it, from the bottom up: each is the caller's to consume.
     pub layers: Vec<Layer>,
     /// Options that the connection had and does not have here: with [`Unsupported::Warn`] any, and in any
-    /// case those that [`Restored::write`] could not set.
+    /// case those that [`Activated::write`] could not set.
     pub not_set: Vec<NotSet>,
-    options: SocketOptions,
-    late: Option<Late>,
 }
 
 /// Packets that the lock dropped in its last moment: after the last look at what it had captured.
@@ -188,23 +200,35 @@ impl Late {
     }
 }
 
-impl Restored {
-    /// Writes what of [`Restored::unwritten`] the send buffer takes without waiting, and sets
-    /// what has to wait until then: the sizes of the buffers, `TCP_WINDOW_CLAMP`, `TCP_CORK`, `TCP_QUICKACK`,
+impl Activated {
+    /// Writes what the application on the source had written and what was never sent, as far as the send buffer takes it without
+    /// waiting ([`Restored::unwritten`] is the rest), and sets what has to wait until then: the sizes of the buffers, `TCP_WINDOW_CLAMP`, `TCP_CORK`, `TCP_QUICKACK`,
     /// `SO_PEEK_OFF`, `O_NONBLOCK` and `FD_CLOEXEC`.
     ///
     /// The connection lives: what cannot be set is added to [`Restored::not_set`], whatever the policy. An
     /// error of the connection shows itself to the application, at its next call.
-    pub fn write(&mut self) {
-        let fd = self.socket.as_fd();
+    #[must_use = "dropping closes the connection"]
+    pub fn write(self) -> Restored {
+        let Self {
+            mut restored,
+            options,
+            mut late,
+        } = self;
+        let fd = restored.socket.as_fd();
         // What another processor was dropping when the lock ended is there by now.
-        if let Some(mut late) = self.late.take() {
-            late.deliver(fd);
-        }
-        let written = write_unsent(fd, &self.unwritten).unwrap_or(0);
-        drop(self.unwritten.split_to(written));
+        late.deliver(fd);
+        let written = write_unsent(fd, &restored.unwritten).unwrap_or(0);
+        drop(restored.unwritten.split_to(written));
         // The buffer grew for the queue.
-        options::alive(fd, &self.options, &mut self.not_set);
+        options::alive(fd, &options, &mut restored.not_set);
+        restored
+    }
+}
+
+/// For looking at it; what is written to it comes before what has to be the first.
+impl AsFd for Activated {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.restored.socket.as_fd()
     }
 }
 
@@ -473,14 +497,14 @@ impl Prepared {
     }
 
     /// Unlocks the packets, ends a redirect of them that this host still has, and switches
-    /// repair off: the connection lives. [`Restored::write`] has to follow.
+    /// repair off: the connection lives. [`Activated::write`] gives its socket.
     ///
     /// What arrived here meanwhile, if the locker captures, becomes part of it first.
     ///
     /// # Errors
     ///
     /// [`RestoreError`]; the connection was discarded without a packet.
-    pub fn activate(self) -> Result<Restored, RestoreError> {
+    pub fn activate(self) -> Result<Activated, RestoreError> {
         self.activate_with([]).map_err(|failed| failed.error)
     }
 
@@ -494,7 +518,7 @@ impl Prepared {
     pub fn activate_with<'a>(
         self,
         arrived: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Result<Restored, Box<NotActivated>> {
+    ) -> Result<Activated, Box<NotActivated>> {
         let (opened, lock) = self.open(arrived)?;
         opened.finish(lock.released())
     }
@@ -503,7 +527,7 @@ impl Prepared {
     #[cfg(feature = "driver")]
     pub(crate) fn activate_each<'a, P: IntoIterator<Item = &'a [u8]>>(
         all: impl IntoIterator<Item = (Self, P)>,
-    ) -> Vec<Result<Restored, Box<NotActivated>>> {
+    ) -> Vec<Result<Activated, Box<NotActivated>>> {
         let mut locks = Vec::new();
         let opened: Vec<Result<_, Box<NotActivated>>> = all
             .into_iter()

@@ -29,9 +29,7 @@ fn freeze(socket: impl Into<OwnedFd>) -> (Frozen, Image) {
 
 fn restore(image: Image) -> Restored {
     let prepared = Prepared::build(image, &NoLock, LEASE).unwrap();
-    let mut restored = prepared.activate().unwrap();
-    restored.write();
-    restored
+    prepared.activate().unwrap().write()
 }
 
 /// Values that no new socket has.

@@ -95,9 +95,8 @@ fn arrive(host: &Host, bytes: &[u8]) -> TcpStream {
     let image = Image::decode(bytes, &Limits::default()).unwrap();
     let locker = host.run(tcpmig::locker::nftables).unwrap().unwrap();
     let build = || Prepared::build(image, &locker, LEASE).unwrap();
-    let mut restored = host.run(build).unwrap().activate().unwrap();
-    restored.write();
-    TcpStream::from(restored.socket)
+    let activated = host.run(build).unwrap().activate().unwrap();
+    TcpStream::from(activated.write().socket)
 }
 
 /// Serves until told to stop or until the peer has ended the connection.

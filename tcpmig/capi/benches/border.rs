@@ -35,12 +35,8 @@ fn in_rust(socket: TcpStream) -> TcpStream {
     frozen.discard().unwrap();
 
     let image = Image::decode(&bytes, &Limits::default()).unwrap();
-    let mut restored = Prepared::build(image, &NoLock, LEASE)
-        .unwrap()
-        .activate()
-        .unwrap();
-    restored.write();
-    restored.socket.into()
+    let prepared = Prepared::build(image, &NoLock, LEASE).unwrap();
+    prepared.activate().unwrap().write().socket.into()
 }
 
 /// A call of C on pointers to these.

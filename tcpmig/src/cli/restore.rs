@@ -106,8 +106,8 @@ pub(crate) fn main(args: &RestoreArgs, output: Output) -> anyhow::Result<ExitCod
     }
     let _guardian = guardian::start(&args.lock)?;
     let witness = Witness::start(&file, &args.lock);
-    let mut restored = taken::restore(image, &args.lock, args.options.into(), &witness)?;
-    restored.write();
+    let activated = taken::restore(image, &args.lock, args.options.into(), &witness)?;
+    let restored = activated.write();
     warn(&restored.not_set, output);
     let socket = blocking(restored.socket, &restored.unwritten)?;
     command.env("LISTEN_FDNAMES", "connection");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tcpmig::options::Unsupported;
-use tcpmig::restore::{Prepared, RestoreError, Restored};
+use tcpmig::restore::{Activated, Prepared, RestoreError};
 use tcpmig_format::{FourTuple, Image};
 use tcpmig_lock::{Backend, LockError, LockGuard, Locker};
 
@@ -26,7 +26,7 @@ pub(super) fn restore(
     backend: &Backend,
     unsupported: Unsupported,
     witness: &Witness,
-) -> anyhow::Result<Restored> {
+) -> anyhow::Result<Activated> {
     let locker = tcpmig::locker::open(backend).context("lock")?;
     let flow = image.ip().ok_or(RestoreError::Layer("IP"))?.flow;
     // Before the lock: some of these take long to ask.

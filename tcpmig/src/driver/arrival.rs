@@ -23,8 +23,8 @@ pub struct Arrived {
     pub socket: OwnedFd,
     /// Its addresses and ports.
     pub flow: FourTuple,
-    /// Bytes to write before anything else: those of [`Restored::unwritten`](crate::restore::Restored::unwritten) that the send
-    /// buffer did not take.
+    /// What has still to be written before anything else, which is nothing as a rule: see
+    /// [`Restored::unwritten`](crate::restore::Restored::unwritten).
     pub unwritten: SecretBytes,
     /// What runs on it, from the bottom up: each is the application's to consume.
     pub layers: Vec<Layer>,

@@ -12,7 +12,7 @@ use super::arrival::Ready;
 use super::mutex::try_lock;
 use crate::hold::{Keep, every, hold_on, next};
 use crate::options::NotSet;
-use crate::restore::{Prepared, RestoreError, Restored, StandIn};
+use crate::restore::{Activated, Prepared, RestoreError, StandIn};
 
 /// With whoever works on it.
 pub(super) type SharedSlot = Arc<Mutex<Slot>>;
@@ -35,7 +35,7 @@ pub(super) struct Slot {
     pub(super) ready: Option<Ready>,
     pub(super) prepared: Option<Box<Prepared>>,
     /// Lives, and the application does not have it yet.
-    pub(super) restored: Option<Box<Restored>>,
+    pub(super) activated: Option<Box<Activated>>,
     /// Of what is not built yet, or was discarded.
     pub(super) lock: Option<LockGuard>,
     /// Beside the lock of what is not built yet.
@@ -61,7 +61,7 @@ impl Slot {
             image: None,
             ready: None,
             prepared: None,
-            restored: None,
+            activated: None,
             lock: None,
             stand_in: None,
             lease,

@@ -4,7 +4,7 @@
 //! An image carries what an application set, read once before the freeze
 //! ([`Plan::read`](crate::capture::Plan::read)). A restore sets it again: what decides binding and routing
 //! before `bind`, the rest before the connection lives, and what would get in the way of its queues
-//! in [`Restored::write`](crate::restore::Restored::write). Options that every new socket has at 0 or off are set only if they
+//! in [`Activated::write`](crate::restore::Activated::write). Options that every new socket has at 0 or off are set only if they
 //! are not. What a target takes of them from another host is up to its
 //! [`policy`](crate::driver::policy). Those whose default a host can choose (`net.ipv4.*`) are set
 //! unless a new socket of this host, at most a quarter of a second older, has the same value: the connection goes on as it was.
@@ -22,8 +22,8 @@
 //! |---|---|
 //! | Scope of link-local addresses | by the interface's name; no policy can leave it out |
 //! | `shutdown(SHUT_RD)` | the peer does not see it |
-//! | `O_NONBLOCK` | of the description; until [`Restored::write`](crate::restore::Restored::write) it is on |
-//! | `FD_CLOEXEC` | of the descriptor that was read; until [`Restored::write`](crate::restore::Restored::write), and in an image that does not say, it is on |
+//! | `O_NONBLOCK` | of the description; until [`Activated::write`](crate::restore::Activated::write) it is on |
+//! | `FD_CLOEXEC` | of the descriptor that was read; until [`Activated::write`](crate::restore::Activated::write), and in an image that does not say, it is on |
 //!
 //! And these are not:
 //!

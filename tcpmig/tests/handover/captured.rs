@@ -41,9 +41,7 @@ fn becomes_part_of_it(family: Family) {
 
     let restored = net.a.run(|| {
         let prepared = Prepared::build(image, &locker, LEASE).unwrap();
-        let mut restored = prepared.activate().unwrap();
-        restored.write();
-        restored
+        prepared.activate().unwrap().write()
     });
     let server = TcpStream::from(restored.unwrap().socket);
     server.set_nonblocking(false).unwrap();

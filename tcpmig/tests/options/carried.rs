@@ -325,10 +325,10 @@ kernel_test!(descriptor_flags_move, || {
             crate::scene::locker(&net.a).force_unlock(&[flow]).unwrap();
             let prepared = crate::scene::build(&net.a, image).unwrap();
             // Until the application takes it, it neither waits nor goes to a program that is started.
-            let mut restored = prepared.activate().unwrap();
-            let fd = restored.socket.as_fd();
+            let activated = prepared.activate().unwrap();
+            let fd = activated.as_fd();
             assert!(fcntl::non_blocking(fd).unwrap() && fcntl::close_on_exec(fd).unwrap());
-            restored.write();
+            let restored = activated.write();
             let fd = restored.socket.as_fd();
             assert_eq!(fcntl::non_blocking(fd).unwrap(), non_blocking);
             assert_eq!(fcntl::close_on_exec(fd).unwrap(), close_on_exec);

@@ -53,9 +53,7 @@ pub(crate) fn build(host: &Host, image: Image) -> Result<Prepared, RestoreError>
 }
 
 pub(crate) fn activate(prepared: Prepared) -> Restored {
-    let mut restored = prepared.activate().unwrap();
-    restored.write();
-    restored
+    prepared.activate().unwrap().write()
 }
 
 /// Lets a connection live on a host as it was, with all of its options.

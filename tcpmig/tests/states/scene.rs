@@ -219,8 +219,7 @@ pub(crate) fn build(
 
 /// Lets it live.
 pub(crate) fn activate(prepared: Prepared) -> OwnedFd {
-    let mut restored = prepared.activate().unwrap();
-    restored.write();
+    let restored = prepared.activate().unwrap().write();
     assert!(restored.unwritten.is_empty());
     restored.socket
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpmig::options::Unsupported;
-use tcpmig::restore::{Prepared, Restored};
+use tcpmig::restore::{Activated, Prepared};
 use tcpmig_format::SecretBytes;
 use tcpmig_lock::{LockGuard, Locker};
 
@@ -180,8 +180,8 @@ exported! {
 }
 
 /// The descriptor, which is the caller's from now on, and what is left to do.
-fn living(mut alive: Restored) -> (c_int, RestoredHandle) {
-    alive.write();
+fn living(activated: Activated) -> (c_int, RestoredHandle) {
+    let alive = activated.write();
     // Names of options, values and messages have no NUL; one that had would be left out.
     let warnings = alive.not_set.iter();
     let warnings = warnings.filter_map(|not| CString::new(not.to_string()).ok());

@@ -21,7 +21,7 @@ use crate::driver::together::Locked;
 use crate::handover::{Code, HandoverId, Refusal, TargetResult};
 use crate::hold::{Keep, every};
 use crate::options::{self, Unsupported};
-use crate::restore::{NotActivated, Prepared, RestoreError, Restored, StandIn};
+use crate::restore::{Activated, NotActivated, Prepared, RestoreError, StandIn};
 
 impl Host {
     pub(super) fn work(&self, id: HandoverId, action: Action) -> TargetResult {
@@ -319,11 +319,11 @@ impl Host {
         &self,
         id: HandoverId,
         slot: &mut Slot,
-        activated: Result<Restored, Box<NotActivated>>,
+        activated: Result<Activated, Box<NotActivated>>,
     ) -> TargetResult {
         match activated {
             Ok(live) => {
-                slot.restored = Some(Box::new(live));
+                slot.activated = Some(Box::new(live));
                 TargetResult::Done
             }
             Err(failed) => {
@@ -380,13 +380,13 @@ impl Host {
         let mut delivered = None;
         self.forget_slot(id, |slot| {
             let ready = slot.ready.take();
-            let live = slot.restored.take();
+            let live = slot.activated.take();
             delivered = live.map(|live| (live, slot.from.clone(), ready));
         });
-        let Some((mut restored, from, ready)) = delivered else {
+        let Some((activated, from, ready)) = delivered else {
             return;
         };
-        restored.write();
+        let restored = activated.write();
         info!(flow = %restored.flow, "a connection arrived");
         for option in &restored.not_set {
             warn!(flow = %restored.flow, %option, "a connection arrived without an option");
