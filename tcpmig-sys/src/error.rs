@@ -49,7 +49,7 @@ pub enum Error {
         /// Where it is.
         device: String,
         /// Why not.
-        because: crate::repair::NotUsable,
+        because: NotUsable,
     },
     /// A value came back with another length than its type has.
     #[error("{call}: the kernel returned {got} bytes instead of {expected}")]
@@ -216,5 +216,28 @@ fn hint(call: &str, source: &io::Error) -> &'static str {
         ("pidfd_open", Some(libc::ESRCH)) => " (no such process)",
         ("pidfd_getfd", Some(libc::EBADF)) => " (the process has no such descriptor)",
         _ => "",
+    }
+}
+
+/// What keeps an address that is on this host from being used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotUsable {
+    /// Duplicate address detection is under way (RFC 4862 section 5.4).
+    Tentative,
+    /// Another host of the link has the address.
+    Duplicate,
+}
+
+impl std::fmt::Display for NotUsable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tentative => {
+                "tentative: duplicate address detection is under way; wait for its end, or add the address with nodad"
+            }
+            Self::Duplicate => {
+                "not in use: another host of the link has it (dadfailed); once that has given it up, add it again with nodad"
+            }
+        })
     }
 }

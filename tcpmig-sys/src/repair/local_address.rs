@@ -3,31 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, NotUsable, Result};
 use crate::seam;
-
-/// What keeps an address that is on this host from being used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NotUsable {
-    /// Duplicate address detection is under way (RFC 4862 section 5.4).
-    Tentative,
-    /// Another host of the link has the address.
-    Duplicate,
-}
-
-impl std::fmt::Display for NotUsable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Tentative => {
-                "tentative: duplicate address detection is under way; wait for its end, or add the address with nodad"
-            }
-            Self::Duplicate => {
-                "not in use: another host of the link has it (dadfailed); once that has given it up, add it again with nodad"
-            }
-        })
-    }
-}
 
 // `linux/if_addr.h`.
 const IFA_F_DADFAILED: u32 = 0x08;

@@ -24,10 +24,10 @@ mod waiting;
 
 pub(crate) use rebuild::set_clock;
 
+pub use crate::error::NotUsable;
 pub use check::{check, is_in_repair_mode};
 pub use deliver::Delivery;
 pub use freeze::{FreezeError, FrozenSocket};
-pub use local_address::NotUsable;
 pub use numbers::{Numbers, Progress};
 pub use rebuild::{ActivateError, BoundSocket, ClosedSocket, RestoringSocket, write_unsent};
 pub use snapshot::{Clock, Ended, QueueStart, Snapshot};

@@ -9,7 +9,6 @@ use std::os::fd::BorrowedFd;
 
 use crate::error::Result;
 use crate::raw;
-use table::Kind;
 
 mod filter;
 mod flow_label;
@@ -19,6 +18,7 @@ mod repair;
 mod socket;
 pub(crate) mod table;
 mod tcp;
+mod value;
 
 pub use filter::*;
 pub use flow_label::*;
@@ -32,78 +32,7 @@ pub use table::socket::calls::*;
 pub use table::tcp::calls::*;
 pub use table::{get, set};
 pub use tcp::*;
-
-mod sealed {
-    /// Keeps [`Value`](super::Value) to the types of this module.
-    pub trait Sealed {}
-}
-use sealed::Sealed;
-
-/// The value of an option: a type of Rust, and what the kernel has for it.
-#[allow(
-    private_bounds,
-    reason = "which types the kernel may fill is this crate's own business"
-)]
-pub trait Value: Copy + Sealed {
-    /// What the kernel has.
-    type Raw: raw::Plain;
-    /// Which options have it.
-    const KIND: Kind;
-    /// From what the kernel has.
-    #[doc(hidden)]
-    fn cook(raw: Self::Raw) -> Self;
-    /// To what the kernel has.
-    #[doc(hidden)]
-    fn raw(self) -> Self::Raw;
-}
-
-impl Sealed for bool {}
-impl Value for bool {
-    type Raw = i32;
-    const KIND: Kind = Kind::Flag;
-    fn cook(raw: i32) -> Self {
-        raw != 0
-    }
-    fn raw(self) -> i32 {
-        i32::from(self)
-    }
-}
-
-impl Sealed for i32 {}
-impl Value for i32 {
-    type Raw = i32;
-    const KIND: Kind = Kind::Signed;
-    fn cook(raw: i32) -> Self {
-        raw
-    }
-    fn raw(self) -> i32 {
-        self
-    }
-}
-
-impl Sealed for u32 {}
-impl Value for u32 {
-    type Raw = u32;
-    const KIND: Kind = Kind::Unsigned;
-    fn cook(raw: u32) -> Self {
-        raw
-    }
-    fn raw(self) -> u32 {
-        self
-    }
-}
-
-impl Sealed for u64 {}
-impl Value for u64 {
-    type Raw = u64;
-    const KIND: Kind = Kind::Long;
-    fn cook(raw: u64) -> Self {
-        raw
-    }
-    fn raw(self) -> u64 {
-        self
-    }
-}
+pub use value::Value;
 
 fn text(fd: BorrowedFd<'_>, level: i32, name: i32, call: &'static str) -> Result<String> {
     let mut buffer = [0_u8; 64];

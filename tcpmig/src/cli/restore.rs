@@ -23,7 +23,7 @@ use super::{Output, enter, files, guardian, lockers, taken};
 
 pub(super) use self::witness::{VERB as WITNESS, Witness, WitnessArgs, main as main_witness};
 
-/// Let a connection from a file live here, under a command.
+/// Restore a connection from a file, under a command.
 ///
 /// Locks the connection's packets, rebuilds it, unlocks, and becomes COMMAND, which gets the connection as standard input and standard output and,
 /// in the manner of socket activation, as descriptor 3 with `LISTEN_FDS=1`. The variable `TCPMIG_IMAGE` names the image, for commands that want

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 
-use super::outcome::Outcome;
+use super::outcome::{Ending, Outcome, Reason};
 use super::outgoing::Outgoing;
 use super::permits::Limits;
 use super::source::{Connection, Destination, Mover};
@@ -104,7 +104,7 @@ impl fmt::Debug for Moves {
 fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destination) -> Moves {
     let (sender, outcomes) = mpsc::unbounded_channel();
     let (cancel, cancelled) = watch::channel(false);
-    let limits = Arc::new(Limits::new(mover));
+    let limits = Arc::new(Limits::new(&mover.options));
     let left = connections.len();
     let waiting = Waiting {
         mover: mover.clone(),
@@ -164,11 +164,25 @@ async fn feed(mut waiting: Waiting, limits: Arc<Limits>, at_once: usize) {
         let limits = limits.clone();
         let moving = async move {
             let outcome = outgoing.run(Some(&limits)).await;
-            limits.look_at(&outcome);
+            // A target that is not there or does not answer is not asked to take the rest.
+            if is_unreachable(&outcome.ending) {
+                limits.stop();
+            }
             delivery.deliver(outcome);
         };
         tasks.spawn(moving.in_current_span().with_current_subscriber());
     }
     drop(waiting);
     while tasks.join_next().await.is_some() {}
+}
+
+fn is_unreachable(ending: &Ending) -> bool {
+    match ending {
+        Ending::Moved | Ending::Lost(_) => false,
+        Ending::Kept { reason, .. } => matches!(
+            reason,
+            Reason::Link(_) | Reason::TooLate(_) | Reason::Version { .. }
+        ),
+        Ending::InDoubt(_) => true,
+    }
 }

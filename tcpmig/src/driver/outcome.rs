@@ -8,6 +8,7 @@ use tcpmig_transport::TransportError;
 
 use super::Report;
 use super::doubt::InDoubt;
+use super::permits::Stopped;
 use crate::capture::CaptureError;
 use crate::handover::{Fate, HandoverId, MessageError, Refusal, VERSION};
 use crate::steer::SteerError;
@@ -118,4 +119,10 @@ pub enum Reason {
     /// The system had no randomness for an identifier.
     #[error("getrandom: {0}")]
     Random(std::io::Error),
+}
+
+impl From<Stopped> for Reason {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
+    }
 }

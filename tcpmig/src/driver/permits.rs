@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::outcome::{Ending, Outcome, Reason};
-use super::source::Mover;
+use super::Options;
 
 /// What the moves of one call share.
 pub(super) struct Limits {
@@ -16,6 +15,9 @@ pub(super) struct Limits {
     stopped: AtomicBool,
 }
 
+/// The batch was stopped.
+pub(super) struct Stopped;
+
 /// The right to be frozen, until it is dropped.
 pub(super) struct Permit<'a> {
     _frozen: SemaphorePermit<'a>,
@@ -23,11 +25,11 @@ pub(super) struct Permit<'a> {
 }
 
 impl Limits {
-    pub(super) fn new(mover: &Mover) -> Self {
-        let all_bytes = u32::try_from(mover.options.bytes_in_flight >> 10).unwrap_or(u32::MAX);
+    pub(super) fn new(options: &Options) -> Self {
+        let all_bytes = u32::try_from(options.bytes_in_flight >> 10).unwrap_or(u32::MAX);
         let all_bytes = all_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
         Self {
-            frozen: Semaphore::new(mover.options.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            frozen: Semaphore::new(options.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
             bytes: Semaphore::new(all_bytes as usize),
             all_bytes,
             stopped: AtomicBool::new(false),
@@ -35,7 +37,7 @@ impl Limits {
     }
 
     /// Waits until a connection with so many bytes in its queues may be frozen.
-    pub(super) async fn permit(&self, bytes: u32) -> Result<Permit<'_>, Reason> {
+    pub(super) async fn permit(&self, bytes: u32) -> Result<Permit<'_>, Stopped> {
         // One that is larger than all goes alone.
         let units = (bytes >> 10).saturating_add(1).min(self.all_bytes);
         // INVARIANT: the semaphores are never closed.
@@ -53,28 +55,11 @@ impl Limits {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn check(&self) -> Result<(), Reason> {
+    pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.stopped.load(Ordering::Relaxed) {
-            Err(Reason::Stopped)
+            Err(Stopped)
         } else {
             Ok(())
-        }
-    }
-
-    /// A target that is not there or does not answer is not asked to take the rest.
-    pub(super) fn look_at(&self, outcome: &Outcome) {
-        let unreachable = match &outcome.ending {
-            Ending::Moved | Ending::Lost(_) => false,
-            Ending::Kept { reason, .. } => {
-                matches!(
-                    reason,
-                    Reason::Link(_) | Reason::TooLate(_) | Reason::Version { .. }
-                )
-            }
-            Ending::InDoubt(_) => true,
-        };
-        if unreachable {
-            self.stopped.store(true, Ordering::Relaxed);
         }
     }
 }

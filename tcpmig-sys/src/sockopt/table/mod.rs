@@ -20,7 +20,8 @@ pub use tcp::TCP;
 
 use std::os::fd::BorrowedFd;
 
-use super::Value;
+pub use super::value::Kind;
+use super::value::Value;
 use crate::error::Result;
 use crate::raw;
 
@@ -48,20 +49,6 @@ impl Level {
             Self::Tcp => libc::IPPROTO_TCP,
         }
     }
-}
-
-/// What the value of an option is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Kind {
-    /// On or off, an `int` for the kernel.
-    Flag,
-    /// `int`.
-    Signed,
-    /// `unsigned int`.
-    Unsigned,
-    /// `unsigned long` of 64 bits.
-    Long,
 }
 
 /// What becomes of an option.
