@@ -107,7 +107,7 @@ fn a_taken_address_moves_with_all_who_send_to_it() {
         source.ip("address add 10.0.0.1/24 dev eth0");
         source.ip("address add 2001:db8::1/64 dev eth0 nodad");
         source.ip("route add 192.0.2.0/24 via 10.0.0.9");
-        source.ip("-6 route add 2001:db8:1::/64 via 2001:db8::9");
+        source.ip("route add 2001:db8:1::/64 via 2001:db8::9");
         let routes = || shown(&source, "route") + &shown(&source, "-6 route");
         let routes_before = routes();
         for (service, own, prefix) in [

@@ -20,7 +20,7 @@ fn on_a_host(name: &str, test: impl FnOnce(&Nftables) + Send) {
         let _switch = switch(&[(&host, 1), (&neighbour, 2), (&peer, 9)]);
         host.ip("route add 192.0.2.0/24 via 10.0.0.9");
         host.ip("route add 192.0.3.0/24 via inet6 2001:db8::9 dev eth0");
-        host.ip("-6 route add 2001:db8:1::/64 via 2001:db8::9");
+        host.ip("route add 2001:db8:1::/64 via 2001:db8::9");
         host.ip("route add unreachable 192.0.4.0/24");
         host.ip("route add blackhole 192.0.5.0/24");
         // The handle is of the host, and the test runs elsewhere.

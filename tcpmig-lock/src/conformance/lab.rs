@@ -10,8 +10,8 @@ use tcpmig_sys::netns::Namespace;
 
 use crate::FourTuple;
 
-/// A network namespace that goes with this value (and its sockets).
-pub struct Host(Namespace);
+/// A host of [`tcpmig_sys::lab`] that goes with this value (and its sockets); what cannot be done fails the test.
+pub struct Host(tcpmig_sys::lab::Host);
 
 impl Default for Host {
     fn default() -> Self {
@@ -22,18 +22,15 @@ impl Default for Host {
 impl Host {
     /// A new one, with its `lo` up.
     pub fn new() -> Self {
-        let host = Self(Namespace::create().expect("make a namespace"));
-        // Addresses can be used at once.
-        host.sysctl("ipv6/conf/default/accept_dad", "0");
-        host.ip("link set lo up");
-        host
+        Self(tcpmig_sys::lab::Host::alone("host").expect("make a namespace"))
     }
 
     /// Runs something in this namespace, on a thread of its own.
     pub fn run<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                self.0.enter_permanently().expect("enter the namespace");
+                let namespace = self.0.namespace();
+                namespace.enter_permanently().expect("enter the namespace");
                 call()
             });
             match thread.join() {
@@ -45,34 +42,25 @@ impl Host {
 
     /// Runs `ip` with these arguments in it.
     pub fn ip(&self, arguments: &str) {
-        self.run(|| ip(arguments));
+        let done = self.0.ip(&format!("{arguments}\n"));
+        done.unwrap_or_else(|error| panic!("ip {arguments}: {error}"));
     }
 
     /// Runs a script of `nft` in it, and gives what it shows.
     pub fn nft(&self, script: &str) -> String {
-        self.run(|| nft(script))
+        self.0.nft(script)
     }
 
     /// Sets `net.NAME`, with slashes in the name.
     pub fn sysctl(&self, name: &str, value: &str) {
-        let path = format!("/proc/sys/net/{name}");
-        self.run(|| std::fs::write(&path, value).expect(&path));
+        self.0
+            .set(&format!("net/{name}"), value)
+            .expect("a setting");
     }
 
     /// Waits until a device that was set up, like that at its other end, carries packets.
-    ///
-    /// The kernel starts such devices one after another, and each waits for all that other networks of the machine
-    /// are changed in. Until then packets are lost without a word.
     pub fn wait_for(&self, device: &str) {
-        self.wait_until_shown(device, &[" state UP "]);
-    }
-
-    fn wait_until_shown(&self, device: &str, parts: &[&str]) {
-        let arguments = format!("-oneline -details link show dev {device}");
-        eventually("the kernel starts a device", || {
-            let shown = self.run(|| ip(&arguments));
-            parts.iter().all(|part| shown.contains(part)).then_some(())
-        });
+        self.0.wait_for(device).expect("the kernel starts a device");
     }
 
     /// Waits until the kernel has given a device its link-local address, which it does a moment after it is up.
@@ -95,12 +83,13 @@ impl Host {
 
     /// The namespace that has this path, which [`path`](Self::path) of another process gave.
     pub fn open(path: &str) -> Self {
-        Self(Namespace::open(path).expect("open the namespace"))
+        let namespace = Namespace::open(path).expect("open the namespace");
+        Self(tcpmig_sys::lab::Host::in_namespace("host", namespace))
     }
 
     /// A path by which `ip` and other processes find the namespace, as long as this value lives.
     pub fn path(&self) -> String {
-        self.0.path()
+        self.0.namespace().path()
     }
 }
 
@@ -150,7 +139,9 @@ pub fn switch(hosts: &[(&Host, u8)]) -> Host {
         address(host, *number);
         host.wait_for("eth0");
         let port = format!("port{number}");
-        switch.wait_until_shown(&port, &[" state UP ", "bridge_slave state forwarding"]);
+        let forwards = [" state UP ", "bridge_slave state forwarding"];
+        let shown = switch.0.wait_until_shown(&port, &forwards);
+        shown.expect("the switch forwards");
     }
     switch
 }

@@ -72,11 +72,12 @@ pub struct Lab {
     ports: u32,
 }
 
-/// A host of a [`Lab`]: a network namespace with the device `eth0` on the switch.
+/// A host: a network namespace, in a [`Lab`] with the device `eth0` on the switch.
 #[derive(Debug)]
 pub struct Host {
     name: String,
     namespace: Namespace,
+    /// Empty without a switch.
     port: String,
 }
 
@@ -142,11 +143,7 @@ impl Lab {
             namespace,
             port: port.clone(),
         };
-        // Else neighbours are not asked for until the link-local address has been checked for
-        // duplicates, for more than a second.
-        if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
-            host.set("net/ipv6/conf/default/accept_dad", "0")?;
-        }
+        host.check_no_duplicates()?;
         let plugged = plug(&self.switch, &port, &host.namespace)?;
         ip(
             &self.switch,
@@ -194,13 +191,43 @@ impl Lab {
 }
 
 impl Host {
+    /// A host without a switch, with nothing but its `lo`, which is up.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]; nothing is left behind.
+    pub fn alone(name: &str) -> Result<Self> {
+        let host = Self::in_namespace(name, Namespace::create()?);
+        host.check_no_duplicates()?;
+        host.ip("link set lo up\n")?;
+        Ok(host)
+    }
+
+    /// The host whose network namespace this is: one that another process has made, or made by other means.
+    #[must_use]
+    pub fn in_namespace(name: &str, namespace: Namespace) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace,
+            port: String::new(),
+        }
+    }
+
+    /// Else neighbours are not asked for until the link-local address has been checked for duplicates, for more than a second.
+    fn check_no_duplicates(&self) -> Result<()> {
+        if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
+            self.set("net/ipv6/conf/default/accept_dad", "0")?;
+        }
+        Ok(())
+    }
+
     /// The name that it was given.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The port of the switch that it is plugged into.
+    /// The port of the switch that it is plugged into; empty without a switch.
     #[must_use]
     pub fn port(&self) -> &str {
         &self.port
@@ -253,6 +280,15 @@ impl Host {
     /// [`LabError::Silent`] after two minutes.
     pub fn wait_for(&self, device: &str) -> Result<()> {
         wait_for_device(&self.namespace, device, &[UP])
+    }
+
+    /// Waits until `ip -details` shows all of this of a device.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Silent`] after two minutes.
+    pub fn wait_until_shown(&self, device: &str, shows: &[&str]) -> Result<()> {
+        wait_for_device(&self.namespace, device, shows)
     }
 
     /// Lets the host hold an address (`10.0.0.1/32`) without telling the network: on
