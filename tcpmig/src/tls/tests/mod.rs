@@ -642,7 +642,7 @@ fn a_key_wears_out_over_moves() {
         let mut session =
             Session::<ServerConnection>::resume(state, SecretBytes::new(), &(&pair.config).into())
                 .unwrap();
-        let mut write = || session.write(&[IoSlice::new(b"bytes")]);
+        let mut write = || session.write(&[IoSlice::new(b"a line")]);
         assert_eq!(write().unwrap(), 6);
         let again = write();
         if let SupportedCipherSuite::Tls12(_) = suite {
