@@ -74,14 +74,14 @@
 //!
 //! # What does not move
 //!
-//! Every state that has a socket moves: a connection that is being opened (`SYN_SENT`: the target sends the SYN
-//! again, within a second), one that is open, one that an end or both have closed, and one that has ended (CLOSE), with
+//! Every state that has a socket moves: a connection that is being opened (SYN-SENT: the target sends the SYN
+//! again, within a second), one that is open, one that an end or both have closed, and one that has ended (CLOSED), with
 //! what nobody has read and the error that nobody has been told.
 //!
 //! Refused before anything is done, each with its own [`NotMigratable`](tcpmig_sys::NotMigratable):
 //!
 //! - a listener, which [`listener`] makes again; a socket that never had a connection, or was refused one;
-//! - a handshake that carries data (TCP Fast Open), until it is done. `TIME_WAIT`, and `SYN_RECEIVED` without Fast
+//! - a handshake that carries data (TCP Fast Open), until it is done. TIME-WAIT, and SYN-RECEIVED without Fast
 //!   Open, have no socket; a target that takes over an address gets the peer's late FIN, and answers it with a reset;
 //! - urgent data that waits to be read; a multipath connection, as those of other protocols (SMC); kernel TLS and other
 //!   upper layers; MD5 keys, if the kernel has `CONFIG_INET_TCP_DIAG`, and TCP-AO keys; a socket that somebody

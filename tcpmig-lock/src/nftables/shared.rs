@@ -29,7 +29,7 @@ use crate::{LockError, Owner};
 pub(super) const FEW: usize = 100;
 /// For so long what a lock needs besides is taken to be there.
 const CHECKED_FOR: Duration = Duration::from_millis(100);
-/// As long as a TCP endpoint waits for late segments (`TIME_WAIT`).
+/// As long as a TCP endpoint waits for late segments (TIME-WAIT).
 const CLOSING_MS: u64 = 60_000;
 
 /// How often a step is tried again because somebody else, or the end of a lease, came in between.

@@ -44,7 +44,7 @@ impl Frozen {
             read,
             captured,
         } = self;
-        // SIOCINQ works in each state that can be captured but SYN_SENT, where nothing can have been received.
+        // SIOCINQ works in each state that can be captured but SYN-SENT, where nothing can have been received.
         let unread = sockopt::receive_queue_len(socket.as_fd()).unwrap_or(0);
         match socket.thaw() {
             Ok(fd) => Ok(Locked {

@@ -67,7 +67,7 @@ impl ChangeArgs {
     fn lock_coming(&self, output: Output) -> anyhow::Result<ExitCode> {
         let sockets = Lookup::new()?;
         for flow in &self.lock {
-            // What is in TIME_WAIT gives way to a connection that comes.
+            // What is in TIME-WAIT gives way to a connection that comes.
             if let Some(found) = sockets.occupant(flow.local(), flow.remote())?
                 && found.state != State::TimeWait
             {
