@@ -253,7 +253,17 @@ impl<C: Cursor> Resume<C> {
     /// `content-encoding`, with which it does not move.
     pub fn mark<B>(self, response: &mut Response<B>) {
         let is_events = self.used_for(response);
-        let extensions = response.extensions_mut();
+        self.mark_for(response.extensions_mut(), is_events);
+    }
+
+    /// The same where the framework makes the response of what the handler answers and keeps its extensions, as tonic does of a `tonic::Response`: its
+    /// status is to be 200, and its body not events.
+    pub fn mark_extensions(self, extensions: &mut Extensions) {
+        self.used(StatusCode::OK);
+        self.mark_for(extensions, false);
+    }
+
+    fn mark_for(self, extensions: &mut Extensions, is_events: bool) {
         extensions.insert(HasCursor(self.0.clone()));
         extensions.insert(Marked {
             place: self.0,
@@ -265,13 +275,17 @@ impl<C: Cursor> Resume<C> {
     fn used_for<B>(&self, response: &Response<B>) -> bool {
         let kind = response.headers().get(CONTENT_TYPE);
         let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        self.used(response.status());
+        is_events
+    }
+
+    fn used(&self, status: StatusCode) {
         let mut now = self.0.lock();
         now.is_used = true;
-        now.is_socket = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        now.is_socket = status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(begin) = now.next.take() {
             now.behind = Some(begin);
         }
-        is_events
     }
 
     /// Makes a response movable: its connection can move in the middle of it, and it goes on from the cursor.

@@ -86,8 +86,8 @@ pub(crate) fn app(name: &'static str, slow: Arc<Slow>) -> Movable<App> {
         .route("/upload", post(upload))
         .route("/headers", get(headers))
         .merge(crate::uploads::routes())
-        .layer(Extension(slow))
-        .layer(Extension(name));
+        .merge(crate::grpc::routes())
+        .layer(Extension(slow));
     let movable = Movable::new(TowerToHyperService::new(router));
     movable
         .with_http2()

@@ -7,6 +7,7 @@ mod any;
 mod app;
 mod client;
 mod floods;
+mod grpc;
 mod host;
 mod moves;
 mod programs;
