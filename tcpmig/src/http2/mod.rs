@@ -121,6 +121,8 @@ pub(crate) struct Connection {
     is_going_away: bool,
     /// The streams of which something waits for the peer's windows.
     waiting: BTreeSet<u32>,
+    /// Whose turn it is, of those: the first from here on.
+    turn: u32,
     /// How many bytes that is.
     queued: usize,
     /// How much waited when it came.
@@ -241,6 +243,7 @@ impl Connection {
             goaway: None,
             is_going_away: false,
             waiting: BTreeSet::new(),
+            turn: 0,
             queued: 0,
             carried: 0,
             passing: Passing::default(),

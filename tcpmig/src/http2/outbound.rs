@@ -452,70 +452,93 @@ impl Connection {
         frame::put_window_update(&mut self.feed, 0, dropped - paid);
     }
 
-    /// Sends what the peer has got room for.
+    /// Sends what the peer has got room for: a frame of each stream in turn.
     pub(super) fn release(&mut self) {
-        let mut at = 0;
-        while self.send.left > 0
-            && let Some(&id) = self.waiting.range(at..).next()
-        {
-            self.release_stream(id);
-            at = id + 1;
+        let mut blocked = 0;
+        while self.send.left > 0 && blocked < self.waiting.len() {
+            let next = self.waiting.range(self.turn..).next();
+            let Some(&id) = next.or_else(|| self.waiting.first()) else {
+                return;
+            };
+            self.turn = id + 1;
+            blocked = if self.release_frame(id) {
+                0
+            } else {
+                blocked + 1
+            };
         }
     }
 
     /// The same of one stream.
     pub(super) fn release_stream(&mut self, id: u32) {
-        loop {
-            let Some(stream) = self.streams.get_mut(&id) else {
-                return;
-            };
-            let Some(frame) = stream.queue.front_mut() else {
-                self.waiting.remove(&id);
-                return;
-            };
-            let head = frame.head;
-            if !is_data(head) || head.len == 0 {
-                let rest = std::mem::take(&mut frame.rest);
-                stream.queue.pop_front();
-                self.queued -= HEAD + rest.len();
-                match head.kind {
-                    HEADERS => self.send_headers(head, &rest),
-                    _ => self.send_raw(head, &rest),
-                }
-            } else {
-                let room = stream.window.left.min(self.send.left).max(0);
-                // INVARIANT: not more than the payload.
-                let some = room.min(head.len as i64) as usize;
-                if some == 0 {
-                    return;
-                }
-                let piece = frame.rest.split_to(some);
-                frame.head.len -= some;
-                let is_whole = frame.head.len == 0;
-                if is_whole {
-                    stream.queue.pop_front();
-                    self.queued -= HEAD;
-                }
-                self.queued -= some;
-                stream.window.left -= some as i64;
-                stream.window.queued -= some as i64;
-                self.send.left -= some as i64;
-                self.send.queued -= some as i64;
-                let flags = match is_whole {
-                    true => head.flags,
-                    false => head.flags & !END_STREAM,
-                };
-                self.send_frame(Head { flags, ..head }, &piece);
-            }
-            let is_over = self
-                .streams
-                .get(&id)
-                .is_some_and(|stream| stream.queue.is_empty());
-            if is_over {
-                self.waiting.remove(&id);
-                self.settle(id);
-                return;
-            }
-        }
+        while self.release_frame(id) {}
     }
+
+    /// Sends the first frame that waits of a stream, or as much of it as there is room for, and says whether there was any.
+    fn release_frame(&mut self, id: u32) -> bool {
+        if !self.release_front(id) {
+            return false;
+        }
+        // What needs no room does not wait for it.
+        while self.front(id).is_some_and(needs_no_room) && self.release_front(id) {}
+        true
+    }
+
+    fn front(&self, id: u32) -> Option<Head> {
+        let stream = self.streams.get(&id)?;
+        stream.queue.front().map(|frame| frame.head)
+    }
+
+    fn release_front(&mut self, id: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
+        let Some(frame) = stream.queue.front_mut() else {
+            return false;
+        };
+        let head = frame.head;
+        if needs_no_room(head) {
+            let rest = std::mem::take(&mut frame.rest);
+            stream.queue.pop_front();
+            self.queued -= HEAD + rest.len();
+            match head.kind {
+                HEADERS => self.send_headers(head, &rest),
+                _ => self.send_raw(head, &rest),
+            }
+        } else {
+            let room = stream.window.left.min(self.send.left).max(0);
+            // INVARIANT: not more than the payload.
+            let some = room.min(head.len as i64) as usize;
+            if some == 0 {
+                return false;
+            }
+            let piece = frame.rest.split_to(some);
+            frame.head.len -= some;
+            let is_whole = frame.head.len == 0;
+            if is_whole {
+                stream.queue.pop_front();
+                self.queued -= HEAD;
+            }
+            self.queued -= some;
+            stream.window.left -= some as i64;
+            stream.window.queued -= some as i64;
+            self.send.left -= some as i64;
+            self.send.queued -= some as i64;
+            let flags = match is_whole {
+                true => head.flags,
+                false => head.flags & !END_STREAM,
+            };
+            self.send_frame(Head { flags, ..head }, &piece);
+        }
+        if self.front(id).is_none() {
+            self.waiting.remove(&id);
+            self.settle(id);
+        }
+        true
+    }
+}
+
+/// A frame that the peer takes whatever its windows are.
+fn needs_no_room(head: Head) -> bool {
+    !is_data(head) || head.len == 0
 }

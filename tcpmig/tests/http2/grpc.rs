@@ -64,7 +64,7 @@ impl Decoder for Texts {
 type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 type Texted = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
 
-fn unknown(error: SessionError) -> Status {
+fn unknown(error: &SessionError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
@@ -96,7 +96,7 @@ impl ServerStreamingService<String> for Count {
 
     fn call(&mut self, request: tonic::Request<String>) -> Answer<Texted> {
         Box::pin(async move {
-            let resume = Resume::of(request.extensions()).map_err(unknown)?;
+            let resume = Resume::of(request.extensions()).map_err(|error| unknown(&error))?;
             let last = number(request.get_ref());
             let numbers = resume.unfold(1_u64, move |next| async move {
                 if next > last {
@@ -121,7 +121,7 @@ impl ClientStreamingService<String> for Sum {
 
     fn call(&mut self, request: tonic::Request<Streaming<String>>) -> Answer<String> {
         Box::pin(async move {
-            let upload = Upload::of(request.extensions()).map_err(unknown)?;
+            let upload = Upload::of(request.extensions()).map_err(|error| unknown(&error))?;
             let mut sum = upload.cursor().unwrap_or(0);
             let mut texts = request.into_inner();
             while let Some(text) = texts.message().await? {
@@ -142,8 +142,9 @@ impl StreamingService<String> for Sums {
 
     fn call(&mut self, request: tonic::Request<Streaming<String>>) -> Answer<Texted> {
         Box::pin(async move {
-            let resume = Resume::of(request.extensions()).map_err(unknown)?;
-            let upload = Upload::<u64>::of(request.extensions()).map_err(unknown)?;
+            let resume = Resume::of(request.extensions()).map_err(|error| unknown(&error))?;
+            let upload =
+                Upload::<u64>::of(request.extensions()).map_err(|error| unknown(&error))?;
             let texts = Arc::new(Mutex::new(request.into_inner()));
             let sums = resume.unfold(0_u64, move |sum| {
                 let (texts, upload) = (texts.clone(), upload.clone());
