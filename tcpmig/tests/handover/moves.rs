@@ -12,8 +12,6 @@ use tcpmig::driver::{Arrived, Ending, Options, Outcome};
 use tcpmig_format::{FourTuple, Layer, SecretBytes};
 use tcpmig_lock::{Entry, EntryKind};
 use tcpmig_sys::info::{State, tcp_info};
-use tcpmig_sys::lab::eventually;
-use tcpmig_sys::lab::path::Path;
 use tcpmig_sys::sockopt;
 
 use crate::support::{
@@ -195,37 +193,6 @@ kernel_test!(options_are_as_they_were_whatever_a_new_socket_has, || {
             assert_eq!(options(b.arrival().socket.as_fd()), before);
         }
     }
-});
-
-kernel_test!(what_the_source_sent_makes_no_round_trip_seem_short, || {
-    const ROUND_TRIP: Duration = Duration::from_millis(600);
-    let (net, _cable) = Net::with_far_peer(&Path::new(ROUND_TRIP / 2));
-    let mut options = Options::default();
-    options.settle = Duration::ZERO;
-    let (a, b) = Site::pair(&net, &options);
-    b.serve();
-    let (peer, server) = net.connect(Family::V4);
-    // To read and to carry so much takes a while. Of what is underway meanwhile the target hears first.
-    let bytes = numbered(0, 3 << 20);
-    sockopt::force_send_buffer(server.as_fd(), 4 << 20).unwrap();
-    (&server).write_all(&bytes).unwrap();
-    let downloading = thread::spawn(move || download(peer));
-
-    let outcome = a.move_out(server, None).wait();
-    assert!(matches!(outcome.ending, Ending::Moved), "{outcome:?}");
-    let arrived = b.arrival();
-    let first = eventually("an acknowledgement", || {
-        let rtt = tcp_info(arrived.socket.as_fd()).unwrap().rtt;
-        (rtt > 0).then_some(Duration::from_micros(rtt.into()))
-    });
-    // Timestamps count milliseconds, and both ends round.
-    let least = ROUND_TRIP - Duration::from_millis(2);
-    assert!(first >= least, "{first:?} after {:?}", outcome.report);
-
-    let mut server = TcpStream::from(arrived.socket);
-    server.write_all(&arrived.unwritten).unwrap();
-    server.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(downloading.join().unwrap(), bytes.len() as u64);
 });
 
 kernel_test!(many_connections_move_at_once_over_one_link, || {
