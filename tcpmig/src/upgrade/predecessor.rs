@@ -474,6 +474,8 @@ fn read(stream: &UnixStream, link: &Weak<Link>) {
 /// Writes what is ordered until nobody orders anything any longer, or nobody reads it.
 fn write(stream: &UnixStream, ordered: &queue::Receiver<Order>, link: &Weak<Link>) {
     while let Ok(order) = ordered.recv() {
+        // Dropped behind what follows: who is told that it was not written finds the link gone.
+        let mut unwritten = None;
         let written = match order {
             Order::Session(number, socket, image) => match socket.upgrade() {
                 Some(socket) => {
@@ -486,6 +488,8 @@ fn write(stream: &UnixStream, ordered: &queue::Receiver<Order>, link: &Weak<Link
                 if written.is_ok() {
                     // Whoever asked may have gone.
                     let _ = told.send(());
+                } else {
+                    unwritten = Some(told);
                 }
                 written
             }
@@ -495,6 +499,7 @@ fn write(stream: &UnixStream, ordered: &queue::Receiver<Order>, link: &Weak<Link
             if let Some(link) = link.upgrade() {
                 link.give_up();
             }
+            drop(unwritten);
             return;
         }
     }
