@@ -35,15 +35,23 @@ impl Shared {
     pub(super) fn remove_again(&self) {
         let now = Instant::now();
         let mut state = self.state();
-        let (due, rest) = std::mem::take(&mut state.later.removed)
-            .into_iter()
-            .partition(|(due, _)| *due <= now);
-        state.later.removed = rest;
+        let later = &mut state.later;
+        let is_due = |(due, _): &mut (Instant, Vec<FourTuple>)| *due <= now;
+        let first: Vec<_> = later.removed.extract_if(.., is_due).collect();
+        let again: Vec<_> = later.put_back.extract_if(.., is_due).collect();
+        for (_, flows) in &first {
+            later.put_back.push((now + SECOND_LOOK, flows.clone()));
+        }
         drop(state);
-        for (_, flows) in due as Vec<(Instant, Vec<FourTuple>)> {
+        // By then another handle of this process may have redirected them: what is owned is left alone.
+        for (_, flows) in again {
             for set in REDIRECT {
-                let made = self.those_of(set, &flows, |owner| owner.is_none());
-                self.remove_left(set, made, |_, _, owner| owner.is_none());
+                self.remove_made(set, &flows);
+            }
+        }
+        for (_, flows) in first {
+            for set in REDIRECT {
+                self.remove_made(set, &flows);
                 // Where there were two, the one that was removed may be that of a rule.
                 let is_own = |owner| owner == Some(std::process::id());
                 let own = self.those_of(set, &flows, is_own);
@@ -54,6 +62,12 @@ impl Shared {
                 });
             }
         }
+    }
+
+    /// Removes what rules have made.
+    fn remove_made(&self, set: Set, flows: &[FourTuple]) {
+        let made = self.those_of(set, flows, |owner| owner.is_none());
+        self.remove_left(set, made, |_, _, owner| owner.is_none());
     }
 
     fn remove_left(

@@ -11,6 +11,8 @@ use crate::Event;
 pub(super) struct Later {
     /// Removed redirects that a packet may have put back in that moment, and when nothing can any more.
     pub(super) removed: Vec<(Instant, Vec<FourTuple>)>,
+    /// Those that were looked for once, and when to look again: a processor may have stood still with such a packet.
+    pub(super) put_back: Vec<(Instant, Vec<FourTuple>)>,
     /// Redirects that were made or prolonged, of which a packet may have made a double in that moment, and when to look.
     pub(super) made: Option<(Instant, Vec<FourTuple>)>,
     /// Those that were looked at once, and when to look again: a processor may have stood still with such a packet.

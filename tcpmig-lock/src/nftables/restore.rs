@@ -89,6 +89,7 @@ impl Shared {
             .next_look()
             .map(|look| look.clamp(now + LOOK[0], now + LOOK[1]));
         let removed = state.later.removed.first().map(|(due, _)| *due);
+        let put_back = state.later.put_back.first().map(|(due, _)| *due);
         let again = state.later.damage.map(|_| now + AGAIN);
         let due_of =
             |flows: &Option<(Instant, Vec<FourTuple>)>| flows.as_ref().map(|(due, _)| *due);
@@ -96,6 +97,7 @@ impl Shared {
         let looked_at = due_of(&state.later.looked_at);
         state.later.sleeps = [
             state.later.look,
+            put_back,
             removed,
             made,
             looked_at,
