@@ -37,8 +37,9 @@ pub struct Options {
     pub answer_within: Duration,
     /// Source: how long to ask before the handover is reported as in doubt; default 20 s.
     pub ask_for: Duration,
-    /// Source: how many connections of one [`Mover::move_all`](super::Mover::move_all) stand still at a time;
-    /// default 64. Each waits for those before it: more move faster over a long way, and stand still for longer.
+    /// Source: how many connections of one [`Mover::move_all`](super::Mover::move_all) are under way at a time, and stand still at most;
+    /// default 64. About half of them live still, while the target gets ready for them. Each waits for those before it: more move
+    /// faster over a long way, and stand still for longer.
     pub in_flight: usize,
     /// Source: how many bytes they may have in their queues together; default 64 MiB. A connection with more than
     /// that goes alone.
