@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 
 use nix::sched::{CloneFlags, setns};
 
 use crate::LockError;
+use crate::netlink::socket::namespace_cookie;
 
 const PATH: &str = "/proc/thread-self/ns/net";
 
@@ -41,6 +43,18 @@ impl Namespace {
     /// A number that no other namespace has while this one exists.
     pub(crate) fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// A number that no other namespace has or will have until the host starts again (Linux 5.14): an inode goes to the
+    /// next namespace when this one has ended, and what is kept in a file outlives it.
+    pub(crate) fn cookie(&self) -> Result<u64, LockError> {
+        self.run(|| {
+            let socket = UnixDatagram::unbound();
+            let socket = socket.map_err(|source| LockError::Namespace { source })?;
+            namespace_cookie(&socket).ok_or_else(|| LockError::Namespace {
+                source: std::io::Error::last_os_error(),
+            })
+        })
     }
 
     /// Runs something in this namespace: on the calling thread if it is there, or else on one of its own.

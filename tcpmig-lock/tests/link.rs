@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -346,6 +349,73 @@ fn one_device_in_two_ways_is_refused_and_two_devices_are_not() {
             assert!(switch.run(|| Link::sweep_all().unwrap()).is_empty());
         },
     );
+}
+
+/// The number of a host's network namespace, which the kernel gives to a later one when this one has ended.
+fn inode(host: &Host) -> u64 {
+    let namespace = host.run(|| fs::metadata("/proc/thread-self/ns/net"));
+    namespace.unwrap().ino()
+}
+
+/// The file that says what a host has unplugged, and the directory that it is in.
+fn file_of(host: &Host) -> PathBuf {
+    let start = format!("link-{}-", inode(host));
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_default();
+    let mut places = vec![
+        PathBuf::from("/run/tcpmig"),
+        PathBuf::from(runtime).join("tcpmig"),
+    ];
+    // `/tmp/tcpmig-` and the user's number.
+    for entry in fs::read_dir(std::env::temp_dir()).unwrap() {
+        places.push(entry.unwrap().path());
+    }
+    let mut files = places
+        .iter()
+        .filter_map(|place| fs::read_dir(place).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(&start))
+    };
+    files.find(is_it).unwrap()
+}
+
+#[test]
+fn what_a_namespace_left_that_has_ended_is_not_taken_for_this_one() {
+    isolated(
+        "what_a_namespace_left_that_has_ended_is_not_taken_for_this_one",
+        || {
+            let (one, other) = (Host::new(), Host::new());
+            let (earlier, later) = (switch(&[(&one, 1)]), switch(&[(&other, 1)]));
+            let open = |host: &Host, unplug| host.run(|| Link::new("port1", unplug).unwrap());
+            let guard = open(&earlier, Unplug::Port).lock(&[flow()], LEASE).unwrap();
+            let left = file_of(&earlier);
+            // The same number and the same device, in another namespace: the kernel does this whenever one ends.
+            let name = left.file_name().unwrap().to_str().unwrap();
+            let number = |host| format!("link-{}-", inode(host));
+            let name = name.replace(&number(&earlier), &number(&later));
+            fs::copy(&left, left.with_file_name(name)).unwrap();
+
+            assert!(later.run(|| Link::list_all().unwrap()).is_empty());
+            assert!(later.run(|| Link::unplugged_all().unwrap()).is_empty());
+            let before = shown(&later, "-d link show dev port1");
+            let locker = open(&later, Unplug::Down);
+            let own = locker.lock(&[flow()], LEASE).unwrap();
+            assert_eq!(later.run(|| Link::list_all().unwrap()).len(), 1);
+            own.unlock().unwrap();
+            let up = shown(&later, "-d link show dev port1");
+            assert_eq!(steady(&up), steady(&before));
+            assert_eq!(earlier.run(|| Link::list_all().unwrap()).len(), 1);
+            guard.unlock().unwrap();
+        },
+    );
+}
+
+/// Lines of a bridge's port without the state that it goes through, and the timers of it.
+fn steady(lines: &[String]) -> Vec<String> {
+    let passing = |line: &&String| !line.contains("bridge_slave");
+    lines.iter().filter(passing).cloned().collect()
 }
 
 #[test]

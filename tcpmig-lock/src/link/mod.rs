@@ -248,11 +248,12 @@ impl Link {
         let wanted: HashSet<&FourTuple> = flows.iter().collect();
         let namespace = Namespace::current()?;
         let (directory, _others_wait) = runtime::exclusive(&namespace)?;
+        let of = namespace.cookie()?;
         let now = lease::now();
         let mut found = HashSet::new();
         let mut renewed = Vec::new();
         for path in state::paths(&directory, namespace.inode())? {
-            let Some(mut state) = State::read(&path)? else {
+            let Some(mut state) = State::read(&path, of)? else {
                 continue;
             };
             for hold in state.holds.iter_mut().filter(|hold| hold.lease.runs(now)) {
@@ -291,9 +292,10 @@ impl Link {
     pub fn unplugged_all() -> Result<Vec<Unplugged>, LockError> {
         let namespace = Namespace::current()?;
         let (directory, _others_wait) = runtime::exclusive(&namespace)?;
+        let of = namespace.cookie()?;
         let mut unplugged = Vec::new();
         for path in state::paths(&directory, namespace.inode())? {
-            if let Some(state) = State::read(&path)? {
+            if let Some(state) = State::read(&path, of)? {
                 let until = state.holds.iter().map(|hold| hold.lease.until).max();
                 unplugged.push(Unplugged {
                     device: state.device,
@@ -382,10 +384,12 @@ impl Shared {
         check_request(flows, lease)?;
         let (directory, _others_wait) = runtime::exclusive(&self.namespace)?;
         let path = self.path(&directory);
+        let of = self.namespace.cookie()?;
         let now = lease::now();
-        let mut state = match State::read(&path)?.filter(|state| state.device == self.device) {
+        let mut state = match State::read(&path, of)?.filter(|state| state.device == self.device) {
             Some(state) => state,
             None => State {
+                namespace: of,
                 device: self.device.clone(),
                 index: self.index,
                 unplug: self.unplug,
@@ -466,7 +470,7 @@ impl Shared {
         let path = self.path(&directory);
         let now = lease::now();
         let not_held = || LockError::NotHeld(*first);
-        let mut state = State::read(&path)?.ok_or_else(not_held)?;
+        let mut state = State::read(&path, self.namespace.cookie()?)?.ok_or_else(not_held)?;
         let mine = state
             .holds
             .iter_mut()
@@ -507,7 +511,7 @@ fn end_holds(
     path: &Path,
     mut keep: impl FnMut(&mut Hold) -> bool,
 ) -> Result<(), LockError> {
-    let Some(mut state) = State::read(path)? else {
+    let Some(mut state) = State::read(path, namespace.cookie()?)? else {
         return Ok(());
     };
     let before = state.clone();
@@ -533,9 +537,10 @@ fn end_holds(
 
 fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
     let (directory, _others_wait) = runtime::exclusive(namespace)?;
+    let of = namespace.cookie()?;
     let mut swept = Swept::default();
     for path in state::paths(&directory, namespace.inode())? {
-        let Some(state) = State::read(&path)? else {
+        let Some(state) = State::read(&path, of)? else {
             state::remove(&path)?;
             continue;
         };
@@ -561,10 +566,11 @@ fn sweep(routes: &Routes, namespace: &Namespace) -> Result<Swept, LockError> {
 
 fn list(namespace: &Namespace) -> Result<Vec<Entry>, LockError> {
     let (directory, _others_wait) = runtime::exclusive(namespace)?;
+    let of = namespace.cookie()?;
     let now = lease::now();
     let mut entries = Vec::new();
     for path in state::paths(&directory, namespace.inode())? {
-        let holds = State::read(&path)?
+        let holds = State::read(&path, of)?
             .map(|state| state.holds)
             .unwrap_or_default();
         for hold in holds.iter().filter(|hold| hold.lease.runs(now)) {

@@ -24,6 +24,8 @@ pub(super) struct Hold {
 /// A device that is unplugged.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct State {
+    /// The cookie of its network namespace.
+    pub(super) namespace: u64,
     pub(super) device: String,
     pub(super) index: u32,
     pub(super) unplug: Unplug,
@@ -37,7 +39,8 @@ fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// The file of a device in a network namespace.
+/// The file of a device in a network namespace. A later namespace with the same inode has the same file: it is taken for
+/// none ([`State::read`]) and written over.
 pub(super) fn path(directory: &Path, namespace: u64, index: u32) -> PathBuf {
     directory.join(format!("link-{namespace}-{index}"))
 }
@@ -62,8 +65,9 @@ pub(super) fn paths(directory: &Path, namespace: u64) -> Result<Vec<PathBuf>, Lo
 }
 
 impl State {
-    /// Reads a file; none if there is none, or if it is of an earlier start of this host.
-    pub(super) fn read(path: &Path) -> Result<Option<Self>, LockError> {
+    /// Reads a file; none if there is none, or if it is of an earlier start of this host or of a network namespace that
+    /// has ended (of another than this `namespace`, by its cookie).
+    pub(super) fn read(path: &Path, namespace: u64) -> Result<Option<Self>, LockError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -77,11 +81,18 @@ impl State {
         if lines.next().and_then(|line| line.strip_prefix("boot ")) != Some(&boot()) {
             return Ok(None);
         }
-        Self::parse(lines).map(Some).ok_or_else(damaged)
+        let of = lines
+            .next()
+            .and_then(|line| line.strip_prefix("namespace "));
+        if of != Some(&namespace.to_string()) {
+            return Ok(None);
+        }
+        Self::parse(lines, namespace).map(Some).ok_or_else(damaged)
     }
 
-    fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Self> {
+    fn parse<'a>(lines: impl Iterator<Item = &'a str>, namespace: u64) -> Option<Self> {
         let mut state = Self {
+            namespace,
             device: String::new(),
             index: 0,
             unplug: Unplug::Down,
@@ -121,6 +132,7 @@ impl State {
 
     fn text(&self) -> String {
         let Self {
+            namespace,
             device,
             index,
             unplug,
@@ -128,7 +140,7 @@ impl State {
             holds,
         } = self;
         let mut text = format!(
-            "{HEAD}\nboot {}\ndevice {device}\nindex {index}\nunplug {}\n",
+            "{HEAD}\nboot {}\nnamespace {namespace}\ndevice {device}\nindex {index}\nunplug {}\n",
             boot(),
             unplug.name()
         );
@@ -205,6 +217,7 @@ mod tests {
             flows: vec!["10.0.0.1:80,10.0.0.9:1025".parse().unwrap()],
         };
         let state = State {
+            namespace: 4242,
             device: "eth0".to_owned(),
             index: 7,
             unplug: Unplug::Port,
@@ -212,10 +225,10 @@ mod tests {
             holds: vec![hold("a"), hold("b")],
         };
         let text = state.text();
-        let lines = || text.lines().skip(2);
-        assert_eq!(State::parse(lines()), Some(state));
+        let lines = || text.lines().skip(3);
+        assert_eq!(State::parse(lines(), 4242), Some(state));
         // A file that was cut is not taken for a whole one.
         let count = lines().count();
-        assert_eq!(State::parse(lines().take(count - 1)), None);
+        assert_eq!(State::parse(lines().take(count - 1), 4242), None);
     }
 }
