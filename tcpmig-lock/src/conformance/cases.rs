@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::checks::{assert_locked, flows, locked, refused};
+use super::checks::{assert_locked, flows, locked, refused, wait_for_nothing, within_lease};
 use super::lab::{Connection, eventually, expect, expect_nothing, send, slowed};
 use super::{Case, Ground, LEASE, Setup, faults, take_over};
 use crate::{EntryKind, LockError, Locker, NextHop, Packet, Scope};
@@ -225,12 +225,15 @@ fn renewed(_test: &str, setup: &dyn Setup) {
     let locker = setup.locker(&ground);
     let features = locker.features();
     let mut flow = ground.connection(Ground::addresses()[0]);
-    let lease = slowed(Duration::from_secs(2));
-    let start = Instant::now();
-    let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
-    // Half of it is left at the end.
+    let renewing = |lease| {
+        let start = Instant::now();
+        let mut guard = locker.lock(&[flow.flow()], lease).expect("lock");
+        // Half of it is left at the end.
+        guard.renew(lease * 4).expect("renew");
+        (guard, start)
+    };
+    let ((guard, start), lease) = within_lease(Duration::from_secs(2), renewing);
     let longer = lease * 4;
-    guard.renew(longer).expect("renew");
     ground.expect_locked(features.silence, &mut flow);
     // Past the first lease, and past what a lease may take to end.
     while features.remembers && start.elapsed() < lease * 2 {
@@ -305,12 +308,17 @@ fn drop_and_detach(_test: &str, setup: &dyn Setup) {
     drop(locker.lock(&[flow.flow()], LEASE).expect("lock"));
     assert_locked(&*locker, &[]);
     flow.ping();
-    locker
-        .lock(&[flow.flow()], slowed(Duration::from_secs(4)))
-        .expect("lock")
-        .detach();
-    assert_locked(&*locker, &[flow.flow()]);
-    ground.expect_locked(silence, &mut flow);
+    let detached = |lease| {
+        wait_for_nothing(&*locker);
+        // A connection for each: what is sent into silence arrives once the lease has ended.
+        let mut flow = ground.connection(Ground::addresses()[0]);
+        let guard = locker.lock(&[flow.flow()], lease).expect("lock");
+        guard.detach();
+        assert_locked(&*locker, &[flow.flow()]);
+        ground.expect_locked(silence, &mut flow);
+        flow
+    };
+    let (mut flow, _) = within_lease(Duration::from_secs(4), detached);
     // Nobody ends it, and so the lease does.
     Ground::expect_unlocked(silence, &mut flow);
     eventually("the entry goes", || {

@@ -1,6 +1,9 @@
 //! What the cases ask a locker for.
 
-use super::lab::eventually;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+
+use super::lab::{eventually, slowed};
 use crate::{EntryKind, FourTuple, LeaseEnd, LockError, Locker};
 
 /// Flows of no connection, all of the first family.
@@ -48,6 +51,35 @@ pub(super) fn refused<T>(
         Err(error) => panic!("{call} has to be refused with LockError::{kind}, not with {error:?}"),
         Ok(_) => panic!("{call} has to be refused with LockError::{kind}, and was done"),
     }
+}
+
+/// How many times longer than the first one the leases are with which a part is tried again.
+const LONGER: [u32; 3] = [1, 3, 9];
+
+/// Does a part of a case that has to be over before its lease is. A machine that is too slow for this lease gets a longer
+/// one; whatever fails while the lease still runs fails. Gives the lease as well.
+pub(super) fn within_lease<T>(first: Duration, part: impl Fn(Duration) -> T) -> (T, Duration) {
+    let mut longer = LONGER.into_iter().peekable();
+    loop {
+        // INVARIANT: who asks for one more time has seen that there is one.
+        let lease = slowed(first) * longer.next().expect("one more time");
+        let start = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| part(lease))) {
+            Ok(done) => return (done, lease),
+            Err(_) if start.elapsed() >= lease && longer.peek().is_some() => {
+                println!("the machine is too slow for a lease of {lease:?}");
+            }
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}
+
+/// Waits until nothing is locked that an earlier part may have left.
+pub(super) fn wait_for_nothing(locker: &dyn Locker) {
+    eventually("what was left before goes", || {
+        let _ = locker.sweep().expect("sweep");
+        locker.list().expect("list").is_empty().then_some(())
+    });
 }
 
 /// What a lease needs to end when nobody lives who holds it.

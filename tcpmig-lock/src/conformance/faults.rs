@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::checks::{assert_locked, end_of_lease};
+use super::checks::{assert_locked, end_of_lease, wait_for_nothing, within_lease};
 use super::lab::{Connection, eventually, slowed};
 use super::wire::{Capture, FIN, RST};
 use super::{GROUND, Ground, LEASE, Setup};
-use crate::{FourTuple, LeaseEnd, LockError, Locker, Scope};
+use crate::{FourTuple, LeaseEnd, LockError, Locker, Scope, lease};
 
 /// What the process is to lock that a case starts and kills.
 const FLOW: &str = "TCPMIG_CONFORMANCE_FLOW";
@@ -19,18 +19,20 @@ const FLOW: &str = "TCPMIG_CONFORMANCE_FLOW";
 const KILLS: &str = "TCPMIG_CONFORMANCE_KILLS";
 /// What the random times begin with, to repeat a run.
 const SEED: &str = "TCPMIG_CONFORMANCE_SEED";
-/// The lease of holders that are killed.
-pub(super) fn short() -> Duration {
-    slowed(Duration::from_millis(2500))
-}
+/// The lease of a holder that is to stay, in milliseconds. One without it locks and unlocks again and again.
+const STEADY: &str = "TCPMIG_CONFORMANCE_STEADY_MS";
+/// The lease of holders that are killed, on a machine that is fast enough for it.
+pub(super) const SHORT: Duration = Duration::from_millis(2500);
+/// What a lease may end too early or too late without a case that fails.
+pub(super) const MARGIN: Duration = Duration::from_millis(500);
 
 /// Whether this process is one that a case started.
 pub(super) fn is_holder() -> bool {
     std::env::var_os(FLOW).is_some()
 }
 
-/// Locks, prolongs and unlocks the flow again and again, and says so, until it is killed. It holds the socket of the
-/// flow, which the kernel closes when it dies.
+/// Locks, prolongs and unlocks the flow again and again, until it is killed. Before it says what it has done it says since when
+/// that certainly holds. It holds the socket of the flow, which the kernel closes when it dies.
 pub(super) fn hold(setup: &dyn Setup) {
     let ground = Ground::of_parent();
     let flow: FourTuple = std::env::var(FLOW)
@@ -38,21 +40,30 @@ pub(super) fn hold(setup: &dyn Setup) {
         .parse()
         .expect("a flow");
     let locker = setup.locker(&ground);
-    let say = |what: &str| println!("@ {what}");
-    say("ready");
-    let steady = std::env::var_os("TCPMIG_CONFORMANCE_STEADY").is_some();
-    loop {
-        let mut guard = locker.lock(&[flow], short()).expect("lock");
-        say("locked");
-        if steady {
-            loop {
-                std::thread::park();
-            }
+    let say = |what: &str, since: u64| println!("@ {what} {since}");
+    say("ready", lease::now());
+    let steady = std::env::var(STEADY).ok();
+    if let Some(ms) = steady.and_then(|ms| ms.parse().ok()) {
+        let guard = locker.lock(&[flow], Duration::from_millis(ms));
+        let _guard = guard.expect("lock");
+        say("locked", lease::now());
+        loop {
+            std::thread::park();
         }
-        guard.renew(short()).expect("renew");
-        say("locked");
-        guard.renew(short()).expect("renew");
-        say("unlocking");
+    }
+    loop {
+        let now = lease::now();
+        let mut guard = locker.lock(&[flow], slowed(SHORT)).expect("lock");
+        say("locked", now);
+        for _ in 0..2 {
+            let now = lease::now();
+            if guard.renew(slowed(SHORT)).is_err() {
+                // The machine was busy with others for longer than that.
+                break;
+            }
+            say("locked", now);
+        }
+        say("unlocking", lease::now());
         guard.unlock().expect("unlock");
     }
 }
@@ -60,16 +71,24 @@ pub(super) fn hold(setup: &dyn Setup) {
 /// A process that [`hold`]s a flow.
 pub(super) struct Holder {
     pub(super) child: Child,
-    lines: Receiver<String>,
+    lines: Receiver<Said>,
+}
+
+/// What a holder has said.
+pub(super) struct Said {
+    what: String,
+    /// Since when it holds, in milliseconds since this host started.
+    since: u64,
 }
 
 impl Holder {
-    /// Starts it. It has the server's end of the connection as its standard input.
+    /// Starts it; to lock once with this lease and stay, or to do so again and again. It has the server's end of the
+    /// connection as its standard input.
     pub(super) fn start(
         test: &str,
         ground: &Ground,
         connection: Connection,
-        steady: bool,
+        steady: Option<Duration>,
     ) -> (Self, TcpStream) {
         let Connection { server, client } = connection;
         let flow = FourTuple::new(
@@ -83,8 +102,8 @@ impl Holder {
             .env(FLOW, flow.expect("a flow").to_string())
             .stdin(OwnedFd::from(server))
             .stdout(Stdio::piped());
-        if steady {
-            command.env("TCPMIG_CONFORMANCE_STEADY", "1");
+        if let Some(lease) = steady {
+            command.env(STEADY, lease.as_millis().to_string());
         }
         let mut child = ground
             .server
@@ -95,8 +114,12 @@ impl Holder {
         std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
                 // The harness writes in front of the first.
-                if let Some((_, what)) = line.split_once("@ ") {
-                    let _ = sender.send(what.to_owned());
+                if let Some((_, said)) = line.split_once("@ ")
+                    && let Some((what, since)) = said.split_once(' ')
+                    && let Ok(since) = since.parse()
+                {
+                    let what = what.to_owned();
+                    let _ = sender.send(Said { what, since });
                 }
             }
         });
@@ -105,17 +128,25 @@ impl Holder {
 
     pub(super) fn wait_for(&self, what: &str) {
         eventually(what, || {
-            let line = self.lines.recv_timeout(Duration::from_secs(10));
-            (line.expect("a line of the holder") == what).then_some(())
+            let said = self.lines.recv_timeout(Duration::from_secs(60));
+            (said.expect("a line of the holder").what == what).then_some(())
         });
     }
 
     /// Kills it, and gives the last that it said.
-    pub(super) fn kill(mut self) -> String {
+    pub(super) fn kill(&mut self) -> Option<Said> {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("wait");
         // The reader ends with the pipe.
-        self.lines.iter().last().unwrap_or_default()
+        self.lines.iter().last()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // A case that fails leaves none behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -124,39 +155,44 @@ pub(super) fn killed_holder(test: &str, setup: &dyn Setup) {
     let ground = Ground::new();
     let locker = setup.locker(&ground);
     let features = locker.features();
-    let mut flow = ground.connection(Ground::addresses()[0]);
-    let name = flow.flow();
-    let copy = Connection {
-        server: flow.server.try_clone().expect("dup"),
-        client: flow.client.try_clone().expect("dup"),
+    let killed = |lease| {
+        wait_for_nothing(&*locker);
+        let mut flow = ground.connection(Ground::addresses()[0]);
+        let name = flow.flow();
+        let copy = Connection {
+            server: flow.server.try_clone().expect("dup"),
+            client: flow.client.try_clone().expect("dup"),
+        };
+        let (mut holder, _client) = Holder::start(test, &ground, copy, Some(lease));
+        holder.wait_for("locked");
+        let start = Instant::now();
+        let owner = holder.child.id();
+        holder.kill();
+        if !features.remembers {
+            flow.ping();
+            return (flow, start);
+        }
+        let entries = locker.list().expect("list");
+        assert_eq!(entries.len(), 1);
+        assert_eq!((entries[0].flow, entries[0].owner), (name, Some(owner)));
+        let error = locker.lock(&[name], LEASE).map(drop);
+        assert!(
+            matches!(error, Err(LockError::AlreadyLocked(_))),
+            "{error:?}"
+        );
+        // Sweeping does not end it.
+        assert_eq!(locker.sweep().expect("sweep").flows, []);
+        ground.expect_locked(features.silence, &mut flow);
+        (flow, start)
     };
-    let (holder, _client) = Holder::start(test, &ground, copy, true);
-    holder.wait_for("locked");
-    let start = Instant::now();
-    let owner = holder.child.id();
-    holder.kill();
+    let ((mut flow, start), lease) = within_lease(SHORT, killed);
+    let name = flow.flow();
     if !features.remembers {
-        flow.ping();
         return end_of_lease(&*locker, name);
     }
-    let entries = locker.list().expect("list");
-    assert_eq!(entries.len(), 1);
-    assert_eq!((entries[0].flow, entries[0].owner), (name, Some(owner)));
-    let error = locker.lock(&[name], LEASE).map(drop);
-    assert!(
-        matches!(error, Err(LockError::AlreadyLocked(_))),
-        "{error:?}"
-    );
-    // Sweeping does not end it.
-    assert_eq!(locker.sweep().expect("sweep").flows, []);
-    ground.expect_locked(features.silence, &mut flow);
-    assert!(
-        start.elapsed() < short(),
-        "the machine is too slow for this"
-    );
     if features.lease == LeaseEnd::Sweep {
         // Nobody ends it but who sweeps.
-        while start.elapsed() < short() + Duration::from_millis(500) {
+        while start.elapsed() < lease + MARGIN {
             std::thread::sleep(Duration::from_millis(50));
         }
         super::lab::expect_nothing(&flow.server);
@@ -179,7 +215,7 @@ pub(super) fn killed_beside_another(test: &str, setup: &dyn Setup) {
         server: dead.server.try_clone().expect("dup"),
         client: dead.client.try_clone().expect("dup"),
     };
-    let (holder, _client) = Holder::start(test, &ground, copy, true);
+    let (mut holder, _client) = Holder::start(test, &ground, copy, Some(slowed(SHORT)));
     holder.wait_for("locked");
     holder.kill();
     if features.remembers {
@@ -219,7 +255,7 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
         let mut neighbour = ground.connection(Ground::other_addresses()[0]);
         let name = flow.flow();
         let mut wire = Capture::new(&ground.client);
-        let (holder, mut client) = Holder::start(test, &ground, flow, false);
+        let (mut holder, mut client) = Holder::start(test, &ground, flow, None);
         holder.wait_for("ready");
         let delay = Duration::from_micros(random.next() % (longest.as_micros() as u64 + 1));
         let start = Instant::now();
@@ -231,12 +267,15 @@ pub(super) fn killed_at_random(test: &str, setup: &dyn Setup) {
         }
         let killed = Instant::now();
         let last = holder.kill();
-        let held = last == "locked" && features.silence != Scope::Nothing;
-        println!("killed after {delay:?}, last it said {last:?}");
-        if held {
+        let what = last.as_ref().map(|last| &*last.what);
+        println!("killed after {delay:?}, last it said {what:?}");
+        // Until then it lasts, however long ago the holder said so.
+        let until = last
+            .filter(|last| last.what == "locked" && features.silence != Scope::Nothing)
+            .map(|last| last.since + (slowed(SHORT) - MARGIN).as_millis() as u64);
+        if let Some(until) = until.filter(|until| *until > lease::now()) {
             strict += 1;
-            let lease = short().saturating_sub(Duration::from_millis(500));
-            while killed.elapsed() < lease {
+            while lease::now() < until {
                 let _ = std::io::Write::write(&mut client, b"x");
                 let ended = wire.segments().into_iter().find(|segment| {
                     segment.from == name.local() && segment.flags & (FIN | RST) != 0
@@ -266,9 +305,9 @@ fn round(locker: &dyn Locker) -> Duration {
     let flow = "10.0.0.1:80,10.9.0.9:1025".parse().expect("a flow");
     let start = Instant::now();
     for _ in 0..2 {
-        let mut guard = locker.lock(&[flow], short()).expect("lock");
-        guard.renew(short()).expect("renew");
-        guard.renew(short()).expect("renew");
+        let mut guard = locker.lock(&[flow], LEASE).expect("lock");
+        guard.renew(LEASE).expect("renew");
+        guard.renew(LEASE).expect("renew");
         guard.unlock().expect("unlock");
     }
     locker.sweep().expect("sweep");

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::checks::{assert_locked, locked, refused};
-use super::faults::{Holder, short};
-use super::lab::{Connection, eventually, expect_nothing, slowed};
+use super::checks::{assert_locked, locked, refused, wait_for_nothing, within_lease};
+use super::faults::{Holder, MARGIN, SHORT};
+use super::lab::{Connection, eventually, expect_nothing};
 use super::{Ground, LEASE, Setup};
 use crate::{EntryKind, LockError, Locker, Scope};
 
@@ -40,25 +40,32 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
         return;
     }
     let flows = [dead.flow(), free.flow()];
-    let (holder, _client) = Holder::start(test, &ground, copy(&dead), true);
-    holder.wait_for("locked");
-    let start = Instant::now();
-    let owner = holder.child.id();
-    holder.kill();
-    let guard = locker.take_over(&flows, LEASE).expect("take over");
-    assert_eq!(guard.flows(), flows);
-    assert_locked(&*locker, &flows);
-    let taken = guard.taken_over();
+    let taking = |lease| {
+        wait_for_nothing(&*locker);
+        let (mut holder, _client) = Holder::start(test, &ground, copy(&dead), Some(lease));
+        holder.wait_for("locked");
+        let start = Instant::now();
+        let owner = holder.child.id();
+        holder.kill();
+        let guard = locker.take_over(&flows, LEASE).expect("take over");
+        assert_eq!(guard.flows(), flows);
+        assert_locked(&*locker, &flows);
+        if features.remembers {
+            let taken = guard.taken_over();
+            assert_eq!(taken.len(), 1, "{taken:?}");
+            assert_eq!(
+                (taken[0].flow, &taken[0].kind, taken[0].owner),
+                (flows[0], &EntryKind::Lock, Some(owner))
+            );
+        }
+        (guard, start)
+    };
+    let ((guard, start), lease) = within_lease(SHORT, taking);
     if !features.remembers {
-        assert_eq!(taken, []);
+        assert_eq!(guard.taken_over(), []);
         dead.ping();
         return guard.give_back().expect("give back");
     }
-    assert_eq!(taken.len(), 1, "{taken:?}");
-    assert_eq!(
-        (taken[0].flow, &taken[0].kind, taken[0].owner),
-        (flows[0], &EntryKind::Lock, Some(owner))
-    );
     for entry in locker.list().expect("list") {
         assert_eq!(entry.owner, Some(std::process::id()), "{entry:?}");
         assert!(entry.owner_may_live());
@@ -67,7 +74,7 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     ground.expect_locked(features.silence, &mut dead);
     ground.expect_locked(features.silence, &mut free);
     // Past what the dead one's lease was, the new one lasts.
-    while start.elapsed() < short() + Duration::from_millis(500) {
+    while start.elapsed() < lease + MARGIN {
         expect_nothing(&dead.server);
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -78,18 +85,24 @@ pub(super) fn from_dead(test: &str, setup: &dyn Setup) {
     assert_locked(&*locker, &[]);
 
     // The same once more, and given back.
-    let (holder, _client) = Holder::start(test, &ground, copy(&dead), true);
-    holder.wait_for("locked");
-    holder.kill();
-    // Long enough for what comes before its end on a busy machine.
-    let lease = slowed(Duration::from_secs(8));
-    let guard = locker.take_over(&flows, lease).expect("take over");
-    guard.give_back().expect("give back");
-    assert_locked(&*locker, &flows[..1]);
-    if features.silence == Scope::Flows {
-        free.ping();
-    }
-    ground.expect_locked(features.silence, &mut dead);
+    let given_back = |lease| {
+        wait_for_nothing(&*locker);
+        let mut dead = ground.connection(Ground::addresses()[0]);
+        let mut free = ground.connection(Ground::addresses()[1]);
+        let flows = [dead.flow(), free.flow()];
+        let (mut holder, _client) = Holder::start(test, &ground, copy(&dead), Some(lease));
+        holder.wait_for("locked");
+        holder.kill();
+        let guard = locker.take_over(&flows, lease).expect("take over");
+        guard.give_back().expect("give back");
+        assert_locked(&*locker, &flows[..1]);
+        if features.silence == Scope::Flows {
+            free.ping();
+        }
+        ground.expect_locked(features.silence, &mut dead);
+        (dead, free)
+    };
+    let ((mut dead, mut free), _) = within_lease(Duration::from_secs(8), given_back);
     // This process lives, and may be faster than a sweep.
     eventually("the lease ends", || {
         locker.sweep().expect("sweep");
@@ -134,7 +147,7 @@ pub(super) fn from_living(test: &str, setup: &dyn Setup) {
     guard.expect("lock").unlock().expect("unlock");
     Ground::expect_unlocked(features.silence, &mut held);
     // Another one.
-    let (holder, _client) = Holder::start(test, &ground, copy(&held), true);
+    let (mut holder, _client) = Holder::start(test, &ground, copy(&held), Some(LEASE));
     holder.wait_for("locked");
     refuse();
     holder.kill();

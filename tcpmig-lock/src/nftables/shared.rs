@@ -185,9 +185,15 @@ impl Shared {
         let mut batch = state.connection.batch(None);
         self.put_locks(&mut batch, state.owned, &state.exempt);
         self.send(state, batch)?;
+        self.is_set_up(state);
+        Ok(())
+    }
+
+    /// The table for locks is there. The thread that watches has to find out its number: it may have looked before, and sleep.
+    fn is_set_up(&self, state: &mut State) {
         state.ready = true;
         state.handle = None;
-        Ok(())
+        self.monitor.wake();
     }
 
     /// Finds out whether the tables can be owned, if they are to be.
@@ -303,8 +309,7 @@ impl Shared {
             });
             let Err((done, failure)) = added else {
                 if !state.ready && !flows.is_empty() {
-                    state.ready = true;
-                    state.handle = None;
+                    self.is_set_up(state);
                 }
                 if !is_checked {
                     state.checked = Some(Instant::now());

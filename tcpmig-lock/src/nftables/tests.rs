@@ -1,7 +1,8 @@
 //! What a kernel that this one is not would make of it.
 
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 
@@ -172,6 +173,24 @@ fn news_that_were_lost_are_made_up_for() {
                 matches!(error, LockError::NotHeld(flow) if flow == flows[7]),
                 "{error}"
             );
+        },
+    );
+}
+
+#[test]
+fn who_sets_the_table_up_wakes_who_watches() {
+    isolate::isolated(
+        "nftables::tests::who_sets_the_table_up_wakes_who_watches",
+        || {
+            let locker = Nftables::new().unwrap();
+            // Instead of a thread that has looked already and sleeps.
+            locker.shared.watching.store(true, Ordering::Release);
+            let _guard = locker.lock(&flows(), LEASE).unwrap();
+            let start = Instant::now();
+            locker.shared.monitor.wait(Some(Duration::from_secs(60)));
+            assert!(start.elapsed() < Duration::from_secs(30));
+            let _ = locker.shared.look();
+            assert!(locker.shared.state().handle.is_some());
         },
     );
 }
