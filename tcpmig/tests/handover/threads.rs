@@ -38,6 +38,16 @@ fn options() -> Options {
     options
 }
 
+/// For what is to be told in the end, however busy the machine is.
+fn patient() -> Options {
+    let mut options = options();
+    // Four times as long as an answer: COMMIT goes along with a small image.
+    options.lease = Duration::from_secs(60);
+    options.answer_within = Duration::from_secs(10);
+    options.ask_for = Duration::from_secs(60);
+    options
+}
+
 /// A mover of a host whose every call waits.
 fn mover(here: &Rc<Here>, calls: &Calls) -> Mover {
     let locker = Arc::new(Blocking::new(calls));
@@ -76,7 +86,7 @@ fn move_out(a: &Site, calls: &Calls, server: TcpStream) -> Running<Outcome> {
 
 kernel_test!(a_move_waits_on_neither_host, || {
     let net = Net::new();
-    let (a, b) = Site::pair(&net, &options());
+    let (a, b) = Site::pair(&net, &patient());
     let (ours, theirs) = (source(&a), target(&b));
     for family in [Family::V4, Family::V6] {
         let (peer, server) = net.connect(family);
@@ -295,7 +305,7 @@ fn serve_counting(b: &Site) -> Calls {
 
 kernel_test!(a_connection_that_is_being_opened_is_built_aside, || {
     let net = Net::new();
-    let (a, b) = Site::pair(&net, &options());
+    let (a, b) = Site::pair(&net, &patient());
     let theirs = serve_counting(&b);
     // The peer does not hear the SYN.
     net.peer.nft("table inet deaf { chain i { type filter hook prerouting priority raw; meta l4proto tcp drop; }; }",
@@ -311,7 +321,7 @@ kernel_test!(a_connection_that_is_being_opened_is_built_aside, || {
 
 kernel_test!(what_is_injected_is_injected_aside, || {
     let net = Net::new();
-    let (a, b) = Site::pair(&net, &options());
+    let (a, b) = Site::pair(&net, &patient());
     let theirs = serve_counting(&b);
     // It is sent again and again.
     net.b.nft("table inet strict { chain i { type filter hook input priority 0; iif lo tcp sport != 1 drop; }; }",
@@ -333,7 +343,7 @@ kernel_test!(what_is_injected_is_injected_aside, || {
 
 kernel_test!(a_thaw_that_listens_for_the_peer_waits_aside, || {
     let net = Net::new();
-    let (a, b) = Site::pair(&net, &options());
+    let (a, b) = Site::pair(&net, &patient());
     let ours = a.call(|_| async { Calls::that_count(Heart::begin()) });
     let (_peer, server) = net.connect(Family::V4);
     let port = flow(&server).local().port();
