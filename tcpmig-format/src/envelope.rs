@@ -142,8 +142,8 @@ pub(crate) fn open(bytes: &[u8], max_image: usize) -> Result<(Envelope, &[u8]), 
     Ok((envelope, &bytes[Envelope::LEN..]))
 }
 
-/// Fills in the header of an image whose payload is in place and has this checksum.
-pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: &Hasher) {
+/// Fills in the header of an image whose payload is in place and has this checksum, if it was summed.
+pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: Option<&Hasher>) {
     let length = (image.len() - Envelope::LEN) as u64;
     image[..8].copy_from_slice(&MAGIC);
     image[8..10].copy_from_slice(&version.to_be_bytes());
@@ -151,7 +151,10 @@ pub(crate) fn seal(image: &mut [u8], version: u16, min_version: u16, payload: &H
     image[12..20].copy_from_slice(&length.to_be_bytes());
     let mut checksum = Hasher::new();
     checksum.update(&image[..CHECKSUM_AT]);
-    checksum.combine(payload);
+    match payload {
+        Some(payload) => checksum.combine(payload),
+        None => checksum.update(&image[Envelope::LEN..]),
+    }
     image[CHECKSUM_AT..Envelope::LEN].copy_from_slice(&checksum.finalize().to_be_bytes());
 }
 
@@ -171,7 +174,10 @@ mod tests {
         image.extend_from_slice(payload);
         let mut hasher = Hasher::new();
         hasher.update(payload);
-        seal(&mut image, FORMAT_VERSION, 1, &hasher);
+        seal(&mut image, FORMAT_VERSION, 1, Some(&hasher));
+        let combined = image.clone();
+        seal(&mut image, FORMAT_VERSION, 1, None);
+        assert_eq!(image, combined);
         image
     }
 

@@ -45,18 +45,12 @@ impl SecretBytes {
 
     /// Appends `bytes`. A part of a shared buffer is copied first.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
-        let needed = self.len() + bytes.len();
-        if let Memory::Own(Wiped(own)) = &mut self.0
-            && needed <= own.capacity()
-        {
-            own.extend_from_slice(bytes);
-            return;
+        if let Memory::Shared(_) = self.0 {
+            *self = Self::from(&**self);
         }
-        // Vec would free the old allocation as it is; dropping SecretBytes zeroes it.
-        let mut grown = Vec::with_capacity(needed.max(self.len().saturating_mul(2)));
-        grown.extend_from_slice(self);
-        grown.extend_from_slice(bytes);
-        *self = grown.into();
+        if let Memory::Own(Wiped(own)) = &mut self.0 {
+            append(own, bytes);
+        }
     }
 
     /// Takes the first `count` bytes out and returns them; no byte is copied.
@@ -113,6 +107,24 @@ impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for SecretBytes {
 }
 
 impl Eq for SecretBytes {}
+
+/// Appends `more` and leaves nothing behind in memory that is freed.
+#[inline]
+pub(crate) fn append(bytes: &mut Vec<u8>, more: &[u8]) {
+    if more.len() > bytes.capacity() - bytes.len() {
+        grow(bytes, more.len());
+    }
+    bytes.extend_from_slice(more);
+}
+
+/// Makes room; `Vec` would free the old allocation as it is.
+#[cold]
+fn grow(bytes: &mut Vec<u8>, more: usize) {
+    let needed = bytes.len() + more;
+    let mut grown = Vec::with_capacity(needed.max(bytes.len().saturating_mul(2)));
+    grown.extend_from_slice(bytes);
+    wipe(&mut std::mem::replace(bytes, grown));
+}
 
 /// Zeroes the whole allocation. As one slice it is filled at the speed of
 /// memory; `Vec::zeroize` goes byte by byte, which takes ten times as long.
@@ -200,6 +212,17 @@ mod tests {
         assert!(bytes.is_empty());
         bytes.extend_from_slice(b"four");
         assert_eq!(&*bytes, b"four");
+    }
+
+    #[test]
+    fn what_has_room_is_not_moved_and_what_has_none_is_moved_whole() {
+        let mut bytes = Vec::with_capacity(8);
+        append(&mut bytes, b"pass");
+        let at = bytes.as_ptr();
+        append(&mut bytes, b"word");
+        assert_eq!((bytes.as_ptr(), &*bytes), (at, &b"password"[..]));
+        append(&mut bytes, b"!");
+        assert_eq!((bytes.capacity(), &*bytes), (16, &b"password!"[..]));
     }
 
     #[test]

@@ -249,12 +249,8 @@ async fn exchanges(peer: Peer, host: Arc<Host>) {
         tokio::select! {
             exchange = peer.accept() => match exchange {
                 Some(Ok(exchange)) => match host.exchange() {
-                    Some(permit) => {
-                        let serving = serve_exchange(exchange, host.clone(), from.clone());
-                        open.spawn(async move {
-                            serving.await;
-                            drop(permit);
-                        });
+                    Some(place) => {
+                        open.spawn(serve_exchange(exchange, place, host.clone(), from.clone()));
                     }
                     // Dropped: the source learns that it was abandoned, and keeps the connection.
                     None => warn!(from = &*from, "full: an exchange was turned away"),

@@ -128,7 +128,7 @@ fn begin(mover: &Mover, connections: Vec<Connection>, to: &Destination) -> Moves
 
 /// How many connections are begun, in multiples of those that are frozen: they are planned, have an exchange and wait
 /// for their send queues to become short.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 
 /// Those that are not begun. What a move needs besides its connection is made when it begins: there may be very many.
 struct Waiting {

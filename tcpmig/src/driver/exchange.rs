@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tcpmig_transport::{Exchange, TransportError};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, debug, info, warn};
 
 use super::outbox::Outbox;
@@ -10,20 +11,24 @@ use super::spans;
 use super::target::{Action, Host};
 use crate::handover::{Frame, HandoverId, Heard, Link, LinkError, Message};
 
-/// Serves the messages of one exchange.
-pub(super) async fn serve_exchange(exchange: Exchange, host: Arc<Host>, from: Arc<str>) {
+/// Serves the messages of one exchange, which has its place until then.
+pub(super) fn serve_exchange(
+    exchange: Exchange,
+    place: OwnedSemaphorePermit,
+    host: Arc<Host>,
+    from: Arc<str>,
+) -> impl Future<Output = ()> {
     let span = spans::target(&from);
-    let serving = Serving {
+    // Apart from the future, which would have a copy of it for each function that it goes through: tasks of several kilobytes
+    // take long to make.
+    let serving = Box::new(Serving {
         exchange,
         host,
         from,
         outbox: Outbox::default(),
-    };
-    let serving = async {
-        let ended = serving.messages().await;
-        debug!(ended, "an exchange ended");
-    };
-    serving.instrument(span).await;
+        _place: place,
+    });
+    serving.messages().instrument(span)
 }
 
 /// One exchange with a source.
@@ -32,11 +37,18 @@ struct Serving {
     host: Arc<Host>,
     from: Arc<str>,
     outbox: Outbox,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Serving {
+    /// Until it ends.
+    async fn messages(mut self: Box<Self>) {
+        let ended = self.until_end().await;
+        debug!(ended, "an exchange ended");
+    }
+
     /// Until it ends; why it did.
-    async fn messages(mut self) -> String {
+    async fn until_end(&mut self) -> String {
         let mut link = Link::default();
         let mut said: Option<HandoverId> = None;
         loop {

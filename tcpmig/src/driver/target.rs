@@ -2,7 +2,7 @@
 
 mod actions;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ pub(super) struct Host {
     /// Decides. Locked for a moment only, never while something is done.
     sessions: Mutex<TargetSessions<Outbox>>,
     /// What there is of each handover here.
-    slots: Mutex<HashMap<HandoverId, SharedSlot>>,
+    slots: Mutex<BTreeMap<HandoverId, SharedSlot>>,
     /// The sessions count time from here.
     start: Instant,
     clock: Clock,
@@ -163,7 +163,7 @@ impl Host {
 
     /// How long [`Host::keep_time`] has to wait.
     fn set_alarm(&self) -> Option<Duration> {
-        let mut sessions = lock(&self.sessions);
+        let sessions = lock(&self.sessions);
         let wakes = sessions.poll_timeout();
         *lock(&self.clock.wakes) = wakes;
         wakes.map(|at| at.saturating_sub(self.now()))

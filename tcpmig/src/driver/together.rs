@@ -55,9 +55,15 @@ impl<I, O> Together<I, O> {
             self.work(&work);
             // Whoever came meanwhile has a turn of its own.
             std::mem::forget(abandoned);
-        } else if let Ok(done) = timeout(PATIENCE, &mut result).await {
-            return done;
         } else {
+            // The first one's turn comes before this one's next, and an alarm costs more than a turn.
+            yield_now().await;
+            if let Ok(done) = result.try_recv() {
+                return Ok(done);
+            }
+            if let Ok(done) = timeout(PATIENCE, &mut result).await {
+                return done;
+            }
             self.work(&work);
         }
         result.await

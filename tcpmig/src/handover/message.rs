@@ -3,13 +3,15 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Code;
 
 /// Names one handover of one connection; random, chosen by the source.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HandoverId([u8; 16]);
+// As one number: it is looked up several dozen times for each connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HandoverId(u128);
 
 impl HandoverId {
     /// A new one.
@@ -21,25 +23,53 @@ impl HandoverId {
     pub fn random() -> std::io::Result<Self> {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(std::io::Error::other)?;
-        Ok(Self(id))
+        Ok(Self::from_bytes(id))
     }
 
     /// Its bytes.
     #[must_use]
-    pub fn bytes(&self) -> [u8; 16] {
-        self.0
+    pub const fn bytes(&self) -> [u8; 16] {
+        self.0.to_be_bytes()
     }
 
     /// The one with these bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
+        Self(u128::from_be_bytes(bytes))
+    }
+}
+
+/// As bytes, of which there have to be 16.
+impl Serialize for HandoverId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for HandoverId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Id;
+
+        impl Visitor<'_> for Id {
+            type Value = HandoverId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("16 bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<HandoverId, E> {
+                let id = bytes.try_into().map(HandoverId::from_bytes);
+                id.map_err(|_| E::invalid_length(bytes.len(), &self))
+            }
+        }
+
+        deserializer.deserialize_bytes(Id)
     }
 }
 
 impl fmt::Display for HandoverId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -239,13 +269,28 @@ impl Message {
     /// The frames that carry it: two for OFFER and IMAGE, else one.
     #[must_use]
     pub fn encode(self) -> (Bytes, Option<Bytes>) {
-        let bytes = rmp_serde::to_vec_named(&self);
+        let mut bytes = Vec::with_capacity(self.usual_len());
+        let encoded = rmp_serde::encode::write_named(&mut bytes, &self);
         let image = match self {
             Self::Offer { draft: image, .. } | Self::Image { image, .. } => Some(image),
             _ => None,
         };
         // INVARIANT: integers, strings and bytes always have an encoding, and a `Vec` takes it.
-        (bytes.expect("a message can be encoded").into(), image)
+        encoded.expect("a message can be encoded");
+        (bytes.into(), image)
+    }
+
+    /// Hardly less than its bytes without an image.
+    fn usual_len(&self) -> usize {
+        match self {
+            Self::Commit { packets, .. } => {
+                64 + packets.iter().map(|packet| packet.len() + 5).sum::<usize>()
+            }
+            Self::Refused { reason, .. }
+            | Self::Aborted { reason, .. }
+            | Self::Lost { reason, .. } => 96 + reason.len(),
+            _ => 96,
+        }
     }
 }
 

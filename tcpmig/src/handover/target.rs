@@ -75,7 +75,7 @@ pub struct TargetSessions<L> {
     ended: Ended<L>,
     admission: Admission,
     memory: Memory,
-    /// All wait equally long, so the first is always the next.
+    /// All wait equally long, so the first is always the next. It is one that a handover still has; of the others some may not be.
     deadlines: VecDeque<(Duration, HandoverId)>,
     ready: VecDeque<HandoverId>,
     forgotten: Vec<HandoverId>,
@@ -302,37 +302,51 @@ impl<L: Clone> TargetSessions<L> {
                 self.ready.push_back(id);
             }
         }
+        self.prune_deadlines();
         let over = self.memory.sweep(now);
         self.forget(over);
     }
 
     /// When [`TargetSessions::handle_timeout`] has something to do next.
-    pub fn poll_timeout(&mut self) -> Option<Duration> {
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let deadline = self.deadlines.front().map(|(at, _)| *at);
+        let both = deadline.into_iter().chain(self.memory.sweep_at());
+        both.min()
+    }
+
+    /// Has the first of the deadlines be one that a handover has.
+    fn prune_deadlines(&mut self) {
         while let Some((at, id)) = self.deadlines.front() {
-            // One that has come further since has another.
-            if self
-                .handovers
-                .get(id)
-                .is_some_and(|it| it.deadline == Some(*at))
-            {
-                return Some(self.memory.sweep_at().map_or(*at, |sweep| sweep.min(*at)));
+            let has_it = |it: &Handover<L>| it.deadline == Some(*at);
+            if self.handovers.get(id).is_some_and(|it| has_it(it)) {
+                return;
             }
             self.deadlines.pop_front();
         }
-        self.memory.sweep_at()
+    }
+
+    /// The same after this handover has changed.
+    fn prune_deadlines_of(&mut self, changed: HandoverId) {
+        if self.deadlines.front().is_some_and(|(_, id)| *id == changed) {
+            self.prune_deadlines();
+        }
     }
 
     /// What to do next for this handover; `None` if there is nothing, or something is being done whose result comes first.
     pub fn poll(&mut self, id: HandoverId) -> Option<TargetAction<L>> {
         let now = self.now;
-        let action = self.change(id, |handover| handover.poll(now)).flatten();
-        if action.is_none() && self.get(id).is_some_and(Handover::is_nothing) {
+        let polled = self.change(id, |handover| {
+            let action = handover.poll(now);
+            let is_idle = action.is_none();
+            let is_nothing = is_idle && handover.is_nothing();
+            (action, is_nothing, is_idle && handover.is_over())
+        });
+        let (action, is_nothing, is_over) = polled?;
+        if is_nothing {
             // The same offer can come again, and then be taken.
             self.forget(vec![id]);
-        } else if action.is_none()
-            && self.handovers.get(&id).is_some_and(|it| it.is_over())
-            && let Some(over) = self.handovers.remove(&id)
-        {
+        } else if is_over && let Some(over) = self.handovers.remove(&id) {
             self.ended.0.insert(id, over);
         }
         action
@@ -422,8 +436,10 @@ impl<L: Clone> TargetSessions<L> {
                 self.deadlines.push_back((deadline, id));
             }
         }
-        if handover.fate().is_some() && before.1.is_none() {
-            let oldest = self.memory.ended(self.now, id, &handover.from);
+        let has_ended = handover.fate().is_some() && before.1.is_none();
+        let oldest = has_ended.then(|| self.memory.ended(self.now, id, &handover.from));
+        self.prune_deadlines_of(id);
+        if let Some(oldest) = oldest {
             self.forget(oldest);
         }
         Some(result)
@@ -436,6 +452,7 @@ impl<L: Clone> TargetSessions<L> {
                 self.admission
                     .change(&gone.from, gone.usage(), admission::Usage::default());
                 self.forgotten.push(id);
+                self.prune_deadlines_of(id);
             }
         }
     }

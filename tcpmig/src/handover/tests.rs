@@ -181,6 +181,24 @@ fn what_is_too_short_for_a_packet_is_left_out() {
 }
 
 #[test]
+fn a_handover_is_named_by_its_bytes_and_by_no_others() {
+    let id = HandoverId::from_bytes(std::array::from_fn(|at| at as u8));
+    assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0e0f");
+    assert!(id < HandoverId::from_bytes([1; 16]));
+    let (frame, _) = Message::Abort { id }.encode();
+    let bin16 = [&[0xc4, 16][..], &id.bytes()].concat();
+    assert!(frame.ends_with(&bin16), "{frame:?}");
+    // One byte less, and one more.
+    for len in [15, 17] {
+        let mut other = frame[..frame.len() - 18].to_vec();
+        other.extend_from_slice(&[0xc4, len]);
+        other.resize(other.len() + usize::from(len), 1);
+        let error = Decoder::default().frame(other.into()).unwrap_err();
+        assert!(error.to_string().contains("16 bytes"), "{error}");
+    }
+}
+
+#[test]
 fn what_a_message_lacks_is_named() {
     let frame = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([("m", "abort")]));
     let error = Decoder::default().frame(frame.unwrap().into()).unwrap_err();

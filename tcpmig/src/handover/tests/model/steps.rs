@@ -291,7 +291,6 @@ impl Model {
                 let target = Rc::make_mut(&mut world.target[h]);
                 // What it has said already.
                 while target.poll_ready().is_some() || target.poll_forgotten().is_some() {}
-                target.poll_timeout();
                 target.forget_words();
                 next.push(world);
                 continue;
