@@ -45,8 +45,10 @@ impl SecretBytes {
 
     /// Appends `bytes`. A part of a shared buffer is copied first.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
-        if let Memory::Shared(_) = self.0 {
-            *self = Self::from(&**self);
+        if let Memory::Shared(shared) = &self.0 {
+            let mut own = Vec::with_capacity(shared.len() + bytes.len());
+            own.extend_from_slice(shared);
+            *self = own.into();
         }
         if let Memory::Own(Wiped(own)) = &mut self.0 {
             append(own, bytes);
