@@ -23,6 +23,7 @@ use super::opening::Opening;
 use super::replay::Replaying;
 use super::request_body::RequestBody;
 use super::resumable::NotResumed;
+use super::seldom::Seldom;
 use super::service::{BoxError, Watched};
 use super::session::{AnyState, Session, SessionError};
 use super::shared::Obstacle;
@@ -129,7 +130,7 @@ where
 }
 
 /// When a connection has to end.
-pub(super) struct Ends(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+pub(super) struct Ends(Option<Seldom<Pin<Box<dyn Future<Output = ()> + Send>>>>);
 
 impl Ends {
     pub(super) fn never() -> Self {
@@ -141,7 +142,7 @@ impl Ends {
         let Some(ends) = &mut self.0 else {
             return Poll::Pending;
         };
-        ready!(ends.as_mut().poll(cx));
+        ready!(Pin::new(ends).poll(cx));
         self.0 = None;
         Poll::Ready(())
     }
@@ -223,21 +224,21 @@ pub enum Ended<N, C = TcpStream> {
 
 /// What a drain waits for; it stays ready.
 pub(super) struct Asked<'a, F> {
-    future: Pin<&'a mut F>,
+    future: Seldom<Pin<&'a mut F>>,
     is_ready: bool,
 }
 
 impl<'a, F: Future<Output = ()>> Asked<'a, F> {
     pub(super) fn new(future: Pin<&'a mut F>) -> Self {
         Self {
-            future,
+            future: Seldom::new(future),
             is_ready: false,
         }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_ready {
-            self.is_ready = self.future.as_mut().poll(cx).is_ready();
+            self.is_ready = Pin::new(&mut self.future).poll(cx).is_ready();
         }
         if self.is_ready {
             Poll::Ready(())
@@ -259,7 +260,7 @@ where
     /// that it is in. A WebSocket, and what a handler has upgraded, goes on.
     #[must_use]
     pub fn ending_when(mut self, ends: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.ends = Ends(Some(Box::pin(ends)));
+        self.ends = Ends(Some(Seldom::new(Box::pin(ends))));
         self
     }
 

@@ -237,6 +237,7 @@ mod replay;
 mod request_body;
 mod response;
 mod resumable;
+mod seldom;
 #[cfg(feature = "serve")]
 mod serve;
 mod server;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::notice::{self, Noticed};
 use super::order::{Gone, Order, Stays};
 use super::request_body::RequestBody;
 use super::resumable::NotResumed;
+use super::seldom::Seldom;
 use super::service::BoxError;
 use super::session::SessionError;
 use super::shared::Obstacle;
@@ -369,10 +371,12 @@ where
                 }
                 order = next;
             };
+            let giving_back = pin!(permit.give_back());
+            let giving_back = Seldom::new(giving_back);
             let ended = tokio::select! {
                 biased;
                 ended = connection.run(asked) => ended,
-                never = permit.give_back() => match never {},
+                never = giving_back => match never {},
             };
             connection = match (ended, order) {
                 (Ok(Ended::Drained(drained)), Some(order)) => {
