@@ -12,12 +12,12 @@ use super::{Writer, newest, v1};
 use crate::EncodeError;
 
 /// An address in network byte order, kept while the wire types borrow it.
-enum AddressOctets {
+enum AddressBytes {
     V4([u8; 4]),
     V6([u8; 16]),
 }
 
-impl AddressOctets {
+impl AddressBytes {
     fn new(end: SocketAddr) -> Self {
         match end.ip() {
             IpAddr::V4(ip) => Self::V4(ip.octets()),
@@ -72,7 +72,7 @@ fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T)
         crate::Subject::Connection(connection) => {
             let addresses = connection.ip.as_ref().map(|ip| {
                 let (local, remote) = (ip.flow.local(), ip.flow.remote());
-                (ip, AddressOctets::new(local), AddressOctets::new(remote))
+                (ip, AddressBytes::new(local), AddressBytes::new(remote))
             });
             let ip = addresses.as_ref();
             let tcp = connection.tcp.as_ref();
@@ -86,7 +86,7 @@ fn with_wire<T>(image: &crate::Image, with: impl FnOnce(newest::Image<'_>) -> T)
             })
         }
         crate::Subject::Listener(listener) => {
-            let local = AddressOctets::new(listener.local);
+            let local = AddressBytes::new(listener.local);
             let filter = filter(&listener.socket);
             whole(newest::Subject {
                 connection: None,

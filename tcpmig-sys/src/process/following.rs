@@ -138,6 +138,7 @@ mod tests {
     use nix::sys::signal::kill;
 
     use super::*;
+    use crate::lab::until;
 
     /// A shell that becomes `cat` when it is told.
     fn shell() -> Child {
@@ -158,14 +159,6 @@ mod tests {
 
     fn state(child: &Child) -> char {
         super::super::pause::state(child.id().cast_signed()).unwrap()
-    }
-
-    fn until(what: &str, mut holds: impl FnMut() -> bool) {
-        let begin = Instant::now();
-        while !holds() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
-            thread::sleep(Duration::from_millis(1));
-        }
     }
 
     #[test]
