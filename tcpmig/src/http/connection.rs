@@ -98,13 +98,45 @@ impl fmt::Display for Flow {
     }
 }
 
+/// Why HTTP failed, in hyper's words: the socket, the peer or the service. What caused it is its
+/// [`source`](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct HttpError(#[from] hyper::Error);
+
+impl HttpError {
+    /// The peer has ended in the middle of a message.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.0.is_incomplete_message()
+    }
+
+    /// What the peer sent is not HTTP.
+    #[must_use]
+    pub fn is_malformed(&self) -> bool {
+        self.0.is_parse()
+    }
+
+    /// It took longer than it may.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.0.is_timeout()
+    }
+
+    /// The service, or the body of its response, failed.
+    #[must_use]
+    pub fn is_of_service(&self) -> bool {
+        self.0.is_user()
+    }
+}
+
 /// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
-    /// hyper's: the socket, the peer or the service failed.
+    /// The socket, the peer or the service failed.
     #[error(transparent)]
-    Http(hyper::Error),
+    Http(HttpError),
     /// The connection came with a response in the middle, and the service did not go on with it.
     #[error(transparent)]
     NotResumed(NotResumed),

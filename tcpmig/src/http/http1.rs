@@ -227,7 +227,7 @@ where
         let mut current = shared.current();
         let error = ended.err().map(|error| match current.not_resumed.take() {
             Some(cause) => ConnectionError::NotResumed(cause),
-            None => ConnectionError::Http(error),
+            None => ConnectionError::Http(error.into()),
         });
         if !is_upgraded && let Some(gate) = home.take() {
             return Left::Over(Ending { gate, error });

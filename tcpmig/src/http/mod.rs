@@ -254,7 +254,7 @@ pub mod websocket;
 #[cfg(feature = "axum")]
 pub use axum::IntoMovable;
 pub use begin::Ready;
-pub use connection::{Connection, ConnectionError, Drained, Ended, Upgraded};
+pub use connection::{Connection, ConnectionError, Drained, Ended, HttpError, Upgraded};
 pub use cursor::{Cursor, Followed, Resume, Unfold};
 pub use doing::{Activity, Doing};
 #[cfg(feature = "http2")]

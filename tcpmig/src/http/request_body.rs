@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::connection::HttpError;
 use super::shared::{Incoming, Shared};
 #[cfg(feature = "http2")]
 use super::upload::Followed;
@@ -91,16 +92,18 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = HttpError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let (body, watch) = match &mut self.0 {
             Source::Hyper { body, watch } => (body, watch),
             #[cfg(feature = "http2")]
-            Source::Followed(body) => return body.poll_frame(cx),
+            Source::Followed(body) => {
+                return body.poll_frame(cx).map_err(HttpError::from);
+            }
             Source::Carried(body) if body.is_empty() => return Poll::Ready(None),
             Source::Carried(body) => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(body)))));
@@ -115,7 +118,7 @@ impl Body for RequestBody {
         {
             watch.is(Incoming::Done);
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(HttpError::from)))
     }
 
     fn is_end_stream(&self) -> bool {
