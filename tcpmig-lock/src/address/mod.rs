@@ -212,7 +212,7 @@ pub fn disown(address: IpAddr) -> Result<bool, LockError> {
 fn settle(place: &Place) -> Result<(), LockError> {
     let mut all = SETTINGS.lock().unwrap_or_else(PoisonError::into_inner);
     let all = all.get_or_insert_default();
-    let key = place.namespace.cookie()?;
+    let key = place.namespace.inode();
     if let Some(settings) = all.get_mut(&key) {
         settings.users += 1;
         return Ok(());
@@ -241,7 +241,7 @@ fn settle(place: &Place) -> Result<(), LockError> {
 fn unsettle(place: &Place) -> Result<(), LockError> {
     let mut all = SETTINGS.lock().unwrap_or_else(PoisonError::into_inner);
     let all = all.get_or_insert_default();
-    let key = place.namespace.cookie()?;
+    let key = place.namespace.inode();
     let Some(settings) = all.get_mut(&key) else {
         return Ok(());
     };

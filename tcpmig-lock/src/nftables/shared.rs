@@ -185,12 +185,12 @@ impl Shared {
         let mut batch = state.connection.batch(None);
         self.put_locks(&mut batch, state.owned, &state.exempt);
         self.send(state, batch)?;
-        self.is_set_up(state);
+        self.set_ready(state);
         Ok(())
     }
 
     /// The table for locks is there. The thread that watches has to find out its number: it may have looked before, and sleep.
-    fn is_set_up(&self, state: &mut State) {
+    fn set_ready(&self, state: &mut State) {
         state.ready = true;
         state.handle = None;
         self.monitor.wake();
@@ -309,7 +309,7 @@ impl Shared {
             });
             let Err((done, failure)) = added else {
                 if !state.ready && !flows.is_empty() {
-                    self.is_set_up(state);
+                    self.set_ready(state);
                 }
                 if !is_checked {
                     state.checked = Some(Instant::now());

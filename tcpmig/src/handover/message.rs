@@ -88,6 +88,9 @@ pub const OLDEST_VERSION: u16 = 2;
 /// Maps and lists inside each other, in fields that this version skips.
 const MAX_DEPTH: usize = 16;
 
+/// Bytes of most messages, without an image.
+const USUAL_LEN: usize = 96;
+
 /// What source and target say to each other.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "snake_case", try_from = "super::wire::Wire")]
@@ -269,7 +272,7 @@ impl Message {
     /// The frames that carry it: two for OFFER and IMAGE, else one.
     #[must_use]
     pub fn encode(self) -> (Bytes, Option<Bytes>) {
-        let mut bytes = Vec::with_capacity(self.usual_len());
+        let mut bytes = Vec::with_capacity(USUAL_LEN);
         let encoded = rmp_serde::encode::write_named(&mut bytes, &self);
         let image = match self {
             Self::Offer { draft: image, .. } | Self::Image { image, .. } => Some(image),
@@ -278,19 +281,6 @@ impl Message {
         // INVARIANT: integers, strings and bytes always have an encoding, and a `Vec` takes it.
         encoded.expect("a message can be encoded");
         (bytes.into(), image)
-    }
-
-    /// Hardly less than its bytes without an image.
-    fn usual_len(&self) -> usize {
-        match self {
-            Self::Commit { packets, .. } => {
-                64 + packets.iter().map(|packet| packet.len() + 5).sum::<usize>()
-            }
-            Self::Refused { reason, .. }
-            | Self::Aborted { reason, .. }
-            | Self::Lost { reason, .. } => 96 + reason.len(),
-            _ => 96,
-        }
     }
 }
 
