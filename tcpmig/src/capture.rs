@@ -99,16 +99,16 @@ impl Plan {
     /// host rewrites its packets, as far as that can be seen (see [`conntrack`]).
     pub fn read(fd: BorrowedFd<'_>) -> Result<Self, CaptureError> {
         let info = repair::check(fd)?;
-        tcpmig_sys::options::check_further(fd)?;
-        let ip = options::ip(fd)?;
+        let seen = tcpmig_sys::options::check_further(fd)?;
+        let ip = options::ip(fd, &seen)?;
         if let Some(translation) =
-            conntrack::translation(fd, &ip.flow).map_err(CaptureError::Conntrack)?
+            conntrack::translation_in(seen.namespace, &ip.flow).map_err(CaptureError::Conntrack)?
         {
             return Err(CaptureError::Translated(Box::new(translation)));
         }
         Ok(Self {
             ip,
-            socket: options::socket(fd)?,
+            socket: options::socket(fd, &seen.told, seen.filter.as_deref())?,
             ended: info.state == State::Close,
         })
     }

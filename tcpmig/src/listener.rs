@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tcpmig_format::{Image, InvalidListen, ListenImage};
 use tcpmig_sys::listener::{self, NewListener};
+use tcpmig_sys::options::Told;
 use tcpmig_sys::{netns, sockopt};
 
 use crate::capture::{self, CaptureError};
@@ -134,7 +135,7 @@ fn read(fd: BorrowedFd<'_>) -> Result<ListenImage, ListenerError> {
     listen.priority = Some(sockopt::priority(fd)?).filter(|&priority| priority != 0);
     listen.defer_accept = listener::defer_accept(fd)?;
     listen.fast_open = listener::fast_open(fd)?;
-    listen.socket = options::socket(fd)?;
+    listen.socket = options::socket(fd, &Told::default(), sockopt::filter(fd)?.as_deref())?;
     Ok(listen)
 }
 

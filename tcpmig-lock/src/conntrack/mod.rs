@@ -166,13 +166,23 @@ pub fn translation(
     socket: BorrowedFd<'_>,
     flow: &FourTuple,
 ) -> Result<Option<Translation>, LockError> {
+    translation_in(socket::namespace_cookie(&socket), flow)
+}
+
+/// Like [`translation`], but with the cookie of the network namespace (`SO_NETNS_COOKIE`), if it is known.
+///
+/// # Errors
+///
+/// Those of [`translation`].
+pub fn translation_in(
+    namespace: Option<u64>,
+    flow: &FourTuple,
+) -> Result<Option<Translation>, LockError> {
     // One look is enough: both directions of an entry are in the table, and the socket's side of it is what the socket
     // sends if it opened the connection, and what it answers if the peer did.
     let sent = Tuple::sent_by(flow);
-    let found = channel::with_in(socket::namespace_cookie(&socket), |channel| {
-        channel.find(&sent)
-    })
-    .map_err(LockError::call("netlink(IPCTNL_MSG_CT_GET)"))?;
+    let found = channel::with_in(namespace, |channel| channel.find(&sent))
+        .map_err(LockError::call("netlink(IPCTNL_MSG_CT_GET)"))?;
     Ok(found.iter().flatten().find_map(Translation::of))
 }
 

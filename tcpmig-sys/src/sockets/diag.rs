@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,7 +24,7 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_ERROR: u16 = 2;
-const INET_DIAG_INFO: u8 = 2;
+const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 
 /// `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
@@ -55,8 +56,14 @@ const SO_NETNS_COOKIE: i32 = 71;
 /// `linux/tcp.h`.
 const TCP_AO_INFO: i32 = 40;
 
+/// The kernel has no TCP-AO, so that no socket uses it.
+static WITHOUT_AO: AtomicBool = AtomicBool::new(false);
+
 /// Whether the socket signs with keys of TCP-AO (Linux 6.7).
 pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
+    if WITHOUT_AO.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
     // Long enough for `struct tcp_ao_info_opt`, which has to be zero where nothing is asked for.
     let mut bytes = [0; 56];
     match raw::get_bytes(
@@ -67,24 +74,21 @@ pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
         &mut bytes,
     ) {
         Ok(_) => Ok(true),
-        // A kernel that does not have it, or a socket that does not use it.
-        Err(Error::Unsupported { .. }) => Ok(false),
+        Err(Error::Unsupported { .. }) => {
+            WITHOUT_AO.store(true, Ordering::Relaxed);
+            Ok(false)
+        }
+        // It does not use it.
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the socket has MD5 keys. False if the kernel cannot tell.
-pub(crate) fn has_md5(fd: BorrowedFd<'_>) -> Result<bool> {
-    let (answer, cookie) = ask(fd)?;
-    Ok(about(&answer, cookie).is_some_and(names_keys))
-}
-
 /// How long it takes until the socket sends again what it sent last, to a tick of the kernel. `None` if its timer does not
 /// run, or the kernel cannot tell.
 pub(crate) fn until_retransmission(fd: BorrowedFd<'_>) -> Result<Option<Duration>> {
-    let (answer, cookie) = ask(fd)?;
-    Ok(about(&answer, cookie).and_then(|answer| {
+    let asked = ask(fd, KEYS)?;
+    Ok(asked.about().and_then(|answer| {
         let millis = u64::from(word(answer, EXPIRES)?);
         (answer.get(TIMER) == Some(&RETRANSMISSION)).then(|| Duration::from_millis(millis))
     }))
@@ -95,8 +99,8 @@ pub(crate) fn is_found_by_its_addresses(fd: BorrowedFd<'_>) -> Result<Option<boo
     if !matches!(sockopt::protocol(fd), Ok(libc::IPPROTO_TCP)) {
         return Ok(Some(false));
     }
-    let (answer, cookie) = ask(fd)?;
-    Ok((!answer.is_empty()).then(|| about(&answer, cookie).is_some()))
+    let asked = ask(fd, KEYS)?;
+    Ok((!asked.answer.is_empty()).then(|| asked.about().is_some()))
 }
 
 /// `getsockopt(fd, SO_COOKIE)`: a number that no other socket of this host ever has, and that stays with it whatever becomes of its
@@ -115,32 +119,71 @@ pub fn cookie(fd: BorrowedFd<'_>) -> Result<u64> {
     )
 }
 
-/// What the kernel says about the socket, and the cookie that is in it if that is so.
-fn ask(fd: BorrowedFd<'_>) -> Result<(Vec<u8>, u64)> {
+/// The extension without which keys are not listed.
+pub(crate) const KEYS: u8 = extension(INET_DIAG_INFO);
+
+/// In a request: what the answer is to tell besides.
+pub(crate) const fn extension(number: u16) -> u8 {
+    1 << (number - 1)
+}
+
+/// What the kernel says about a socket, and what had to be known of it to ask.
+pub(crate) struct Asked {
+    pub(crate) ends: Ends,
+    pub(crate) bound_device: Option<String>,
+    /// The cookie of its network namespace (Linux 5.14).
+    pub(crate) namespace: Option<u64>,
+    /// The socket's, which is in an answer about it.
+    cookie: u64,
+    answer: Vec<u8>,
+}
+
+impl Asked {
+    /// The answer, if it is about this socket: another one may have its addresses and ports.
+    pub(crate) fn about(&self) -> Option<&[u8]> {
+        about(&self.answer, self.cookie)
+    }
+
+    /// Whether the socket has MD5 keys. False if the kernel cannot tell.
+    pub(crate) fn has_md5(&self) -> bool {
+        let mut attributes = self.about().into_iter().flat_map(attributes);
+        attributes.any(|(kind, _)| kind == INET_DIAG_MD5SIG)
+    }
+}
+
+/// Asks the kernel about a socket.
+pub(crate) fn ask(fd: BorrowedFd<'_>, extensions: u8) -> Result<Asked> {
     const CALL: &str = "netlink(SOCK_DIAG_BY_FAMILY)";
     let failed = |source| Error::new(CALL, source);
-    let Ends { local, remote } = Ends::of(fd)?;
+    let ends = Ends::of(fd)?;
     let cookie = cookie(fd)?;
-    let device = match (sockopt::bound_device(fd)?, local) {
-        (Some(name), _) => netns::device_index(&name)?,
+    let bound_device = sockopt::bound_device(fd)?;
+    let device = match (&bound_device, ends.local) {
+        (Some(name), _) => netns::device_index(name)?,
         (None, SocketAddr::V6(v6)) => v6.scope_id(),
         (None, SocketAddr::V4(_)) => 0,
     };
-    let asked = with_netlink(fd, |mut netlink| {
+    let namespace = netns_cookie(fd).ok();
+    let asked = with_netlink(namespace, |mut netlink| {
         seam::announce(CALL)?;
-        netlink.write_all(&request(local, remote, device))?;
+        netlink.write_all(&request(ends, device, extensions))?;
         let mut answer = [0; LONGEST_ANSWER];
         let len = netlink.read(&mut answer)?;
         Ok(answer[..len].to_vec())
     });
-    match asked {
-        Ok(answer) => Ok((answer, cookie)),
+    let answer = match asked {
+        Ok(answer) => answer,
         // A kernel without CONFIG_INET_DIAG.
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
-            Ok((Vec::new(), cookie))
-        }
-        Err(error) => Err(failed(error)),
-    }
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Vec::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    Ok(Asked {
+        ends,
+        bound_device,
+        namespace,
+        cookie,
+        answer,
+    })
 }
 
 thread_local! {
@@ -148,12 +191,8 @@ thread_local! {
     static NETLINK: RefCell<Option<(u64, Socket)>> = const { RefCell::new(None) };
 }
 
-/// Asks by a socket in the network namespace of `fd`, which is the thread's.
-fn with_netlink<T>(
-    fd: BorrowedFd<'_>,
-    ask: impl FnOnce(&Socket) -> io::Result<T>,
-) -> io::Result<T> {
-    let here = netns_cookie(fd).ok();
+/// Asks by a socket in the network namespace with this cookie, which is the thread's.
+fn with_netlink<T>(here: Option<u64>, ask: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
     let kept = NETLINK.take();
     let (cookie, socket) = match kept {
         Some((cookie, socket)) if Some(cookie) == here => (Some(cookie), socket),
@@ -182,7 +221,7 @@ pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64> {
     )
 }
 
-pub(crate) fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
+pub(crate) fn request(Ends { local, remote }: Ends, device: u32, extensions: u8) -> Vec<u8> {
     let mut request = Vec::with_capacity(HEADER + REQUEST);
     request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -194,8 +233,7 @@ pub(crate) fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec
     } else {
         libc::AF_INET6
     };
-    // The extension without which keys are not listed; padding; every state.
-    let extensions = 1 << (INET_DIAG_INFO - 1);
+    // Padding, and every state.
     request.extend([family as u8, libc::IPPROTO_TCP as u8, extensions, 0]);
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(local.port().to_be_bytes());
@@ -366,17 +404,18 @@ fn cookie_in(message: &[u8]) -> Option<u64> {
     Some(high << 32 | low)
 }
 
-/// Whether an answer lists keys.
-fn names_keys(answer: &[u8]) -> bool {
+/// What an answer tells besides, each with its number.
+pub(crate) fn attributes(answer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut at = HEADER + ANSWER;
-    while let Some((len, kind)) = half(answer, at).zip(half(answer, at + 2)) {
-        if kind == INET_DIAG_MD5SIG {
-            return true;
-        }
-        // An attribute has its header at least, and begins at a multiple of four.
-        at += usize::from(len).max(4).next_multiple_of(4);
-    }
-    false
+    std::iter::from_fn(move || {
+        let (len, kind) = half(answer, at).zip(half(answer, at + 2))?;
+        // An attribute has its header at least, and begins at a multiple of four. A long answer is cut off.
+        let len = usize::from(len).max(4);
+        let end = answer.len().min(at + len);
+        let content = answer.get(at + 4..end).unwrap_or_default();
+        at += len.next_multiple_of(4);
+        Some((kind, content))
+    })
 }
 
 #[cfg(test)]
@@ -386,7 +425,11 @@ mod tests {
     #[test]
     fn a_request_has_the_length_that_it_names() {
         for (local, remote) in [("10.0.0.1:1", "10.0.0.2:2"), ("[::1]:1", "[::2]:2")] {
-            let request = request(local.parse().unwrap(), remote.parse().unwrap(), 0);
+            let ends = Ends {
+                local: local.parse().unwrap(),
+                remote: remote.parse().unwrap(),
+            };
+            let request = request(ends, 0, KEYS);
             assert_eq!(request.len(), HEADER + REQUEST);
             assert_eq!(request[..4], (request.len() as u32).to_ne_bytes());
         }
@@ -397,8 +440,10 @@ mod tests {
         let mut answer = vec![0; HEADER + ANSWER];
         answer[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         answer[COOKIE] = 7;
-        let names_keys =
-            |answer: &[u8], cookie| about(answer, cookie).is_some_and(super::names_keys);
+        let names_keys = |answer: &[u8], cookie| {
+            let mut attributes = about(answer, cookie).into_iter().flat_map(attributes);
+            attributes.any(|(kind, _)| kind == INET_DIAG_MD5SIG)
+        };
         for (len, kind) in [(5_u16, 1_u16), (0, 2), (12, INET_DIAG_MD5SIG)] {
             assert!(!names_keys(&answer, 7));
             answer.extend(len.to_ne_bytes());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::net::if_::{Interface, if_nameindex};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::ends::Ends;
 use crate::error::{Error, Result};
 use crate::info::State;
 use crate::seam;
@@ -16,6 +17,7 @@ mod connect;
 pub(crate) mod diag;
 mod list;
 pub(crate) mod occupant;
+pub(crate) mod told;
 
 use diag::NETLINK_SOCK_DIAG;
 pub use diag::cookie;
@@ -103,7 +105,8 @@ impl Lookup {
                 break;
             };
             let part = &part[..part.len().min(ASKED_AT_ONCE)];
-            let request = |&device| diag::request(local, remote, device);
+            let ends = Ends { local, remote };
+            let request = |&device| diag::request(ends, device, 0);
             let requests: Vec<_> = part.iter().map(request).collect();
             if let Some(found) = channel.find(requests)? {
                 return Ok(Some(found));

@@ -19,6 +19,10 @@ use crate::hold::{self, Holding};
 /// So many go together at most: each of them stands still until all are done.
 const MOST: usize = 64;
 
+/// So many turns the others take until they set an alarm, which costs more. The first one's turn comes before their second: a
+/// runtime may call those that gave way in the reverse order.
+const TURNS: usize = 3;
+
 /// For so long the others wait for the first one's turn, which does not come if something blocks the thread that it is on.
 const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -56,10 +60,11 @@ impl<I, O> Together<I, O> {
             // Whoever came meanwhile has a turn of its own.
             std::mem::forget(abandoned);
         } else {
-            // The first one's turn comes before this one's next, and an alarm costs more than a turn.
-            yield_now().await;
-            if let Ok(done) = result.try_recv() {
-                return Ok(done);
+            for _ in 0..TURNS {
+                yield_now().await;
+                if let Ok(done) = result.try_recv() {
+                    return Ok(done);
+                }
             }
             if let Ok(done) = timeout(PATIENCE, &mut result).await {
                 return done;

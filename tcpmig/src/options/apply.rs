@@ -109,7 +109,7 @@ impl<'a> Setter<'a> {
         option: &'static KnownOption,
         default: Default<T>,
     ) -> Result<(), NotSet> {
-        let has = |fresh: Fresh| T::of_fresh(fresh.number(option.name)?);
+        let has = |fresh: Fresh| T::of_number(fresh.number(option.name)?);
         let value = self.other(value, has);
         self.row_by(value, default, |fd, value| sockopt::set(fd, option, value))
     }

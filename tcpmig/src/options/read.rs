@@ -8,7 +8,7 @@ use tcpmig_format::{
     SocketOptions, ip_fields, socket_fields,
 };
 use tcpmig_sys::ends::Ends;
-use tcpmig_sys::options::KnownOption;
+use tcpmig_sys::options::{KnownOption, Seen, Told};
 use tcpmig_sys::sockopt::FlowLabel;
 use tcpmig_sys::{Error, fcntl, netns, sockopt};
 
@@ -17,21 +17,21 @@ use crate::capture::CaptureError;
 use crate::inject::INJECT_MARK;
 
 macro_rules! read_row {
-    ($fd:ident $has:ident $place:expr, $plain:ident { $option:literal $of:ident, $when:ident, $default:ident $(($value:expr))? }) => {{
+    ($fd:ident $told:ident $has:ident $place:expr, $plain:ident { $option:literal $of:ident, $when:ident, $default:ident $(($value:expr))? }) => {{
         const OPTION: &KnownOption = carried($option, <$plain as Carried>::KIND);
         if $has(Of::$of) {
-            $place = rows::read($fd, OPTION, Default::$default $(($value))?)?;
+            $place = rows::read($fd, $told, OPTION, Default::$default $(($value))?)?;
         }
     }};
     // Below, each in its way.
-    ($fd:ident $has:ident $place:expr, $($plain:ident)? { own }) => {};
+    ($fd:ident $told:ident $has:ident $place:expr, $($plain:ident)? { own }) => {};
 }
 
 macro_rules! ip_rows {
     ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
         /// What the rows of the table say, of the options that the socket has.
-        fn ip_rows(fd: BorrowedFd<'_>, has: impl Fn(Of) -> bool, ip: &mut IpImage) -> Result<(), Error> {
-            $(read_row!(fd has ip.$name, $($plain)? $restored);)*
+        fn ip_rows(fd: BorrowedFd<'_>, told: &Told, has: impl Fn(Of) -> bool, ip: &mut IpImage) -> Result<(), Error> {
+            $(read_row!(fd told has ip.$name, $($plain)? $restored);)*
             Ok(())
         }
     };
@@ -41,9 +41,9 @@ ip_fields!(ip_rows);
 macro_rules! socket_rows {
     ($($(#[$doc:meta])* $name:ident $(: $plain:ident)? $(= $kind:ident $of:tt)? $unit:literal $restored:tt;)*) => {
         /// Like [`ip_rows`]: every socket has these options.
-        fn socket_rows(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Error> {
+        fn socket_rows(fd: BorrowedFd<'_>, told: &Told, options: &mut SocketOptions) -> Result<(), Error> {
             let has = |_| true;
-            $(read_row!(fd has options.$name, $($plain)? $restored);)*
+            $(read_row!(fd told has options.$name, $($plain)? $restored);)*
             Ok(())
         }
     };
@@ -58,8 +58,9 @@ fn unless_off<T: PartialEq + std::default::Default>(
 }
 
 /// Addresses, and the options that belong to them.
-pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
-    let Ends { local, remote } = Ends::of(fd)?;
+pub(crate) fn ip(fd: BorrowedFd<'_>, seen: &Seen) -> Result<IpImage, CaptureError> {
+    let Ends { local, remote } = seen.ends;
+    let told = &seen.told;
     let flow = FourTuple::new(local, remote)?;
     let family = match (local.is_ipv4(), flow.is_ipv4()) {
         (true, _) => SocketFamily::Ipv4,
@@ -72,15 +73,15 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
         Of::Ipv4 => flow.is_ipv4(),
         Of::Ipv6 => family != SocketFamily::Ipv4,
     };
-    ip_rows(fd, has, &mut ip)?;
+    ip_rows(fd, told, has, &mut ip)?;
     if flow.is_ipv4() {
         let options = SecretBytes::from(sockopt::ip_options(fd)?);
         ip.ip_options = Some(options).filter(|all| !all.is_empty());
     }
-    if family == SocketFamily::Ipv4 {
-        ip.transparent = sockopt::transparent(fd)?;
-        ip.freebind = sockopt::freebind(fd)?;
-    } else {
+    let is_v6 = family != SocketFamily::Ipv4;
+    ip.transparent = told.transparent(fd, is_v6)?;
+    ip.freebind = told.freebind(fd, is_v6)?;
+    if is_v6 {
         of_ipv6_socket(fd, &mut ip)?;
     }
     if let SocketAddr::V6(address) = local
@@ -88,8 +89,8 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
     {
         ip.scope = Some(netns::device_name(address.scope_id())?);
     }
-    ip.bound_device = sockopt::bound_device(fd)?;
-    ip.mark = unless_off(sockopt::mark(fd))?;
+    ip.bound_device = seen.bound_device.clone();
+    ip.mark = unless_off(told.mark(fd))?;
     if ip.mark == Some(INJECT_MARK) {
         return Err(CaptureError::InjectMark);
     }
@@ -100,8 +101,6 @@ pub(crate) fn ip(fd: BorrowedFd<'_>) -> Result<IpImage, CaptureError> {
 }
 
 fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
-    ip.transparent = sockopt::transparent_v6(fd)?;
-    ip.freebind = sockopt::freebind_v6(fd)?;
     ip.flow_info_send = unless_off(sockopt::flow_info_send(fd))?;
     match known(sockopt::flow_label(fd))?.flatten() {
         Some(FlowLabel::Leased { label, share }) => {
@@ -118,7 +117,11 @@ fn of_ipv6_socket(fd: BorrowedFd<'_>, ip: &mut IpImage) -> Result<(), Error> {
 }
 
 /// Every other option.
-pub(crate) fn socket(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> {
+pub(crate) fn socket(
+    fd: BorrowedFd<'_>,
+    told: &Told,
+    filter: Option<&[sockopt::FilterInstruction]>,
+) -> Result<SocketOptions, CaptureError> {
     let linger = sockopt::linger(fd)?;
     let mut options = SocketOptions::default();
     options.reuse_addr = Some(sockopt::reuse_addr(fd)? != 0);
@@ -134,18 +137,18 @@ pub(crate) fn socket(fd: BorrowedFd<'_>) -> Result<SocketOptions, CaptureError> 
         on: linger.is_some(),
         seconds: linger.unwrap_or(0),
     });
-    options.receive_buffer = Some(sockopt::receive_buffer(fd)?);
-    options.send_buffer = Some(sockopt::send_buffer(fd)?);
+    options.receive_buffer = Some(told.receive_buffer(fd)?);
+    options.send_buffer = Some(told.send_buffer(fd)?);
     options.buffer_lock = known(sockopt::buffer_lock(fd))?.and_then(|bits| u8::try_from(bits).ok());
-    options.congestion = Some(sockopt::congestion(fd)?);
-    options.shut_read = Some(fcntl::read_shut(fd)?);
+    options.congestion = Some(told.congestion(fd)?);
+    options.shut_read = Some(told.read_shut(fd)?);
     options.receive_timeout = unless_off(sockopt::receive_timeout(fd))?;
     options.send_timeout = unless_off(sockopt::send_timeout(fd))?;
-    options.filter = filter(fd)?;
+    options.filter = filter.map(in_image);
     options.lock_filter = unless_off(sockopt::lock_filter(fd))?;
     // Off is -1.
     options.peek_offset = known(sockopt::peek_offset(fd))?.and_then(|at| u32::try_from(at).ok());
-    socket_rows(fd, &mut options)?;
+    socket_rows(fd, told, &mut options)?;
     timestamps(fd, &mut options)?;
     Ok(options)
 }
@@ -162,13 +165,12 @@ fn timestamps(fd: BorrowedFd<'_>, options: &mut SocketOptions) -> Result<(), Err
     Ok(())
 }
 
-/// An eBPF program is refused before ([`tcpmig_sys::options::check`]).
-fn filter(fd: BorrowedFd<'_>) -> Result<Option<Vec<FilterInstruction>>, Error> {
-    let ours = |i: sockopt::FilterInstruction| FilterInstruction {
+fn in_image(instructions: &[sockopt::FilterInstruction]) -> Vec<FilterInstruction> {
+    let ours = |i: &sockopt::FilterInstruction| FilterInstruction {
         code: i.code,
         jt: i.jt,
         jf: i.jf,
         k: i.k,
     };
-    Ok(sockopt::filter(fd)?.map(|all| all.into_iter().map(ours).collect()))
+    instructions.iter().map(ours).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use tcpmig_sys::options::{Fate, Kind, KnownOption};
+use tcpmig_sys::options::{Fate, Kind, KnownOption, Told};
 use tcpmig_sys::{Error, sockopt};
 
 /// Which sockets have an option.
@@ -48,7 +48,7 @@ pub(super) trait Carried: Copy + PartialEq + std::default::Default + ToString {
     fn of_kernel(value: Self::Kernel) -> Option<Self>;
     fn for_kernel(self) -> Self::Kernel;
     /// From a number of 32 bits that the kernel has for it.
-    fn of_fresh(number: u32) -> Option<Self>;
+    fn of_number(number: u32) -> Option<Self>;
     /// As a manual page would have it.
     fn show(self) -> String {
         self.to_string()
@@ -56,7 +56,7 @@ pub(super) trait Carried: Copy + PartialEq + std::default::Default + ToString {
 }
 
 macro_rules! carried {
-    ($($ty:ident: $of_fresh:expr;)*) => {$(
+    ($($ty:ident: $of_number:expr;)*) => {$(
         impl Carried for $ty {
             type Kernel = Self;
             fn of_kernel(value: Self) -> Option<Self> {
@@ -65,8 +65,8 @@ macro_rules! carried {
             fn for_kernel(self) -> Self {
                 self
             }
-            fn of_fresh(number: u32) -> Option<Self> {
-                Some($of_fresh(number))
+            fn of_number(number: u32) -> Option<Self> {
+                Some($of_number(number))
             }
         }
     )*};
@@ -85,7 +85,7 @@ impl Carried for bool {
     fn for_kernel(self) -> Self {
         self
     }
-    fn of_fresh(number: u32) -> Option<Self> {
+    fn of_number(number: u32) -> Option<Self> {
         Some(number != 0)
     }
     fn show(self) -> String {
@@ -101,7 +101,7 @@ impl Carried for u8 {
     fn for_kernel(self) -> i32 {
         self.into()
     }
-    fn of_fresh(number: u32) -> Option<Self> {
+    fn of_number(number: u32) -> Option<Self> {
         Self::try_from(number).ok()
     }
 }
@@ -127,10 +127,14 @@ pub(super) fn known<T>(value: Result<T, Error>) -> Result<Option<T>, Error> {
 /// What an image carries of an option.
 pub(super) fn read<T: Carried>(
     fd: BorrowedFd<'_>,
+    told: &Told,
     option: &'static KnownOption,
     default: Default<T>,
 ) -> Result<Option<T>, Error> {
-    let value = known(sockopt::get(fd, option))?.and_then(T::of_kernel);
+    let value = match told.value(option) {
+        Some(value) => T::of_number(value),
+        None => known(sockopt::get(fd, option))?.and_then(T::of_kernel),
+    };
     Ok(match default {
         Default::Off => value.filter(|value| *value != T::default()),
         _ => value,
