@@ -266,112 +266,115 @@ kernel_test!(what_cannot_be_moved_is_refused_untouched, || {
     assert!(sockopt::repair(fd.as_fd()).unwrap());
 });
 
-/// What one answer of the kernel tells has to be what each option says when it is asked.
-kernel_test!(what_the_kernel_tells_at_once_is_what_the_options_say, || {
-    let net = Net::new();
-    for v6 in [false, true] {
-        let (_peer, server) = net.connect(family(v6));
-        let server: OwnedFd = server.into();
-        let fd = server.as_fd();
-        let compare = || {
-            let Seen {
-                ends,
-                bound_device,
-                filter,
-                told,
-                ..
-            } = options::check_further(fd).unwrap();
-            assert_eq!(ends, Ends::of(fd).unwrap());
-            assert_eq!(bound_device, sockopt::bound_device(fd).unwrap());
-            assert_eq!(filter, sockopt::filter(fd).unwrap());
-            let mut values = Vec::new();
-            for option in options::all() {
-                if let Some(value) = told.value(option) {
-                    let is = if option.value == Some(options::Kind::Flag) {
-                        u32::from(sockopt::get::<bool>(fd, option).unwrap())
-                    } else {
-                        sockopt::get::<i32>(fd, option).unwrap().cast_unsigned()
-                    };
-                    assert_eq!(value, is, "{}", option.name);
-                    values.push(value);
+// What one answer of the kernel tells has to be what each option says when it is asked.
+kernel_test!(
+    what_the_kernel_tells_at_once_is_what_the_options_say,
+    || {
+        let net = Net::new();
+        for v6 in [false, true] {
+            let (_peer, server) = net.connect(family(v6));
+            let server: OwnedFd = server.into();
+            let fd = server.as_fd();
+            let compare = || {
+                let Seen {
+                    ends,
+                    bound_device,
+                    filter,
+                    told,
+                    ..
+                } = options::check_further(fd).unwrap();
+                assert_eq!(ends, Ends::of(fd).unwrap());
+                assert_eq!(bound_device, sockopt::bound_device(fd).unwrap());
+                assert_eq!(filter, sockopt::filter(fd).unwrap());
+                let mut values = Vec::new();
+                for option in options::all() {
+                    if let Some(value) = told.value(option) {
+                        let is = if option.value == Some(options::Kind::Flag) {
+                            u32::from(sockopt::get::<bool>(fd, option).unwrap())
+                        } else {
+                            sockopt::get::<i32>(fd, option).unwrap().cast_unsigned()
+                        };
+                        assert_eq!(value, is, "{}", option.name);
+                        values.push(value);
+                    }
+                }
+                // The kernel told them: the socket was not asked.
+                let (switches, calls) = calls::made(|| {
+                    [
+                        told.transparent(fd, v6).unwrap(),
+                        told.freebind(fd, v6).unwrap(),
+                        told.read_shut(fd).unwrap(),
+                    ]
+                });
+                let (numbers, more) = calls::made(|| {
+                    [
+                        told.mark(fd).unwrap(),
+                        told.receive_buffer(fd).unwrap(),
+                        told.send_buffer(fd).unwrap(),
+                    ]
+                });
+                let (congestion, most) = calls::made(|| told.congestion(fd).unwrap());
+                let asked = [calls, more, most].concat();
+                let is_transparent = match v6 {
+                    true => sockopt::transparent_v6(fd),
+                    false => sockopt::transparent(fd),
+                };
+                let is_freebind = match v6 {
+                    true => sockopt::freebind_v6(fd),
+                    false => sockopt::freebind(fd),
+                };
+                let shut = fcntl::read_shut(fd).unwrap();
+                assert_eq!(
+                    switches,
+                    [is_transparent.unwrap(), is_freebind.unwrap(), shut]
+                );
+                assert_eq!(
+                    numbers,
+                    [
+                        sockopt::mark(fd).unwrap(),
+                        sockopt::receive_buffer(fd).unwrap(),
+                        sockopt::send_buffer(fd).unwrap()
+                    ]
+                );
+                assert_eq!(congestion, sockopt::congestion(fd).unwrap());
+                // A direction that is shut is looked at again: a FIN may have come meanwhile.
+                assert_eq!(asked.is_empty(), !shut, "{asked:?}");
+                (values, switches, numbers, congestion)
+            };
+            let before = net.a.run(&compare).unwrap();
+            if v6 {
+                sockopt::set_transparent_v6(fd, true).unwrap();
+                sockopt::set_freebind_v6(fd, true).unwrap();
+            } else {
+                sockopt::set_transparent(fd, true).unwrap();
+                sockopt::set_freebind(fd, true).unwrap();
+            }
+            for (name, value) in [
+                ("IP_TOS", 0x28),
+                ("IPV6_TCLASS", 0x2c),
+                ("IP_RECVERR", 1),
+                ("IP_BIND_ADDRESS_NO_PORT", 1),
+            ] {
+                let option = KnownOption::of(name);
+                if option.value == Some(options::Kind::Flag) {
+                    sockopt::set(fd, option, value != 0).unwrap();
+                } else if v6 || option.level != options::Level::Ipv6 {
+                    sockopt::set(fd, option, value).unwrap();
                 }
             }
-            // The kernel told them: the socket was not asked.
-            let (switches, calls) = calls::made(|| {
-                [
-                    told.transparent(fd, v6).unwrap(),
-                    told.freebind(fd, v6).unwrap(),
-                    told.read_shut(fd).unwrap(),
-                ]
-            });
-            let (numbers, more) = calls::made(|| {
-                [
-                    told.mark(fd).unwrap(),
-                    told.receive_buffer(fd).unwrap(),
-                    told.send_buffer(fd).unwrap(),
-                ]
-            });
-            let (congestion, most) = calls::made(|| told.congestion(fd).unwrap());
-            let asked = [calls, more, most].concat();
-            let is_transparent = match v6 {
-                true => sockopt::transparent_v6(fd),
-                false => sockopt::transparent(fd),
-            };
-            let is_freebind = match v6 {
-                true => sockopt::freebind_v6(fd),
-                false => sockopt::freebind(fd),
-            };
-            let shut = fcntl::read_shut(fd).unwrap();
-            assert_eq!(
-                switches,
-                [is_transparent.unwrap(), is_freebind.unwrap(), shut]
-            );
-            assert_eq!(
-                numbers,
-                [
-                    sockopt::mark(fd).unwrap(),
-                    sockopt::receive_buffer(fd).unwrap(),
-                    sockopt::send_buffer(fd).unwrap()
-                ]
-            );
-            assert_eq!(congestion, sockopt::congestion(fd).unwrap());
-            // A direction that is shut is looked at again: a FIN may have come meanwhile.
-            assert_eq!(asked.is_empty(), !shut, "{asked:?}");
-            (values, switches, numbers, congestion)
-        };
-        let before = compare();
-        if v6 {
-            sockopt::set_transparent_v6(fd, true).unwrap();
-            sockopt::set_freebind_v6(fd, true).unwrap();
-        } else {
-            sockopt::set_transparent(fd, true).unwrap();
-            sockopt::set_freebind(fd, true).unwrap();
+            sockopt::set_mark(fd, 7).unwrap();
+            sockopt::set_receive_buffer(fd, 100_000).unwrap();
+            sockopt::set_send_buffer(fd, 50_000).unwrap();
+            sockopt::set_congestion(fd, "reno").unwrap();
+            fcntl::shut_read(fd).unwrap();
+            let after = net.a.run(&compare).unwrap();
+            assert_eq!(before.0.len(), after.0.len());
+            assert!(before.0.iter().zip(&after.0).all(|(was, is)| was != is));
+            assert_eq!((before.1, after.1), ([false; 3], [true; 3]));
+            assert!(before.2.iter().zip(&after.2).all(|(was, is)| was != is));
         }
-        for (name, value) in [
-            ("IP_TOS", 0x28),
-            ("IPV6_TCLASS", 0x2c),
-            ("IP_RECVERR", 1),
-            ("IP_BIND_ADDRESS_NO_PORT", 1),
-        ] {
-            let option = KnownOption::of(name);
-            if option.value == Some(options::Kind::Flag) {
-                sockopt::set(fd, option, value != 0).unwrap();
-            } else if v6 || option.level != options::Level::Ipv6 {
-                sockopt::set(fd, option, value).unwrap();
-            }
-        }
-        sockopt::set_mark(fd, 7).unwrap();
-        sockopt::set_receive_buffer(fd, 100_000).unwrap();
-        sockopt::set_send_buffer(fd, 50_000).unwrap();
-        sockopt::set_congestion(fd, "reno").unwrap();
-        fcntl::shut_read(fd).unwrap();
-        let after = compare();
-        assert_eq!(before.0.len(), after.0.len());
-        assert!(before.0.iter().zip(&after.0).all(|(was, is)| was != is));
-        assert_eq!((before.1, after.1), ([false; 3], [true; 3]));
-        assert!(before.2.iter().zip(&after.2).all(|(was, is)| was != is));
     }
-});
+);
 
 kernel_test!(the_same_connection_cannot_live_here_twice, || {
     let net = Net::new();

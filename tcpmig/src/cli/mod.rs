@@ -171,17 +171,31 @@ pub(crate) fn enter(namespace: Option<&str>) -> anyhow::Result<()> {
 /// What `TCPMIG_LOG` asks for (`info`, `tcpmig=debug`), else warnings, and what becomes of each connection if that is all that is seen of
 /// a verb.
 fn log_to_stderr(verb: &Verb) {
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
     let usual = if matches!(verb, Verb::Agent(_)) {
-        "info"
+        LevelFilter::INFO
     } else {
-        "warn"
+        LevelFilter::WARN
     };
-    let filter = EnvFilter::try_from_env("TCPMIG_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
+    let usual = Targets::new().with_default(usual);
+    let asked = std::env::var("TCPMIG_LOG").ok();
+    let asked = asked.map(|asked| asked.parse::<Targets>().map_err(|error| (asked, error)));
+    let (filter, wrong) = match asked {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(wrong)) => (usual, Some(wrong)),
+        None => (usual, None),
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
+        .finish()
+        .with(filter)
         .init();
+    if let Some((asked, error)) = wrong {
+        tracing::warn!("TCPMIG_LOG={asked:?} is not understood ({error}): info, or tcpmig=debug");
+    }
 }

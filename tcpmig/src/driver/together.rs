@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tcpmig_format::FourTuple;
 use tcpmig_lock::{LockError, LockGuard, Locker, NextHop};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -26,6 +26,10 @@ const TURNS: usize = 3;
 /// For so long the others wait for the first one's turn, which does not come if something blocks the thread that it is on.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// Whoever was to do it has gone: nothing was done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Gone;
+
 /// Tasks that wait for the same kind of work.
 pub(super) struct Together<I, O>(Mutex<VecDeque<(I, oneshot::Sender<O>)>>);
 
@@ -41,12 +45,8 @@ impl<I, O> Together<I, O> {
     ///
     /// # Errors
     ///
-    /// Whoever was to do it has gone: nothing was done.
-    pub(super) async fn join(
-        &self,
-        item: I,
-        work: impl Fn(Vec<I>) -> Vec<O>,
-    ) -> Result<O, oneshot::error::RecvError> {
+    /// [`Gone`].
+    pub(super) async fn join(&self, item: I, work: impl Fn(Vec<I>) -> Vec<O>) -> Result<O, Gone> {
         let (answer, mut result) = oneshot::channel();
         let is_first = {
             let mut waiting = lock(&self.0);
@@ -62,16 +62,18 @@ impl<I, O> Together<I, O> {
         } else {
             for _ in 0..TURNS {
                 yield_now().await;
-                if let Ok(done) = result.try_recv() {
-                    return Ok(done);
+                match result.try_recv() {
+                    Ok(done) => return Ok(done),
+                    Err(TryRecvError::Closed) => return Err(Gone),
+                    Err(TryRecvError::Empty) => {}
                 }
             }
             if let Ok(done) = timeout(PATIENCE, &mut result).await {
-                return done;
+                return done.map_err(|_| Gone);
             }
             self.work(&work);
         }
-        result.await
+        result.await.map_err(|_| Gone)
     }
 
     fn work(&self, work: impl Fn(Vec<I>) -> Vec<O>) {

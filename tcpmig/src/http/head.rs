@@ -1,25 +1,34 @@
 //! The heads of requests, as bytes.
 
-use std::io::Write;
-
 use hyper::header::{CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Request, Version};
 
 use super::session::SessionError;
 
+/// How long most heads are at most, in bytes.
+const USUAL: usize = 512;
+
 /// Writes a head as it could have been sent, without what tells of a body.
 pub(super) fn write(head: &mut Vec<u8>, parts: &Parts) {
     head.clear();
+    head.reserve(USUAL);
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
-    match parts.uri.path_and_query() {
-        // As servers are asked, which formatting would take longer for.
-        Some(target) if parts.uri.authority().is_none() => {
-            head.extend_from_slice(target.as_str().as_bytes());
+    // Formatting the whole takes longer.
+    if let Some(scheme) = parts.uri.scheme() {
+        head.extend_from_slice(scheme.as_str().as_bytes());
+        head.extend_from_slice(b"://");
+    }
+    if let Some(authority) = parts.uri.authority() {
+        head.extend_from_slice(authority.as_str().as_bytes());
+    }
+    if let Some(target) = parts.uri.path_and_query() {
+        let target = target.as_str();
+        if target.starts_with('?') {
+            head.push(b'/');
         }
-        // Writing to a vector does not fail.
-        _ => drop(write!(head, "{}", parts.uri)),
+        head.extend_from_slice(target.as_bytes());
     }
     head.extend_from_slice(match parts.version {
         Version::HTTP_10 => b" HTTP/1.0\r\n",
@@ -75,4 +84,34 @@ pub(super) fn parse(head: &[u8]) -> Result<Request<()>, SessionError> {
         request = request.header(header.name, header.value);
     }
     request.body(()).map_err(|error| bad(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_written_as_it_is_shown() {
+        for uri in [
+            "/",
+            "/a?b=c",
+            "*",
+            "http://example.com",
+            "http://example.com/a?b",
+            "https://example.com:8443?b",
+            "example.com:443",
+        ] {
+            let (parts, ()) = Request::builder()
+                .method("GET")
+                .uri(uri)
+                .header("a", "b")
+                .body(())
+                .unwrap()
+                .into_parts();
+            let mut head = Vec::new();
+            write(&mut head, &parts);
+            let expected = format!("GET {} HTTP/1.1\r\na: b\r\n\r\n", parts.uri);
+            assert_eq!(String::from_utf8(head).unwrap(), expected);
+        }
+    }
 }

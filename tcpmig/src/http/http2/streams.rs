@@ -1,10 +1,9 @@
 //! The streams of a connection that the service has, and the tasks that serve them.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::task::JoinSet;
+use tokio::task::AbortHandle;
 
 use super::super::shared::Shared;
 
@@ -14,7 +13,8 @@ pub(in super::super) struct Streams(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    open: BTreeMap<u32, Arc<Shared>>,
+    /// By their numbers, which grow: a new one is the last, but for those that go on behind a move.
+    open: Vec<(u32, Arc<Shared>)>,
     is_draining: bool,
     /// When there are so many, those that are over are looked for.
     prune_at: usize,
@@ -22,6 +22,13 @@ struct State {
 
 /// No fewer are looked through.
 const PRUNE: usize = 32;
+
+impl State {
+    /// Where a stream is, or belongs.
+    fn find(&self, id: u32) -> Result<usize, usize> {
+        self.open.binary_search_by_key(&id, |(id, _)| *id)
+    }
+}
 
 impl Streams {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -36,22 +43,30 @@ impl Streams {
         shared.set_draining(state.is_draining);
         if state.open.len() >= state.prune_at {
             // Whoever serves it has it too.
-            state.open.retain(|_, shared| Arc::strong_count(shared) > 1);
+            state
+                .open
+                .retain(|(_, shared)| Arc::strong_count(shared) > 1);
             state.prune_at = PRUNE.max(2 * state.open.len());
         }
-        state.open.insert(id, shared.clone());
+        let begun = (id, shared.clone());
+        match state.find(id) {
+            Ok(at) => state.open[at] = begun,
+            Err(at) => state.open.insert(at, begun),
+        }
         shared
     }
 
     pub(super) fn get(&self, id: u32) -> Option<Arc<Shared>> {
-        self.lock().open.get(&id).cloned()
+        let state = self.lock();
+        let at = state.find(id).ok()?;
+        Some(state.open[at].1.clone())
     }
 
     /// From now on resumable bodies stand still, or go on.
     pub(super) fn set_draining(&self, draining: bool) {
         let mut state = self.lock();
         state.is_draining = draining;
-        for shared in state.open.values() {
+        for (_, shared) in &state.open {
             shared.set_draining(draining);
         }
     }
@@ -59,40 +74,62 @@ impl Streams {
     /// The stream that has been open for longest, of those that the service has something to do for.
     pub(in super::super) fn oldest(&self) -> Option<Arc<Shared>> {
         let state = self.lock();
-        let mut busy = state.open.values().filter(|shared| shared.is_busy());
-        busy.next().cloned()
+        let mut all = state.open.iter().map(|(_, shared)| shared);
+        all.find(|shared| shared.is_busy()).cloned()
     }
 }
 
 /// Runs the futures of a connection's streams as hyper wants it, each in a task of its own.
 #[derive(Clone, Default)]
-pub(super) struct Tasks(Arc<Mutex<JoinSet<()>>>);
+pub(super) struct Tasks(Arc<Mutex<Running>>);
+
+#[derive(Default)]
+struct Running {
+    tasks: Vec<AbortHandle>,
+    /// When there are so many, those that are done are looked for.
+    prune_at: usize,
+}
 
 impl Tasks {
-    fn lock(&self) -> MutexGuard<'_, JoinSet<()>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         // A panic elsewhere leaves whole values only.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets those that are done.
-    pub(super) fn reap(&self) {
-        let mut tasks = self.lock();
-        while tasks.try_join_next().is_some() {}
-    }
-
     /// They end by themselves when their streams do.
     pub(super) fn detach(&self) {
-        self.lock().detach_all();
+        self.lock().tasks.clear();
     }
 
     /// Ends them, whatever they do.
     pub(super) fn abort(&self) {
-        self.lock().abort_all();
+        self.lock().abort();
+    }
+}
+
+impl Running {
+    fn abort(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// Those that were not detached end with their connection.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.abort();
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
     fn execute(&self, future: F) {
-        self.lock().spawn(future);
+        let task = tokio::spawn(future).abort_handle();
+        let mut running = self.lock();
+        if running.tasks.len() >= running.prune_at {
+            running.tasks.retain(|task| !task.is_finished());
+            running.prune_at = PRUNE.max(2 * running.tasks.len());
+        }
+        running.tasks.push(task);
     }
 }
