@@ -40,7 +40,7 @@ const ALONE: Most = Most {
 };
 /// In one call of `move_all`.
 const TOGETHER: Most = Most {
-    source: 170,
+    source: 160,
     target: 100,
     others: 60,
 };
