@@ -341,7 +341,7 @@ kernel_test!(
                 assert_eq!(asked.is_empty(), !shut, "{asked:?}");
                 (values, switches, numbers, congestion)
             };
-            let before = net.a.run(&compare).unwrap();
+            let before = net.a.run(compare).unwrap();
             if v6 {
                 sockopt::set_transparent_v6(fd, true).unwrap();
                 sockopt::set_freebind_v6(fd, true).unwrap();
@@ -367,7 +367,7 @@ kernel_test!(
             sockopt::set_send_buffer(fd, 50_000).unwrap();
             sockopt::set_congestion(fd, "reno").unwrap();
             fcntl::shut_read(fd).unwrap();
-            let after = net.a.run(&compare).unwrap();
+            let after = net.a.run(compare).unwrap();
             assert_eq!(before.0.len(), after.0.len());
             assert!(before.0.iter().zip(&after.0).all(|(was, is)| was != is));
             assert_eq!((before.1, after.1), ([false; 3], [true; 3]));

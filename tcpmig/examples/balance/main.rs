@@ -1,21 +1,23 @@
 //! Web servers behind one address share their keep-alive connections while wrk uses them.
 //!
-//! `cargo run --release --example balance [-- --servers N --clients K --seconds S --tls --agents]`
+//! `cargo run --release --example balance [-- --servers N --clients K --seconds S --tls --http2 --agents]`
 //!
 //! Every client connects to the first server, because that one answers for the address. Its connections are moved until
 //! every server has its share; then the last server is drained for good and its connections go back and
 //! are shared by the others. wrk (of Debian's package `wrk`) is the load and counts failures; a few connections of this
-//! program's own, which move like the others, time every request. With `--tls` all of it is HTTPS. With `--agents` each server is a
+//! program's own, which move like the others, time every request. With `--tls` all of it is HTTPS. With `--http2` the load is h2load (of
+//! `nghttp2-client`), with several requests at a time on each connection. With `--agents` each server is a
 //! process of its own that runs as nobody, and an agent on its host moves its connections. Ends with 0 if none failed.
 
 mod agents;
+mod load;
 mod site;
 mod tls;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -28,6 +30,7 @@ use tcpmig_sys::lab::{Host, Lab};
 use tcpmig_transport::keys::{Authority, Issued};
 
 use agents::{Folder, Unprivileged};
+use load::{Load, Said};
 use site::{Privileged, Site, own_address, own_name};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -78,7 +81,19 @@ struct Args {
     clients: usize,
     seconds: u64,
     tls: bool,
+    http2: bool,
     agents: bool,
+}
+
+impl Args {
+    /// The program that is the load, and its package.
+    fn load(&self) -> (&'static str, &'static str) {
+        if self.http2 {
+            ("h2load", "nghttp2-client")
+        } else {
+            ("wrk", "wrk")
+        }
+    }
 }
 
 fn arguments() -> Result<Args> {
@@ -87,6 +102,7 @@ fn arguments() -> Result<Args> {
         clients: 300,
         seconds: 3,
         tls: false,
+        http2: false,
         agents: false,
     };
     let mut words = std::env::args().skip(1);
@@ -94,6 +110,10 @@ fn arguments() -> Result<Args> {
         match word.as_str() {
             "--tls" => {
                 args.tls = true;
+                continue;
+            }
+            "--http2" => {
+                args.http2 = true;
                 continue;
             }
             "--agents" => {
@@ -110,7 +130,7 @@ fn arguments() -> Result<Args> {
             "--seconds" if number > 0 => args.seconds = number as u64,
             _ => {
                 return Err(format!(
-                    "{word} {number}: give --servers 2 to 60, --clients, --seconds, --tls or --agents"
+                    "{word} {number}: give --servers 2 to 60, --clients, --seconds, --tls, --http2 or --agents"
                 )
                 .into());
             }
@@ -118,17 +138,6 @@ fn arguments() -> Result<Args> {
     }
     Ok(args)
 }
-
-/// wrk waits between the requests of a connection, and says at the end what it saw.
-const SCRIPT: &str = "
-delay = function() return math.random(20, 60) end
-done = function(summary, latency, requests)
-  local e = summary.errors
-  io.stderr:write(string.format('%d %d %d %d %d\\n', summary.requests,
-    e.connect + e.read + e.write + e.status + e.timeout,
-    latency:percentile(50), latency:percentile(99), latency.max))
-end
-";
 
 fn main() -> Result<ExitCode> {
     if std::env::args().nth(1).as_deref() == Some("server") {
@@ -211,26 +220,9 @@ fn run(args: &Args) -> Result<ExitCode> {
     }
     let all = args.clients + WATCHERS;
 
-    // Long enough for the moves; it is told to stop when they are done.
-    let script = std::env::temp_dir().join(format!("tcpmig-balance-{}.lua", std::process::id()));
-    std::fs::write(&script, SCRIPT)?;
-    let wrk = peer
-        .command("wrk")?
-        .args(["-t1", "-d3600s", "-s"])
-        .arg(&script)
-        .arg(format!("-c{}", args.clients))
-        .arg(if args.tls {
-            // It checks no certificate.
-            format!("https://{SERVICE}/")
-        } else {
-            format!("http://{SERVICE}/")
-        })
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let wrk = wrk.map_err(|error| format!("wrk: {error} (of Debian's package wrk)"))?;
+    let load = Load::start(&peer, args)?;
     let all_connected = until(Duration::from_secs(30), || Ok(sites[0].count()? == all));
-    std::fs::remove_file(&script)?;
+    load.connected();
     all_connected?;
 
     println!(
@@ -317,22 +309,13 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    // wrk reports when it is interrupted.
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(wrk.id())?),
-        nix::sys::signal::Signal::SIGINT,
-    )?;
-    let said = wrk.wait_with_output()?;
-    let said = String::from_utf8_lossy(&said.stderr);
-    let numbers: Vec<u64> = said
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    let [wrk_requests, wrk_failed, p50, p99, max] = numbers[..] else {
-        return Err(format!("wrk said {said:?}").into());
-    };
-    requests += wrk_requests;
-    failed += wrk_failed;
+    let Said {
+        requests: by_load,
+        failed: failed_by_load,
+        latency_us,
+    } = load.end()?;
+    requests += by_load;
+    failed += failed_by_load;
 
     println!("\nlatency, ms        p50      p99      max   requests");
     let latencies = watched.latencies.lock().map_err(|_| "a watcher panicked")?;
@@ -347,7 +330,11 @@ fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     let ms = |micros: u64| micros as f64 / 1000.0;
-    line("wrk, overall", [ms(p50), ms(p99), ms(max)], wrk_requests);
+    let (program, _) = args.load();
+    match latency_us {
+        Some(latency) => line(&format!("{program}, overall"), latency.map(ms), by_load),
+        None => println!("{:<13}{by_load:>38}", format!("{program}, overall")),
+    }
     println!(
         "\nsent again by the clients since the first move: {} by a timer, {} by a loss probe",
         after[0] - before[0],

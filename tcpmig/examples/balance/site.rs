@@ -49,6 +49,7 @@ pub(crate) fn movable<K: Carriers>(carriers: K) -> Movable<App, K> {
     let router = Router::new().route("/", get(hello));
     Movable::new(TowerToHyperService::new(router))
         .with_state::<Served>()
+        .with_http2()
         .over(carriers)
 }
 

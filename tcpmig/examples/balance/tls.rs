@@ -18,10 +18,11 @@ pub(crate) fn server(cert: &str, key: &str) -> Result<Tls> {
     let chain = CertificateDer::from_pem_slice(cert.as_bytes())?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![chain], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Tls::new(config))
 }
 
