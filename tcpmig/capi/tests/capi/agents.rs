@@ -88,14 +88,14 @@ impl Drop for Running {
 }
 
 /// Two hosts with an agent each.
-struct Hosts {
-    world: World,
-    installed: Installed,
+pub(crate) struct Hosts {
+    pub(crate) world: World,
+    pub(crate) installed: Installed,
     _agents: [Running; 2],
 }
 
 impl Hosts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (world, installed) = (World::new(), Installed::new());
         let authority = Authority::create("tests").unwrap();
         fs::write(installed.path("ca.pem"), authority.ca_pem()).unwrap();
@@ -132,7 +132,7 @@ impl Hosts {
     }
 
     /// The example server, without privileges where there are some.
-    fn server(&self, of: &str, before: &[&str], program: &Path) -> Server {
+    pub(crate) fn server(&self, of: &str, before: &[&str], program: &Path) -> Server {
         let program = program.to_str().unwrap();
         let words: Vec<&str> = before.iter().copied().chain([program]).collect();
         let mut command = self.host(of).command("setpriv").unwrap();
@@ -151,7 +151,7 @@ impl Hosts {
     }
 
     /// Has the service drained, and waits until it is empty; how many connections moved.
-    fn drain(&self, of: &str, to: &str) -> u64 {
+    pub(crate) fn drain(&self, of: &str, to: &str) -> u64 {
         let socket = self.installed.path(&format!("{of}.sock"));
         runtime().block_on(async {
             let client = Client::connect(socket).await.unwrap();

@@ -12,12 +12,21 @@ const FILES: &[(&str, &str)] = &[
     ("install", include_str!("../../install")),
     ("tcpmig.pc.in", include_str!("../../tcpmig.pc.in")),
     ("include/tcpmig.h", HEADER),
+    ("man/page.awk", include_str!("../../man/page.awk")),
     (
-        "dump_restore.c",
+        "examples/counter_agent.c",
+        include_str!("../../examples/counter_agent.c"),
+    ),
+    (
+        "examples/counter_upgrade.c",
+        include_str!("../../examples/counter_upgrade.c"),
+    ),
+    (
+        "examples/dump_restore.c",
         include_str!("../../examples/dump_restore.c"),
     ),
     (
-        "http_server.c",
+        "examples/http_server.c",
         include_str!("../../examples/http_server.c"),
     ),
     ("misuse.c", include_str!("../c/misuse.c")),
@@ -73,7 +82,9 @@ impl Installed {
 
     fn with(libraries: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("include")).unwrap();
+        for name in ["examples", "include", "man"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
         for (name, content) in FILES {
             fs::write(folder.path().join(name), content).unwrap();
         }
@@ -142,10 +153,13 @@ impl Installed {
             command.arg("-fsanitize=address");
         }
         command.args(self.config(&["--cflags"]));
-        command
-            .arg(self.path(source))
-            .args(["-x", "none", "-o"])
-            .arg(&program);
+        let example = self.path("examples").join(source);
+        let from = if example.exists() {
+            example
+        } else {
+            self.path(source)
+        };
+        command.arg(from).args(["-x", "none", "-o"]).arg(&program);
         if how.is_static {
             command.arg(self.libraries().join("libtcpmig.a"));
             let libraries = self.config(&["--libs", "--static"]);
