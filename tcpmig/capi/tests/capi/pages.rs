@@ -8,7 +8,7 @@ use tcpmig_sys::kernel_test;
 use tcpmig_sys::lab::{Host, PATIENCE, World};
 
 use crate::agents::{Hosts, PORT, Server};
-use crate::built::{HEADER, How, Installed};
+use crate::built::{HEADER, How, Installed, VALGRIND};
 
 /// Those with a program.
 const PAGES: [(&str, &str); 3] = [
@@ -116,7 +116,12 @@ fn counts(client: &mut BufReader<TcpStream>, number: u32) {
 
 kernel_test!(the_counter_goes_on_in_its_next_version, || {
     let installed = Installed::new();
-    let program = installed.compile("counter_upgrade.c", How::default());
+    let how = How {
+        cxx: true,
+        sanitized: true,
+        ..How::default()
+    };
+    let program = installed.compile("counter_upgrade.c", how);
     let world = World::new();
     let version = |number: u32| {
         let mut command = world.a.command(program.to_str().unwrap()).unwrap();
@@ -139,8 +144,14 @@ kernel_test!(the_counter_goes_on_in_its_next_version, || {
 
 kernel_test!(the_counter_goes_on_at_another_host, || {
     let hosts = Hosts::new();
+    // No memory is lost, and in C++ it is the same program.
+    let in_cxx = How {
+        cxx: true,
+        ..How::default()
+    };
+    hosts.installed.compile("counter_agent.c", in_cxx);
     let program = hosts.installed.compile("counter_agent.c", How::default());
-    let server = |of| hosts.server(of, &[], &program);
+    let server = |of| hosts.server(of, &VALGRIND, &program);
     let mut there = server("a");
     let mut client = client(&hosts.world.peer);
     // One that was drained ends, and takes nothing in.
