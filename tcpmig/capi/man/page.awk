@@ -41,7 +41,7 @@ function text(lines, count,   i, line, quoted, quotes, fresh) {
             continue
         }
         if (sub(/^- /, "", line)) {
-            print ".IP \\(bu 2"
+            print ".IP \\[u2022] 2"
             in_item = 1
         } else if (fresh && line !~ /^ /) {
             print ".PP"
