@@ -28,9 +28,10 @@ const REQUESTS: u32 = 40;
 /// How long all moves may take: h2load says what it saw only when its time is over.
 const MOVES: Duration = Duration::from_secs(20);
 
-/// A program that uses the service all the time.
+/// A program that uses the service all the time. It ends with this.
 pub(crate) struct Load {
-    child: Child,
+    /// `None` once it was waited for.
+    child: Option<Child>,
     with: With,
 }
 
@@ -76,6 +77,7 @@ impl Load {
         let child = command.arg(url).spawn();
         let child =
             child.map_err(|error| format!("{program}: {error} (of Debian's package {package})"))?;
+        let child = Some(child);
         Ok(Self { child, with })
     }
 
@@ -92,26 +94,37 @@ impl Load {
     ///
     /// It has ended before.
     pub(crate) fn end(mut self) -> Result<Said> {
+        let mut child = self.child.take().ok_or("it was waited for")?;
         match &self.with {
             With::Wrk { .. } => {
                 // It reports when it is interrupted.
-                let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+                let pid = Pid::from_raw(i32::try_from(child.id())?);
                 kill(pid, Signal::SIGINT)?;
             }
             With::H2load { until } => {
-                if self.child.try_wait()?.is_some() {
+                if child.try_wait()?.is_some() {
                     return Err("h2load ended before all had moved: give it fewer --clients".into());
                 }
                 let left = until.saturating_duration_since(Instant::now());
                 println!("\nh2load goes on for {:.0} s", left.as_secs_f64());
             }
         }
-        let output = self.child.wait_with_output()?;
+        let output = child.wait_with_output()?;
         let said = match &self.with {
             With::Wrk { .. } => wrk_said(&String::from_utf8_lossy(&output.stderr)),
             With::H2load { .. } => h2load_said(&String::from_utf8_lossy(&output.stdout)),
         };
         said.ok_or_else(|| format!("what the load said is not understood: {output:?}").into())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.connected();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
