@@ -6,8 +6,8 @@ use hyper::{Request, Version};
 
 use super::session::SessionError;
 
-/// How long most heads are at most, in bytes.
-const USUAL: usize = 512;
+/// How long the heads of programs are at most, in bytes; those of browsers are longer.
+const USUAL: usize = 256;
 
 /// Writes a head as it could have been sent, without what tells of a body.
 pub(super) fn write(head: &mut Vec<u8>, parts: &Parts) {

@@ -140,6 +140,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<T> {
 
     /// Drives hyper.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.tasks.reap();
         let mut before = None;
         loop {
             if let Poll::Ready(ended) = self.serving.poll(cx) {

@@ -84,11 +84,7 @@ impl Streams {
 pub(super) struct Tasks(Arc<Mutex<Running>>);
 
 #[derive(Default)]
-struct Running {
-    tasks: Vec<AbortHandle>,
-    /// When there are so many, those that are done are looked for.
-    prune_at: usize,
-}
+struct Running(Vec<AbortHandle>);
 
 impl Tasks {
     fn lock(&self) -> MutexGuard<'_, Running> {
@@ -96,9 +92,14 @@ impl Tasks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets those that are done: as long as there is a handle, a task has its memory.
+    pub(super) fn reap(&self) {
+        self.lock().0.retain(|task| !task.is_finished());
+    }
+
     /// They end by themselves when their streams do.
     pub(super) fn detach(&self) {
-        self.lock().tasks.clear();
+        self.lock().0.clear();
     }
 
     /// Ends them, whatever they do.
@@ -109,7 +110,7 @@ impl Tasks {
 
 impl Running {
     fn abort(&mut self) {
-        for task in self.tasks.drain(..) {
+        for task in self.0.drain(..) {
             task.abort();
         }
     }
@@ -125,11 +126,34 @@ impl Drop for Running {
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
     fn execute(&self, future: F) {
         let task = tokio::spawn(future).abort_handle();
-        let mut running = self.lock();
-        if running.tasks.len() >= running.prune_at {
-            running.tasks.retain(|task| !task.is_finished());
-            running.prune_at = PRUNE.max(2 * running.tasks.len());
-        }
-        running.tasks.push(task);
+        self.lock().0.push(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use hyper::rt::Executor;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tasks_that_are_done_are_forgotten_and_others_end_with_their_connection() {
+        let tasks = Tasks::default();
+        let (done, is_done) = oneshot::channel();
+        tasks.execute(async move { done.send(()).unwrap() });
+        let (runs, ended) = oneshot::channel::<()>();
+        tasks.execute(async move {
+            let _runs = runs;
+            pending::<()>().await;
+        });
+        is_done.await.unwrap();
+        tokio::task::yield_now().await;
+        tasks.reap();
+        assert_eq!(tasks.lock().0.len(), 1);
+        drop(tasks);
+        assert!(ended.await.is_err());
     }
 }
