@@ -75,7 +75,10 @@ pub(crate) fn has_ao(fd: BorrowedFd<'_>) -> Result<bool> {
     ) {
         Ok(_) => Ok(true),
         Err(Error::Unsupported { .. }) => {
-            WITHOUT_AO.store(true, Ordering::Relaxed);
+            // One of another protocol, such as MPTCP, says nothing about the kernel.
+            if matches!(sockopt::protocol(fd), Ok(libc::IPPROTO_TCP)) {
+                WITHOUT_AO.store(true, Ordering::Relaxed);
+            }
             Ok(false)
         }
         // It does not use it.
