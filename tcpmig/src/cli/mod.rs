@@ -181,6 +181,7 @@ fn log_to_stderr(verb: &Verb) {
     };
     let usual = Targets::new().with_default(usual);
     let asked = std::env::var("TCPMIG_LOG").ok();
+    let asked = asked.filter(|asked| !asked.is_empty());
     let asked = asked.map(|asked| asked.parse::<Targets>().map_err(|error| (asked, error)));
     let (filter, wrong) = match asked {
         Some(Ok(filter)) => (filter, None),
