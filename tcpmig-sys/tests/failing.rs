@@ -15,7 +15,7 @@ use tcpmig_sys::repair::{
     ClosedSocket, FreezeError, FrozenSocket, RestoringSocket, Snapshot, write_unsent,
 };
 use tcpmig_sys::sockets::Lookup;
-use tcpmig_sys::{Result, sockopt};
+use tcpmig_sys::{Result, repair, sockopt};
 
 /// What the kernel can say to any call.
 const ERRORS: [i32; 2] = [libc::ENOMEM, libc::EPERM];
@@ -247,6 +247,10 @@ fn an_idle_connection_takes_few_calls(v6: bool) {
     let net = Net::new();
     let (_peer, server) = net.connect(family(v6));
     let ends = Ends::of(server.as_fd()).unwrap();
+    // What the kernel lacks is asked for once in a process, not for each connection.
+    net.a
+        .run(|| repair::check(server.as_fd()).unwrap())
+        .unwrap();
     let (frozen, source) = net
         .a
         .run(|| {
