@@ -6,12 +6,14 @@
 
 mod steps;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::hash::Hash;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::super::*;
 
@@ -84,7 +86,7 @@ enum Without {
     Comparing,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Debug)]
 struct World {
     source: [Option<Rc<Source>>; HANDOVERS],
     /// What the source's journal says of it, and the target's.
@@ -99,6 +101,53 @@ struct World {
     lived: [bool; HANDOVERS],
     /// Whether what the target built has taken bytes by itself.
     moved_on: [bool; HANDOVERS],
+}
+
+/// A world by the addresses of its machines: to compare and hash what is in them would be most of the work.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    source: [Option<*const Source>; HANDOVERS],
+    written: [Option<Note>; HANDOVERS],
+    target: [*const Target; HANDOVERS],
+    noted: [Option<Note>; HANDOVERS],
+    sockets: [Socket; HOSTS],
+    wire: [u16; HANDOVERS],
+    crashes: [u8; HOSTS],
+    lived: [bool; HANDOVERS],
+    moved_on: [bool; HANDOVERS],
+}
+
+/// Every source and target that there was in any world, each once.
+#[derive(Default)]
+struct Machines {
+    sources: FxHashSet<Rc<Source>>,
+    targets: FxHashSet<Rc<Target>>,
+}
+
+impl Machines {
+    /// Has a world that comes after another one use these.
+    fn share(&mut self, world: &mut World, before: &World) {
+        for h in 0..HANDOVERS {
+            if let Some(source) = &mut world.source[h] {
+                share_one(&mut self.sources, source, before.source[h].as_ref());
+            }
+            share_one(
+                &mut self.targets,
+                &mut world.target[h],
+                Some(&before.target[h]),
+            );
+        }
+    }
+}
+
+fn share_one<T: Eq + Hash>(shared: &mut FxHashSet<Rc<T>>, one: &mut Rc<T>, before: Option<&Rc<T>>) {
+    if before.is_some_and(|before| Rc::ptr_eq(before, one)) {
+        return;
+    }
+    match shared.get(one) {
+        Some(same) => one.clone_from(same),
+        None => drop(shared.insert(one.clone())),
+    }
 }
 
 const HOSTS: usize = 3;
@@ -240,6 +289,23 @@ impl World {
         }
     }
 
+    /// What tells worlds apart whose machines are shared.
+    fn key(&self) -> Key {
+        let source = |source: &Option<Rc<Source>>| source.as_ref().map(Rc::as_ptr);
+        let [first, second] = &self.source;
+        Key {
+            source: [source(first), source(second)],
+            written: self.written,
+            target: self.target.each_ref().map(Rc::as_ptr),
+            noted: self.noted,
+            sockets: self.sockets,
+            wire: self.wire,
+            crashes: self.crashes,
+            lived: self.lived,
+            moved_on: self.moved_on,
+        }
+    }
+
     fn crashed(&self) -> bool {
         self.crashes != [0; HOSTS]
     }
@@ -313,9 +379,12 @@ impl Model {
 
     /// How many states there are, or the shortest way to one that must not be.
     fn explore(&self) -> Result<usize, String> {
-        let first = Rc::new(World::new());
-        let mut worlds = vec![first.clone()];
-        let mut numbers = HashMap::from([(first, 0_usize)]);
+        let mut machines = Machines::default();
+        let mut first = World::new();
+        let nothing_known = World::new();
+        machines.share(&mut first, &nothing_known);
+        let mut numbers = FxHashMap::from_iter([(first.key(), 0_usize)]);
+        let mut worlds = vec![first];
         let mut before: Vec<Vec<u32>> = vec![Vec::new()];
         let mut open = VecDeque::from([0]);
         while let Some(at) = open.pop_front() {
@@ -329,10 +398,9 @@ impl Model {
                 }
                 return Err(way);
             }
-            for next in self.next(&world) {
-                let number = numbers.get(&next).copied().unwrap_or_else(|| {
-                    let next = Rc::new(next);
-                    numbers.insert(next.clone(), worlds.len());
+            for mut next in self.next(&world) {
+                machines.share(&mut next, &world);
+                let number = *numbers.entry(next.key()).or_insert_with(|| {
                     worlds.push(next);
                     before.push(Vec::new());
                     open.push_back(worlds.len() - 1);
@@ -390,7 +458,7 @@ impl Model {
 }
 
 fn no_way_breaks_it(ways: &[Ways], journal: bool, crashes: Crashes) {
-    for at_once in BOTH {
+    let explore = |at_once| {
         for &ways in ways {
             let model = Model::new(ways, at_once, Without::Nothing).with(journal, crashes);
             let states = model.explore();
@@ -400,7 +468,12 @@ fn no_way_breaks_it(ways: &[Ways], journal: bool, crashes: Crashes) {
             );
             assert!(states > 100, "{states}");
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for at_once in BOTH {
+            scope.spawn(move || explore(at_once));
+        }
+    });
 }
 
 #[test]
