@@ -23,6 +23,9 @@
 
 #define KIND "org.example.counter"
 #define MOST 64
+#define HOSTS 8
+/* How long what could not leave waits before it is tried again, in milliseconds. */
+#define PAUSE 1000
 
 enum state { FREE, OPEN, GIVEN };
 
@@ -79,8 +82,17 @@ static void answer(struct client *client)
     }
 }
 
+/* Whether the agent wants all connections to leave, for which hosts, and how many were said to be left. */
+struct drain {
+    int is_wanted;
+    uint64_t id;
+    size_t said;
+    char hosts[HOSTS][256];
+    size_t host_count;
+};
+
 /* Gives away what there is, to these hosts in turn. */
-static void give(struct tcpmig_agent *agent, const char *service, const char *const *hosts, size_t host_count)
+static void give(struct tcpmig_agent *agent, const char *service, const struct drain *drain)
 {
     size_t i;
 
@@ -97,7 +109,7 @@ static void give(struct tcpmig_agent *agent, const char *service, const char *co
         layer.payload_length = sizeof(lines);
         session.layers = &layer;
         session.layer_count = 1;
-        if (tcpmig_agent_give(agent, clients[i].fd, service, hosts[i % host_count], &session, i) == TCPMIG_OK)
+        if (tcpmig_agent_give(agent, clients[i].fd, service, drain->hosts[i % drain->host_count], &session, i) == TCPMIG_OK)
             clients[i].state = GIVEN;
         else
             complain("give");
@@ -117,18 +129,12 @@ static int lines_of(const struct tcpmig_agent *agent, const struct tcpmig_event 
     return 0;
 }
 
-/* Whether the agent wants all connections to leave, and how many were said to be left. */
-struct drain {
-    int is_wanted;
-    uint64_t id;
-    size_t said;
-};
-
 /* Whether there was an event. */
 static int handle(struct tcpmig_agent *agent, const char *service, struct drain *drain)
 {
     struct tcpmig_event event;
     uint32_t lines;
+    size_t i;
 
     memset(&event, 0, sizeof(event));
     event.size = sizeof(event);
@@ -139,7 +145,11 @@ static int handle(struct tcpmig_agent *agent, const char *service, struct drain 
         drain->is_wanted = 1;
         drain->id = event.id;
         drain->said = MOST + 1;
-        give(agent, service, event.hosts, event.host_count);
+        /* The event is gone when the next one comes. */
+        drain->host_count = event.host_count < HOSTS ? event.host_count : HOSTS;
+        for (i = 0; i < drain->host_count; i++)
+            snprintf(drain->hosts[i], sizeof(drain->hosts[i]), "%s", event.hosts[i]);
+        give(agent, service, drain);
         break;
     case TCPMIG_EVENT_OFFER:
         /* What nobody here knows must not be taken: the session would be damaged. */
@@ -185,7 +195,7 @@ int main(int argc, char **argv)
     struct tcpmig_service service = TCPMIG_SERVICE_INIT;
     struct tcpmig_agent *agent = NULL;
     struct sockaddr_in here;
-    struct drain drain = { 0, 0, 0 };
+    struct drain drain;
     int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
     char text[64];
     const char *address = text;
@@ -194,6 +204,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: counter_agent ADDRESS PORT SERVICE SOCKET\n");
         return 2;
     }
+    memset(&drain, 0, sizeof(drain));
     memset(&here, 0, sizeof(here));
     here.sin_family = AF_INET;
     here.sin_port = htons((uint16_t)atoi(argv[2]));
@@ -213,6 +224,8 @@ int main(int argc, char **argv)
     fflush(stdout);
     while (!is_drained(agent, &drain)) {
         struct pollfd polled[MOST + 2];
+        /* What was kept, because the other host was busy, goes on meanwhile. */
+        int is_left = drain.is_wanted && count(GIVEN) == 0, ready;
         size_t i;
 
         polled[0].fd = tcpmig_agent_fd(agent);
@@ -221,8 +234,13 @@ int main(int argc, char **argv)
             polled[i + 2].fd = clients[i].state == OPEN ? clients[i].fd : -1;
         for (i = 0; i < MOST + 2; i++)
             polled[i].events = POLLIN;
-        if (poll(polled, MOST + 2, -1) < 0 && errno != EINTR)
+        ready = poll(polled, MOST + 2, is_left ? PAUSE : -1);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        if (ready < 0)
             return 1;
+        if (ready == 0)
+            give(agent, argv[3], &drain);
         for (i = 0; i < MOST; i++)
             if (polled[i + 2].fd >= 0 && polled[i + 2].revents != 0)
                 answer(&clients[i]);
