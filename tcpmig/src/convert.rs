@@ -2,7 +2,7 @@
 //!
 //! The only place where the two meet: `tcpmig-sys` knows no format and `tcpmig-format` no
 //! kernel. A FIN counts one in the kernel's sequence numbers and in none of an image: every such
-//! +1 and -1 is in [`to_image`], [`numbers`] and [`window`].
+//! +1 and -1 is in [`to_image`], [`up_to`], [`received`], [`numbers`] and [`window`].
 
 use tcpmig_format::{
     InvalidTcp, Negotiated, PendingError, ReceiveSpace, SecretBytes, SendSpace, Seq, SocketOptions,
@@ -23,13 +23,7 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
     let fins = Fins::of(state, snapshot.ended);
     // Past this end's FIN where the peer has acknowledged it.
     let snd_una = Seq::new(snapshot.numbers.snd_una) - u32::from(fins.acknowledged);
-    // Past the peer's FIN, as may be what was advertised or received with it or after it.
-    let end = Seq::new(snapshot.numbers.rcv_nxt);
-    let bytes_end = end - u32::from(fins.received);
-    let without_fin = |seq: u32| {
-        let seq = Seq::new(seq);
-        if seq == end { bytes_end } else { seq }
-    };
+    let (rcv_nxt, window) = received(fins, snapshot.numbers.rcv_nxt, &snapshot.window);
     TcpImage::new(TcpParts {
         state,
         send: SendSpace {
@@ -38,7 +32,7 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
             unsent,
         },
         receive: ReceiveSpace {
-            rcv_nxt: bytes_end,
+            rcv_nxt,
             queue: SecretBytes::from(snapshot.receive_queue),
         },
         negotiated: Negotiated {
@@ -57,16 +51,42 @@ pub(crate) fn to_image(snapshot: Snapshot, socket: SocketOptions) -> Result<TcpI
                 },
             }),
         },
-        window: Window {
-            snd_wl1: without_fin(snapshot.window.snd_wl1),
-            snd_wnd: snapshot.window.snd_wnd,
-            max_window: snapshot.window.max_window,
-            rcv_wnd: snapshot.window.rcv_wnd,
-            rcv_wup: without_fin(snapshot.window.rcv_wup),
-        },
+        window,
         socket,
         pending_error: snapshot.ended.and_then(pending_error),
     })
+}
+
+/// Where the bytes end that this end has written, and where those end that the peer has sent, with the windows. For numbers
+/// of a kernel that came in another way than by a [`Snapshot`].
+#[cfg(feature = "criu")]
+pub(crate) fn up_to(
+    state: TcpState,
+    write_seq: u32,
+    rcv_nxt: u32,
+    window: &RepairWindow,
+) -> (Seq, Seq, Window) {
+    let fins = Fins::of(state, None);
+    let (rcv_nxt, window) = received(fins, rcv_nxt, window);
+    (Seq::new(write_seq) - u32::from(fins.sent), rcv_nxt, window)
+}
+
+/// Where the peer's bytes end, and the windows. What was advertised or received with the peer's FIN or after it is past the bytes.
+fn received(fins: Fins, rcv_nxt: u32, window: &RepairWindow) -> (Seq, Window) {
+    let end = Seq::new(rcv_nxt);
+    let bytes_end = end - u32::from(fins.received);
+    let without_fin = |seq: u32| {
+        let seq = Seq::new(seq);
+        if seq == end { bytes_end } else { seq }
+    };
+    let window = Window {
+        snd_wl1: without_fin(window.snd_wl1),
+        snd_wnd: window.snd_wnd,
+        max_window: window.max_window,
+        rcv_wnd: window.rcv_wnd,
+        rcv_wup: without_fin(window.rcv_wup),
+    };
+    (bytes_end, window)
 }
 
 /// Which FINs the kernel's sequence numbers count.

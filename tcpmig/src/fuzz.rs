@@ -1,6 +1,8 @@
 //! Bodies of the fuzz targets, so that the targets are one line each and these are compiled and
 //! linted with the crate.
 
+#[cfg(feature = "criu")]
+pub use crate::criu::fuzz::{Dump, criu};
 pub use crate::handover::fuzz::{Story, handover};
 #[cfg(feature = "http2")]
 pub use crate::http2::fuzz::{Frames, http2};

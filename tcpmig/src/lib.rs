@@ -11,6 +11,7 @@
 //! - [`capture`] and [`restore`]: one connection into an image and out of it, if the image
 //!   travels in another way (a file, your own protocol).
 //! - [`listener`]: a listener, re-created on another host.
+//! - [`criu`]: images of CRIU, made into those of this crate.
 //! - [`segments`]: what packets that arrived meanwhile add to an image.
 //! - [`options`]: which socket options move, and what happens to those that the target does not have.
 //! - [`steer`]: how the packets find the new host.
@@ -27,6 +28,7 @@
 //! * none: [`handover`] and [`segments`], without any call of the system.
 //! * `connection`: [`capture`], [`restore`], [`listener`], [`options`] and [`steer`]; with your own locker, or one of
 //!   `tcpmig-lock`. Links neither libnftnl nor a TLS stack.
+//! * `criu`: [`criu`], with `connection`.
 //! * `driver`: [`driver`] and [`locker`], with `connection`.
 //! * `session`: [`session`]. Links neither libnftnl nor QUIC nor a TLS stack.
 //! * `http`: [`http`], with `session` and no more than that. Connections move by a way of your own, or with `driver`.
@@ -112,6 +114,8 @@ pub mod agent;
 pub mod capture;
 #[cfg(feature = "connection")]
 mod convert;
+#[cfg(feature = "criu")]
+pub mod criu;
 #[cfg(feature = "driver")]
 mod draft;
 #[cfg(feature = "driver")]

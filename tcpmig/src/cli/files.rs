@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tcpmig::tls;
-use tcpmig_format::{Envelope, Image, Layer, Limits};
+use tcpmig_format::{Envelope, Image, Layer, Limits, SecretBytes};
 use tcpmig_sys::files::{open_without_waiting, rename_new};
 
 /// A new file for an image. It has its name only when it is complete, and is removed again unless it is kept.
@@ -160,7 +160,7 @@ pub(crate) fn beside_the_disk<T: Send>(
 }
 
 /// What an image in a file may have: as much as the kernel has queues for, since nobody but the user of this command chose it.
-const LIMITS: Limits = {
+pub(crate) const LIMITS: Limits = {
     let mut limits = Limits::DEFAULT;
     limits.max_queue = i32::MAX as usize;
     // Two queues, which share the sequence numbers of the send direction, and one for the receive direction.
@@ -197,11 +197,7 @@ fn partial(path: &Path, process: u32, n: u32) -> PathBuf {
 /// Reads and checks an image.
 pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, Envelope)> {
     let name = path.display();
-    let file = open_without_waiting(path).with_context(|| format!("open {name}"))?;
-    let kind = file.metadata().with_context(|| format!("open {name}"))?;
-    if !kind.is_file() {
-        bail!("{name} is not a file: an image is read from one");
-    }
+    let file = open(path)?;
     let mut bytes = Vec::new();
     // What is not an image is told by its beginning, however long it is.
     read_up_to(&file, Envelope::LEN, &mut bytes).with_context(|| format!("read {name}"))?;
@@ -221,6 +217,24 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<(Image, Envelope)> {
     read_up_to(&file, limit, &mut bytes).with_context(|| format!("read {name}"))?;
     let image = Image::decode_shared(bytes.into(), &LIMITS).with_context(|| format!("{name}"))?;
     Ok((image, envelope))
+}
+
+/// The beginning of a file, at most so many bytes.
+pub(crate) fn read_beginning(path: &Path, most: usize) -> anyhow::Result<SecretBytes> {
+    let mut bytes = Vec::new();
+    let read = read_up_to(&open(path)?, most, &mut bytes);
+    read.with_context(|| format!("read {}", path.display()))?;
+    Ok(bytes.into())
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    let name = path.display();
+    let file = open_without_waiting(path).with_context(|| format!("open {name}"))?;
+    let kind = file.metadata().with_context(|| format!("open {name}"))?;
+    if !kind.is_file() {
+        bail!("{name} is not a file: an image is read from one");
+    }
+    Ok(file)
 }
 
 fn read_up_to(file: &File, upto: usize, bytes: &mut Vec<u8>) -> io::Result<usize> {

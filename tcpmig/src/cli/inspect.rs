@@ -5,24 +5,31 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value, json};
+use tcpmig::criu::Kind;
 use tcpmig_format::{
-    Envelope, FilterInstruction, Image, IpImage, KeepAlive, Linger, ListenImage, SecretBytes,
-    SocketOptions, Subject, TcpImage, ip_fields, socket_fields,
+    FilterInstruction, Image, IpImage, KeepAlive, Linger, ListenImage, SecretBytes, SocketOptions,
+    Subject, TcpImage, ip_fields, socket_fields,
 };
 
 use super::print::{say, to_output};
-use super::{Output, files};
+use super::{Output, files, import};
 
 /// Show what an image holds.
 ///
-/// Queues and the payloads of layers show as lengths only, because they are the users' data; --payload shows them too.
+/// Queues and the payloads of layers show as lengths only, because they are the users' data; --payload shows them too. Images
+/// of CRIU are shown as well: of a files.img the connections, of a tcp-stream-INODE.img what `tcpmig import` makes of it.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// For a tcp-stream-INODE.img of CRIU: the files.img of the same dump [default: the one in its folder]
+    #[arg(long, value_name = "FILE")]
+    files: Option<PathBuf>,
 
     /// Show the bytes of queues and layers, in hexadecimal
     #[arg(long)]
@@ -30,8 +37,27 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let (image, envelope) = files::read(&args.file)?;
-    let value = describe(&image, &envelope, args.payload);
+    let value = match import::kind(&args.file)? {
+        None => {
+            let (image, envelope) = files::read(&args.file)?;
+            let about = json!({
+                "format_version": envelope.version,
+                "bytes": envelope.image_length(),
+            });
+            describe(&image, about, args.payload)
+        }
+        Some(Kind::TcpStream) => {
+            let read = import::read_connection(&args.file, args.files.as_deref())?;
+            let lacks: Vec<_> = read.lacks.iter().map(|lack| lack.name()).collect();
+            let about = json!({ "written_by": "CRIU", "lacks": lacks.join(", ") });
+            describe(&read.image, about, args.payload)
+        }
+        Some(Kind::Files) => return import::show_sockets(&args.file, output),
+        Some(_) => bail!(
+            "{} is an image of CRIU that says nothing about connections: tcp-stream-INODE.img and files.img do",
+            args.file.display()
+        ),
+    };
     match output {
         Output::Json => say!("{value:#}"),
         Output::Text => {
@@ -43,25 +69,19 @@ pub(crate) fn main(args: &InspectArgs, output: Output) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything of an image, from the bottom up.
-fn describe(image: &Image, envelope: &Envelope, payload: bool) -> Value {
+/// Everything of an image, from the bottom up. `about` is what is known of the file.
+fn describe(image: &Image, mut about: Value, payload: bool) -> Value {
     let queue = |queue: &SecretBytes| bytes_value(queue, payload);
     let mut all = Map::new();
-    all.insert(
-        "image".to_owned(),
-        present(json!({
-            "format_version": envelope.version,
-            "bytes": envelope.image_length(),
-            "taken_us": image.taken,
-            "taken": image.taken.and_then(utc),
-            "subject": match image.subject {
-                Subject::Connection(_) => "connection",
-                Subject::Listener(_) => "listener",
-                // A later one, of which nothing else would be shown.
-                _ => "unknown",
-            },
-        })),
-    );
+    about["taken_us"] = json!(image.taken);
+    about["taken"] = json!(image.taken.and_then(utc));
+    about["subject"] = json!(match image.subject {
+        Subject::Connection(_) => "connection",
+        Subject::Listener(_) => "listener",
+        // A later one, of which nothing else would be shown.
+        _ => "unknown",
+    });
+    all.insert("image".to_owned(), present(about));
     if let Some(image) = image.ip() {
         all.insert("ip".to_owned(), ip(image));
     }

@@ -10,6 +10,7 @@ mod failure;
 mod files;
 mod guardian;
 mod handovers;
+mod import;
 mod inspect;
 mod keys;
 mod list;
@@ -64,6 +65,7 @@ enum Verb {
     Doctor(doctor::DoctorArgs),
     Drain(drain::DrainArgs),
     Dump(dump::DumpArgs),
+    Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     List(list::ListArgs),
     Restore(restore::RestoreArgs),
@@ -130,6 +132,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Drain(args) => drain::main(&args, output),
         Verb::Dump(args) => dump::main(&args, output),
         Verb::List(args) => list::main(&args, output),
+        Verb::Import(args) => import::main(&args, output),
         Verb::Inspect(args) => inspect::main(&args, output),
         Verb::Status(args) => status::main(&args, output),
         Verb::Restore(args) => restore::main(&args, output),

@@ -3,6 +3,7 @@
 
 mod bad_images;
 mod bench;
+mod criu;
 mod demo;
 mod devices;
 mod disks;
