@@ -5,7 +5,15 @@
  * - ngx_http_tcpmig_module.c: the directives, and the beginning and end of a worker.
  * - ngx_http_tcpmig_link.c: the link of a worker to the agent for one service: events, drains.
  * - ngx_http_tcpmig_connecting.c: how such a link comes about without holding the worker up.
- * - ngx_http_tcpmig_rest.c: connections at rest, as they leave, come back and arrive.
+ * - ngx_http_tcpmig_rest.c: which connections are at rest.
+ * - ngx_http_tcpmig_leaving.c, ngx_http_tcpmig_arriving.c: how they leave, come back and arrive.
+ *
+ * All that there is to a connection at rest beside its socket is in the layer "org.tcpmig.nginx", version 1, whose numbers are big endian:
+ *
+ *     32 bits  the family of its socket: 4 or 6
+ *     32 bits  how many requests it has had
+ *     64 bits  its age in milliseconds
+ *     64 bits  how many milliseconds it may still rest
  */
 #ifndef NGX_HTTP_TCPMIG_H
 #define NGX_HTTP_TCPMIG_H
@@ -16,6 +24,13 @@
 #include <ngx_http.h>
 
 #include <tcpmig.h>
+
+#define NGX_HTTP_TCPMIG_KIND "org.tcpmig.nginx"
+#define NGX_HTTP_TCPMIG_VERSION 1u
+#define NGX_HTTP_TCPMIG_LENGTH 24u
+
+/* What comes, or comes back, may have been in its last moment. */
+#define NGX_HTTP_TCPMIG_SHORTEST_REST 1000u
 
 /* A service of the configuration. */
 typedef struct {
@@ -76,8 +91,11 @@ void ngx_http_tcpmig_link_end(ngx_http_tcpmig_link_t *link);
 
 /* Connects and registers on a thread of its own, and calls ngx_http_tcpmig_link_connected() or, after a pause, tries again. */
 void ngx_http_tcpmig_connect(ngx_http_tcpmig_link_t *link);
-void ngx_http_tcpmig_connect_end(ngx_http_tcpmig_link_t *link);
 void ngx_http_tcpmig_link_connected(ngx_http_tcpmig_link_t *link, struct tcpmig_agent *agent);
+
+/* There is no further attempt; one that is under way comes to nothing. With the process, at its end, it is not waited for. */
+void ngx_http_tcpmig_connect_end(ngx_http_tcpmig_link_t *link);
+void ngx_http_tcpmig_connect_abandon(ngx_http_tcpmig_link_t *link);
 
 /* nginx's connection for a descriptor that is not nginx's to close; NULL if there is none left. */
 ngx_connection_t *ngx_http_tcpmig_watch(int fd, ngx_event_handler_pt handler, void *data);
@@ -85,6 +103,9 @@ void ngx_http_tcpmig_unwatch(ngx_connection_t *c);
 
 /* Lets it see what connections without a request are like. */
 void ngx_http_tcpmig_wrap_listening(ngx_cycle_t *cycle);
+
+/* What nginx has for connections that this socket accepts to this address, if they are of the service and can move; else NULL. */
+ngx_http_addr_conf_t *ngx_http_tcpmig_conf_of(ngx_http_tcpmig_link_t *link, ngx_listening_t *listening, struct sockaddr *local);
 
 /* Calls back for each connection of the service that is at rest, until that says something else than NGX_OK. */
 typedef ngx_int_t (*ngx_http_tcpmig_found_pt)(ngx_http_tcpmig_link_t *link, ngx_connection_t *c);

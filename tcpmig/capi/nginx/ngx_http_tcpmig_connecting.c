@@ -88,6 +88,11 @@ static void attempted(ngx_event_t *event)
     if (read(attempt->done, &number, sizeof(number)) != sizeof(number))
         return; /* It is not through. */
     agent = attempt->agent;
+    if (link->ends) {
+        free_attempt(link);
+        tcpmig_agent_free(&agent);
+        return;
+    }
     if (agent == NULL) {
         /* Once aloud; the same again and again is of no interest. */
         level = link->pause == 0 ? NGX_LOG_ERR : NGX_LOG_INFO;
@@ -132,7 +137,9 @@ void ngx_http_tcpmig_connect(ngx_http_tcpmig_link_t *link)
     link->attempted = ngx_http_tcpmig_watch(attempt->done, attempted, link);
     error = link->attempted != NULL ? start_thread(attempt) : ENFILE;
     if (error != 0) {
-        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, error, "tcpmig_service \"%V\": no thread to connect to the agent", &link->service->name);
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, error,
+                      "tcpmig_service \"%V\": an attempt to connect to the agent cannot begin",
+                      &link->service->name);
         free_attempt(link);
         try_again_later(link);
     }
@@ -142,8 +149,10 @@ void ngx_http_tcpmig_connect_end(ngx_http_tcpmig_link_t *link)
 {
     if (link->again.timer_set)
         ngx_del_timer(&link->again);
-    if (link->attempt == NULL)
-        return;
+}
+
+void ngx_http_tcpmig_connect_abandon(ngx_http_tcpmig_link_t *link)
+{
     /* Its thread still uses the rest, which goes with the process. */
     ngx_http_tcpmig_unwatch(link->attempted);
     link->attempted = NULL;

@@ -206,9 +206,19 @@ static void end_with_worker(ngx_http_tcpmig_link_t *link, ngx_int_t at_once)
 
 /* ---- What the agent says */
 
+/* How loudly to say that a connection does not move: thousands may not by one cause. */
+static ngx_uint_t loudness(ngx_http_tcpmig_link_t *link)
+{
+    if (link->complained != 0 && ngx_current_msec - link->complained < 1000)
+        return NGX_LOG_INFO;
+    link->complained = ngx_current_msec;
+    return NGX_LOG_WARN;
+}
+
 static void decide(ngx_http_tcpmig_link_t *link, const struct tcpmig_event *event)
 {
     const char *objection = NULL;
+    ngx_uint_t level;
 
     if (link->ends)
         objection = "this worker of nginx ends";
@@ -217,7 +227,8 @@ static void decide(ngx_http_tcpmig_link_t *link, const struct tcpmig_event *even
     else
         objection = ngx_http_tcpmig_objection(link, event);
     if (objection != NULL) {
-        ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0, "tcpmig_service \"%V\": a connection from host %s is refused: %s",
+        level = loudness(link);
+        ngx_log_error(level, ngx_cycle->log, 0, "tcpmig_service \"%V\": a connection from host %s is refused: %s",
                       &link->service->name, event->host, objection);
         tcpmig_agent_refuse(link->agent, event->id, objection);
     } else if (tcpmig_agent_take(link->agent, event->id) == TCPMIG_OK) {
@@ -228,13 +239,8 @@ static void decide(ngx_http_tcpmig_link_t *link, const struct tcpmig_event *even
 static void kept(ngx_http_tcpmig_link_t *link, const struct tcpmig_event *event)
 {
     ngx_connection_t *c = ngx_http_tcpmig_given(event->id);
-    ngx_uint_t level = NGX_LOG_INFO;
+    ngx_uint_t level = loudness(link);
 
-    /* Thousands may be kept by one cause. */
-    if (link->complained == 0 || ngx_current_msec - link->complained >= 1000) {
-        level = NGX_LOG_WARN;
-        link->complained = ngx_current_msec;
-    }
     ngx_log_error(level, c->log, 0, "tcpmig_service \"%V\": a connection goes on here: %s (%s)", &link->service->name, event->reason,
                   event->code);
     ngx_http_tcpmig_kept(event->id, event->fd);
@@ -369,6 +375,7 @@ void ngx_http_tcpmig_link_end(ngx_http_tcpmig_link_t *link)
 {
     link->away = link->taken = 0;
     end_with_worker(link, 1);
+    ngx_http_tcpmig_connect_abandon(link);
     free_hosts(link);
     while (!ngx_queue_empty(&link->wanted))
         forget_wanted(ngx_queue_data(ngx_queue_head(&link->wanted), wanted_t, queue));

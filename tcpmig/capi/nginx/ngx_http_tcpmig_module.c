@@ -132,6 +132,25 @@ static ngx_int_t agree(ngx_conf_t *cf, const ngx_http_conf_addr_t *address)
     return NGX_OK;
 }
 
+/* The services of an address whose connections stay are there all the same, so that one without any other address is found out. */
+static ngx_int_t pass_over(ngx_conf_t *cf, ngx_http_tcpmig_main_conf_t *conf, const ngx_http_conf_addr_t *address)
+{
+    ngx_http_core_srv_conf_t **servers = address->servers.elts;
+    ngx_uint_t i;
+
+    for (i = 0; i < address->servers.nelts; i++) {
+        ngx_str_t *name = &conf_of(servers[i])->name;
+
+        if (name->len == 0)
+            continue;
+        if (service_named(cf, conf, name) == NULL)
+            return NGX_ERROR;
+        ngx_conf_log_error(NGX_LOG_INFO, cf, 0, "tcpmig_service \"%V\": connections to %V stay (%s)", name, &address->opt.addr_text,
+                           obstacle(address));
+    }
+    return NGX_OK;
+}
+
 static ngx_int_t add_address(ngx_conf_t *cf, ngx_http_tcpmig_main_conf_t *conf, ngx_http_conf_addr_t *address)
 {
     ngx_str_t *name = &conf_of(address->default_server)->name;
@@ -139,19 +158,14 @@ static ngx_int_t add_address(ngx_conf_t *cf, ngx_http_tcpmig_main_conf_t *conf, 
     char **text;
     size_t length;
 
+    if (obstacle(address) != NULL)
+        return pass_over(cf, conf, address);
     if (agree(cf, address) != NGX_OK)
         return NGX_ERROR;
     if (name->len == 0)
         return NGX_OK;
     service = service_named(cf, conf, name);
-    if (service == NULL)
-        return NGX_ERROR;
-    if (obstacle(address) != NULL) {
-        ngx_conf_log_error(NGX_LOG_INFO, cf, 0, "tcpmig_service \"%V\": connections to %V stay (%s)", name, &address->opt.addr_text,
-                           obstacle(address));
-        return NGX_OK;
-    }
-    text = ngx_array_push(&service->addresses);
+    text = service != NULL ? ngx_array_push(&service->addresses) : NULL;
     if (text == NULL)
         return NGX_ERROR;
     *text = ngx_pnalloc(cf->pool, NGX_SOCKADDR_STRLEN + 1);
@@ -220,8 +234,13 @@ static ngx_int_t init_process(ngx_cycle_t *cycle)
     ngx_http_tcpmig_service_t *services;
     ngx_uint_t i;
 
-    /* Not in the processes that look after caches. */
-    if (conf == NULL || conf->services.nelts == 0 || (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE))
+    if (conf == NULL || conf->services.nelts == 0)
+        return NGX_OK;
+    /* Without a master a new configuration takes the place of the old one in the midst of its connections. */
+    if (ngx_process == NGX_PROCESS_SINGLE)
+        ngx_log_error(NGX_LOG_WARN, cycle->log, 0, "tcpmig_service is of no effect with \"master_process off\"");
+    /* Others look after caches. */
+    if (ngx_process != NGX_PROCESS_WORKER)
         return NGX_OK;
     services = conf->services.elts;
     links = ngx_pcalloc(cycle->pool, conf->services.nelts * sizeof(*links));
