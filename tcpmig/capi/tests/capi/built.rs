@@ -51,6 +51,14 @@ const FILES: &[(&str, &str)] = &[
         "nginx/ngx_http_tcpmig_rest.c",
         include_str!("../../nginx/ngx_http_tcpmig_rest.c"),
     ),
+    (
+        "nginx/ngx_http_tcpmig_leaving.c",
+        include_str!("../../nginx/ngx_http_tcpmig_leaving.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_arriving.c",
+        include_str!("../../nginx/ngx_http_tcpmig_arriving.c"),
+    ),
     ("misuse.c", include_str!("../c/misuse.c")),
     ("many.c", include_str!("../c/many.c")),
     ("ctypes_test.py", include_str!("../ctypes_test.py")),
