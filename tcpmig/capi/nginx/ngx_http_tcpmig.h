@@ -25,6 +25,10 @@
 
 #include <tcpmig.h>
 
+#if (nginx_version >= 1025000)
+#error "from nginx 1.25 on, HTTP/2 and QUIC are on listening sockets in ways that this module does not know"
+#endif
+
 #define NGX_HTTP_TCPMIG_KIND "org.tcpmig.nginx"
 #define NGX_HTTP_TCPMIG_VERSION 1u
 #define NGX_HTTP_TCPMIG_LENGTH 24u

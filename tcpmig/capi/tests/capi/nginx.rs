@@ -23,6 +23,9 @@ use crate::built::{Installed, run, said};
 
 const WORKERS: usize = 2;
 
+/// A port whose connections begin with a line about the client, and stay.
+const STAYS: &str = "8081";
+
 /// Whether this is root of more than itself: only then can nginx run its workers as somebody else.
 fn has_other_users() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();
@@ -100,6 +103,7 @@ impl Nginx {
             "tcpmig_agent {};
             server {{
                 listen {address}:{PORT};
+                listen {address}:{STAYS} proxy_protocol;
                 tcpmig_service web;
                 add_header X-Host {of};
                 add_header X-Requests $connection_requests;
@@ -211,7 +215,11 @@ struct Visitor(TcpStream);
 
 impl Visitor {
     fn new(peer: &Host) -> Self {
-        let connect = || TcpStream::connect(format!("{}:{PORT}", World::SERVICE[0]));
+        Self::at(peer, PORT)
+    }
+
+    fn at(peer: &Host, port: &str) -> Self {
+        let connect = || TcpStream::connect(format!("{}:{port}", World::SERVICE[0]));
         let stream = peer.run(connect).unwrap().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(stream)
@@ -243,6 +251,9 @@ kernel_test!(connections_at_rest_go_to_and_fro, || {
     for one in &mut rest {
         assert_eq!(one.asks(), ("a".to_owned(), 1));
     }
+    let mut stays = Visitor::at(peer, STAYS);
+    stays.say("PROXY TCP4 198.18.0.7 198.18.0.80 1 2\r\n");
+    assert_eq!(stays.asks(), ("a".to_owned(), 1));
     let mut fresh = Visitor::new(peer);
     let mut half = Visitor::new(peer);
     half.say("GET / HTTP/1.1\r\nHo");
@@ -261,6 +272,7 @@ kernel_test!(connections_at_rest_go_to_and_fro, || {
     assert_eq!(moved, 7);
     assert_eq!(fresh.asks(), ("b".to_owned(), 1));
     assert_eq!(half.asks(), ("b".to_owned(), 2));
+    assert_eq!(stays.asks(), ("a".to_owned(), 2));
     for requests in [2, 4, 6] {
         assert_eq!(hosts.drain("b", "a"), 7);
         assert_eq!(fresh.asks(), ("a".to_owned(), requests));
