@@ -20,7 +20,7 @@ use crate::built::{How, Installed, VALGRIND, said};
 
 pub(crate) const PORT: &str = "8080";
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -40,7 +40,7 @@ fn config(of: &str, own: &str, other: &str, address: &str) -> String {
         address = "{address}:4433"
         steer = "redirect"
         [services.web]
-        users = ["root"]
+        users = ["root", "www-data"]
         addresses = ["{}"]
         ports = [{PORT}]
         to = ["{other}.example"]
@@ -91,39 +91,62 @@ impl Drop for Running {
 pub(crate) struct Hosts {
     pub(crate) world: World,
     pub(crate) installed: Installed,
-    _agents: [Running; 2],
+    agents: [Option<Running>; 2],
 }
 
 impl Hosts {
     pub(crate) fn new() -> Self {
+        let mut new = Self::without_agents();
+        for of in ["a", "b"] {
+            new.start_agent(of);
+        }
+        new
+    }
+
+    /// Nobody runs the agents yet.
+    pub(crate) fn without_agents() -> Self {
         let (world, installed) = (World::new(), Installed::new());
         let authority = Authority::create("tests").unwrap();
         fs::write(installed.path("ca.pem"), authority.ca_pem()).unwrap();
-        let agents = [
-            (&world.a, "a", "198.18.0.1", "b", "198.18.0.2"),
-            (&world.b, "b", "198.18.0.2", "a", "198.18.0.1"),
-        ]
-        .map(|(host, of, own, other, address)| {
+        for (of, own, other, address) in [
+            ("a", "198.18.0.1", "b", "198.18.0.2"),
+            ("b", "198.18.0.2", "a", "198.18.0.1"),
+        ] {
             let issued = authority.issue(&format!("{of}.example")).unwrap();
             let key = installed.path(&format!("{of}.key"));
             fs::write(installed.path(&format!("{of}.pem")), &issued.cert_pem).unwrap();
             fs::write(&key, &issued.key_pem).unwrap();
             fs::set_permissions(key, Permissions::from_mode(0o600)).unwrap();
             let path = installed.path(&format!("{of}.toml"));
-            fs::write(&path, config(of, own, other, address)).unwrap();
-            let running = Running::start(host, path);
-            let socket = installed.path(&format!("{of}.sock"));
-            until("the agent listens", || socket.exists());
-            running
-        });
+            fs::write(path, config(of, own, other, address)).unwrap();
+        }
         Self {
             world,
             installed,
-            _agents: agents,
+            agents: [None, None],
         }
     }
 
-    fn host(&self, of: &str) -> &Host {
+    pub(crate) fn start_agent(&mut self, of: &str) {
+        let path = self.installed.path(&format!("{of}.toml"));
+        let running = Running::start(self.host(of), path);
+        self.agents[usize::from(of == "b")] = Some(running);
+        let socket = self.socket(of);
+        until("the agent listens", || {
+            runtime().block_on(Client::connect(&socket)).is_ok()
+        });
+    }
+
+    pub(crate) fn stop_agent(&mut self, of: &str) {
+        self.agents[usize::from(of == "b")] = None;
+    }
+
+    /// The socket of this host's agent.
+    pub(crate) fn socket(&self, of: &str) -> PathBuf {
+        self.installed.path(&format!("{of}.sock"))
+    }
+
+    pub(crate) fn host(&self, of: &str) -> &Host {
         if of == "a" {
             &self.world.a
         } else {
@@ -143,18 +166,15 @@ impl Hosts {
             "--",
         ]);
         command.args(words).args([World::SERVICE[0], PORT, "web"]);
-        command
-            .arg(self.installed.path(&format!("{of}.sock")))
-            .arg("-");
+        command.arg(self.socket(of)).arg("-");
         let log = self.installed.path(&format!("{of}.log"));
         Server::start(self.installed.with_library(&mut command), log)
     }
 
     /// Has the service drained, and waits until it is empty; how many connections moved.
     pub(crate) fn drain(&self, of: &str, to: &str) -> u64 {
-        let socket = self.installed.path(&format!("{of}.sock"));
         runtime().block_on(async {
-            let client = Client::connect(socket).await.unwrap();
+            let client = Client::connect(self.socket(of)).await.unwrap();
             let drain = client.drain(Some("web".to_owned()), vec![format!("{to}.example")]);
             let mut draining: Draining = drain.await.unwrap();
             let mut moved = 0;

@@ -29,6 +29,36 @@ const FILES: &[(&str, &str)] = &[
         "examples/http_server.c",
         include_str!("../../examples/http_server.c"),
     ),
+    ("nginx/build", include_str!("../../nginx/build")),
+    ("nginx/config", include_str!("../../nginx/config")),
+    (
+        "nginx/ngx_http_tcpmig.h",
+        include_str!("../../nginx/ngx_http_tcpmig.h"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_module.c",
+        include_str!("../../nginx/ngx_http_tcpmig_module.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_link.c",
+        include_str!("../../nginx/ngx_http_tcpmig_link.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_connecting.c",
+        include_str!("../../nginx/ngx_http_tcpmig_connecting.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_rest.c",
+        include_str!("../../nginx/ngx_http_tcpmig_rest.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_leaving.c",
+        include_str!("../../nginx/ngx_http_tcpmig_leaving.c"),
+    ),
+    (
+        "nginx/ngx_http_tcpmig_arriving.c",
+        include_str!("../../nginx/ngx_http_tcpmig_arriving.c"),
+    ),
     ("misuse.c", include_str!("../c/misuse.c")),
     ("many.c", include_str!("../c/many.c")),
     ("ctypes_test.py", include_str!("../ctypes_test.py")),
@@ -82,7 +112,7 @@ impl Installed {
 
     fn with(libraries: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["examples", "include", "man"] {
+        for name in ["examples", "include", "man", "nginx"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         for (name, content) in FILES {

@@ -5,6 +5,7 @@ mod abi;
 mod agents;
 mod built;
 mod moved;
+mod nginx;
 mod pages;
 mod programs;
 mod signatures;
