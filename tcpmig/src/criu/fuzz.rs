@@ -1,7 +1,7 @@
 //! Whatever is in the files of a dump.
 
 use arbitrary::Arbitrary;
-use tcpmig_format::{Image, Limits};
+use tcpmig_format::{Image, Limits, TcpImage};
 
 use super::written::{Wire, files_file, stream_file};
 use super::{Kind, Stream, import, sockets};
@@ -141,7 +141,7 @@ pub fn criu(input: &Dump<'_>, peak: Peak) {
         };
         let image = imported.image;
         assert_eq!(image.ip().map(|ip| ip.flow), Some(socket.flow));
-        assert_eq!(image.tcp().map(|tcp| tcp.state()), Some(socket.state));
+        assert_eq!(image.tcp().map(TcpImage::state), Some(socket.state));
         let bytes = image.encode().expect("what is imported is valid");
         let decoded = Image::decode(&bytes, &Limits::default());
         assert_eq!(decoded.expect("it is an image"), image);

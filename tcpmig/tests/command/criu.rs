@@ -276,14 +276,11 @@ fn a_dump_of_criu_itself_goes_on() {
         let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         assert!(dumped, "{said}\n{}", log());
         server.wait().unwrap();
-        let stream = std::fs::read_dir(&folder)
-            .unwrap()
-            .map(|file| file.unwrap().path());
-        let is_stream = |file: &PathBuf| path(file).contains("tcp-stream-");
-        let stream = stream
-            .filter(is_stream)
-            .next()
-            .expect("a connection was dumped");
+        let files = std::fs::read_dir(&folder).unwrap();
+        let stream = files
+            .map(|file| file.unwrap().path())
+            .find(|file| path(file).contains("tcp-stream-"));
+        let stream = stream.expect("a connection was dumped");
         let image = net.file("imported.image");
         succeeds(&tcpmig(
             &net.a,
