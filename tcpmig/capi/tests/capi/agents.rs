@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 
 use tcpmig::agent::server::Agent;
-use tcpmig::agent::{Client, Draining};
+use tcpmig::agent::{Client, Draining, Fate};
+use tcpmig_format::FourTuple;
 use tcpmig_sys::kernel_test;
 use tcpmig_sys::lab::{Host, PATIENCE, World, until};
 use tcpmig_transport::keys::Authority;
@@ -172,6 +173,16 @@ impl Hosts {
     }
 
     /// Has the service drained, and waits until it is empty; how many connections moved.
+    /// Has one connection move that a server of this host has.
+    pub(crate) fn moves(&self, of: &str, to: &str, flow: FourTuple) -> Fate {
+        let socket = self.installed.path(&format!("{of}.sock"));
+        runtime().block_on(async {
+            let client = Client::connect(socket).await.unwrap();
+            let to = format!("{to}.example");
+            client.move_connection(flow, to, None).await.unwrap()
+        })
+    }
+
     pub(crate) fn drain(&self, of: &str, to: &str) -> u64 {
         runtime().block_on(async {
             let client = Client::connect(self.socket(of)).await.unwrap();

@@ -12,9 +12,9 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tcpmig::agent::{Client, Service};
+use tcpmig::agent::{Client, Fate, Service};
 use tcpmig::session::{Departed, Parts, Way};
-use tcpmig_format::Layer;
+use tcpmig_format::{FourTuple, Layer};
 use tcpmig_sys::kernel_test;
 use tcpmig_sys::lab::{Host, PATIENCE, World, eventually, pattern, until};
 
@@ -291,6 +291,27 @@ kernel_test!(connections_at_rest_go_to_and_fro, || {
         hosts.drain("a", "b") == 1
     });
 });
+
+// Two workers serve the address, and both are asked.
+kernel_test!(
+    one_that_somebody_wants_leaves_whichever_worker_has_it,
+    || {
+        let (hosts, _a, _b) = both();
+        let peer = &hosts.world.peer;
+        let mut stays = Visitor::new(peer);
+        assert_eq!(stays.asks(), ("a".to_owned(), 1));
+        for _ in 0..6 {
+            let mut wanted = Visitor::new(peer);
+            assert_eq!(wanted.asks(), ("a".to_owned(), 1));
+            let (local, remote) = (wanted.0.peer_addr(), wanted.0.local_addr());
+            let flow = FourTuple::new(local.unwrap(), remote.unwrap()).unwrap();
+            let fate = hosts.moves("a", "b", flow);
+            assert!(matches!(fate, Fate::Moved(_)), "{fate:?}");
+            assert_eq!(wanted.asks(), ("b".to_owned(), 2));
+        }
+        assert_eq!(stays.asks(), ("a".to_owned(), 2));
+    }
+);
 
 /// Stops wrk, and looks at what it says.
 fn nothing_failed(wrk: Child) -> u64 {

@@ -226,7 +226,7 @@ impl Shared {
         self.move_out(client, id, give, (to, flow), cancelled).await
     }
 
-    /// Asks the server of a connection to give it, for an admin.
+    /// Asks the servers of a connection's address to give it, for an admin.
     pub(super) async fn want(&self, client: &Client, flow: FourTuple, to: String) -> Answer {
         if !self.config().is_admin(client.user) {
             return Answer::kept("denied", "this user is not an admin of the agent");
@@ -234,14 +234,18 @@ impl Shared {
         if self.destination(&to).is_none() {
             return Answer::kept("unknown", format!("no host {to:?}"));
         }
-        let mut served = self.registry.all().into_iter();
-        let Some(of) = served.find(|one| one.has(flow.local())) else {
-            let local = flow.local();
+        let local = flow.local();
+        let mut served = self.registry.all();
+        served.retain(|one| one.has(local));
+        if served.is_empty() {
             return Answer::kept("unknown", format!("no server is registered for {local}"));
-        };
+        }
         let mut endings = self.given.endings();
-        let service = of.service.to_string();
-        of.client.send(ToClient::Want { service, flow, to }, None);
+        // Several processes may serve an address: the one that has the connection gives it.
+        for of in served {
+            let (service, to) = (of.service.to_string(), to.clone());
+            of.client.send(ToClient::Want { service, flow, to }, None);
+        }
         let ending = async {
             loop {
                 match endings.recv().await {
