@@ -118,6 +118,9 @@ void ngx_http_tcpmig_each_at_rest(ngx_http_tcpmig_link_t *link, ngx_http_tcpmig_
 /* How many connections of the service this worker has, at rest or not. */
 ngx_uint_t ngx_http_tcpmig_count(ngx_http_tcpmig_link_t *link);
 
+/* Whether this worker has the connection, at rest or not: another one may. */
+ngx_int_t ngx_http_tcpmig_has(ngx_http_tcpmig_link_t *link, const struct tcpmig_flow *flow);
+
 /* Whether it was kept here a moment ago, so that it is too soon to try again. */
 ngx_int_t ngx_http_tcpmig_is_too_soon(ngx_connection_t *c);
 

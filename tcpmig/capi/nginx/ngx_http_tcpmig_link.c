@@ -59,8 +59,12 @@ static void begin_to_drain(ngx_http_tcpmig_link_t *link, const struct tcpmig_eve
 static void want(ngx_http_tcpmig_link_t *link, const struct tcpmig_event *event)
 {
     size_t length = strlen(event->host);
-    wanted_t *wanted = ngx_alloc(sizeof(*wanted) + length, ngx_cycle->log);
+    wanted_t *wanted;
 
+    /* All workers are asked. To look for one that is not here, again and again, would take time for nothing. */
+    if (!ngx_http_tcpmig_has(link, &event->flow))
+        return;
+    wanted = ngx_alloc(sizeof(*wanted) + length, ngx_cycle->log);
     if (wanted == NULL)
         return;
     wanted->flow = event->flow;

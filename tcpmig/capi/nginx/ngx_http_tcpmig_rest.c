@@ -120,3 +120,16 @@ ngx_uint_t ngx_http_tcpmig_count(ngx_http_tcpmig_link_t *link)
         count += conf_of_connection(link, &connections[i]) != NULL;
     return count;
 }
+
+ngx_int_t ngx_http_tcpmig_has(ngx_http_tcpmig_link_t *link, const struct tcpmig_flow *flow)
+{
+    ngx_connection_t *connections = ngx_cycle->connections;
+    struct tcpmig_flow found;
+    ngx_uint_t i;
+
+    for (i = 0; i < ngx_cycle->connection_n; i++)
+        if (conf_of_connection(link, &connections[i]) != NULL && tcpmig_flow_of(connections[i].fd, &found) == TCPMIG_OK &&
+            memcmp(&found, flow, sizeof(found)) == 0)
+            return 1;
+    return 0;
+}

@@ -29,6 +29,10 @@ const FILES: &[(&str, &str)] = &[
         "examples/http_server.c",
         include_str!("../../examples/http_server.c"),
     ),
+    (
+        "examples/counter_upgrade.go",
+        include_str!("../../examples/counter_upgrade.go"),
+    ),
     ("nginx/build", include_str!("../../nginx/build")),
     ("nginx/config", include_str!("../../nginx/config")),
     (
@@ -156,6 +160,20 @@ impl Installed {
         command.args(asked).arg("tcpmig");
         let flags = run(command.env("PKG_CONFIG_PATH", self.libraries().join("pkgconfig")));
         flags.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Builds one of the programs in Go.
+    pub(crate) fn compile_go(&self, source: &str) -> PathBuf {
+        let program = self.path(&format!("{source}-built"));
+        let mut command = Command::new("go");
+        command.args(["build", "-o"]).arg(&program);
+        command.arg(self.path("examples").join(source));
+        command.env("PKG_CONFIG_PATH", self.libraries().join("pkgconfig"));
+        // Who runs this may have no home.
+        command.env("GOCACHE", self.path("go cache"));
+        command.env("GOPATH", self.path("go path"));
+        run(&mut command);
+        program
     }
 
     /// Compiles one of the programs as a newcomer does, with every warning an error.

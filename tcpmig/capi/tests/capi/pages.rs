@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
 use tcpmig_sys::kernel_test;
 use tcpmig_sys::lab::{Host, PATIENCE, World};
@@ -114,6 +115,29 @@ fn counts(client: &mut BufReader<TcpStream>, number: u32) {
     assert_eq!(answer, format!("{number}\n"));
 }
 
+/// One version after another takes the counter over, each of one of these programs in turn.
+fn versions(installed: &Installed, programs: &[&Path]) {
+    let world = World::new();
+    let version = |number: usize| {
+        let program = programs[number % programs.len()];
+        let mut command = world.a.command(program.to_str().unwrap()).unwrap();
+        command.args([World::SERVICE[0], PORT]);
+        command.arg(installed.path("counter.sock"));
+        let log = installed.path(&format!("counter {number}.log"));
+        Server::start(installed.with_library(&mut command), log)
+    };
+    let mut running = version(0);
+    let mut clients = [client(&world.peer), client(&world.peer)];
+    for number in 1..5 {
+        for client in &mut clients {
+            counts(client, number);
+        }
+        let next = version(number as usize);
+        running.ends_well();
+        running = next;
+    }
+}
+
 kernel_test!(the_counter_goes_on_in_its_next_version, || {
     let installed = Installed::new();
     let how = How {
@@ -122,24 +146,16 @@ kernel_test!(the_counter_goes_on_in_its_next_version, || {
         ..How::default()
     };
     let program = installed.compile("counter_upgrade.c", how);
-    let world = World::new();
-    let version = |number: u32| {
-        let mut command = world.a.command(program.to_str().unwrap()).unwrap();
-        command.args([World::SERVICE[0], PORT]);
-        command.arg(installed.path("counter.sock"));
-        let log = installed.path(&format!("counter {number}.log"));
-        Server::start(installed.with_library(&mut command), log)
-    };
-    let mut running = version(1);
-    let mut clients = [client(&world.peer), client(&world.peer)];
-    for number in 1..4 {
-        for client in &mut clients {
-            counts(client, number);
-        }
-        let next = version(number + 1);
-        running.ends_well();
-        running = next;
-    }
+    versions(&installed, &[&program]);
+});
+
+kernel_test!(the_counter_goes_on_in_go_and_comes_back, || {
+    let installed = Installed::new();
+    let c = installed.compile("counter_upgrade.c", How::default());
+    let go = installed.compile_go("counter_upgrade.go");
+    versions(&installed, &[&c, &go]);
+    // From one of Go to one of Go.
+    versions(&installed, &[&go]);
 });
 
 kernel_test!(the_counter_goes_on_at_another_host, || {
