@@ -52,7 +52,10 @@ fn module(installed: &Installed) -> PathBuf {
         fs::read(installed.path("nginx/ngx_http_tcpmig_module.so")).unwrap()
     });
     let path = installed.path("module.so");
-    fs::write(&path, built).unwrap();
+    // An nginx that runs has it mapped: it must not change.
+    if !path.exists() {
+        fs::write(&path, built).unwrap();
+    }
     path
 }
 
@@ -339,18 +342,18 @@ kernel_test!(wrk_has_no_failure_while_they_go_to_and_fro, || {
     wrk.arg(format!("http://{}:{PORT}/", World::SERVICE[0]));
     let wrk = wrk.stdout(Stdio::piped()).stderr(Stdio::piped());
     let wrk = wrk.spawn().unwrap();
-    let mut moved = 0;
-    // When all of them are there, the first drain takes them.
-    until("all connections have gone to b", || {
-        moved += hosts.drain("a", "b");
-        moved == CONNECTIONS
+    // wrk needs a moment until it has opened all of them.
+    until("all connections go to and fro", || {
+        hosts.drain("a", "b");
+        hosts.drain("b", "a") >= CONNECTIONS
     });
+    let mut moved = 0;
     for _ in 0..5 {
-        moved += hosts.drain("b", "a");
         moved += hosts.drain("a", "b");
+        moved += hosts.drain("b", "a");
     }
     let requests = nothing_failed(wrk);
-    assert_eq!(moved, 11 * CONNECTIONS);
+    assert!(moved >= 10 * CONNECTIONS, "{moved} moves");
     assert!(requests > moved, "{requests} requests, {moved} moves");
 });
 

@@ -52,6 +52,9 @@ impl Shared {
             });
             return failed("unknown", format!("{what} is registered"));
         }
+        // Before anybody is told, who may be quick.
+        let services: HashSet<_> = drained.iter().map(|one| one.service.clone()).collect();
+        let before = self.moves_of(&services);
         for one in &drained {
             one.drain();
             let drain = ToClient::Drain {
@@ -61,41 +64,56 @@ impl Shared {
             };
             one.client.send(drain, None);
         }
-        self.report(&client, id, &drained).await;
+        let since = || {
+            let (moved, kept) = self.moves_of(&services);
+            (moved - before.0, kept - before.1)
+        };
+        report(&client, id, &drained, since).await;
     }
 
-    async fn report(&self, client: &Client, id: u64, drained: &[Arc<Registration>]) {
-        let services: HashSet<&Arc<str>> = drained.iter().map(|one| &one.service).collect();
+    /// How many connections of these services have moved, and how many were kept.
+    fn moves_of(&self, services: &HashSet<Arc<str>>) -> (u64, u64) {
         let count = |outcome| -> u64 {
             let moves = services.iter().map(|one| self.metrics.moves(one, outcome));
             moves.sum()
         };
-        let (moved, kept) = (count("moved"), count("kept"));
-        let mut said = None;
-        loop {
-            let left = left_of(drained).await;
-            let now = (count("moved") - moved, count("kept") - kept, left);
-            if said != Some(now) {
-                said = Some(now);
-                let (moved, kept, left) = now;
-                let progress = ToClient::Progress {
-                    id,
-                    moved,
-                    kept,
-                    left,
-                };
-                client.send(progress, None);
-            }
-            let is_through =
-                |one: &Arc<Registration>| one.client.is_gone() || one.said_left() == Some(0);
-            if left == 0 && drained.iter().all(is_through) {
-                return client.send(ToClient::Done { id }, None);
-            }
-            if client.is_gone() {
-                return;
-            }
-            sleep(LOOKED).await;
+        (count("moved"), count("kept"))
+    }
+}
+
+/// Says how a drain goes until it is over, or nobody listens. `since` tells how many have moved, and how many were kept.
+async fn report(
+    client: &Client,
+    id: u64,
+    drained: &[Arc<Registration>],
+    since: impl Fn() -> (u64, u64),
+) {
+    let mut said = None;
+    loop {
+        // Who says that nothing is left has been told of the last move, which is counted by then.
+        let is_through =
+            |one: &Arc<Registration>| one.client.is_gone() || one.said_left() == Some(0);
+        let through = drained.iter().all(is_through);
+        let left = left_of(drained).await;
+        let (moved, kept) = since();
+        let now = (moved, kept, left);
+        if said != Some(now) {
+            said = Some(now);
+            let progress = ToClient::Progress {
+                id,
+                moved,
+                kept,
+                left,
+            };
+            client.send(progress, None);
         }
+        if left == 0 && through {
+            return client.send(ToClient::Done { id }, None);
+        }
+        if client.is_gone() {
+            return;
+        }
+        sleep(LOOKED).await;
     }
 }
 
