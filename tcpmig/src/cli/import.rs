@@ -42,8 +42,8 @@ pub(crate) fn main(args: &ImportArgs, output: Output) -> anyhow::Result<ExitCode
     let bytes = image.encode().context("encode the image")?;
     file.write(&bytes)?;
     file.publish()?;
-    let kept = file.keep();
-    kept.with_context(|| format!("write {}", args.output.display()))?;
+    file.keep()
+        .with_context(|| format!("write {}", args.output.display()))?;
     // Every image that was imported has both.
     let flow = image.ip().map(|ip| ip.flow.to_string()).unwrap_or_default();
     let queues = image.tcp().map(|tcp| {

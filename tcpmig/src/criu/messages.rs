@@ -49,8 +49,6 @@ pub(super) struct TcpStreamEntry {
 pub(super) struct FileEntry {
     #[prost(int32, optional, tag = "1")]
     pub(super) kind: Option<i32>,
-    #[prost(uint32, optional, tag = "2")]
-    pub(super) id: Option<u32>,
     #[prost(message, optional, tag = "4")]
     pub(super) isk: Option<InetSkEntry>,
 }

@@ -251,7 +251,7 @@ pub fn import(stream: Stream, socket: &Socket) -> Result<Imported, CriuError> {
     let ip = socket.ip();
     ip.check()?;
     let options = socket.options(&entry);
-    let lacks = socket.lacks(&ip, &options);
+    let lacks = Socket::lacks(&ip, &options);
     let (write_seq, rcv_nxt, window) = convert::up_to(
         state,
         need(entry.outq_seq, "outq_seq")?,

@@ -167,15 +167,11 @@ impl Socket {
     }
 
     /// What the files do not have, of what an image of ours has.
-    pub(super) fn lacks(&self, ip: &IpImage, options: &SocketOptions) -> Vec<Lack> {
-        let hops = match self.family {
-            SocketFamily::Ipv4 => ip.ttl.is_some(),
-            _ => false,
-        };
+    pub(super) fn lacks(ip: &IpImage, options: &SocketOptions) -> Vec<Lack> {
         [
             (true, Lack::Taken),
             (true, Lack::CongestionControl),
-            (!hops, Lack::Hops),
+            (ip.ttl.is_none(), Lack::Hops),
             (options.keep_alive.is_none(), Lack::KeepAlive),
             (options.linger.is_none(), Lack::Linger),
             (options.buffer_lock.is_none(), Lack::BufferLock),

@@ -172,17 +172,16 @@ impl Hosts {
         Server::start(self.installed.with_library(&mut command), log)
     }
 
-    /// Has the service drained, and waits until it is empty; how many connections moved.
     /// Has one connection move that a server of this host has.
     pub(crate) fn moves(&self, of: &str, to: &str, flow: FourTuple) -> Fate {
-        let socket = self.installed.path(&format!("{of}.sock"));
         runtime().block_on(async {
-            let client = Client::connect(socket).await.unwrap();
+            let client = Client::connect(self.socket(of)).await.unwrap();
             let to = format!("{to}.example");
             client.move_connection(flow, to, None).await.unwrap()
         })
     }
 
+    /// Has the service drained, and waits until it is empty; how many connections moved.
     pub(crate) fn drain(&self, of: &str, to: &str) -> u64 {
         runtime().block_on(async {
             let client = Client::connect(self.socket(of)).await.unwrap();

@@ -280,10 +280,9 @@ impl Client {
     }
 
     /// Moves a connection of this host. Without a socket the servers that are registered for its address are asked, and the one that
-    /// has it gives it. With one it is of a
-    /// process that knows nothing of this: that must stand still until it is done, and afterwards finds its descriptor
-    /// closed unless the connection is kept. If this ends before, the move is cancelled. If the agent ends, the next one brings back what it
-    /// had not committed; without one for ten seconds it is [in doubt](Fate::InDoubt). Only for admins of the agent.
+    /// has it gives it. With one it is of a process that knows nothing of this: that must stand still until it is done, and afterwards
+    /// finds its descriptor closed unless the connection is kept. If this ends before, the move is cancelled. If the agent ends, the
+    /// next one brings back what it had not committed; without one for ten seconds it is [in doubt](Fate::InDoubt). Only for admins of the agent.
     ///
     /// # Errors
     ///

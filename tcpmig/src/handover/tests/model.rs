@@ -103,20 +103,6 @@ struct World {
     moved_on: [bool; HANDOVERS],
 }
 
-/// A world by the addresses of its machines: to compare and hash what is in them would be most of the work.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    source: [Option<*const Source>; HANDOVERS],
-    written: [Option<Note>; HANDOVERS],
-    target: [*const Target; HANDOVERS],
-    noted: [Option<Note>; HANDOVERS],
-    sockets: [Socket; HOSTS],
-    wire: [u16; HANDOVERS],
-    crashes: [u8; HOSTS],
-    lived: [bool; HANDOVERS],
-    moved_on: [bool; HANDOVERS],
-}
-
 /// Every source and target that there was in any world, each once.
 #[derive(Default)]
 struct Machines {
@@ -289,21 +275,21 @@ impl World {
         }
     }
 
-    /// What tells worlds apart whose machines are shared.
-    fn key(&self) -> Key {
+    /// What tells worlds apart whose machines are shared: where these are. To compare and hash what is in them would be most of the
+    /// work.
+    fn key(&self) -> impl Eq + Hash + use<> {
         let source = |source: &Option<Rc<Source>>| source.as_ref().map(Rc::as_ptr);
-        let [first, second] = &self.source;
-        Key {
-            source: [source(first), source(second)],
-            written: self.written,
-            target: self.target.each_ref().map(Rc::as_ptr),
-            noted: self.noted,
-            sockets: self.sockets,
-            wire: self.wire,
-            crashes: self.crashes,
-            lived: self.lived,
-            moved_on: self.moved_on,
-        }
+        (
+            self.source.each_ref().map(source),
+            self.written,
+            self.target.each_ref().map(Rc::as_ptr),
+            self.noted,
+            self.sockets,
+            self.wire,
+            self.crashes,
+            self.lived,
+            self.moved_on,
+        )
     }
 
     fn crashed(&self) -> bool {
