@@ -12,7 +12,8 @@ use common::{ip, isolated};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{LockError, Locker, Nftables};
 
-const LEASE: Duration = Duration::from_secs(60);
+/// Longer than any of these tests, also on a slow machine.
+const LEASE: Duration = Duration::from_secs(1200);
 
 struct Net {
     source: Host,

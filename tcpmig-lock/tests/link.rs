@@ -13,7 +13,8 @@ use common::net::{Connection, Host, expect, link, send, switch};
 use common::{eventually, ip, isolated, slowed, without_a_say};
 use tcpmig_lock::{FourTuple, Link, LockError, Locker, Unplug};
 
-const LEASE: Duration = Duration::from_secs(60);
+/// Longer than any of these tests, also on a slow machine.
+const LEASE: Duration = Duration::from_secs(1200);
 
 fn flow() -> FourTuple {
     "10.0.0.1:80,10.0.0.9:1025".parse().unwrap()

@@ -9,7 +9,8 @@ use common::net::{Connection, Host, expect, expect_nothing, send};
 use common::{addresses, eventually, flows, isolated, locking_hosts, slowed};
 use tcpmig_lock::{FourTuple, LockError, LockGuard, Locker, Nftables};
 
-const LEASE: Duration = Duration::from_secs(60);
+/// Longer than any of these tests, also on a slow machine.
+const LEASE: Duration = Duration::from_secs(1200);
 
 #[test]
 fn a_table_that_somebody_removed_is_made_again() {

@@ -18,7 +18,8 @@ use common::{Ends, eventually, families, injector, ip, isolated, slowed};
 use tcpmig_lock::address::Adopted;
 use tcpmig_lock::{EntryKind, LockError, LockGuard, Locker, NextHop, Nftables, NoLock, Redirect};
 
-const LEASE: Duration = Duration::from_secs(60);
+/// Longer than any of these tests, also on a slow machine.
+const LEASE: Duration = Duration::from_secs(1200);
 
 /// A switch with the source, the target and the peer. Source and target have the address of the service beside their
 /// own: a target to which the source's only address is local would not answer its ARP requests.
