@@ -459,15 +459,16 @@ fn ip(namespace: &Namespace, lines: &str) -> Result<String> {
         program: "ip",
         source,
     };
+    // It is started from inside: to enter between fork and exec, the kernel would have to copy the tables of this process's pages.
+    let inside = namespace.enter()?;
     let mut child = Command::new("ip")
         .args(["-oneline", "-details", "-batch", "-"])
-        .in_namespace(namespace)
-        .map_err(start)?
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
+    drop(inside);
     if let Some(mut stdin) = child.stdin.take() {
         // A refused line ends `ip`; what it said is read below.
         let _ = stdin.write_all(lines.as_bytes());
