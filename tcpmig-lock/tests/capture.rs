@@ -300,7 +300,7 @@ fn a_lease_that_ended_is_told() {
     isolated("a_lease_that_ended_is_told", || {
         let flow: FourTuple = "10.0.0.1:80,10.0.0.9:1025".parse().unwrap();
         let locker = Nftables::new().unwrap().capturing(BUFFER).unwrap();
-        let lease = slowed(Duration::from_millis(300));
+        let lease = slowed(Duration::from_secs(1));
         let mut guard = locker.lock(&[flow], lease).unwrap();
         assert_eq!(guard.captured().unwrap().packets, []);
         let error = eventually("the lease ends", || guard.captured().err());

@@ -459,7 +459,7 @@ fn ip(namespace: &Namespace, lines: &str) -> Result<String> {
         program: "ip",
         source,
     };
-    // It is started from inside: to enter between fork and exec, the kernel would have to copy the tables of this process's pages.
+    // It is started from inside: who enters between fork and exec makes the kernel copy all page tables of this process.
     let inside = namespace.enter()?;
     let mut child = Command::new("ip")
         .args(["-oneline", "-details", "-batch", "-"])

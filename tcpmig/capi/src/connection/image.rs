@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
 
-use tcpmig_format::{Envelope, FourTuple, Image, Layer, Limits, SecretBytes};
+use tcpmig_format::{Envelope, FourTuple, Image, Limits, SecretBytes};
 
 use crate::border::{Code, Done, Failure, answer, enter};
 use crate::flow::Flow;
@@ -17,11 +16,9 @@ use crate::sized::{self, descriptor, given};
 /// `struct tcpmig_image`.
 #[derive(Debug)]
 pub struct ImageHandle {
-    /// As it was captured or read, until it is restored from: a copy would cost as much as the queues are long.
-    first: Mutex<Option<Image>>,
+    pub(crate) image: Image,
     bytes: SecretBytes,
     flow: FourTuple,
-    layers: Vec<Layer>,
     /// Those of its layers.
     kinds: Vec<CString>,
 }
@@ -40,29 +37,17 @@ impl ImageHandle {
         let ip = image.ip().filter(|_| image.tcp().is_some());
         let no_connection = || Failure::new(Code::Image, "the image is not that of a connection");
         let flow = ip.ok_or_else(no_connection)?.flow;
-        let kind = |layer: &Layer| {
+        let kind = |layer: &tcpmig_format::Layer| {
             let no_text = |_| Failure::new(Code::Image, "the kind of a layer has a NUL in it");
             CString::new(layer.kind.as_str()).map_err(no_text)
         };
         let kinds = image.layers.iter().map(kind).collect::<Done<_>>()?;
         Ok(Self {
-            layers: image.layers.clone(),
-            first: Mutex::new(Some(image)),
+            image,
             bytes,
             flow,
             kinds,
         })
-    }
-
-    /// The image, for one who consumes it; it can be asked for again.
-    pub(crate) fn image(&self) -> Done<Image> {
-        // Nothing panics while it is held.
-        let first = self
-            .first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        first.map_or_else(|| Ok(Image::decode(&self.bytes, &LIMITS)?), Ok)
     }
 
     pub(crate) fn flow(&self) -> FourTuple {
@@ -234,7 +219,7 @@ exported! {
     ) -> c_int {
         enter(|| {
             let image = given(image, "image")?;
-            let (Some(found), Some(kind)) = (image.layers.get(index), image.kinds.get(index))
+            let (Some(found), Some(kind)) = (image.image.layers.get(index), image.kinds.get(index))
             else {
                 return Err(Failure::invalid(format_args!(
                     "there is no layer {index}: the image has {}",

@@ -53,7 +53,7 @@ fn build(
     lock: LockGuard,
     (locker, lease, policy): (&LockerHandle, Duration, Unsupported),
 ) -> Done<Box<PreparedHandle>> {
-    let built = Prepared::build_locked(image.image()?, lock, lease, policy);
+    let built = Prepared::build_locked(image.image.clone(), lock, lease, policy);
     let prepared = built.map_err(|not| not.error)?;
     Ok(Box::new(PreparedHandle {
         what: What::Prepared(Box::new(prepared)),
