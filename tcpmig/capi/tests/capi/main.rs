@@ -8,5 +8,6 @@ mod moved;
 mod nginx;
 mod pages;
 mod programs;
+mod scripts;
 mod signatures;
 mod upgrades;
