@@ -54,21 +54,17 @@ pub struct Image {
 /// What an image is of.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "nearly every image is of a connection"
-)]
 pub enum Subject {
-    /// A connection.
-    Connection(ConnectionImage),
+    /// A connection. What is known of one takes some 700 bytes, and images pass through many hands.
+    Connection(Box<ConnectionImage>),
     /// A listener.
-    Listener(ListenImage),
+    Listener(Box<ListenImage>),
 }
 
 impl Default for Subject {
     /// A connection of which nothing is said.
     fn default() -> Self {
-        Self::Connection(ConnectionImage::default())
+        Self::Connection(Box::default())
     }
 }
 
@@ -95,13 +91,13 @@ impl ConnectionImage {
 
 impl From<ConnectionImage> for Subject {
     fn from(connection: ConnectionImage) -> Self {
-        Self::Connection(connection)
+        Self::Connection(Box::new(connection))
     }
 }
 
 impl From<ListenImage> for Subject {
     fn from(listener: ListenImage) -> Self {
-        Self::Listener(listener)
+        Self::Listener(Box::new(listener))
     }
 }
 
@@ -109,7 +105,7 @@ impl From<ListenImage> for Subject {
 impl From<IpImage> for Subject {
     fn from(ip: IpImage) -> Self {
         let (ip, tcp) = (Some(ip), None);
-        Self::Connection(ConnectionImage { ip, tcp })
+        ConnectionImage { ip, tcp }.into()
     }
 }
 
@@ -117,7 +113,7 @@ impl From<IpImage> for Subject {
 impl From<TcpImage> for Subject {
     fn from(tcp: TcpImage) -> Self {
         let (ip, tcp) = (None, Some(tcp));
-        Self::Connection(ConnectionImage { ip, tcp })
+        ConnectionImage { ip, tcp }.into()
     }
 }
 

@@ -84,6 +84,12 @@ impl CaptureError {
 /// Reading it before the freeze keeps it out of the time in which the connection stands still.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    known: Box<Known>,
+}
+
+/// It is large, and a plan passes through several hands.
+#[derive(Debug, Clone)]
+struct Known {
     ip: IpImage,
     socket: SocketOptions,
     ended: bool,
@@ -107,9 +113,11 @@ impl Plan {
             return Err(CaptureError::Translated(Box::new(translation)));
         }
         Ok(Self {
-            ip,
-            socket: options::socket(fd, &seen.told, seen.filter.as_deref())?,
-            ended: info.state == State::Close,
+            known: Box::new(Known {
+                ip,
+                socket: options::socket(fd, &seen.told, seen.filter.as_deref())?,
+                ended: info.state == State::Close,
+            }),
         })
     }
 
@@ -117,19 +125,19 @@ impl Plan {
     /// connection by now: do not lock or steer them.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.ended
+        self.known.ended
     }
 
     /// The connection's addresses and ports.
     #[must_use]
     pub fn flow(&self) -> FourTuple {
-        self.ip.flow
+        self.known.ip.flow
     }
 
     /// What of its image is known, with the layers that run on it from the bottom up.
     #[cfg(feature = "driver")]
     pub(crate) fn draft(&self, layers: impl IntoIterator<Item = Layer>) -> Image {
-        draft::new(self.ip.clone(), self.socket.clone(), layers)
+        draft::new(self.known.ip.clone(), self.known.socket.clone(), layers)
     }
 }
 
@@ -230,8 +238,8 @@ impl Frozen {
     ) -> Result<Image, CaptureError> {
         // Before its clock is read: what was missing here would be missing in the first round trip (`restore::Stood`).
         let taken = now();
-        let tcp = self.read(self.plan.socket.clone())?;
-        let mut image = Image::new(ConnectionImage::new(self.plan.ip.clone(), tcp));
+        let tcp = self.read(self.plan.known.socket.clone())?;
+        let mut image = Image::new(ConnectionImage::new(self.plan.known.ip.clone(), tcp));
         image.taken = taken;
         image.layers.extend(layers);
         Ok(image)
@@ -341,7 +349,7 @@ impl Frozen {
             captured.extend(unlocked.captured().unwrap_or_default().packets);
         }
         deliver(fd.as_fd(), &flow, &captured);
-        if let Err(error) = options::kept(fd.as_fd(), &plan.socket) {
+        if let Err(error) = options::kept(fd.as_fd(), &plan.known.socket) {
             return Err(NotFrozen {
                 fd,
                 error: error.into(),

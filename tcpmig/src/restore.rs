@@ -4,6 +4,7 @@
 //! nothing of it can be seen from outside. [`Prepared::activate`] lets it live. Dropping a
 //! [`Prepared`] takes it all back without a packet.
 
+use std::mem::take;
 use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -84,10 +85,7 @@ pub struct Prepared {
     lease: Duration,
     /// The numbers that it was built with.
     built: Numbers,
-    ip: IpImage,
-    tcp: TcpParts,
-    layers: Vec<Layer>,
-    stood: Stood,
+    parts: Box<Parts>,
     unsupported: Unsupported,
     not_set: Vec<NotSet>,
     /// What was taken out of the image before it came here.
@@ -101,9 +99,7 @@ struct Opened {
     socket: RestoringSocket,
     known: Known,
     built: Numbers,
-    flow: FourTuple,
-    tcp: TcpParts,
-    layers: Vec<Layer>,
+    parts: Box<Parts>,
     not_set: Vec<NotSet>,
 }
 
@@ -111,7 +107,10 @@ impl Opened {
     /// Its lock has ended, or could not be.
     fn finish(self, unlocked: Result<Unlocked, LockError>) -> Result<Activated, Box<NotActivated>> {
         let Self {
-            socket, built, tcp, ..
+            socket,
+            built,
+            mut parts,
+            ..
         } = self;
         // From here on the socket takes what is let in, and keeps it: first it may hear, then packets come.
         let unlocked = match unlocked {
@@ -121,30 +120,29 @@ impl Opened {
                 return Err(not_activated(error.into(), None, moved_on));
             }
         };
-        let options = tcp.socket;
-        let reuse_addr = options.reuse_addr.unwrap_or(false);
+        let reuse_addr = parts.tcp.socket.reuse_addr.unwrap_or(false);
         let socket = socket.activate(reuse_addr).map_err(|failed| {
             let moved_on = moved_on(&failed.socket, &built);
             not_activated(failed.error.into(), None, moved_on)
         })?;
         self.known.keep();
-        let flow = self.flow;
+        let flow = parts.ip.flow;
         let mut late = Late { flow, unlocked };
         late.deliver(socket.as_fd());
         let restored = Restored {
             socket,
             flow,
-            unwritten: if tcp.state.fin_sent() {
+            unwritten: if parts.tcp.state.fin_sent() {
                 SecretBytes::default()
             } else {
-                tcp.send.unsent
+                take(&mut parts.tcp.send.unsent)
             },
-            layers: self.layers,
+            layers: take(&mut parts.layers),
             not_set: self.not_set,
         };
         Ok(Activated {
             restored,
-            options,
+            parts,
             late,
         })
     }
@@ -162,7 +160,8 @@ const KNOWN_FOR: Duration = Duration::from_millis(20);
 #[must_use = "dropping closes the connection"]
 pub struct Activated {
     restored: Restored,
-    options: SocketOptions,
+    /// Of them, the options are left.
+    parts: Box<Parts>,
     late: Late,
 }
 
@@ -211,7 +210,7 @@ impl Activated {
     pub fn write(self) -> Restored {
         let Self {
             mut restored,
-            options,
+            parts,
             mut late,
         } = self;
         let fd = restored.socket.as_fd();
@@ -220,7 +219,7 @@ impl Activated {
         let written = write_unsent(fd, &restored.unwritten).unwrap_or(0);
         drop(restored.unwritten.split_to(written));
         // The buffer grew for the queue.
-        options::alive(fd, &options, &mut restored.not_set);
+        options::alive(fd, &parts.tcp.socket, &mut restored.not_set);
         restored
     }
 }
@@ -259,7 +258,8 @@ pub struct NotBuilt {
     pub lock: LockGuard,
 }
 
-/// The parts of an image that can be restored.
+/// The parts of an image that can be restored. They are large, and stay where they are from the image to the end.
+#[derive(Debug)]
 struct Parts {
     ip: IpImage,
     tcp: TcpParts,
@@ -268,7 +268,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(image: Image) -> Result<Self, RestoreError> {
+    fn of(image: Image) -> Result<Box<Self>, RestoreError> {
         let Subject::Connection(connection) = image.subject else {
             return Err(RestoreError::Listener);
         };
@@ -281,12 +281,12 @@ impl Parts {
             .ok_or(RestoreError::Layer("TCP"))?
             .into_parts();
         convert::movable(tcp.state).ok_or(RestoreError::State(tcp.state))?;
-        Ok(Self {
+        Ok(Box::new(Self {
             ip,
             tcp,
             layers: image.layers,
             stood: Stood::since_taken(image.taken),
-        })
+        }))
     }
 
     fn rebuild(
@@ -374,15 +374,15 @@ impl Prepared {
         lease: Duration,
         unsupported: Unsupported,
     ) -> Result<Self, Box<NotBuilt>> {
-        let parts = Parts::of(image).map(|parts| Parts {
-            stood: Stood::since(since),
-            ..parts
+        let parts = Parts::of(image).map(|mut parts| {
+            parts.stood = Stood::since(since);
+            parts
         });
         Self::build_of(parts, lock, lease, unsupported)
     }
 
     fn build_of(
-        parts: Result<Parts, RestoreError>,
+        parts: Result<Box<Parts>, RestoreError>,
         lock: LockGuard,
         lease: Duration,
         unsupported: Unsupported,
@@ -400,7 +400,7 @@ impl Prepared {
     }
 
     fn build_parts(
-        parts: Parts,
+        parts: Box<Parts>,
         lock: LockGuard,
         lease: Duration,
         unsupported: Unsupported,
@@ -413,10 +413,7 @@ impl Prepared {
                 built,
                 lock,
                 lease,
-                ip: parts.ip,
-                tcp: parts.tcp,
-                layers: parts.layers,
-                stood: parts.stood,
+                parts,
                 unsupported,
                 not_set,
                 left_out: Vec::new(),
@@ -434,8 +431,8 @@ impl Prepared {
             return false;
         }
         // With a user timeout the peer is listened for first.
-        if tcp_waits(self.tcp.state, &self.tcp.socket)
-            || self.tcp.socket.user_timeout.unwrap_or(0) != 0
+        if tcp_waits(self.parts.tcp.state, &self.parts.tcp.socket)
+            || self.parts.tcp.socket.user_timeout.unwrap_or(0) != 0
         {
             return false;
         }
@@ -462,7 +459,7 @@ impl Prepared {
     /// Its addresses and ports.
     #[must_use]
     pub fn flow(&self) -> FourTuple {
-        self.ip.flow
+        self.parts.ip.flow
     }
 
     /// Prolongs the lock by the lease that it was made with, and takes it again if it has ended.
@@ -570,9 +567,7 @@ impl Prepared {
             socket,
             known: self.known,
             built: self.built,
-            flow: self.ip.flow,
-            tcp: self.tcp,
-            layers: self.layers,
+            parts: self.parts,
             not_set: self.left_out.into_iter().chain(self.not_set).collect(),
         };
         Ok((opened, self.lock))
@@ -597,7 +592,7 @@ impl Prepared {
             }
             let here = self.captured()?;
             changed |= self.merge(here.iter().map(|packet| &packet.bytes[..]))?;
-            if !std::mem::take(&mut changed) {
+            if !take(&mut changed) {
                 break;
             }
             // What it has taken by itself would not be in the next one.
@@ -605,13 +600,13 @@ impl Prepared {
                 return Err(RestoreError::MovedOn);
             }
             let socket = self.socket.take();
-            let before = socket.and_then(|socket| stand_in::step_aside(socket, &self.ip));
+            let before = socket.and_then(|socket| stand_in::step_aside(socket, &self.parts.ip));
             // What was injected for the first one may have closed it for connection tracking.
             self.known.renew()?;
             self.not_set.clear();
             let (policy, not_set) = (self.unsupported, &mut self.not_set);
-            let closed = open(&self.ip)?;
-            let what = (&self.ip, &self.tcp, &self.stood);
+            let closed = open(&self.parts.ip)?;
+            let what = (&self.parts.ip, &self.parts.tcp, &self.parts.stood);
             let (socket, built) = rebuild(closed, what, policy, not_set)?;
             self.socket = Some(socket);
             self.built = built;
@@ -638,7 +633,7 @@ impl Prepared {
         &mut self,
         packets: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<bool, RestoreError> {
-        match segments::take_in(&mut self.tcp, &self.ip.flow, packets) {
+        match segments::take_in(&mut self.parts.tcp, &self.parts.ip.flow, packets) {
             Taken::Nothing => Ok(false),
             Taken::Changed => Ok(true),
             Taken::Reset => Err(RestoreError::Reset),

@@ -129,18 +129,16 @@ impl Reader<'_> {
 
     fn subject(&mut self, subject: &newest::Subject<'_>) -> Result<Subject, DecodeError> {
         match (&subject.connection, &subject.listener) {
-            (Some(connection), None) => Ok(Subject::Connection(ConnectionImage {
-                ip: connection.ip.as_ref().map(|ip| self.ip(ip)).transpose()?,
-                tcp: connection
-                    .tcp
-                    .as_ref()
-                    .map(|tcp| self.tcp(tcp))
-                    .transpose()?,
-            })),
+            (Some(connection), None) => {
+                let ip = connection.ip.as_ref().map(|ip| self.ip(ip));
+                let tcp = connection.tcp.as_ref().map(|tcp| self.tcp(tcp));
+                let (ip, tcp) = (ip.transpose()?, tcp.transpose()?);
+                Ok(ConnectionImage { ip, tcp }.into())
+            }
             (None, Some(listener)) => {
                 let listener = self.listen(listener)?;
                 listener.check()?;
-                Ok(Subject::Listener(listener))
+                Ok(listener.into())
             }
             (None, None) => Err(DecodeError::NoSubject),
             (Some(_), Some(_)) => Err(DecodeError::TwoSubjects),

@@ -76,27 +76,28 @@ assert connection.getresponse().status == 400
 "
 ));
 
+/// A test that `.ci/clients` runs, because it needs more than other tests.
+macro_rules! client_test {
+    ($name:ident, $needs:literal, $body:expr) => {
+        #[test]
+        #[ignore = concat!("needs ", $needs, ": .ci/clients")]
+        fn $name() {
+            let path = concat!(module_path!(), "::", stringify!($name));
+            tcpmig_sys::lab::isolated(tcpmig_sys::lab::test_name(path), $body);
+        }
+    };
+}
+pub(crate) use client_test;
+
 mod of_pypi {
     use super::*;
-
-    /// A test that `.ci/clients` runs.
-    macro_rules! client_test {
-        ($name:ident, $body:expr) => {
-            #[test]
-            #[ignore = "needs packages of PyPI: .ci/clients"]
-            fn $name() {
-                let path = concat!(module_path!(), "::", stringify!($name));
-                tcpmig_sys::lab::isolated(tcpmig_sys::lab::test_name(path), $body);
-            }
-        };
-    }
 
     fn python() -> String {
         env::var("TCPMIG_CLIENTS_PYTHON")
             .expect("TCPMIG_CLIENTS_PYTHON names a python that has the packages: .ci/clients")
     }
 
-    client_test!(openai, || reads(
+    client_test!(openai, "packages of PyPI", || reads(
         &python(),
         r"
 from openai import OpenAI
@@ -107,7 +108,7 @@ for chunk in client.chat.completions.create(**json.loads(REQUEST)):
 say(tokens.next - 1, 'tokens')
 "
     ));
-    client_test!(httpx_sse, || reads(
+    client_test!(httpx_sse, "packages of PyPI", || reads(
         &python(),
         r"
 import httpx
@@ -123,7 +124,7 @@ with httpx.Client(timeout=60) as client:
 say(tokens.next - 1, 'tokens')
 "
     ));
-    client_test!(websockets, || {
+    client_test!(websockets, "packages of PyPI", || {
         let mut scene = Scene::new();
         let mut client = start(
             &scene,

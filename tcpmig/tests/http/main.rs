@@ -6,6 +6,8 @@ mod support;
 
 mod app;
 mod asked;
+#[cfg(all(feature = "http2", feature = "tls"))]
+mod browser;
 mod chat;
 mod clients;
 mod cursors;

@@ -27,8 +27,12 @@ pub struct PreparedHandle {
     lease: Duration,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the handle around it is in a box of its own"
+)]
 enum What {
-    Prepared(Box<Prepared>),
+    Prepared(Prepared),
     /// It is gone from here, and its packets may still come.
     Gone(Option<LockGuard>),
 }
@@ -56,7 +60,7 @@ fn build(
     let built = Prepared::build_locked(image.image.clone(), lock, lease, policy);
     let prepared = built.map_err(|not| not.error)?;
     Ok(Box::new(PreparedHandle {
-        what: What::Prepared(Box::new(prepared)),
+        what: What::Prepared(prepared),
         locker: Arc::clone(&locker.locker),
         lease,
     }))
