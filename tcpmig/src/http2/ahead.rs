@@ -59,6 +59,8 @@ impl Ahead {
             self.begun.clear();
             self.left = head.len;
             match head.kind {
+                // The server is to see it.
+                _ if head.is_malformed() => {}
                 HEADERS => self.opened = self.opened.max(head.id),
                 RST_STREAM if head.id > last && head.id <= self.opened => {
                     self.reset.insert(head.id);
@@ -105,8 +107,14 @@ mod tests {
             // Not opened.
             (RST_STREAM, 9),
         ] {
-            put(&mut all, kind, 0, id, &[0, 0, 0, 3, 0, 0, 0, 0, 3]);
+            let payload: &[u8] = match kind {
+                RST_STREAM => &[0; 4],
+                _ => &[0, 0, 4, RST_STREAM, 0, 0, 0, 0, 3],
+            };
+            put(&mut all, kind, 0, id, payload);
         }
+        // Too long.
+        put(&mut all, RST_STREAM, 0, 3, &[0; 5]);
         for cut in 0..all.len() {
             let mut ahead = Ahead::new();
             ahead.look(&all[..cut], 0);

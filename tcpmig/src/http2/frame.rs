@@ -18,7 +18,6 @@ pub(super) const PRIORITY: u8 = 2;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const PUSH_PROMISE: u8 = 5;
-#[cfg(test)]
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
@@ -68,6 +67,22 @@ impl Head {
 
     pub(super) fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether its length or its stream makes it an error, whatever it says (section 6).
+    pub(super) fn is_malformed(self) -> bool {
+        let is_of_connection = self.id == 0;
+        match self.kind {
+            DATA | HEADERS | PUSH_PROMISE | CONTINUATION => is_of_connection,
+            PRIORITY => is_of_connection || self.len != 5,
+            RST_STREAM => is_of_connection || self.len != 4,
+            SETTINGS if self.has(ACK) => !is_of_connection || self.len != 0,
+            SETTINGS => !is_of_connection || !self.len.is_multiple_of(6),
+            PING => !is_of_connection || self.len != 8,
+            GOAWAY => !is_of_connection || self.len < 8,
+            WINDOW_UPDATE => self.len != 4,
+            _ => false,
+        }
     }
 
     /// The frame is the first one of a header block.

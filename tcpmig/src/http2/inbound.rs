@@ -9,10 +9,7 @@ use super::frame::{
 };
 use super::hpack::MAX_BLOCK;
 use super::settings::{HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, Settings};
-use super::{
-    Connection, MAX_CONTINUATIONS, MAX_HELD, MAX_RESETS, MAX_UNSENT, Stream, Window,
-    is_window_update,
-};
+use super::{Connection, MAX_CONTINUATIONS, MAX_HELD, MAX_RESETS, MAX_UNSENT, Stream, Window};
 
 /// How much the server is given at a time.
 const FEED: usize = 1 << 15;
@@ -193,12 +190,12 @@ impl Connection {
                 self.go_astray();
             }
             SETTINGS => self.settings(unit),
-            GOAWAY if head.id == 0 && head.len >= 8 => {
+            GOAWAY => {
                 let mut payload = &unit.payload()[4..];
                 self.goaway = Some(payload.get_u32());
                 self.feed.unsplit(unit.bytes);
             }
-            WINDOW_UPDATE if head.id == 0 && is_window_update(head) => self.connection_window(unit),
+            WINDOW_UPDATE if head.id == 0 => self.connection_window(unit),
             _ if head.id == 0 => self.feed.unsplit(unit.bytes),
             _ => self.of_stream(unit),
         }
@@ -310,7 +307,7 @@ impl Connection {
             }
             return;
         }
-        let Some(settings) = Settings::read(unit.payload()).filter(|_| head.id == 0) else {
+        let Some(settings) = Settings::read(unit.payload()) else {
             self.feed.unsplit(unit.bytes);
             return self.go_astray();
         };
@@ -397,7 +394,7 @@ impl Connection {
                 }
             }
             RST_STREAM => self.close(head.id),
-            WINDOW_UPDATE if is_window_update(head) => return self.stream_window(unit),
+            WINDOW_UPDATE => return self.stream_window(unit),
             _ => {}
         }
         self.feed.unsplit(unit.bytes);
@@ -483,7 +480,7 @@ impl Connection {
         match head.kind {
             DATA => self.give_back(head.len as i64),
             RST_STREAM => self.close(head.id),
-            WINDOW_UPDATE if is_window_update(head) => {
+            WINDOW_UPDATE => {
                 let increment = frame::increment(unit.payload()).unwrap_or(0);
                 if let Some(stream) = self.streams.get_mut(&head.id) {
                     stream.window.left += increment;
@@ -511,7 +508,7 @@ fn data_len(mut frames: &[u8]) -> i64 {
 
 /// What is wrong with what comes next.
 enum Wrong {
-    /// A frame is larger than the server would take, or there is another one in the middle of a block.
+    /// A frame is malformed or larger than the server would take, or there is another one in the middle of a block.
     Frames,
     /// A block has more frames than the server would take.
     Flood,
@@ -522,6 +519,9 @@ fn take_unit(from: &mut BytesMut) -> Result<Option<Unit>, Wrong> {
     let Some(head) = Head::first(from) else {
         return Ok(None);
     };
+    if head.is_malformed() {
+        return Err(Wrong::Frames);
+    }
     let mut len = head.whole();
     let mut last = head;
     let mut count = 0;

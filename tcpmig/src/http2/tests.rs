@@ -4,7 +4,8 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::frame::{
-    CONTINUATION, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, put, put_window_update,
+    ACK, CONTINUATION, END_HEADERS, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM, put,
+    put_window_update,
 };
 use super::*;
 
@@ -268,12 +269,67 @@ fn what_cannot_be_followed_is_for_the_server() {
         frame(HEADERS, END_HEADERS, 1, &[0x80]),
         frame(DATA, 0, 1, &[0; frame::MAX_PAYLOAD + 1]),
     ] {
+        is_for_the_server(&bad, begun());
+    }
+}
+
+fn is_for_the_server(bad: &[u8], mut connection: Connection) {
+    connection.receive(bad);
+    connection.receive(b"more");
+    let got = read(&mut connection);
+    assert!(got.ends_with(b"more"), "{bad:?}: {} bytes", got.len());
+    assert_eq!(connection.obstacle(), Some(Unsettled::Astray));
+}
+
+#[test]
+fn what_is_malformed_is_for_the_server() {
+    for (kind, flags, id, len) in [
+        (DATA, 0, 0, 1),
+        (HEADERS, END_HEADERS, 0, 1),
+        // Nobody waits for the rest of its block.
+        (HEADERS, 0, 0, 1),
+        (PRIORITY, 0, 0, 5),
+        (PRIORITY, 0, 1, 4),
+        (RST_STREAM, 0, 0, 4),
+        (RST_STREAM, 0, 1, 3),
+        (RST_STREAM, 0, 1, 5),
+        (SETTINGS, 0, 1, 0),
+        (SETTINGS, 0, 0, 5),
+        (SETTINGS, ACK, 1, 0),
+        (SETTINGS, ACK, 0, 6),
+        (PUSH_PROMISE, END_HEADERS, 1, 5),
+        (PING, 0, 1, 8),
+        (PING, 0, 0, 7),
+        (GOAWAY, 0, 1, 8),
+        (GOAWAY, 0, 0, 7),
+        (WINDOW_UPDATE, 0, 0, 3),
+        (WINDOW_UPDATE, 0, 1, 5),
+        (CONTINUATION, END_HEADERS, 0, 1),
+    ] {
+        let bad = frame(kind, flags, id, &[0; 8][..len]);
+        is_for_the_server(&bad, begun());
+        let request = frame(HEADERS, END_HEADERS, 1, GET);
         let mut connection = begun();
-        connection.receive(&bad);
-        connection.receive(b"more");
-        let got = read(&mut connection);
-        assert!(got.ends_with(b"more"), "{} bytes", got.len());
-        assert_eq!(connection.obstacle(), Some(Unsettled::Astray));
+        connection.receive(&request);
+        read(&mut connection);
+        is_for_the_server(&bad, connection);
+        let (mut connection, ..) = moved(begun());
+        read(&mut connection);
+        is_for_the_server(&bad, connection);
+        // The request comes with it, and is not taken for one that was reset.
+        let mut connection = begun();
+        connection.receive(&[request.clone(), bad.clone()].concat());
+        let given = frames(&read(&mut connection));
+        assert!(
+            given.iter().any(|given| given.0 == HEADERS && given.2 == 1),
+            "{given:?}"
+        );
+        // A request that is held back does not hold it back.
+        let mut connection = begun();
+        connection.drain(true);
+        connection.receive(&request);
+        read(&mut connection);
+        is_for_the_server(&bad, connection);
     }
 }
 

@@ -182,20 +182,20 @@ fn secure(protocols: &[&[u8]], ways: &str, over: usize) {
     browses(hosts, "https://server.example:8080", ways, over);
 }
 
-client_test!(events, "chromium-headless-shell", || plain("events", 1));
-client_test!(fetch, "chromium-headless-shell", || plain("fetch", 1));
+client_test!(events, "Chromium: .ci/clients", || plain("events", 1));
+client_test!(fetch, "Chromium: .ci/clients", || plain("fetch", 1));
 // Beside the connection that its page came by, which is at rest.
-client_test!(websocket, "chromium-headless-shell", || plain("socket", 2));
-client_test!(all_at_once, "chromium-headless-shell", || plain(
+client_test!(websocket, "Chromium: .ci/clients", || plain("socket", 2));
+client_test!(all_at_once, "Chromium: .ci/clients", || plain(
     "events+fetch+socket",
     3
 ));
-client_test!(over_tls, "chromium-headless-shell", || secure(
+client_test!(over_tls, "Chromium: .ci/clients", || secure(
     &[b"http/1.1"],
     "events+socket",
     2
 ));
-client_test!(streams_of_http2, "chromium-headless-shell", || secure(
+client_test!(streams_of_http2, "Chromium: .ci/clients", || secure(
     &[b"h2", b"http/1.1"],
     "events+fetch+events",
     1

@@ -76,11 +76,11 @@ assert connection.getresponse().status == 400
 "
 ));
 
-/// A test that `.ci/clients` runs, because it needs more than other tests.
+/// A test that is not run with the others, because it needs more than they do.
 macro_rules! client_test {
     ($name:ident, $needs:literal, $body:expr) => {
         #[test]
-        #[ignore = concat!("needs ", $needs, ": .ci/clients")]
+        #[ignore = concat!("needs ", $needs)]
         fn $name() {
             let path = concat!(module_path!(), "::", stringify!($name));
             tcpmig_sys::lab::isolated(tcpmig_sys::lab::test_name(path), $body);
@@ -97,7 +97,7 @@ mod of_pypi {
             .expect("TCPMIG_CLIENTS_PYTHON names a python that has the packages: .ci/clients")
     }
 
-    client_test!(openai, "packages of PyPI", || reads(
+    client_test!(openai, "packages of PyPI: .ci/clients", || reads(
         &python(),
         r"
 from openai import OpenAI
@@ -108,7 +108,7 @@ for chunk in client.chat.completions.create(**json.loads(REQUEST)):
 say(tokens.next - 1, 'tokens')
 "
     ));
-    client_test!(httpx_sse, "packages of PyPI", || reads(
+    client_test!(httpx_sse, "packages of PyPI: .ci/clients", || reads(
         &python(),
         r"
 import httpx
@@ -124,7 +124,7 @@ with httpx.Client(timeout=60) as client:
 say(tokens.next - 1, 'tokens')
 "
     ));
-    client_test!(websockets, "packages of PyPI", || {
+    client_test!(websockets, "packages of PyPI: .ci/clients", || {
         let mut scene = Scene::new();
         let mut client = start(
             &scene,

@@ -10,6 +10,8 @@ mod asked;
 mod browser;
 mod chat;
 mod clients;
+#[cfg(all(feature = "http2", feature = "tls"))]
+mod conformance;
 mod cursors;
 mod downloads;
 mod frameworks;
